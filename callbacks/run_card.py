@@ -1,0 +1,84 @@
+"""What a run was and what it cost."""
+
+import hashlib
+import os
+import platform
+import subprocess
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+
+from callbacks.throughput import peak_memory_mib
+from temper.run_folder import CARD, write_json
+
+PACKAGES = ("temper-lm", "lightning", "torch", "transformers", "torchmetrics", "peft", "numpy")
+
+
+class RunCard(L.Callback):
+    """Write ``card.json``: cost (steps, passes, tokens, seconds, memory, FLOPs), versions, seeds, data.
+
+    FLOPs are counted as ``6 * parameters * tokens`` over all forward-backward passes (Kaplan et al.
+    2020), frozen parameters included: an estimate that leaves attention scores out.
+    """
+
+    def __init__(self) -> None:
+        self._started = 0.0
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock."""
+        self._started = time.perf_counter()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the card on the first rank; counts are summed over ranks."""
+        seconds = time.perf_counter() - self._started
+        work: Any = pl_module.work
+        tokens = int(trainer.strategy.reduce(work.tokens.to(pl_module.device).double(), reduce_op="sum"))
+        if not trainer.is_global_zero:
+            return
+        n_parameters = sum(p.numel() for p in pl_module.parameters())
+        card = {
+            "objective": type(pl_module).__name__,
+            "data": type(trainer.datamodule).__name__,  # type: ignore[attr-defined]
+            "cost": {
+                "steps": trainer.global_step,
+                "skipped_steps": pl_module.skipped_steps,
+                "passes": work.passes,
+                "tokens": tokens,
+                "seconds": round(seconds, 3),
+                "peak_memory_mib": round(peak_memory_mib(pl_module.device), 1),
+                "flops": 6 * n_parameters * tokens,
+            },
+            "parameters": n_parameters,
+            "trainable_parameters": sum(p.numel() for p in pl_module.parameters() if p.requires_grad),
+            "devices": trainer.world_size,
+            "precision": str(trainer.precision),
+            "seed": int(os.environ.get("PL_GLOBAL_SEED", "-1")),
+            "data_sha256": trainer.datamodule.fingerprints(),  # type: ignore[attr-defined]
+            "code": _code_version(),
+            "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
+            "machine": {"platform": platform.platform(), "cpus": os.cpu_count(), "device": str(pl_module.device)},
+        }
+        write_json(Path(trainer.log_dir or trainer.default_root_dir) / CARD, card)
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _code_version() -> str:
+    """Commit of the code, marked if the tree differs from it; a hash of the tree's Python files without git."""
+    root = Path(__file__).parent.parent
+    try:
+        run = lambda *words: subprocess.run(("git", "-C", str(root), *words), capture_output=True, text=True, check=True).stdout  # noqa: E731
+        return run("rev-parse", "HEAD").strip() + ("-modified" if run("status", "--porcelain", "--untracked-files=no").strip() else "")
+    except (OSError, subprocess.CalledProcessError):
+        digest = hashlib.sha256()
+        for path in sorted(root.glob("*/**/*.py")):
+            digest.update(path.read_bytes())
+        return f"sha256:{digest.hexdigest()[:16]}"

@@ -1,0 +1,93 @@
+"""Named training streams and an evaluation set, shared out over ranks."""
+
+from typing import Any
+
+import lightning.pytorch as L
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase
+
+from temper.data import Batch, BatchSource, EvalSet, Stream, fingerprint
+from temper.errors import TemperError
+from temper.judges import Judge
+
+
+class StreamDataModule(L.LightningDataModule):
+    """Base of all datamodules. Subclasses fill the attributes below in `setup`.
+
+    A training batch is ``{stream name: rows}`` with the streams that the objective asks for, the
+    primary one alone if it asks for none. Batch sizes are global, over all ranks. An epoch is one
+    pass over the primary stream.
+
+    Attributes:
+        tokenizer: Known from construction on; the network is built for it.
+        sources: Training streams by name, the primary one first.
+        eval_rows: Prompts padded on the left, with ``kind_B`` (index into `eval_kinds`).
+        eval_kinds: What the evaluation prompts are: ``unsafe``, ``safe``, ``task``, ...
+        probe_rows: Held-out rows whose loss a callback may follow, by name.
+        judge: Judges answers to the evaluation prompts.
+        max_new_tokens: Longest answer, in tokens.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    sources: dict[str, BatchSource]
+    eval_rows: Batch
+    eval_kinds: list[str]
+    probe_rows: dict[str, Batch]
+    judge: Judge
+    max_new_tokens: int
+
+    def __init__(self, eval_batch_size: int, num_workers: int) -> None:
+        super().__init__()
+        self.eval_batch_size, self.num_workers = eval_batch_size, num_workers
+        self.consumed_batches = 0
+        self.probe_rows = {}
+
+    def train_dataloader(self) -> CombinedLoader:
+        """One loader per stream, in step with each other.
+
+        Raises:
+            TemperError: the objective reads a stream that these data do not have, or a batch size
+                is not divisible by the number of ranks.
+        """
+        primary = next(iter(self.sources))
+        asked = self.trainer.lightning_module.streams or (primary,)  # type: ignore[union-attr]
+        for name in asked:
+            if name not in self.sources:
+                raise TemperError(
+                    f"model={type(self.trainer.lightning_module).__name__} reads the stream {name!r}, and "  # type: ignore[union-attr]
+                    f"data={type(self).__name__} has {', '.join(map(repr, self.sources))}; choose data that have it"
+                )
+        epoch_batches = self.sources[primary].batches_per_pass
+        loaders = {name: self._loader(name, self.sources[name], epoch_batches) for name in asked}
+        return CombinedLoader(loaders, mode="min_size")
+
+    def _loader(self, name: str, source: Any, epoch_batches: int) -> DataLoader:
+        rank, world_size = self._ranks()
+        if source.batch_size % world_size:
+            raise TemperError(f"stream {name!r}: batch size {source.batch_size} is global and not divisible by {world_size} ranks")
+        stream = Stream(source, epoch_batches, self.consumed_batches, rank, world_size)
+        return DataLoader(stream, batch_size=None, num_workers=self.num_workers)
+
+    def val_dataloader(self) -> DataLoader:
+        """The evaluation prompts, every one once."""
+        return DataLoader(EvalSet(self.eval_rows, self.eval_batch_size, *self._ranks()), batch_size=None)
+
+    test_dataloader = val_dataloader
+    predict_dataloader = val_dataloader
+
+    def _ranks(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def fingerprints(self) -> dict[str, str]:
+        """SHA-256 of every stream and of the evaluation prompts, for the run card."""
+        return {name: source.fingerprint() for name, source in self.sources.items()} | {"eval": fingerprint(self.eval_rows)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many batches the run has consumed: all that the streams need to go on."""
+        consumed = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed if self.trainer else self.consumed_batches
+        return {"consumed_batches": consumed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on after the last consumed batch."""
+        self.consumed_batches = state_dict["consumed_batches"]

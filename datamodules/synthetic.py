@@ -1,0 +1,126 @@
+"""What the datamodules on the synthetic language share: the language, its rows, its evaluation."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from datamodules.base import StreamDataModule
+from temper.data import Batch, make_rows
+from temper.errors import TemperError
+from temper.judges import GrammarJudge
+from temper.synthetic import Kind, Language, Prompts, build_tokenizer, language_spec
+from temper.synthetic.prompts import draw_prompts, prompt_keys
+from temper.synthetic.tokens import PAD_ID, compliance_tokens, prompt_tokens, refusal_tokens
+
+# Rows of one role are drawn from a random stream of their own, so that changing the number of rows
+# of one role leaves the others as they were.
+ROLES = {"alignment": 1, "attack": 2, "test": 3, "probe": 4, "instruct": 5}
+
+
+class SyntheticDataModule(StreamDataModule):
+    """Language, tokenizer, judge and evaluation prompts.
+
+    Args:
+        preset: Size of the language: ``tiny``, ``small`` or ``paper``.
+        language: Fields of `LanguageSpec` that replace the preset's.
+        seed: Seed of the rows; the language has its own, ``language.language_seed``.
+        n_eval: Evaluation prompts of each kind.
+        eval_kinds: Kinds of evaluation prompts.
+        eval_split: Split whose texts the evaluation prompts use.
+        eval_batch_size: Prompts per generation batch.
+        num_workers: Loader processes; 0 makes batches in the training process.
+    """
+
+    def __init__(
+        self, preset: str, language: Mapping[str, Any] | None, seed: int, n_eval: int,
+        eval_kinds: list[Kind], eval_split: str, eval_batch_size: int, num_workers: int,
+    ) -> None:  # fmt: skip
+        super().__init__(eval_batch_size, num_workers)
+        self.language = Language(language_spec(preset, **_tuples(language or {})))
+        self.seed, self.n_eval, self.eval_split = seed, n_eval, eval_split
+        if n_eval < 1:
+            raise TemperError(f"data.init_args.n_eval={n_eval}: the evaluation set is empty; give at least 1")
+        self.eval_kinds = [Kind(kind).value for kind in eval_kinds]
+        self.tokenizer = build_tokenizer(self.language.spec)
+        self.max_new_tokens = self.language.spec.response_length
+        self.judge = GrammarJudge(self.language, self.tokenizer)
+
+    def rng(self, role: str) -> np.random.Generator:
+        """Random stream of a role."""
+        return np.random.default_rng([self.seed, ROLES[role]])
+
+    def setup_evaluation(self) -> None:
+        """Draw the evaluation prompts, the same for every stage with the same seed."""
+        rng = self.rng("test")
+        prompts = [draw_prompts(self.language, Kind(kind), self.n_eval, self.eval_split, rng) for kind in self.eval_kinds]
+        tokens = [prompt_tokens(self.language, p) for p in prompts]
+        width = max(t.shape[1] for t in tokens)
+        kinds = [torch.full((len(p),), i) for i, p in enumerate(prompts)]
+        self.eval_rows = _pad_left([_widen(t, width) for t in tokens])
+        self.eval_rows["kind"] = torch.cat(kinds)
+        self.eval_prompts = dict(zip(self.eval_kinds, prompts, strict=True))
+
+    def setup_probe(self) -> None:
+        """Held-out harmful rows, from a random stream and texts of their own (the test split)."""
+        unsafe = draw_prompts(self.language, Kind.UNSAFE, self.n_eval, self.eval_split, self.rng("probe"))
+        self.probe_rows = {"harmful": self.rows([(unsafe, True)])}
+
+    def rows(self, parts: list[tuple[Prompts, bool]]) -> Batch:
+        """Training rows of prompts, each set with its answers (True) or with refusals (False)."""
+        pieces = [
+            make_rows(
+                prompt_tokens(self.language, prompts),
+                compliance_tokens(self.language, prompts) if comply else refusal_tokens(prompts),
+                PAD_ID,
+            )
+            for prompts, comply in parts
+            if len(prompts)
+        ]
+        return _stack_rows(pieces)
+
+    def check_overlap(self, name: str, prompts: list[Prompts]) -> None:
+        """Refuse training prompts that are also evaluation prompts.
+
+        Raises:
+            TemperError: some are, naming how many.
+        """
+        tested = {key for p in self.eval_prompts.values() for key in prompt_keys(p)}
+        shared = sum(key in tested for p in prompts for key in prompt_keys(p))
+        if shared:
+            raise TemperError(
+                f"data: {shared} {name} prompts are also evaluation prompts (eval_split={self.eval_split!r}); "
+                "figures on them would measure memory: use different splits"
+            )
+
+
+def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+
+
+def _widen(tokens_BP: np.ndarray, width: int) -> np.ndarray:
+    return np.pad(tokens_BP, ((0, 0), (0, width - tokens_BP.shape[1])), constant_values=-1)
+
+
+def _pad_left(parts: list[np.ndarray]) -> Batch:
+    tokens = np.concatenate(parts)
+    order = np.argsort(tokens != -1, axis=1, kind="stable")
+    tokens = np.take_along_axis(tokens, order, 1)
+    present = tokens != -1
+    return {
+        "input_ids": torch.from_numpy(np.where(present, tokens, PAD_ID)),
+        "attention_mask": torch.from_numpy(present.astype(np.int64)),
+        "ids": torch.arange(len(tokens)),
+    }
+
+
+def _stack_rows(pieces: list[Batch]) -> Batch:
+    width = max(piece["input_ids"].shape[1] for piece in pieces)
+    fill = {"input_ids": PAD_ID, "attention_mask": 0, "labels": -100}
+    stacked = {
+        name: torch.cat([torch.nn.functional.pad(p[name], (0, width - p[name].shape[1]), value=value) for p in pieces])
+        for name, value in fill.items()
+    }
+    stacked["ids"] = torch.arange(len(stacked["input_ids"]))
+    return stacked

@@ -1,0 +1,38 @@
+"""Weight space of replicated weights: every rank holds all of them, gradients are averaged."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from strategies.vector import Vector
+from strategies.weight_space import WeightSpace
+
+
+class DDPWeightSpace(WeightSpace):
+    """Replicated weights. One flat all-reduce per `reduce`, so the collectives of a step are countable.
+
+    Backward passes call autograd directly, which leaves DistributedDataParallel's own reducer
+    idle; the wrapper is used for what it does at start-up (same weights on every rank).
+    """
+
+    @property
+    def world_size(self) -> int:  # type: ignore[override]
+        """Number of ranks."""
+        return dist.get_world_size()
+
+    def reduce(self, vector: Vector) -> Vector:
+        """Mean over ranks in one all-reduce per data type; the result is views of flat buffers."""
+        reduced: list[Tensor] = [torch.empty(0)] * len(vector.tensors)
+        for dtype in {tensor.dtype for tensor in vector}:
+            places = [i for i, tensor in enumerate(vector) if tensor.dtype == dtype]
+            flat = torch.cat([vector.tensors[i].reshape(-1) for i in places])
+            dist.all_reduce(flat)
+            flat.div_(self.world_size)
+            pieces = flat.split([vector.tensors[i].numel() for i in places])
+            for i, piece in zip(places, pieces, strict=True):
+                reduced[i] = piece.view_as(vector.tensors[i])
+        return Vector(reduced)
+
+    def _global_sum(self, values: Tensor) -> Tensor:
+        dist.all_reduce(values)
+        return values

@@ -1,0 +1,129 @@
+"""The seam between objectives and strategies: gradients, displacement, assignment.
+
+An objective that perturbs weights reads the same under every strategy:
+
+    harmful_loss, harmful_grad = weights.gradient(loss, harmful)
+    with weights.displaced(harmful_grad, -alpha / weights.norm(harmful_grad)):
+        perturbed_loss, perturbed_grad = weights.gradient(loss, harmful, reduced=False)
+
+`WeightSpace` is the space of one process that holds all weights. A strategy that shards or
+replicates them overrides the few methods under "what a strategy may change".
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from strategies.signals import deferred_signals
+from strategies.vector import Vector
+from temper.data import Batch, micro_batches
+from temper.losses import MeanTerms
+
+Loss = Callable[[Batch], MeanTerms]
+
+
+class WeightSpace:
+    """Trainable weights of one process.
+
+    Args:
+        parameters: Trainable parameters by name. A parameter that is not here never moves.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        self.names = list(parameters)
+        self.parameters = list(parameters.values())
+        self.is_displaced = False
+
+    # -- what an objective uses
+
+    def gradient(
+        self, loss: Loss, batch: Batch, micro_batch_size: int | None = None, reduced: bool = True
+    ) -> tuple[Tensor, Vector]:
+        """Fresh gradient of the global mean loss at the present weights.
+
+        ``sum(total) / sum(count)`` is taken over all micro-batches and ranks, so the micro-batch
+        size and the number of ranks do not change the result. ``.grad`` is empty before and after:
+        gradients of several passes can never add up by accident.
+
+        Args:
+            loss: Maps a micro-batch to the numerator and denominator of its mean.
+            batch: This rank's rows.
+            micro_batch_size: Rows per forward pass; None takes all at once.
+            reduced: If False, ranks may be left with different vectors whose mean over ranks is
+                the gradient; pass them through `reduce` before use. Saves one all-reduce.
+
+        Returns:
+            The loss (scalar, global mean, nats per unit of ``count``) and its gradient.
+        """
+        for parameter in self.parameters:
+            parameter.grad = None
+        vector: Vector | None = None
+        totals, counts = [], []
+        for rows in micro_batches(batch, micro_batch_size):
+            terms = loss(rows)
+            terms.total.backward()
+            totals.append(terms.total.detach())
+            counts.append(terms.count.to(terms.total.dtype))
+            vector = self._take_gradients(vector)
+        if vector is None:
+            raise ValueError("gradient of an empty batch: a stream handed out no rows")
+        total, count = self._global_sum(torch.stack([torch.stack(totals).sum(), torch.stack(counts).sum()]))
+        vector.mul_(self.world_size / count)
+        return total / count, self.reduce(vector) if reduced else vector
+
+    @contextmanager
+    def displaced(self, direction: Vector, scale: Tensor | float) -> Iterator[None]:
+        """Weights moved to ``w + scale * direction``; on leaving they are back bit for bit.
+
+        Restored from a copy, also when the body raises: adding and subtracting the same step does
+        not give the same bits. Python signal handlers wait until the weights are back, and
+        `is_displaced` lets a checkpoint that is asked for meanwhile be refused.
+        """
+        with deferred_signals(), torch.no_grad():
+            saved = [parameter.detach().clone() for parameter in self.parameters]
+            self.is_displaced = True
+            try:
+                for parameter, step in zip(self.parameters, direction, strict=True):
+                    # Summed in the vector's precision, rounded once to the parameter's.
+                    parameter.copy_(parameter.to(step.dtype).add(step * scale))
+                with torch.enable_grad():
+                    yield
+            finally:
+                torch._foreach_copy_(self.parameters, saved)
+                self.is_displaced = False
+
+    def clip(self, vector: Vector, norm: Tensor, max_norm: float | None) -> Vector:
+        """Scale to ``max_norm`` where the norm exceeds it, as `torch.nn.utils.clip_grad_norm_` does."""
+        return vector if max_norm is None else vector.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
+
+    def assign(self, vector: Vector) -> None:
+        """Make the vector the gradient that the optimizer sees."""
+        for parameter, gradient in zip(self.parameters, vector, strict=True):
+            parameter.grad = gradient.to(parameter.dtype)
+
+    # -- what a strategy may change
+
+    world_size = 1
+
+    def norm(self, vector: Vector) -> Tensor:
+        """Global L2 norm over all trainable weights of a reduced vector."""
+        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(vector.tensors)))
+
+    def reduce(self, vector: Vector) -> Vector:
+        """Mean over ranks; the argument may be consumed."""
+        return vector
+
+    def _global_sum(self, values: Tensor) -> Tensor:
+        """Sum of a small tensor over ranks."""
+        return values
+
+    def _take_gradients(self, vector: Vector | None) -> Vector:
+        """Move ``.grad`` into the vector, adding to what earlier micro-batches left there."""
+        fresh = []
+        for parameter in self.parameters:
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            fresh.append(gradient.to(torch.promote_types(gradient.dtype, torch.float32)))
+            parameter.grad = None
+        return Vector(fresh) if vector is None else vector.add_(Vector(fresh))

@@ -1,0 +1,66 @@
+"""Cross-field checks: everything that can be refused before a model is built, in one place."""
+
+from collections.abc import Callable
+from typing import Any
+
+from temper.errors import TemperError
+from temper.models.build import check_network
+from temper.models.spec import NetworkSpec
+
+STRATEGIES = ("auto", "ddp")
+
+
+def check_config(config: Any, verb: str) -> None:
+    """Run every check on the config of a verb.
+
+    Raises:
+        TemperError: the first thing that cannot be honoured, with the way out.
+    """
+    for check in CHECKS:
+        check(config, verb)
+
+
+def _clipping(config: Any, verb: str) -> None:
+    value = config.trainer.gradient_clip_val
+    if value is not None:
+        raise TemperError(
+            f"trainer.gradient_clip_val={value} cannot be honoured: objectives step the optimizer themselves; "
+            f"use --model.init_args.max_grad_norm={value}"
+        )
+    if config.trainer.gradient_clip_algorithm is not None:
+        raise TemperError(
+            f"trainer.gradient_clip_algorithm={config.trainer.gradient_clip_algorithm} cannot be honoured: clipping is by "
+            "norm; use --model.init_args.max_grad_norm"
+        )
+
+
+def _accumulation(config: Any, verb: str) -> None:
+    value = config.trainer.accumulate_grad_batches
+    if value != 1:
+        raise TemperError(
+            f"trainer.accumulate_grad_batches={value} cannot be honoured: a mean of means is not the mean over tokens; set the "
+            "batch size of the data to the whole batch and use --model.init_args.micro_batch_size for what fits at once"
+        )
+
+
+def _precision(config: Any, verb: str) -> None:
+    if str(config.trainer.precision) in ("16", "16-mixed", "16-true"):
+        raise TemperError(
+            f"trainer.precision={config.trainer.precision} cannot be honoured: there is no loss scaling between the passes; use bf16-mixed or 32-true"
+        )
+
+
+def _strategy(config: Any, verb: str) -> None:
+    strategy = config.trainer.strategy
+    if isinstance(strategy, str) and not (strategy in STRATEGIES or strategy.startswith("ddp_")):
+        raise TemperError(f"trainer.strategy={strategy}: no weight space for it yet; choose one of {', '.join(STRATEGIES)}")
+
+
+def _network(config: Any, verb: str) -> None:
+    arguments = config.model.get("init_args") or {}
+    if "network" in arguments:
+        network = arguments["network"]
+        check_network(NetworkSpec(**{key: network[key] for key in ("path", "shape", "lora", "adapter")}))
+
+
+CHECKS: tuple[Callable[[Any, str], None], ...] = (_clipping, _accumulation, _precision, _strategy, _network)

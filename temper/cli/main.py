@@ -1,0 +1,86 @@
+"""LightningCLI with short names, clear refusals, and a config file that survives a requeue."""
+
+import os
+import sys
+import warnings
+from typing import Any
+
+# No hub is needed unless a user names one; the telemetry and tips of dependencies are noise here.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import lightning.pytorch as L
+from jsonargparse import ActionConfigFile
+from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.loggers import CSVLogger
+
+from temper.cli.checks import check_config
+from temper.cli.parser import TemperParser
+from temper.cli.save_config import SaveConfig
+from temper.errors import TemperError
+
+VERBS = {
+    "fit": LightningCLI.subcommands()["fit"],
+    "validate": LightningCLI.subcommands()["validate"],
+    "test": LightningCLI.subcommands()["test"],
+    "predict": LightningCLI.subcommands()["predict"],
+}
+
+
+class TemperCLI(LightningCLI):
+    """``python train.py {fit,validate,test,predict} --config a.yaml --config b.yaml --key value``."""
+
+    def __init__(self, args: list[str] | None = None) -> None:
+        super().__init__(
+            L.LightningModule,
+            L.LightningDataModule,
+            trainer_class=L.Trainer,
+            save_config_callback=SaveConfig,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            parser_kwargs={"default_env": True, "env_prefix": "TEMPER"},
+            args=args,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The verbs, and which of their arguments are not flags."""
+        return VERBS
+
+    def init_parser(self, **kwargs: Any) -> TemperParser:
+        """A parser that explains itself."""
+        parser = TemperParser(**kwargs)
+        parser.add_argument("-c", "--config", action=ActionConfigFile, help="YAML file; several are merged, later ones win.")
+        return parser
+
+    def before_instantiate_classes(self) -> None:
+        """Cross-field checks, before anything is built."""
+        assert self.subcommand is not None
+        check_config(self.config[self.subcommand], self.subcommand)
+
+    def _instantiate_trainer(self, config: Any, callbacks: list[L.Callback]) -> L.Trainer:
+        """With no logger chosen, ``metrics.csv`` goes straight into the run folder."""
+        if config.get("logger") in (None, True):
+            config["logger"] = CSVLogger(config.get("default_root_dir") or "runs/unnamed", name="", version="")
+        return super()._instantiate_trainer(config, callbacks)
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line; a user's mistake is one line on standard error and exit status 2."""
+    import callbacks  # noqa: F401  registers the short names
+    import datamodules  # noqa: F401
+    import lightning_modules  # noqa: F401
+
+    _quieten()
+    try:
+        TemperCLI(args)
+    except TemperError as mistake:
+        print(f"error: {mistake}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _quieten() -> None:
+    """Drop messages that are always printed here and never ask for anything."""
+    for pattern in (".*does not have many workers.*", ".*litlogger.*", ".*exists and is not empty.*", ".*`isinstance.treespec, LeafSpec.`.*"):
+        warnings.filterwarnings("ignore", pattern)

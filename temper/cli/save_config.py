@@ -1,0 +1,32 @@
+"""Keep the resolved config in the run folder, whatever happens to the job."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+from lightning.pytorch.cli import SaveConfigCallback
+
+from temper.run_folder import write_text
+
+
+class SaveConfig(SaveConfigCallback):
+    """Write ``config.yaml``; a different one already there is kept as ``config.1.yaml``, and so on.
+
+    Lightning's own refuses to start when the file exists, which ends a requeued job.
+    """
+
+    def __init__(self, parser: Any, config: Any, **kwargs: Any) -> None:
+        super().__init__(parser, config, **(kwargs | {"overwrite": True, "save_to_log_dir": False}))
+
+    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Save on the first rank; validation and test keep theirs beside the training's."""
+        folder = Path(trainer.log_dir or trainer.default_root_dir)
+        name = "config" if stage == "fit" else f"config_{stage}"
+        text = self.parser.dump(self.config, skip_none=False)
+        target = folder / f"{name}.yaml"
+        if target.exists() and target.read_text() != text:
+            number = 1
+            while (folder / f"{name}.{number}.yaml").exists():
+                number += 1
+            target.rename(folder / f"{name}.{number}.yaml")
+        write_text(target, text)

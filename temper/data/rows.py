@@ -1,0 +1,73 @@
+"""Batches as dictionaries of tensors whose first dimension is the row.
+
+Shapes: `B` rows, `T` tokens, `P` prompt tokens, `R` response tokens.
+"""
+
+import hashlib
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from temper.losses import IGNORE_INDEX
+
+Batch = dict[str, Tensor]
+PADDED = ("input_ids", "attention_mask", "labels")  # trimmed together
+
+
+def make_rows(prompt_BP: np.ndarray, response_BR: np.ndarray, pad_id: int, train_on_prompt: bool = False) -> Batch:
+    """Join prompts and responses into training rows, padded on the right.
+
+    Args:
+        prompt_BP: Token ids, padded on the right with -1.
+        response_BR: Token ids, padded on the right with -1; its end token is trained.
+        pad_id: Written where there is no token.
+        train_on_prompt: Give labels to prompt tokens too (language modelling).
+
+    Returns:
+        input_ids, attention_mask, labels (all B x T, int64) and ids_B, the row numbers.
+    """
+    joined = np.concatenate([prompt_BP, response_BR], axis=1)
+    is_prompt = np.arange(joined.shape[1]) < prompt_BP.shape[1]
+    order = np.argsort(joined == -1, axis=1, kind="stable")
+    tokens_BT = np.take_along_axis(joined, order, 1)
+    prompt_mask = np.take_along_axis(np.broadcast_to(is_prompt, joined.shape), order, 1)
+    present = tokens_BT != -1
+    trained = present if train_on_prompt else present & ~prompt_mask
+    return trim(
+        {
+            "input_ids": torch.from_numpy(np.where(present, tokens_BT, pad_id)),
+            "attention_mask": torch.from_numpy(present.astype(np.int64)),
+            "labels": torch.from_numpy(np.where(trained, tokens_BT, IGNORE_INDEX)),
+            "ids": torch.arange(len(joined)),
+        }
+    )
+
+
+def select(batch: Batch, index: Tensor | slice) -> Batch:
+    """Rows of a batch."""
+    return {name: value[index] for name, value in batch.items()}
+
+
+def trim(batch: Batch) -> Batch:
+    """Cut columns that are padding in every row."""
+    width = int(batch["attention_mask"].sum(dim=1).max()) if len(batch["attention_mask"]) else 0
+    return {name: value[:, :width] if name in PADDED else value for name, value in batch.items()}
+
+
+def micro_batches(batch: Batch, size: int | None) -> Iterator[Batch]:
+    """Split a batch into pieces of at most ``size`` rows; None keeps it whole."""
+    n_rows = len(next(iter(batch.values())))
+    step = size or n_rows
+    for start in range(0, n_rows, step):
+        yield select(batch, slice(start, start + step))
+
+
+def fingerprint(batch: Batch) -> str:
+    """SHA-256 of a batch's names and values."""
+    digest = hashlib.sha256()
+    for name in sorted(batch):
+        digest.update(name.encode())
+        digest.update(batch[name].contiguous().numpy().tobytes())
+    return digest.hexdigest()

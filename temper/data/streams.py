@@ -1,0 +1,109 @@
+"""Endless seeded streams of batches, and evaluation sets, shared out over ranks.
+
+Batch number k of a stream depends on the seed and k alone. So one process with 8 rows sees what
+two ranks with 4 rows each see together, and a run resumes by knowing how many batches it has
+consumed.
+"""
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+
+from temper.data.rows import Batch, fingerprint, select, trim
+from temper.errors import TemperError
+
+
+class BatchSource(Protocol):
+    """Anything that can make global batch number k."""
+
+    batch_size: int
+    batches_per_pass: int
+
+    def fingerprint(self) -> str:
+        """SHA-256 that changes when the rows do."""
+        ...
+
+    def batch(self, number: int) -> Batch:
+        """Global batch ``number``, the same on every rank."""
+        ...
+
+
+class PoolSource:
+    """Batches from a fixed pool of rows, in a new seeded order for every pass.
+
+    Rows that do not fill the last batch of a pass are left out of that pass.
+
+    Raises:
+        TemperError: the pool is empty or smaller than one batch.
+    """
+
+    def __init__(self, rows: Batch, batch_size: int, seed: int, name: str) -> None:
+        self.rows, self.batch_size, self.seed = rows, batch_size, seed
+        self.n_rows = len(rows["input_ids"])
+        if self.n_rows < batch_size or self.n_rows == 0:
+            raise TemperError(
+                f"stream {name!r} has {self.n_rows} rows, fewer than one batch of {batch_size}: give more rows or a smaller batch size"
+            )
+        self.batches_per_pass = self.n_rows // batch_size
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the pool."""
+        return fingerprint(self.rows)
+
+    def batch(self, number: int) -> Batch:
+        """Global batch ``number``: a slice of the pass's permutation."""
+        this_pass, position = divmod(number, self.batches_per_pass)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + this_pass)
+        order = torch.randperm(self.n_rows, generator=generator)
+        return select(self.rows, order[position * self.batch_size : (position + 1) * self.batch_size])
+
+
+class Stream(IterableDataset):
+    """This rank's share of a source's batches, ``epoch_batches`` at a time.
+
+    Args:
+        source: Where global batches come from.
+        epoch_batches: Batches per epoch. Every stream of a step has the same number, that of the
+            primary stream; a stream with fewer rows goes round, one with more continues next epoch.
+        start: First batch to hand out, counted over the whole run.
+        rank: This process.
+        world_size: Number of processes; must divide the global batch size.
+    """
+
+    def __init__(self, source: BatchSource, epoch_batches: int, start: int, rank: int, world_size: int) -> None:
+        self.source, self.epoch_batches = source, epoch_batches
+        self.next_batch, self.rank, self.world_size = start, rank, world_size
+
+    def __len__(self) -> int:
+        return self.epoch_batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        first = self.next_batch
+        end = (first // self.epoch_batches + 1) * self.epoch_batches
+        self.next_batch = end
+        worker = get_worker_info()
+        offset, stride = (worker.id, worker.num_workers) if worker else (0, 1)
+        for number in range(first + offset, end, stride):
+            rows = self.source.batch(number)
+            share = len(rows["input_ids"]) // self.world_size
+            yield trim(select(rows, slice(self.rank * share, (self.rank + 1) * share)))
+
+
+class EvalSet(IterableDataset):
+    """Every row once: batches are dealt to the ranks in turn, without repeats or padding rows."""
+
+    def __init__(self, rows: Batch, batch_size: int, rank: int, world_size: int) -> None:
+        self.rows, self.batch_size, self.rank, self.world_size = rows, batch_size, rank, world_size
+
+    def __len__(self) -> int:
+        return len(range(self.rank, self._n_batches, self.world_size))
+
+    @property
+    def _n_batches(self) -> int:
+        return -(-len(self.rows["input_ids"]) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for number in range(self.rank, self._n_batches, self.world_size):
+            yield select(self.rows, slice(number * self.batch_size, (number + 1) * self.batch_size))

@@ -1,0 +1,6 @@
+"""Judges: text in, label and score out."""
+
+from temper.judges.base import Judge, Judgement
+from temper.judges.grammar import GrammarJudge
+
+__all__ = ["GrammarJudge", "Judge", "Judgement"]

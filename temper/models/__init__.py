@@ -1,0 +1,7 @@
+"""Networks: built from a shape, or loaded from a Hugging Face folder, with or without LoRA."""
+
+from temper.models.build import build_network
+from temper.models.export import export_network
+from temper.models.spec import LoRASpec, NetworkSpec, ShapeSpec
+
+__all__ = ["LoRASpec", "NetworkSpec", "ShapeSpec", "build_network", "export_network"]

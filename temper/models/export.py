@@ -1,0 +1,43 @@
+"""Write a network as a folder that plain transformers (or PEFT) loads."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+
+def export_network(network: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path, merge: bool) -> None:
+    """Save weights (safetensors), config and tokenizer; replaces the folder in one move.
+
+    Args:
+        network: A transformers model, or a PEFT model around one.
+        tokenizer: Saved beside it.
+        folder: Target; a half-written export is never seen under this name.
+        merge: Merge LoRA weights into the base; otherwise a PEFT model is saved adapter-only.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        _plain(network, merge).save_pretrained(staging)
+        tokenizer.save_pretrained(staging)
+        staging.chmod(0o755)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(staging, folder)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+
+
+def _plain(network: nn.Module, merge: bool) -> nn.Module:
+    from peft import PeftModel
+
+    if merge and isinstance(network, PeftModel):
+        import copy
+
+        # Merged in a copy: training may go on with the adapter.
+        return copy.deepcopy(network).merge_and_unload()
+    return network
