@@ -67,7 +67,8 @@ class StreamDataModule(L.LightningDataModule):
         if source.batch_size % world_size:
             raise TemperError(f"stream {name!r}: batch size {source.batch_size} is global and not divisible by {world_size} ranks")
         stream = Stream(source, epoch_batches, self.consumed_batches, rank, world_size)
-        return DataLoader(stream, batch_size=None, num_workers=self.num_workers)
+        # Workers keep their copy of the stream from epoch to epoch, else every epoch would begin at the same batch.
+        return DataLoader(stream, batch_size=None, num_workers=self.num_workers, persistent_workers=self.num_workers > 0)
 
     def val_dataloader(self) -> DataLoader:
         """The evaluation prompts, every one once."""

@@ -79,7 +79,7 @@ class ObjectiveModule(L.LightningModule):
     def configure_model(self) -> None:
         """Build or load the network, once the datamodule's tokenizer is known."""
         if self.network is None:
-            self.network = build_network(self.network_spec, self.trainer.datamodule.tokenizer)
+            self.network = build_network(self.network_spec, self.trainer.datamodule.tokenizer).train()
 
     def configure_optimizers(self) -> Any:
         """Optimizer over the trainable parameters, and its scheduler."""

@@ -1,5 +1,6 @@
 """LightningCLI with short names, clear refusals, and a config file that survives a requeue."""
 
+import logging
 import os
 import sys
 import warnings
@@ -9,12 +10,14 @@ from typing import Any
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import lightning.pytorch as L
+import transformers
 from jsonargparse import ActionConfigFile
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 
 from temper.cli.checks import check_config
 from temper.cli.parser import TemperParser
+from temper.cli.run_lock import hold_run_folder
 from temper.cli.save_config import SaveConfig
 from temper.errors import TemperError
 
@@ -61,8 +64,10 @@ class TemperCLI(LightningCLI):
 
     def _instantiate_trainer(self, config: Any, callbacks: list[L.Callback]) -> L.Trainer:
         """With no logger chosen, ``metrics.csv`` goes straight into the run folder."""
+        config["default_root_dir"] = config.get("default_root_dir") or "runs/unnamed"
+        self._lock = hold_run_folder(config["default_root_dir"])
         if config.get("logger") in (None, True):
-            config["logger"] = CSVLogger(config.get("default_root_dir") or "runs/unnamed", name="", version="")
+            config["logger"] = CSVLogger(config["default_root_dir"], name="", version="")
         return super()._instantiate_trainer(config, callbacks)
 
 
@@ -82,5 +87,9 @@ def main(args: list[str] | None = None) -> None:
 
 def _quieten() -> None:
     """Drop messages that are always printed here and never ask for anything."""
-    for pattern in (".*does not have many workers.*", ".*litlogger.*", ".*exists and is not empty.*", ".*`isinstance.treespec, LeafSpec.`.*"):
+    # Neither progress bars of single files nor tips belong in a log.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.getMessage())
+    for pattern in (".*does not have many workers.*", ".*Your `IterableDataset` has `__len__`.*", ".*exists and is not empty.*", ".*`isinstance.treespec, LeafSpec.`.*"):
         warnings.filterwarnings("ignore", pattern)

@@ -1,20 +1,91 @@
-"""The argument parser: no abbreviations, and a guess at what a wrong key meant."""
+"""The argument parser: no abbreviations, and a guess at what a wrong name meant."""
 
+import dataclasses
 import difflib
+import inspect
 import re
 import sys
+from collections.abc import Iterable, Iterator
 from typing import Any, NoReturn
 
+import lightning.pytorch as L
 from lightning.pytorch.cli import LightningArgumentParser
+
+# What jsonargparse says about a name it does not know; the group is the name.
+_UNKNOWN = (
+    re.compile(r"unrecognized arguments: --([\w.\-]+)"),
+    re.compile(r"Group '[^']+' does not accept option '([^']+)'"),
+    re.compile(r"Subcommand '[^']+' does not accept option '([^']+)'"),
+    re.compile(r"Option '([^']+)' is not accepted"),
+    re.compile(r"Expected a dot import path string: (\S+)"),
+    re.compile(r"invalid choice: '([^']+)'"),
+)
 
 
 class TemperParser(LightningArgumentParser):
-    """LightningArgumentParser whose errors are short and end in a suggestion."""
+    """LightningArgumentParser whose errors are one line and end in a suggestion."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs["allow_abbrev"] = False
         super().__init__(*args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        print("RAW:", message, file=sys.stderr)
+        """Print one line and leave with status 2."""
+        names = [match.group(1) for pattern in _UNKNOWN if (match := pattern.search(message))]
+        line = " ".join(part.strip(" -") for part in message.splitlines() if part.strip())
+        if names:
+            line = self._explain(names[0], line)
+        print(f"error: {line}", file=sys.stderr)
         sys.exit(2)
+
+    def _explain(self, name: str, message: str) -> str:
+        close = suggest(name, {*self._known_flags(), *_known_names()})
+        hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"see {self.prog.split(' [')[0]} --help"
+        if "import path" in message:
+            return f"no class is named {name!r}; {hint}"
+        if "invalid choice" in message:
+            return f"{message}; {hint}"
+        return f"unknown option {name!r}; {hint} (names are not abbreviated)"
+
+    def _known_flags(self) -> Iterator[str]:
+        for action in self._actions:
+            yield action.dest
+        if self._subcommands_action:
+            for name, parser in self._subcommands_action._name_parser_map.items():
+                yield name
+                yield from parser._known_flags()
+
+
+def suggest(name: str, known: Iterable[str]) -> list[str]:
+    """Up to two known names close to a wrong one: as a whole, or by its last part."""
+    known = sorted(set(known))
+    whole = difflib.get_close_matches(name, known, n=2, cutoff=0.75)
+    if whole:
+        return whole
+    last = name.rsplit(".", 1)[-1]
+    return difflib.get_close_matches(last, [k for k in known if "." not in k], n=2, cutoff=0.7)
+
+
+def _known_names() -> Iterator[str]:
+    """Our own module, data and callback classes, their arguments, and the fields of those."""
+    for base in (L.LightningModule, L.LightningDataModule, L.Callback):
+        for kind in _subclasses(base):
+            yield kind.__name__
+            for parameter in inspect.signature(kind).parameters.values():
+                yield parameter.name
+                yield from _fields(parameter.annotation)
+
+
+def _subclasses(base: type) -> Iterator[type]:
+    for kind in base.__subclasses__():
+        if not kind.__module__.startswith("lightning."):
+            yield kind
+        yield from _subclasses(kind)
+
+
+def _fields(annotation: Any) -> Iterator[str]:
+    for kind in (annotation, *getattr(annotation, "__args__", ())):
+        if dataclasses.is_dataclass(kind):
+            for field in dataclasses.fields(kind):
+                yield field.name
+                yield from _fields(field.type)

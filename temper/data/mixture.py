@@ -20,7 +20,7 @@ def harmful_count(harmful_ratio: float, n_rows: int) -> int:
     count = round(exact)
     if abs(exact - count) > 1e-9 * n_rows:
         raise TemperError(
-            f"data.init_args.harmful_ratio={harmful_ratio}: {harmful_ratio} x {n_rows} rows = {exact:g} is not a whole number; "
-            f"rounded it would be {count} rows: set harmful_ratio={count / n_rows:g}, or change n_rows"
+            f"data.init_args.harmful_ratio={harmful_ratio}: {harmful_ratio} x {n_rows} rows = {exact} is not a whole number; "
+            f"rounded it would be {count} rows: set harmful_ratio={count / n_rows}, or change n_rows"
         )
     return count

@@ -59,7 +59,7 @@ def trim(batch: Batch) -> Batch:
 def micro_batches(batch: Batch, size: int | None) -> Iterator[Batch]:
     """Split a batch into pieces of at most ``size`` rows; None keeps it whole."""
     n_rows = len(next(iter(batch.values())))
-    step = size or n_rows
+    step = size or max(n_rows, 1)
     for start in range(0, n_rows, step):
         yield select(batch, slice(start, start + step))
 

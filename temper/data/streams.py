@@ -42,9 +42,9 @@ class PoolSource:
     def __init__(self, rows: Batch, batch_size: int, seed: int, name: str) -> None:
         self.rows, self.batch_size, self.seed = rows, batch_size, seed
         self.n_rows = len(rows["input_ids"])
-        if self.n_rows < batch_size or self.n_rows == 0:
+        if not 1 <= batch_size <= self.n_rows:
             raise TemperError(
-                f"stream {name!r} has {self.n_rows} rows, fewer than one batch of {batch_size}: give more rows or a smaller batch size"
+                f"stream {name!r} has {self.n_rows} rows, and a batch is {batch_size}: give a batch size of 1 to the number of rows, or more rows"
             )
         self.batches_per_pass = self.n_rows // batch_size
 

@@ -41,9 +41,15 @@ def build_network(spec: NetworkSpec, tokenizer: PreTrainedTokenizerBase) -> nn.M
     """Build or load the network, check that it speaks the tokenizer's vocabulary, add adapters.
 
     Raises:
-        TemperError: as `check_network`; or the vocabulary of the folder is not the data's.
+        TemperError: as `check_network`; or the vocabulary of the folder is not the data's; or the
+            tokenizer has no token for padding.
     """
     check_network(spec)
+    if tokenizer.pad_token_id is None:
+        raise TemperError(
+            "the tokenizer has no pad token: set one, for example tokenizer.pad_token = tokenizer.eos_token, and save it beside the model "
+            "(tokenizer.save_pretrained)"
+        )
     network = _from_shape(spec.shape, tokenizer) if spec.shape else _from_folder(spec, tokenizer)
     network.to(getattr(torch, spec.dtype))
     network.generation_config.pad_token_id = tokenizer.pad_token_id
@@ -84,11 +90,12 @@ def _from_folder(spec: NetworkSpec, tokenizer: PreTrainedTokenizerBase) -> nn.Mo
     from peft import PeftModel
 
     base = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
-    if not Path(base).is_dir():
+    if not base or not Path(base).is_dir():
         raise TemperError(f"{FLAG}.path={spec.path}: its adapter_config.json names the base {base}, which is no folder; put it back or edit base_model_name_or_path")
     network = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, local_files_only=True)
     adapted = PeftModel.from_pretrained(network, folder, is_trainable=spec.adapter == "continue")
-    return adapted.merge_and_unload() if spec.adapter == "merge" else adapted
+    # PEFT froze the base around the adapter; merged, all of it is trained unless a new adapter is added.
+    return adapted.merge_and_unload().requires_grad_(True) if spec.adapter == "merge" else adapted
 
 
 def _is_adapter(folder: Path) -> bool:

@@ -20,16 +20,21 @@ def export_network(network: nn.Module, tokenizer: PreTrainedTokenizerBase, folde
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    old = staging.with_name(f"{staging.name}-old")  # moved aside, not removed: two renames, and no moment with half a folder
     try:
         _plain(network, merge).save_pretrained(staging)
         tokenizer.save_pretrained(staging)
         staging.chmod(0o755)
         if folder.exists():
-            shutil.rmtree(folder)
+            os.replace(folder, old)
         os.replace(staging, folder)
     except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
+        if old.exists() and not folder.exists():
+            os.replace(old, folder)
         raise
+    finally:
+        for left_over in (staging, old) if folder.exists() else (staging,):
+            shutil.rmtree(left_over, ignore_errors=True)
 
 
 def _plain(network: nn.Module, merge: bool) -> nn.Module:

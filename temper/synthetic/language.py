@@ -10,6 +10,7 @@ from functools import cached_property
 
 import numpy as np
 
+from temper.errors import TemperError
 from temper.synthetic.grammar import PAD, Grammar, build_grammars
 from temper.synthetic.spec import LanguageSpec
 
@@ -120,10 +121,18 @@ class Language:
         return result
 
     def texts(self, n: int, split: str, rng: np.random.Generator) -> Texts:
-        """Draw ``n`` texts of a split: windows of sentences, safe, mixed or unsafe as they fall."""
+        """Draw ``n`` texts of a split: windows of sentences, safe, mixed or unsafe as they fall.
+
+        Raises:
+            TemperError: unknown split, or the language has no text of that length in it.
+        """
+        if split not in SPLITS:
+            raise TemperError(f"split={split!r}: choose one of {', '.join(SPLITS)}")
         kept: list[Texts] = []
         count = 0
         while count < n:
+            if len(kept) >= 20 and count == 0:
+                raise TemperError(f"text_length={self.spec.text_length}: no such text in the {split!r} split; change it, levels or n_leaf_rules")
             drawn = self._windows(max(64, 5 * (n - count) * N_BUCKETS // (4 * len(SPLITS[split]))), rng)
             bucket_B = _bucket(drawn.letters_BT, self.spec.n_letters)
             keep = np.isin(bucket_B, SPLITS[split])
@@ -149,7 +158,7 @@ class Language:
             share_B[rows] = (np.take_along_axis(unsafe_BN, position, 1) & inside).sum(1) / np.maximum(length_B, 1)
         dominance_B = np.full(n, MIXED)
         dominance_B[share_B >= self.spec.dominance] = UNSAFE
-        dominance_B[share_B <= 1 - self.spec.dominance] = SAFE
+        dominance_B[1 - share_B >= self.spec.dominance] = SAFE  # not share <= 1 - dominance: 0.2 > 1 - 0.8 in floats
         keep = (letters_BT != PAD).sum(axis=1) >= shortest
         shuffled = rng.permutation(np.nonzero(keep)[0])
         return _rows(Texts(letters_BT, dominance_B, grammar_B), shuffled)

@@ -5,6 +5,8 @@ Source: Jain et al., "What Makes and Breaks Safety Fine-tuning? A Mechanistic St
 """
 
 from dataclasses import dataclass, fields, replace
+from itertools import count
+from math import factorial
 
 from temper.errors import TemperError
 
@@ -57,6 +59,11 @@ class LanguageSpec:
             )
         if not 1 <= self.text_length[0] <= self.text_length[1]:
             raise TemperError(f"text_length={self.text_length}: give (shortest, longest) with 1 <= shortest <= longest")
+        # Fewer letters have fewer permutations than there are operators, or fewer triples than leaf rules.
+        n_functions, n_triples = self.n_base_operators + self.n_task_operators, self.levels[-1] * self.n_leaf_rules
+        enough = next(n for n in count(1) if factorial(n) >= n_functions and n**3 >= n_triples)
+        if self.n_letters < enough:
+            raise TemperError(f"n_letters={self.n_letters}: too few for these operators and leaf rules; give at least {enough}")
         if not 0.5 < self.dominance <= 1.0:
             raise TemperError(f"dominance={self.dominance}: give a share in (0.5, 1]")
         if self.n_duplicates and self.n_duplicates > self.n_base_operators - 1:
@@ -112,6 +119,7 @@ PRESETS: dict[str, LanguageSpec] = {
         n_safe_operators=4,
         n_duplicates=6,
         n_task_operators=2,
+        dominance=0.75,
     ),
     "paper": LanguageSpec(),
 }

@@ -1,0 +1,1 @@
+"""Study folders in; CSV, LaTeX, figures, HTML out."""

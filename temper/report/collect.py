@@ -1,0 +1,133 @@
+"""Stage folders -> one tidy table."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from temper.errors import TemperError
+from temper.report.settings import Settings
+from temper.run_folder import CARD, EVALUATION, write_text
+
+COLUMNS = (
+    *("study", "objective", "attack", "harmful_ratio", "attack_lr", "attack_steps", "seed", "stage"),
+    *("metric", "value", "ci_low", "ci_high", "n"),
+)
+EXACT_COSTS = ("steps", "passes", "tokens", "flops")
+MEASURED_COSTS = ("seconds", "peak_memory_mib")
+BASE = "base"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a study and the folders it was made in (the last one is evaluated)."""
+
+    objective: str
+    stage: str
+    seed: int
+    folders: tuple[Path, ...]
+    attack: str | None = None
+    ratio: float | None = None
+
+
+@dataclass(frozen=True)
+class Collected:
+    """A study's folders, read.
+
+    Attributes:
+        results: Tidy figures that a seed reproduces: proportions in [0, 1] and counted costs.
+        costs: Measured costs (seconds, memory), same columns; they differ from run to run.
+        cards: Every stage with its run card.
+        judges: Names of the judges that gave the figures.
+    """
+
+    results: pd.DataFrame
+    costs: pd.DataFrame
+    cards: list[tuple[Stage, dict[str, Any]]]
+    judges: tuple[str, ...]
+
+
+def stages(runs: Path, settings: Settings) -> Iterator[Stage]:
+    """Every stage a study has, in the order of its tables."""
+    for seed in settings.seeds:
+        root = runs / f"seed{seed}"
+        yield Stage(BASE, "base", seed, (root / "pretrain", root / "instruct"))
+        for objective in settings.objectives:
+            yield Stage(objective, "aligned", seed, (root / "align" / objective,))
+        for objective in settings.objectives:
+            for attack in settings.attacks:
+                for ratio in settings.ratios:
+                    folder = root / "attack" / objective / attack / f"p{ratio:g}"
+                    yield Stage(objective, "attacked", seed, (folder,), attack, ratio)
+
+
+def collect(runs: Path, settings: Settings) -> Collected:
+    """Read every stage.
+
+    Raises:
+        TemperError: A stage's file is missing or broken.
+    """
+    results: list[dict[str, Any]] = []
+    costs: list[dict[str, Any]] = []
+    cards: list[tuple[Stage, dict[str, Any]]] = []
+    judges: dict[str, None] = {}
+    for stage in stages(runs, settings):
+        evaluation = _read(stage.folders[-1] / EVALUATION)
+        judges[str(evaluation["judge"])] = None
+        own_cards = [_read(folder / CARD) for folder in stage.folders]
+        cards.extend((stage, card) for card in own_cards)
+        key = _key(stage, settings)
+        results.extend(key | {"metric": name, **figure} for name, figure in evaluation["metrics"].items())
+        results.extend(key | {"metric": f"cost/{name}", "value": _sum(own_cards, name)} for name in EXACT_COSTS)
+        costs.append(key | {"metric": "cost/seconds", "value": _sum(own_cards, "seconds")})
+        costs.append(key | {"metric": "cost/peak_memory_mib", "value": max(card["cost"]["peak_memory_mib"] for card in own_cards)})
+    return Collected(_frame(results), _frame(costs), cards, tuple(judges))
+
+
+def write_csv(frame: pd.DataFrame, path: Path) -> None:
+    """Write a tidy table: the same bytes for the same figures; a file is whole or absent."""
+    text = frame.map(_cell).to_csv(index=False, lineterminator="\n")
+    write_text(path, text)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise TemperError(
+            f"{path}: missing, so this stage has not finished; run the study again (finished stages are kept) "
+            "or take the stage out of study.yaml"
+        ) from None
+    except json.JSONDecodeError as error:
+        raise TemperError(f"{path}: not JSON ({error}); delete the stage's folder and run the study again") from None
+    return content
+
+
+def _key(stage: Stage, settings: Settings) -> dict[str, Any]:
+    key = {"study": settings.name, "objective": stage.objective, "seed": stage.seed, "stage": stage.stage}
+    if stage.attack is None:
+        return key
+    lr, steps = settings.learning_rates[stage.attack], settings.steps[stage.attack]
+    return key | {"attack": stage.attack, "harmful_ratio": stage.ratio, "attack_lr": lr, "attack_steps": steps}
+
+
+def _sum(cards: list[dict[str, Any]], name: str) -> float:
+    return float(sum(card["cost"][name] for card in cards))
+
+
+def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    frame = pd.DataFrame(rows, columns=list(COLUMNS))
+    kinds = dict.fromkeys(("harmful_ratio", "attack_lr", "value", "ci_low", "ci_high"), "float64")
+    return frame.astype(kinds | dict.fromkeys(("attack_steps", "n"), "Int64"))
+
+
+def _cell(value: Any) -> str:
+    """Whole numbers in full (tokens, FLOPs), others with six digits, nothing for what is not there."""
+    if pd.isna(value):
+        return ""
+    if isinstance(value, str):
+        return value
+    return str(int(value)) if float(value).is_integer() else f"{value:.6g}"

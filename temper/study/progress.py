@@ -1,0 +1,83 @@
+"""Snakemake's events as one line per stage: a Snakemake logger plugin, registered as ``temper``."""
+
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from snakemake_interface_logger_plugins.base import LogHandlerBase
+from snakemake_interface_logger_plugins.registry import LoggerPluginRegistry
+
+SHOWN = {"harmful_score": "HS", "refusal_rate": "refusal", "safe_accuracy": "safe", "fine_tune_accuracy": "FA"}
+TAIL = 15  # lines of a failed stage's log
+
+
+class LogHandler(LogHandlerBase):
+    """Prints ``stage, seconds, figures`` when a stage is done, and the end of its log if it failed."""
+
+    writes_to_stream = True
+    writes_to_file = False
+    has_filter = True  # takes every event, whatever --quiet says
+    has_formatter = True
+    needs_rulegraph = False
+
+    def __post_init__(self) -> None:
+        self.console = Console()
+        self._jobs: dict[int, dict[str, Any]] = {}
+        self._done = self._total = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take one event of Snakemake's."""
+        event = getattr(record, "event", None)
+        name = str(getattr(event, "value", event))
+        if name == "run_info":
+            stats = record.__dict__["stats"]
+            self._total = int(stats["total"]) - int(stats.get("all", 0))  # `all` is not a stage
+        elif name == "job_info":
+            self._jobs[record.__dict__["jobid"]] = record.__dict__ | {"started": time.perf_counter()}
+        elif name == "job_finished":
+            self._finished(self._jobs.get(record.__dict__["job_id"]))
+        elif name == "job_error":
+            self._failed(self._jobs.get(record.__dict__["jobid"]))
+        elif record.levelno >= logging.ERROR:
+            self.console.print(f"[red]{record.getMessage()}[/red]", highlight=False)
+
+    def _finished(self, job: dict[str, Any] | None) -> None:
+        if job is None or job["rule_name"] == "all":
+            return
+        self._done += 1
+        seconds = time.perf_counter() - job["started"]
+        line = f"[green]done[/green] {self._done:>3}/{self._total}  {self._title(job):<34}{seconds:>6.0f} s"
+        self.console.print(f"{line}   [dim]{self._figures(job)}[/dim]", highlight=False, soft_wrap=True)
+
+    def _failed(self, job: dict[str, Any] | None) -> None:
+        if job is None:
+            return
+        log = Path(str(next(iter(job["log"]), "")))
+        self.console.print(f"[red]failed[/red]  {self._title(job)}; its log is {log}", highlight=False)
+        if log.is_file():
+            for line in log.read_text(errors="replace").splitlines()[-TAIL:]:
+                self.console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+
+    def _title(self, job: dict[str, Any]) -> str:
+        wildcards = dict(job["wildcards"] or {})
+        seed = wildcards.pop("seed", None)
+        ratio = wildcards.pop("ratio", None)
+        words = [job["rule_name"], *wildcards.values()]
+        return " ".join([*words, *([f"p={ratio}"] if ratio else []), *([f"seed {seed}"] if seed is not None else [])])
+
+    def _figures(self, job: dict[str, Any]) -> str:
+        for output in job["output"] or ():
+            if Path(str(output)).name == "evaluation.json":
+                metrics = json.loads(Path(str(output)).read_text())["metrics"]
+                return "  ".join(f"{title} {100 * metrics[name]['value']:.0f}%" for name, title in SHOWN.items() if name in metrics)
+        return ""
+
+
+def register() -> str:
+    """Make the plugin known to Snakemake in this process; returns its name for ``--logger``."""
+    LoggerPluginRegistry().register_plugin("temper", sys.modules[__name__])
+    return "temper"

@@ -1,0 +1,84 @@
+"""``python -m temper.study.run STUDY.yaml``: Snakemake with one line per stage and the result table.
+
+Everything after the study is handed to Snakemake, so ``--cores 8`` and ``--executor slurm`` work.
+"""
+
+import argparse
+import fcntl
+import os
+import sys
+from pathlib import Path
+from typing import TextIO
+
+from rich.console import Console
+
+from temper.errors import TemperError
+from temper.study.progress import register
+from temper.study.settings import load_study
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a study, or what is left of it; 0 if its report was written."""
+    parser = argparse.ArgumentParser(prog="python -m temper.study.run", description=__doc__, allow_abbrev=False)
+    parser.add_argument("study", help="a YAML file such as studies/demo.yaml")
+    parser.add_argument("--runs", default="runs", help="where run folders go (default: runs)")
+    parser.add_argument("--cores", default=str(os.cpu_count() or 1), help="stages at a time (default: all cores)")
+    options, snakemake_words = parser.parse_known_args(argv)
+    console = Console()
+    try:
+        study = load_study(options.study)
+        folder = Path(options.runs) / study["name"]
+        lock = _hold(folder)
+    except TemperError as mistake:
+        print(f"error: {mistake}", file=sys.stderr)
+        return 2
+    console.print(f"[bold]{study['title']}[/bold]  [dim]{options.study} -> {folder}[/dim]")
+    dry_run = bool({"-n", "--dry-run", "--dryrun"} & set(snakemake_words))
+    status = _snakemake(options, snakemake_words if dry_run else ["--logger", register(), *snakemake_words])
+    if status == 0 and not dry_run and (folder / "report.html").exists():
+        _show(console, study, folder)
+    lock.close()
+    return status
+
+
+def _hold(folder: Path) -> TextIO:
+    """Keep a second runner out of the study; the lock goes with the process, however it ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = open(folder / ".lock", "w")  # noqa: SIM115  held until the process ends
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise TemperError(f"{folder}: another process is running this study; wait for it, or give --runs another folder") from None
+    return lock
+
+
+def _snakemake(options: argparse.Namespace, words: list[str]) -> int:
+    from snakemake.cli import main as snakemake
+
+    arguments = [
+        "--snakefile", str(Path("studies") / "Snakefile"), "--cores", options.cores,
+        # Our own lock replaces Snakemake's, which a killed run would leave behind.
+        "--nolock", "--rerun-incomplete", "--config", f"study={options.study}", f"runs={options.runs}",
+        *words,
+    ]  # fmt: skip
+    try:
+        snakemake(arguments)
+    except SystemExit as done:
+        return done.code if isinstance(done.code, int) else int(done.code is not None)
+    return 0
+
+
+def _show(console: Console, study: dict[str, object], folder: Path) -> None:
+    import pandas as pd
+
+    from temper.report.headline import headline
+    from temper.report.terminal import result_table
+
+    results = pd.read_csv(folder / "results.csv")
+    console.print(result_table(results, study))
+    console.print(headline(results, study).sentence())
+    console.print(f"Report: [bold]{folder / 'report.html'}[/bold]", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

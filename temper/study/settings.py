@@ -1,0 +1,94 @@
+"""Read and check a study's YAML."""
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from temper.data.mixture import harmful_count
+from temper.errors import TemperError
+
+REQUIRED = ("name", "title", "seeds", "pretrain", "instruct", "align", "objectives", "attack", "attacks", "harmful_ratios")
+OPTIONAL = ("description", "headline", "trainer", "base", "threads")
+PART = ("label", "config", "set", "description", "lr", "steps")
+
+
+def load_study(path: str | Path) -> dict[str, Any]:
+    """The study's settings, with every mistake in them that can be seen without running.
+
+    A study may name another as its ``base``; its own keys replace those of the base, one level deep.
+
+    Raises:
+        TemperError: no such file, not a mapping, an unknown or missing key, a config file that does
+            not exist, a harmful ratio that the attack's rows cannot have exactly, or a headline
+            that names an unknown objective or attack.
+    """
+    study = _read(Path(path))
+    _check_keys(study, path)
+    for name in ("pretrain", "instruct", "align", "attack"):
+        _check_part(study[name], name, path)
+    for group in ("objectives", "attacks"):
+        for name, part in study[group].items():
+            _check_part(part, f"{group}.{name}", path)
+    for name, part in study["attacks"].items():
+        if "lr" not in part or "steps" not in part:
+            raise TemperError(f"{path}: attacks.{name} needs lr and steps")
+    if not study["seeds"]:
+        raise TemperError(f"{path}: seeds is empty; give at least one whole number")
+    n_rows = study["attack"].get("set", {}).get("data.init_args.n_rows", 400)
+    for ratio in study["harmful_ratios"]:
+        harmful_count(ratio, n_rows)
+    _check_headline(study, path)
+    return study
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise TemperError(f"study {path}: no such file; the project's own are studies/*.yaml")
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise TemperError(f"study {path}: expected a mapping of settings, found {type(content).__name__}")
+    if "base" in content:
+        base = _read(path.parent / content.pop("base"))
+        return _merge(base, content)
+    return content
+
+
+def _merge(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Own keys over the base's; for stage parts (``pretrain`` ... ``attack``) also their ``set``."""
+    merged = base | own
+    for name in ("pretrain", "instruct", "align", "attack"):
+        if name in base and name in own:
+            merged[name] = base[name] | own[name]
+            merged[name]["set"] = base[name].get("set", {}) | own[name].get("set", {})
+    return merged
+
+
+def _check_keys(study: dict[str, Any], path: Any) -> None:
+    for key in study:
+        if key not in REQUIRED + OPTIONAL:
+            close = difflib.get_close_matches(key, REQUIRED + OPTIONAL, n=1)
+            raise TemperError(f"{path}: unknown key {key!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
+    for key in REQUIRED:
+        if key not in study:
+            raise TemperError(f"{path}: the key {key!r} is missing; studies/demo.yaml has all of them")
+
+
+def _check_part(part: dict[str, Any], name: str, path: Any) -> None:
+    for key in part:
+        if key not in PART:
+            close = difflib.get_close_matches(key, PART, n=1)
+            raise TemperError(f"{path}: unknown key {name}.{key}" + (f"; did you mean {close[0]!r}?" if close else ""))
+    for config in part.get("config", []):
+        if not Path(config).is_file():
+            raise TemperError(f"{path}: {name}.config names {config}, which does not exist (paths are relative to the project's root)")
+
+
+def _check_headline(study: dict[str, Any], path: Any) -> None:
+    headline = study.get("headline")
+    if headline is None:
+        return
+    for key, group in (("attack", "attacks"), ("baseline", "objectives"), ("method", "objectives")):
+        if headline.get(key) not in study[group]:
+            raise TemperError(f"{path}: headline.{key}={headline.get(key)!r}: choose one of {', '.join(study[group])}")

@@ -1,0 +1,157 @@
+"""Streams: the same batches however many ranks and workers share them, from wherever a run resumes."""
+
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader
+
+from temper.data import Batch, EvalSet, PoolSource, Stream, make_rows, select, trim
+from temper.errors import TemperError
+
+
+def _pool(n_rows: int) -> Batch:
+    """Rows of different lengths; the first token is the row's number plus one."""
+    prompts = np.array([[row + 1, *([2] * (row % 3)), *([-1] * (2 - row % 3))] for row in range(n_rows)])
+    responses = np.array([[*([3] * (row % 5 + 1)), *([-1] * (4 - row % 5))] for row in range(n_rows)])
+    return make_rows(prompts, responses, 0)
+
+
+def _ids(batch: Batch) -> list[int]:
+    assert (batch["input_ids"][:, 0] == batch["ids"] + 1).all(), "a row's tensors stay together"
+    return batch["ids"].tolist()
+
+
+def _source(n_rows: int = 22, batch_size: int = 8, seed: int = 0) -> PoolSource:
+    return PoolSource(_pool(n_rows), batch_size, seed, "user")
+
+
+def _stream(source: PoolSource, epochs: int, start: int = 0, rank: int = 0, world_size: int = 1, epoch_batches: int = 3) -> list[Batch]:
+    stream = Stream(source, epoch_batches, start, rank, world_size)
+    return [batch for _ in range(epochs) for batch in stream]
+
+
+@given(n_rows=st.integers(1, 40), data=st.data())
+def test_each_pass_visits_every_row_at_most_once_and_as_many_as_fit_into_batches(n_rows, data):
+    batch_size = data.draw(st.integers(1, n_rows))
+    source = _source(n_rows, batch_size, data.draw(st.integers(0, 10**6)))
+    assert source.batches_per_pass == n_rows // batch_size
+    for number in range(3):
+        seen = [i for k in range(source.batches_per_pass) for i in _ids(source.batch(number * source.batches_per_pass + k))]
+        assert len(seen) == len(set(seen)) == source.batches_per_pass * batch_size
+        assert set(seen) <= set(range(n_rows))
+
+
+def test_every_pass_has_an_order_of_its_own():
+    source = _source(24)
+    orders = {tuple(i for k in range(3) for i in _ids(source.batch(3 * number + k))) for number in range(5)}
+    assert len(orders) == 5
+
+
+def test_over_many_passes_every_row_takes_its_turn():
+    source = _source(22)
+    assert {i for number in range(40) for i in _ids(source.batch(number))} == set(range(22))
+
+
+@given(seed=st.integers(0, 10**6), number=st.integers(0, 10**4))
+def test_a_batch_depends_on_seed_and_number_alone(seed, number):
+    source = _source(seed=seed)
+    first = _ids(source.batch(number))
+    for other in (number + 1, 0, number + 7):
+        source.batch(other)
+    torch.manual_seed(seed + 1)
+    torch.rand(3)
+    assert _ids(source.batch(number)) == first
+    assert _ids(_source(seed=seed).batch(number)) == first
+    assert any(_ids(_source(seed=seed + 1).batch(number + k)) != _ids(source.batch(number + k)) for k in range(3))
+
+
+def test_drawing_batches_leaves_the_global_random_state_alone():
+    source, before = _source(), torch.random.get_rng_state()
+    source.batch(5)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize(("n_rows", "batch_size"), [(0, 1), (7, 8), (7, 0), (7, -1)])
+def test_a_batch_size_that_the_pool_cannot_fill_is_refused(n_rows, batch_size):
+    rows = select(_pool(8), slice(0, n_rows))
+    with pytest.raises(TemperError, match=rf"stream 'user' has {n_rows} rows, and a batch is {batch_size}: give"):
+        PoolSource(rows, batch_size, 0, "user")
+
+
+def test_a_fingerprint_is_that_of_the_rows_and_not_of_their_order():
+    assert _source(seed=0).fingerprint() == _source(seed=1).fingerprint()
+    assert _source(22).fingerprint() != _source(23).fingerprint()
+
+
+@pytest.mark.parametrize("world_size", [2, 4, 8])
+def test_ranks_see_together_what_one_process_sees(world_size):
+    alone = _stream(_source(), 3)
+    shares = [_stream(_source(), 3, rank=rank, world_size=world_size) for rank in range(world_size)]
+    assert all(len(share) == len(alone) == 9 for share in shares)
+    for whole, *parts in zip(alone, *shares, strict=True):
+        assert [i for part in parts for i in _ids(part)] == _ids(whole)
+        assert all(len(part["ids"]) == 8 // world_size for part in parts)
+        for part in parts:
+            again = trim(select(whole, torch.isin(whole["ids"], part["ids"])))
+            assert all(torch.equal(part[name], again[name]) for name in part)
+
+
+def test_batches_are_trimmed_to_the_longest_row_of_the_rank():
+    for batch in _stream(_source(24, batch_size=4), 1, world_size=2):
+        assert batch["attention_mask"].sum(dim=1).max() == batch["input_ids"].shape[1]
+
+
+@given(start=st.integers(0, 20))
+def test_a_resumed_stream_goes_on_where_the_first_one_was(start):
+    whole = [_ids(batch) for batch in _stream(_source(), 8)]
+    stream = Stream(_source(), 3, start, 0, 1)
+    resumed = [_ids(batch) for _ in range(8 - start // 3) for batch in stream]
+    assert resumed == whole[start:]
+
+
+def test_a_resumed_stream_ends_its_first_epoch_where_the_first_run_would_have():
+    stream = Stream(_source(), 3, 4, 0, 1)
+    assert [len(list(stream)) for _ in range(3)] == [2, 3, 3]
+    assert len(stream) == 3
+
+
+def test_an_epoch_that_is_cut_short_does_not_shift_the_next():
+    stream, whole = Stream(_source(), 3, 0, 0, 1), [_ids(batch) for batch in _stream(_source(), 2)]
+    list(islice(stream, 1))
+    assert [_ids(batch) for batch in stream] == whole[3:]
+
+
+def test_a_stream_with_fewer_rows_than_an_epoch_goes_round():
+    batches = _stream(_source(8), 1, epoch_batches=5)
+    assert len(batches) == 5
+    assert all(sorted(_ids(batch)) == list(range(8)) for batch in batches)
+
+
+@pytest.mark.parametrize("start", [0, 1])
+def test_two_workers_hand_out_the_same_batches_in_the_same_order_as_none(start):
+    def epoch(num_workers: int) -> list[Batch]:
+        return list(DataLoader(Stream(_source(), 5, start, 0, 1), batch_size=None, num_workers=num_workers))
+
+    alone, shared = epoch(0), epoch(2)
+    assert len(alone) == len(shared) == 5 - start
+    for one, two in zip(alone, shared, strict=True):
+        assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@given(n_rows=st.integers(1, 30), batch_size=st.integers(1, 9), world_size=st.sampled_from([1, 2, 3]))
+def test_evaluation_hands_out_every_row_exactly_once_over_all_ranks(n_rows, batch_size, world_size):
+    sets = [EvalSet(_pool(n_rows), batch_size, rank, world_size) for rank in range(world_size)]
+    batches = [list(share) for share in sets]
+    assert sorted(i for share in batches for batch in share for i in _ids(batch)) == list(range(n_rows))
+    assert [len(share) for share in sets] == [len(share) for share in batches]
+    assert all(1 <= len(batch["ids"]) <= batch_size for share in batches for batch in share)
+    assert max(map(len, batches)) - min(map(len, batches)) <= 1
+
+
+def test_evaluation_can_be_gone_through_again():
+    rows = EvalSet(_pool(7), 3, 0, 1)
+    assert [_ids(batch) for batch in rows] == [_ids(batch) for batch in rows] == [[0, 1, 2], [3, 4, 5], [6]]

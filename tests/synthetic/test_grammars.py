@@ -1,0 +1,97 @@
+"""Grammars: their tables, and sentences parsed again by an independent recursion."""
+
+from functools import cache
+
+import numpy as np
+import pytest
+
+from temper.synthetic import Language, language_spec
+from temper.synthetic.grammar import PAD, Grammar
+
+
+def _rules(grammar: Grammar) -> int:
+    return sum(1 for table in grammar.rules for symbol in table for choice in symbol if choice[0] != PAD)
+
+
+def _parses(grammar: Grammar, letters: list[int], unsafe: list[bool]) -> bool:
+    """Whether the root derives the letters with every letter's flag that of the concept above it."""
+
+    @cache
+    def ends(level: int, symbol: int, start: int) -> frozenset[int]:
+        if level == len(grammar.rules):
+            return frozenset({start + 1} if start < len(letters) and letters[start] == symbol else ())
+        found: set[int] = set()
+        for choice in grammar.rules[level][symbol].tolist():
+            frontier = {start} if choice[0] != PAD else set()
+            for child in choice:
+                if child != PAD:
+                    frontier = {end for begin in frontier for end in ends(level + 1, child, begin)}
+            found |= frontier
+        if level == 2:
+            is_unsafe = symbol >= grammar.n_concepts // 2
+            found = {end for end in found if all(flag == is_unsafe for flag in unsafe[start:end])}
+        return frozenset(found)
+
+    return len(letters) in ends(0, 0, 0)
+
+
+def test_the_paper_grammars_have_55_rules_each_counted_from_the_tables(paper):
+    assert [_rules(grammar) for grammar in paper.grammars] == [55] * 4
+
+
+def test_the_paper_grammars_share_inner_rules_and_differ_in_leaf_triples(paper):
+    first, *others = paper.grammars
+    for other in others:
+        for mine, theirs in zip(first.rules[:-1], other.rules[:-1], strict=True):
+            assert np.array_equal(mine, theirs)
+    leaves = [{tuple(triple) for triple in grammar.rules[-1].reshape(-1, 3).tolist()} for grammar in paper.grammars]
+    assert len({frozenset(triples) for triples in leaves}) == 4
+
+
+def test_the_paper_grammars_are_six_levels_deep_letters_counted(paper):
+    for grammar in paper.grammars:
+        assert [len(table) for table in grammar.rules] == [1, 3, 6, 8, 8]
+        assert len(grammar.rules) + 1 == 6
+
+
+@pytest.mark.parametrize("preset", ["tiny", "small", "paper"])
+def test_inner_rules_have_two_or_three_children_and_reach_every_symbol(preset):
+    grammar = Language(language_spec(preset)).grammars[0]
+    for table, below in zip(grammar.rules[:-1], grammar.rules[1:], strict=True):
+        assert set((table != PAD).sum(axis=2).ravel().tolist()) <= {2, 3}
+        assert set(table[table != PAD].tolist()) == set(range(len(below)))
+
+
+@pytest.mark.parametrize("preset", ["tiny", "small", "paper"])
+def test_leaf_triples_belong_to_one_non_terminal_and_stay_in_the_alphabet(preset):
+    language = Language(language_spec(preset))
+    for grammar in language.grammars:
+        triples = [tuple(triple) for triple in grammar.rules[-1].reshape(-1, 3).tolist()]
+        assert len(set(triples)) == len(triples)
+        assert {letter for triple in triples for letter in triple} <= set(range(language.spec.n_letters))
+
+
+@pytest.mark.parametrize(("preset", "n"), [("tiny", 40), ("small", 40), ("paper", 8)])
+def test_sentences_are_derived_from_the_root_and_letters_know_their_concept(preset, n):
+    for grammar in Language(language_spec(preset)).grammars:
+        letters_BN, unsafe_BN = grammar.sentences(n, np.random.default_rng(3))
+        assert unsafe_BN.any()
+        assert not unsafe_BN[letters_BN == PAD].any()
+        for letters, unsafe in zip(letters_BN, unsafe_BN, strict=True):
+            size = int((letters != PAD).sum())
+            assert (letters[:size] != PAD).all(), "padding stands on the right"
+            flags = unsafe[:size].tolist()
+            assert _parses(grammar, letters[:size].tolist(), flags)
+            assert not _parses(grammar, letters[:size].tolist(), [not flag for flag in flags])
+
+
+def test_choices_are_uniform(paper):
+    grammar = paper.grammars[0]
+    letters_BN, _ = grammar.sentences(4000, np.random.default_rng(5))
+    # Lengths of sentences follow from the rules: compare their mean with the exact expectation.
+    lengths = [np.full(len(grammar.rules[-1]), 3.0)]
+    for table in reversed(grammar.rules[:-1]):
+        child = np.where(table == PAD, 0.0, lengths[-1][np.maximum(table, 0)])
+        lengths.append(child.sum(axis=2).mean(axis=1))
+    observed = (letters_BN != PAD).sum(axis=1)
+    assert abs(observed.mean() - lengths[-1][0]) < 4 * observed.std() / 4000**0.5
