@@ -7,7 +7,7 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
-from temper.data import Batch, BatchSource, EvalSet, Stream, fingerprint
+from temper.data import Batch, BatchSource, EvalSet, Stream, StreamLoader, fingerprint
 from temper.errors import TemperError
 from temper.judges import Judge
 
@@ -40,7 +40,6 @@ class StreamDataModule(L.LightningDataModule):
     def __init__(self, eval_batch_size: int, num_workers: int) -> None:
         super().__init__()
         self.eval_batch_size, self.num_workers = eval_batch_size, num_workers
-        self.consumed_batches = 0
         self.probe_rows = {}
 
     def train_dataloader(self) -> CombinedLoader:
@@ -66,9 +65,11 @@ class StreamDataModule(L.LightningDataModule):
         rank, world_size = self._ranks()
         if source.batch_size % world_size:
             raise TemperError(f"stream {name!r}: batch size {source.batch_size} is global and not divisible by {world_size} ranks")
-        stream = Stream(source, epoch_batches, self.consumed_batches, rank, world_size)
-        # Workers keep their copy of the stream from epoch to epoch, else every epoch would begin at the same batch.
-        return DataLoader(stream, batch_size=None, num_workers=self.num_workers, persistent_workers=self.num_workers > 0)
+        return StreamLoader(Stream(source, epoch_batches, 0, rank, world_size), self.position, self.num_workers)
+
+    def position(self) -> int:
+        """Batches that the run has finished; a resumed run restores the count before it asks."""
+        return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[union-attr]
 
     def val_dataloader(self) -> DataLoader:
         """The evaluation prompts, every one once."""
@@ -83,12 +84,3 @@ class StreamDataModule(L.LightningDataModule):
     def fingerprints(self) -> dict[str, str]:
         """SHA-256 of every stream and of the evaluation prompts, for the run card."""
         return {name: source.fingerprint() for name, source in self.sources.items()} | {"eval": fingerprint(self.eval_rows)}
-
-    def state_dict(self) -> dict[str, Any]:
-        """How many batches the run has consumed: all that the streams need to go on."""
-        consumed = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed if self.trainer else self.consumed_batches
-        return {"consumed_batches": consumed}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on after the last consumed batch."""
-        self.consumed_batches = state_dict["consumed_batches"]

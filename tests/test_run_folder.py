@@ -10,8 +10,8 @@ from temper.run_folder import write_json, write_json_lines, write_text
 
 def test_a_file_is_written_with_its_folders(tmp_path):
     path = tmp_path / "a" / "b" / "note.txt"
-    write_text(path, "θ′ = θ − α g\n")
-    assert path.read_text(encoding="utf-8") == "θ′ = θ − α g\n"
+    write_text(path, "é θ g\n")
+    assert path.read_text(encoding="utf-8") == "é θ g\n"
     assert [file.name for file in path.parent.iterdir()] == ["note.txt"]
 
 

@@ -1,6 +1,6 @@
 """Rows of tokens, and streams that hand the same batches out however many ranks share them."""
 
 from temper.data.rows import Batch, fingerprint, make_rows, micro_batches, select, trim
-from temper.data.streams import BatchSource, EvalSet, PoolSource, Stream
+from temper.data.streams import BatchSource, EvalSet, PoolSource, Stream, StreamLoader
 
-__all__ = ["Batch", "BatchSource", "EvalSet", "PoolSource", "Stream", "fingerprint", "make_rows", "micro_batches", "select", "trim"]
+__all__ = ["Batch", "BatchSource", "EvalSet", "PoolSource", "Stream", "StreamLoader", "fingerprint", "make_rows", "micro_batches", "select", "trim"]

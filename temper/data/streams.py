@@ -5,11 +5,11 @@ two ranks with 4 rows each see together, and a run resumes by knowing how many b
 consumed.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import torch
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from temper.data.rows import Batch, fingerprint, select, trim
 from temper.errors import TemperError
@@ -44,7 +44,7 @@ class PoolSource:
         self.n_rows = len(rows["input_ids"])
         if not 1 <= batch_size <= self.n_rows:
             raise TemperError(
-                f"stream {name!r} has {self.n_rows} rows, and a batch is {batch_size}: give a batch size of 1 to the number of rows, or more rows"
+                f"stream {name!r} has {self.n_rows} rows, and a batch is {batch_size}: give more rows, or a batch size from 1 to that"
             )
         self.batches_per_pass = self.n_rows // batch_size
 
@@ -60,14 +60,14 @@ class PoolSource:
         return select(self.rows, order[position * self.batch_size : (position + 1) * self.batch_size])
 
 
-class Stream(IterableDataset):
+class Stream(IterableDataset[Batch]):
     """This rank's share of a source's batches, ``epoch_batches`` at a time.
 
     Args:
         source: Where global batches come from.
         epoch_batches: Batches per epoch. Every stream of a step has the same number, that of the
             primary stream; a stream with fewer rows goes round, one with more continues next epoch.
-        start: First batch to hand out, counted over the whole run.
+        start: Next batch to hand out, counted over the whole run; iteration ends with its epoch.
         rank: This process.
         world_size: Number of processes; must divide the global batch size.
     """
@@ -82,7 +82,6 @@ class Stream(IterableDataset):
     def __iter__(self) -> Iterator[Batch]:
         first = self.next_batch
         end = (first // self.epoch_batches + 1) * self.epoch_batches
-        self.next_batch = end
         worker = get_worker_info()
         offset, stride = (worker.id, worker.num_workers) if worker else (0, 1)
         for number in range(first + offset, end, stride):
@@ -91,7 +90,28 @@ class Stream(IterableDataset):
             yield trim(select(rows, slice(self.rank * share, (self.rank + 1) * share)))
 
 
-class EvalSet(IterableDataset):
+class StreamLoader(DataLoader[Batch]):
+    """Loader of a `Stream` that asks, whenever an epoch begins, where the run stands.
+
+    The run's own count of finished batches decides, not what this object has handed out: batches
+    may have been fetched ahead, and an epoch resumed at its end is begun without taking any.
+
+    Args:
+        stream: The stream.
+        position: Number of batches the run has finished.
+        num_workers: Loader processes; order and content of batches do not depend on it.
+    """
+
+    def __init__(self, stream: Stream, position: Callable[[], int], num_workers: int = 0) -> None:
+        super().__init__(stream, batch_size=None, num_workers=num_workers)
+        self.position = position
+
+    def __iter__(self):  # type: ignore[no-untyped-def]
+        self.dataset.next_batch = self.position()  # type: ignore[attr-defined]
+        return super().__iter__()
+
+
+class EvalSet(IterableDataset[Batch]):
     """Every row once: batches are dealt to the ranks in turn, without repeats or padding rows."""
 
     def __init__(self, rows: Batch, batch_size: int, rank: int, world_size: int) -> None:

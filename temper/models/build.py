@@ -91,7 +91,10 @@ def _from_folder(spec: NetworkSpec, tokenizer: PreTrainedTokenizerBase) -> nn.Mo
 
     base = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
     if not base or not Path(base).is_dir():
-        raise TemperError(f"{FLAG}.path={spec.path}: its adapter_config.json names the base {base}, which is no folder; put it back or edit base_model_name_or_path")
+        raise TemperError(
+            f"{FLAG}.path={spec.path}: its adapter_config.json names the base {base}, which is no folder; "
+            "put it back or edit base_model_name_or_path"
+        )
     network = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, local_files_only=True)
     adapted = PeftModel.from_pretrained(network, folder, is_trainable=spec.adapter == "continue")
     # PEFT froze the base around the adapter; merged, all of it is trained unless a new adapter is added.

@@ -132,7 +132,7 @@ class Language:
         count = 0
         while count < n:
             if len(kept) >= 20 and count == 0:
-                raise TemperError(f"text_length={self.spec.text_length}: no such text in the {split!r} split; change it, levels or n_leaf_rules")
+                raise TemperError(f"text_length={self.spec.text_length}: no such text in the {split!r} split; change it or levels")
             drawn = self._windows(max(64, 5 * (n - count) * N_BUCKETS // (4 * len(SPLITS[split]))), rng)
             bucket_B = _bucket(drawn.letters_BT, self.spec.n_letters)
             keep = np.isin(bucket_B, SPLITS[split])

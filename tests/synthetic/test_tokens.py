@@ -45,14 +45,15 @@ def _unpadded(rows: np.ndarray) -> list[list[int]]:
 
 
 def test_special_tokens_have_their_places():
-    assert [PAD_ID, BOS, EOS, SOT, EOT, STOP, NULL] == list(range(7))
+    assert (PAD_ID, BOS, EOS, SOT, EOT, STOP, NULL) == (0, 1, 2, 3, 4, 5, 6)
     assert SPECIAL == ("<pad>", "<bos>", "<eos>", "<sot>", "<eot>", "<stop>", "<null>")
 
 
 def test_a_prompt_is_bos_operators_sot_text_eot(language):
     prompts = _drawn(language)
     first_letter, first_operator = len(SPECIAL), len(SPECIAL) + language.spec.n_letters
-    for row, operators, text in zip(_unpadded(prompt_tokens(language, prompts)), prompts.operators_BO, prompts.texts.letters_BT, strict=True):
+    rows = _unpadded(prompt_tokens(language, prompts))
+    for row, operators, text in zip(rows, prompts.operators_BO, prompts.texts.letters_BT, strict=True):
         letters = [int(letter) + first_letter for letter in text if letter != -1]
         assert row == [BOS, *(int(o) + first_operator for o in operators), SOT, *letters, EOT]
 
