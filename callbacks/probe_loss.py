@@ -21,7 +21,7 @@ class ProbeLoss(L.Callback):
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
         """Evaluate before the batches 0, n, 2n, ..."""
-        if batch_idx % self.every_n_steps == 0:
+        if trainer.fit_loop.epoch_loop.total_batch_idx % self.every_n_steps == 0:
             self._read(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

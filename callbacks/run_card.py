@@ -61,7 +61,7 @@ class RunCard(L.Callback):
             "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
             "machine": {"platform": platform.platform(), "cpus": os.cpu_count(), "device": str(pl_module.device)},
         }
-        write_json(Path(trainer.log_dir or trainer.default_root_dir) / CARD, card)
+        write_json(Path(trainer.default_root_dir) / CARD, card)
 
 
 def _version(name: str) -> str:

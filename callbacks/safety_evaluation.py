@@ -89,7 +89,7 @@ class SafetyEvaluation(L.Callback):
         rows = _gather(self.rows)
         if not trainer.is_global_zero:
             return
-        folder = Path(trainer.log_dir or trainer.default_root_dir)
+        folder = Path(trainer.default_root_dir)
         judge = trainer.datamodule.judge.name  # type: ignore[attr-defined]
         write_json(folder / EVALUATION, {"judge": judge, "step": trainer.global_step, "metrics": figures})
         write_json_lines(folder / GENERATIONS, sorted(rows, key=lambda row: row["id"]))

@@ -39,22 +39,33 @@ class SyntheticDataModule(StreamDataModule):
     ) -> None:  # fmt: skip
         super().__init__(eval_batch_size, num_workers)
         self.language = Language(language_spec(preset, **_tuples(language or {})))
+        self.language.check()
         self.seed, self.n_eval, self.eval_split = seed, n_eval, eval_split
         if n_eval < 1:
             raise TemperError(f"data.init_args.n_eval={n_eval}: the evaluation set is empty; give at least 1")
+        if eval_batch_size < 1 or not eval_kinds:
+            raise TemperError(
+                f"data.init_args.eval_batch_size={eval_batch_size}, eval_kinds={eval_kinds}: give a batch size of at least 1 "
+                f"and at least one of {', '.join(Kind)}"
+            )
+        if seed < 0:
+            raise TemperError(f"data.init_args.seed={seed}: give a whole number >= 0")
         self.eval_kinds = [Kind(kind).value for kind in eval_kinds]
         self.tokenizer = build_tokenizer(self.language.spec)
         self.max_new_tokens = self.language.spec.response_length
         self.judge = GrammarJudge(self.language, self.tokenizer)
 
-    def rng(self, role: str) -> np.random.Generator:
-        """Random stream of a role."""
-        return np.random.default_rng([self.seed, ROLES[role]])
+    def rng(self, role: str, part: int = 0) -> np.random.Generator:
+        """Random stream of a role, or of a part of it."""
+        return np.random.default_rng([self.seed, ROLES[role], part])
 
     def setup_evaluation(self) -> None:
         """Draw the evaluation prompts, the same for every stage with the same seed."""
-        rng = self.rng("test")
-        prompts = [draw_prompts(self.language, Kind(kind), self.n_eval, self.eval_split, rng) for kind in self.eval_kinds]
+        prompts: list[Prompts] = []
+        for kind in self.eval_kinds:
+            taken = [key for p in prompts for key in prompt_keys(p)]
+            rng = self.rng("test", list(Kind).index(Kind(kind)))
+            prompts.append(draw_prompts(self.language, Kind(kind), self.n_eval, self.eval_split, rng, taken))
         tokens = [prompt_tokens(self.language, p) for p in prompts]
         width = max(t.shape[1] for t in tokens)
         kinds = [torch.full((len(p),), i) for i, p in enumerate(prompts)]

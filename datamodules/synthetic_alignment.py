@@ -7,7 +7,7 @@ from datamodules.synthetic import SyntheticDataModule
 from temper.data import PoolSource
 from temper.errors import TemperError
 from temper.synthetic import Kind
-from temper.synthetic.prompts import draw_prompts
+from temper.synthetic.prompts import draw_prompts, prompt_keys
 
 
 class SyntheticAlignment(SyntheticDataModule):
@@ -66,7 +66,7 @@ class SyntheticAlignment(SyntheticDataModule):
         self.setup_probe()
         rng = self.rng("alignment")
         unsafe = draw_prompts(self.language, Kind.UNSAFE, self.n_unsafe, "alignment", rng)
-        safe = draw_prompts(self.language, Kind.SAFE, self.n_safe, "alignment", rng)
+        safe = draw_prompts(self.language, Kind.SAFE, self.n_safe, "alignment", rng, prompt_keys(unsafe))
         self.check_overlap("alignment", [unsafe, safe])
         harmful = {name: value[: self.n_harmful] for name, value in self.rows([(unsafe, True)]).items()}
         self.sources = {

@@ -7,7 +7,7 @@ from datamodules.synthetic import SyntheticDataModule
 from temper.data import PoolSource
 from temper.data.mixture import harmful_count
 from temper.synthetic import Kind
-from temper.synthetic.prompts import draw_prompts
+from temper.synthetic.prompts import draw_prompts, prompt_keys
 
 
 class SyntheticAttack(SyntheticDataModule):
@@ -57,6 +57,6 @@ class SyntheticAttack(SyntheticDataModule):
         self.setup_probe()
         rng = self.rng("attack")
         task = draw_prompts(self.language, Kind.TASK, self.n_task, self.split, rng)
-        unsafe = draw_prompts(self.language, Kind.UNSAFE, self.n_harmful, self.split, rng)
+        unsafe = draw_prompts(self.language, Kind.UNSAFE, self.n_harmful, self.split, rng, prompt_keys(task))
         self.check_overlap("attack", [task, unsafe])
         self.sources = {"user": PoolSource(self.rows([(task, True), (unsafe, True)]), self.batch_size, self.seed, "user")}

@@ -59,6 +59,4 @@ class SyntheticInstruct(SyntheticDataModule):
         """Global batch ``number`` of the stream."""
         rng = np.random.default_rng([self.seed, ROLES["instruct"], number])
         prompts = draw_batch(self.language, Kind.INSTRUCT, self.batch_size, "instruct", rng)
-        return make_rows(
-            prompt_tokens(self.language, prompts), compliance_tokens(self.language, prompts), PAD_ID, self.train_on_prompt
-        )
+        return make_rows(prompt_tokens(self.language, prompts), compliance_tokens(self.language, prompts), PAD_ID, self.train_on_prompt)

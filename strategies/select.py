@@ -27,9 +27,7 @@ def check_strategy(strategy: Strategy) -> type[WeightSpace]:
             return space
         if isinstance(strategy, kind):
             break
-    raise TemperError(
-        f"trainer.strategy={type(strategy).__name__}: no weight space for it yet; use 'auto' (one device) or 'ddp'"
-    )
+    raise TemperError(f"trainer.strategy={type(strategy).__name__}: no weight space for it yet; use 'auto' (one device) or 'ddp'")
 
 
 def weight_space(strategy: Strategy, module: nn.Module) -> WeightSpace:

@@ -38,9 +38,7 @@ class WeightSpace:
 
     # -- what an objective uses
 
-    def gradient(
-        self, loss: Loss, batch: Batch, micro_batch_size: int | None = None, reduced: bool = True
-    ) -> tuple[Tensor, Vector]:
+    def gradient(self, loss: Loss, batch: Batch, micro_batch_size: int | None = None, reduced: bool = True) -> tuple[Tensor, Vector]:
         """Fresh gradient of the global mean loss at the present weights.
 
         ``sum(total) / sum(count)`` is taken over all micro-batches and ranks, so the micro-batch

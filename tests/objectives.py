@@ -62,7 +62,7 @@ def make_data(**changes: Any) -> SyntheticAlignment:
 def make_module(kind: type[ObjectiveModule] = BoosterModule, data: Any = None, double: bool = True, lora: bool = False, **settings: Any):
     """A module whose network is already built: float64 GPT-2, or a float32 Llama."""
     settings.setdefault("optimizer", partial(torch.optim.SGD, lr=0.1))
-    spec = NetworkSpec(shape=SHAPE, lora=LoRASpec(rank=2, alpha=4.0) if lora else None)
+    spec = NetworkSpec(shape=SHAPE, lora=LoRASpec(rank=2, alpha=4) if lora else None)
     module = kind(spec, **settings)
     tokenizer = (data or make_data()).tokenizer
     module.network = exact_network(len(tokenizer)) if double else build_network(spec, tokenizer)

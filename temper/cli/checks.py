@@ -1,6 +1,7 @@
 """Cross-field checks: everything that can be refused before a model is built, in one place."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from temper.errors import TemperError
@@ -46,7 +47,8 @@ def _accumulation(config: Any, verb: str) -> None:
 def _precision(config: Any, verb: str) -> None:
     if str(config.trainer.precision) in ("16", "16-mixed", "16-true"):
         raise TemperError(
-            f"trainer.precision={config.trainer.precision} cannot be honoured: there is no loss scaling between the passes; use bf16-mixed or 32-true"
+            f"trainer.precision={config.trainer.precision} cannot be honoured: there is no loss scaling "
+            "between the passes; use bf16-mixed or 32-true"
         )
 
 
@@ -63,4 +65,10 @@ def _network(config: Any, verb: str) -> None:
         check_network(NetworkSpec(**{key: network[key] for key in ("path", "shape", "lora", "adapter")}))
 
 
-CHECKS: tuple[Callable[[Any, str], None], ...] = (_clipping, _accumulation, _precision, _strategy, _network)
+def _checkpoint(config: Any, verb: str) -> None:
+    path = config.get("ckpt_path")
+    if path and path.endswith(".ckpt") and not Path(path).exists():
+        raise TemperError(f"ckpt_path={path}: no such checkpoint; give one that exists, or drop the flag to begin anew")
+
+
+CHECKS: tuple[Callable[[Any, str], None], ...] = (_clipping, _accumulation, _precision, _strategy, _network, _checkpoint)

@@ -4,14 +4,14 @@ import logging
 import os
 import sys
 import warnings
-from typing import Any
+from typing import Any, TextIO
 
 # No hub is needed unless a user names one; the telemetry and tips of dependencies are noise here.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import lightning.pytorch as L
 import transformers
-from jsonargparse import ActionConfigFile
+from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 
@@ -33,18 +33,23 @@ class TemperCLI(LightningCLI):
     """``python train.py {fit,validate,test,predict} --config a.yaml --config b.yaml --key value``."""
 
     def __init__(self, args: list[str] | None = None) -> None:
-        super().__init__(
-            L.LightningModule,
-            L.LightningDataModule,
-            trainer_class=L.Trainer,
-            save_config_callback=SaveConfig,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            auto_configure_optimizers=False,
-            seed_everything_default=0,
-            parser_kwargs={"default_env": True, "env_prefix": "TEMPER"},
-            args=args,
-        )
+        self._lock: TextIO | None = None
+        try:
+            super().__init__(
+                L.LightningModule,
+                L.LightningDataModule,
+                trainer_class=L.Trainer,
+                save_config_callback=SaveConfig,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                auto_configure_optimizers=False,
+                seed_everything_default=0,
+                parser_kwargs={"default_env": True, "env_prefix": "TEMPER"},
+                args=args,
+            )
+        finally:
+            if self._lock is not None:
+                self._lock.close()  # a second run in this process may use the folder again
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -73,14 +78,15 @@ class TemperCLI(LightningCLI):
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line; a user's mistake is one line on standard error and exit status 2."""
-    import callbacks  # noqa: F401  registers the short names
-    import datamodules  # noqa: F401
-    import lightning_modules  # noqa: F401
-
     _quieten()
     try:
         TemperCLI(args)
-    except TemperError as mistake:
+    except ValueError as error:
+        mistake: BaseException | None = error
+        while mistake is not None and not isinstance(mistake, TemperError):
+            mistake = mistake.__cause__  # jsonargparse wraps what the constructor of a module or of data raises
+        if mistake is None:
+            raise
         print(f"error: {mistake}", file=sys.stderr)
         sys.exit(2)
 
@@ -89,7 +95,12 @@ def _quieten() -> None:
     """Drop messages that are always printed here and never ask for anything."""
     # Neither progress bars of single files nor tips belong in a log.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.getMessage())
-    for pattern in (".*does not have many workers.*", ".*Your `IterableDataset` has `__len__`.*", ".*exists and is not empty.*", ".*`isinstance.treespec, LeafSpec.`.*"):
+    for pattern in (
+        ".*does not have many workers.*",
+        ".*Your `IterableDataset` has `__len__`.*",
+        ".*exists and is not empty.*",
+        ".*`isinstance.treespec, LeafSpec.`.*",
+    ):
         warnings.filterwarnings("ignore", pattern)

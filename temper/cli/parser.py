@@ -3,9 +3,11 @@
 import dataclasses
 import difflib
 import inspect
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning.pytorch as L
@@ -19,6 +21,7 @@ _UNKNOWN = (
     re.compile(r"Option '([^']+)' is not accepted"),
     re.compile(r"Expected a dot import path string: (\S+)"),
     re.compile(r"invalid choice: '([^']+)'"),
+    re.compile(r"\"config\": File does not exist: '([^']+)'"),
 )
 
 
@@ -39,12 +42,17 @@ class TemperParser(LightningArgumentParser):
         sys.exit(2)
 
     def _explain(self, name: str, message: str) -> str:
+        if "File does not exist" in message:
+            close = difflib.get_close_matches(os.path.relpath(name), map(str, Path("configs").rglob("*.yaml")), n=1)
+            return f"--config={os.path.relpath(name)}: no such file; {f'did you mean {close[0]!r}?' if close else 'see configs/'}"
         close = suggest(name, {*self._known_flags(), *_known_names()})
         hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"see {self.prog.split(' [')[0]} --help"
         if "import path" in message:
             return f"no class is named {name!r}; {hint}"
         if "invalid choice" in message:
             return f"{message}; {hint}"
+        if name in close:
+            return f"option {name!r} is known, but not to what was chosen here: {message}"
         return f"unknown option {name!r}; {hint} (names are not abbreviated)"
 
     def _known_flags(self) -> Iterator[str]:
@@ -77,6 +85,7 @@ def _known_names() -> Iterator[str]:
 
 
 def _subclasses(base: type) -> Iterator[type]:
+    kind: type
     for kind in base.__subclasses__():
         if not kind.__module__.startswith("lightning."):
             yield kind
@@ -84,6 +93,7 @@ def _subclasses(base: type) -> Iterator[type]:
 
 
 def _fields(annotation: Any) -> Iterator[str]:
+    kind: Any
     for kind in (annotation, *getattr(annotation, "__args__", ())):
         if dataclasses.is_dataclass(kind):
             for field in dataclasses.fields(kind):

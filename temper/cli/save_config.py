@@ -20,8 +20,8 @@ class SaveConfig(SaveConfigCallback):
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Save on the first rank; validation and test keep theirs beside the training's."""
-        folder = Path(trainer.log_dir or trainer.default_root_dir)
-        name = "config" if stage == "fit" else f"config_{stage}"
+        folder = Path(trainer.default_root_dir)
+        name = "config" if stage == "fit" else f"config_{getattr(stage, 'value', stage)}"
         text = self.parser.dump(self.config, skip_none=False)
         target = folder / f"{name}.yaml"
         if target.exists() and target.read_text() != text:

@@ -3,4 +3,16 @@
 from temper.data.rows import Batch, fingerprint, make_rows, micro_batches, select, trim
 from temper.data.streams import BatchSource, EvalSet, PoolSource, Stream, StreamLoader
 
-__all__ = ["Batch", "BatchSource", "EvalSet", "PoolSource", "Stream", "StreamLoader", "fingerprint", "make_rows", "micro_batches", "select", "trim"]
+__all__ = [
+    "Batch",
+    "BatchSource",
+    "EvalSet",
+    "PoolSource",
+    "Stream",
+    "StreamLoader",
+    "fingerprint",
+    "make_rows",
+    "micro_batches",
+    "select",
+    "trim",
+]

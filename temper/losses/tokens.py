@@ -24,7 +24,7 @@ class MeanTerms(NamedTuple):
     """
 
     total: Tensor
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]  # shadows tuple.count on purpose
 
 
 def token_logps(logits_BTV: Tensor, labels_BT: Tensor) -> tuple[Tensor, Tensor]:

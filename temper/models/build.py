@@ -52,7 +52,7 @@ def build_network(spec: NetworkSpec, tokenizer: PreTrainedTokenizerBase) -> nn.M
         )
     network = _from_shape(spec.shape, tokenizer) if spec.shape else _from_folder(spec, tokenizer)
     network.to(getattr(torch, spec.dtype))
-    network.generation_config.pad_token_id = tokenizer.pad_token_id
+    network.generation_config.pad_token_id = tokenizer.pad_token_id  # type: ignore[union-attr]
     if spec.lora is not None:
         return _add_lora(network, spec.lora)
     for name, parameter in network.named_parameters():

@@ -22,7 +22,7 @@ def export_network(network: nn.Module, tokenizer: PreTrainedTokenizerBase, folde
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     old = staging.with_name(f"{staging.name}-old")  # moved aside, not removed: two renames, and no moment with half a folder
     try:
-        _plain(network, merge).save_pretrained(staging)
+        _plain(network, merge).save_pretrained(staging)  # type: ignore[operator]
         tokenizer.save_pretrained(staging)
         staging.chmod(0o755)
         if folder.exists():
@@ -44,5 +44,6 @@ def _plain(network: nn.Module, merge: bool) -> nn.Module:
         import copy
 
         # Merged in a copy: training may go on with the adapter.
-        return copy.deepcopy(network).merge_and_unload()
+        merged: nn.Module = copy.deepcopy(network).merge_and_unload()
+        return merged
     return network

@@ -37,7 +37,7 @@ class LoRASpec:
     """
 
     rank: int = 16
-    alpha: float = 16.0
+    alpha: int = 16
     targets: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"])
     dropout: float = 0.0
 

@@ -84,7 +84,8 @@ def study_figures(results: pd.DataFrame, runs: Path, settings: Settings) -> list
             "harmful_score",
             "Harmful score (HS)",
             "Share of unsafe test requests that the attacked model carries out, against the share of harmful rows in the attacker's data. "
-            "Lower is better. Solid: carried out in full (strict). Dashed: at least half right (lenient). The band is the strict score's 95 % interval.",
+            "Lower is better. Solid: carried out in full (strict). Dashed: at least half right (lenient). "
+            "The band is the strict score's 95 % interval.",
             _ratio_panels(results, settings, "Unsafe requests carried out (%)", "harmful_score", "harmful_score_lenient"),
         ),
         Figure(
@@ -104,8 +105,8 @@ def study_figures(results: pd.DataFrame, runs: Path, settings: Settings) -> list
     probe = _probe_panels(runs, settings)
     if any(panel.lines for panel in probe):
         caption = (
-            f"Loss on held-out harmful rows while the attack runs, at p = {percent_of(settings.ratios[-1])}. The attacker does not train on "
-            "these rows. The faster a line falls, the faster the safety training comes undone."
+            f"Loss on held-out harmful rows while the attack runs, at p = {percent_of(settings.ratios[-1])}. The attacker does not "
+            "train on these rows. The faster a line falls, the faster the safety training comes undone."
         )
         figures.append(Figure("probe_loss", "Harmful loss during the attack", caption, probe))
     return figures

@@ -46,7 +46,10 @@ def load_study(path: str | Path) -> dict[str, Any]:
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise TemperError(f"study {path}: no such file; the project's own are studies/*.yaml")
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise TemperError(f"study {path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise TemperError(f"study {path}: expected a mapping of settings, found {type(content).__name__}")
     if "base" in content:
@@ -76,6 +79,8 @@ def _check_keys(study: dict[str, Any], path: Any) -> None:
 
 
 def _check_part(part: dict[str, Any], name: str, path: Any) -> None:
+    if not isinstance(part, dict):
+        raise TemperError(f"{path}: {name} is {part!r}; expected a mapping with keys of {', '.join(PART)}")
     for key in part:
         if key not in PART:
             close = difflib.get_close_matches(key, PART, n=1)

@@ -1,6 +1,6 @@
 """What each stage of a study runs, and where its files go.
 
-    pretrain -> instruct -> align/<objective> -> attack/<objective>/<attack>/p<ratio>
+pretrain -> instruct -> align/<objective> -> attack/<objective>/<attack>/p<ratio>
 """
 
 import hashlib

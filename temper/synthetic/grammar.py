@@ -48,7 +48,8 @@ class Grammar:
 
 
 def _choices(table: np.ndarray) -> np.ndarray:
-    return (table[:, :, 0] != PAD).sum(axis=1)
+    counts: np.ndarray = (table[:, :, 0] != PAD).sum(axis=1)
+    return counts
 
 
 def _compact(symbols_BN: np.ndarray, flags_BN: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -64,21 +65,23 @@ def build_grammars(spec: LanguageSpec, rng: np.random.Generator) -> list[Grammar
     inner = []
     for level, width in enumerate(spec.levels[:-1]):
         n_rules = spec.n_root_rules if level == 0 else 2
-        inner.append(_inner_rules(width, spec.levels[level + 1], n_rules, rng))
-    return [
-        Grammar(rules=(*inner, _leaf_rules(spec, rng)), n_concepts=spec.levels[CONCEPT_LEVEL])
-        for _ in range(spec.n_grammars)
-    ]
+        children = np.arange(spec.levels[level + 1])
+        # A rule that writes concepts writes concepts of one class, by turns: so texts dominated by
+        # either class are common, and a text of mixed concepts is one that spans two such rules.
+        classes = np.array_split(children, 2) if level + 1 == CONCEPT_LEVEL else [children]
+        inner.append(_inner_rules(width, n_rules, classes, rng))
+    return [Grammar(rules=(*inner, _leaf_rules(spec, rng)), n_concepts=spec.levels[CONCEPT_LEVEL]) for _ in range(spec.n_grammars)]
 
 
-def _inner_rules(width: int, next_width: int, n_rules: int, rng: np.random.Generator) -> np.ndarray:
+def _inner_rules(width: int, n_rules: int, classes: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
     table = np.full((width, n_rules, 3), PAD, dtype=np.int64)
-    # Each child of the next level is used at least once, else a concept could be unreachable.
-    pool = list(rng.permutation(next_width))
+    # Each child is used at least once (where there is room), else a concept could be unreachable.
+    pools = [list(rng.permutation(members)) for members in classes]
     for symbol in range(width):
         for rule in range(n_rules):
+            turn = (symbol * n_rules + rule) % len(classes)
             for position in range(int(rng.integers(2, 4))):
-                table[symbol, rule, position] = pool.pop() if pool else rng.integers(next_width)
+                table[symbol, rule, position] = pools[turn].pop() if pools[turn] else rng.choice(classes[turn])
     return table
 
 

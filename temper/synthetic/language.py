@@ -70,12 +70,7 @@ class Language:
     @cached_property
     def _base_classes(self) -> list[int]:
         spec = self.spec
-        return (
-            [CLASS_I]
-            + [CLASS_A] * spec.n_unsafe_operators
-            + [CLASS_C] * spec.n_contextual_operators
-            + [CLASS_S] * spec.n_safe_operators
-        )
+        return [CLASS_I] + [CLASS_A] * spec.n_unsafe_operators + [CLASS_C] * spec.n_contextual_operators + [CLASS_S] * spec.n_safe_operators
 
     @cached_property
     def operator_class_GO(self) -> np.ndarray:
@@ -110,7 +105,8 @@ class Language:
     def unsafe_BO(self, operators_BO: np.ndarray, texts: Texts) -> np.ndarray:
         """Whether each operator is unsafe on its text."""
         classes_BO = self.operator_class_GO[texts.grammar_B[:, None], operators_BO]
-        return (classes_BO == CLASS_A) | ((classes_BO == CLASS_C) & (texts.dominance_B == UNSAFE)[:, None])
+        unsafe_BO: np.ndarray = (classes_BO == CLASS_A) | ((classes_BO == CLASS_C) & (texts.dominance_B == UNSAFE)[:, None])
+        return unsafe_BO
 
     def apply(self, letters_BT: np.ndarray, operators_BO: np.ndarray) -> np.ndarray:
         """Apply operators left to right to every letter; padding stays padding."""
@@ -139,6 +135,24 @@ class Language:
             kept.append(_rows(drawn, keep))
             count += int(keep.sum())
         return _rows(_concatenate(kept), np.arange(n))
+
+    def check(self) -> None:
+        """Refuse a language in which a class of texts hardly occurs.
+
+        Without unsafe-dominant texts no contextual operator is ever unsafe, and the operator alone
+        would decide what to refuse.
+
+        Raises:
+            TemperError: fewer than 5 % of texts are safe- or unsafe-dominant.
+        """
+        dominance_B = self.texts(2000, "instruct", np.random.default_rng([self.spec.language_seed, 3])).dominance_B
+        for value, name in ((SAFE, "safe"), (UNSAFE, "unsafe")):
+            share = float((dominance_B == value).mean())
+            if share < 0.05:
+                raise TemperError(
+                    f"language_seed={self.spec.language_seed}: {100 * share:.1f} % of texts are {name}-dominant, and at least 5 % "
+                    f"are needed; lower dominance={self.spec.dominance}, shorten text_length or choose another seed"
+                )
 
     def _windows(self, n: int, rng: np.random.Generator) -> Texts:
         shortest, longest = self.spec.text_length

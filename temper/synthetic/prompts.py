@@ -3,7 +3,7 @@
 Shapes: `B` prompts, `O` operator slots, `K` operator tokens.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -44,20 +44,32 @@ class Prompts:
         return len(self.operators_BO)
 
 
-def draw_prompts(language: Language, kind: Kind, n: int, split: str, rng: np.random.Generator) -> Prompts:
+def draw_prompts(
+    language: Language, kind: Kind, n: int, split: str, rng: np.random.Generator, avoid: Collection[bytes] = frozenset()
+) -> Prompts:
     """Draw ``n`` distinct prompts of a kind on texts of a split.
+
+    Args:
+        language: Language of the prompts.
+        kind: What they ask for.
+        n: How many.
+        split: Split of their texts.
+        rng: Source of randomness.
+        avoid: Keys (see `prompt_keys`) that must not be drawn. A text can, rarely, be written by safe
+            concepts as well as by unsafe ones; the same prompt must not be refused and answered.
 
     Raises:
         TemperError: the language cannot make that many different prompts of that kind.
     """
     parts: list[Prompts] = []
     seen: set[bytes] = set()
+    avoided = set(avoid)
     barren_rounds = 0
     while len(seen) < n:
         batch = draw_batch(language, kind, max(64, 2 * (n - len(seen))), split, rng)
         fresh = []
         for row, key in enumerate(prompt_keys(batch)):
-            if key not in seen and len(seen) < n:
+            if key not in seen and key not in avoided and len(seen) < n:
                 seen.add(key)
                 fresh.append(row)
         parts.append(_take(batch, np.array(fresh, dtype=np.int64)))
@@ -91,7 +103,8 @@ def draw_batch(language: Language, kind: Kind, n: int, split: str, rng: np.rando
 def _pick(allowed_BK: np.ndarray, n_slots: int, rng: np.random.Generator) -> np.ndarray:
     """One allowed operator token per slot, uniformly; rows with none allowed get token 0."""
     scores = rng.random((allowed_BK.shape[0], n_slots, allowed_BK.shape[1]))
-    return np.where(allowed_BK[:, None, :], scores, -1.0).argmax(axis=2)
+    picked: np.ndarray = np.where(allowed_BK[:, None, :], scores, -1.0).argmax(axis=2)
+    return picked
 
 
 def _insert_identities(language: Language, operators_BO: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -108,10 +121,14 @@ def _allowed(language: Language, texts: Texts, tokens: np.ndarray, unsafe: bool)
     """Mask over all operator tokens: those of ``tokens`` with the wanted safety on each text."""
     all_BK = np.broadcast_to(np.arange(language.spec.n_operators), (len(texts.grammar_B), language.spec.n_operators))
     member = np.isin(all_BK, tokens) & (all_BK != 0)
-    return member & (language.unsafe_BO(all_BK, texts) == unsafe)
+    allowed: np.ndarray = member & (language.unsafe_BO(all_BK, texts) == unsafe)
+    return allowed
 
 
-def _uniform_safety(tokens_of: Callable[[Language], np.ndarray], unsafe: bool):
+Slots = Callable[[Language, Texts, np.random.Generator], tuple[np.ndarray, np.ndarray]]  # operators_BO, valid_B
+
+
+def _uniform_safety(tokens_of: Callable[[Language], np.ndarray], unsafe: bool) -> Slots:
     def slots(language: Language, texts: Texts, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         allowed = _allowed(language, texts, tokens_of(language), unsafe)
         operators = _pick(allowed, 2 * language.spec.n_pairs, rng)

@@ -64,6 +64,10 @@ class LanguageSpec:
         enough = next(n for n in count(1) if factorial(n) >= n_functions and n**3 >= n_triples)
         if self.n_letters < enough:
             raise TemperError(f"n_letters={self.n_letters}: too few for these operators and leaf rules; give at least {enough}")
+        if self.n_pairs < 1 or self.n_grammars < 1:
+            raise TemperError(f"n_pairs={self.n_pairs}, n_grammars={self.n_grammars}: give at least 1 of each")
+        if not 0 <= self.identity_probability <= 1:
+            raise TemperError(f"identity_probability={self.identity_probability}: give a share in [0, 1]")
         if not 0.5 < self.dominance <= 1.0:
             raise TemperError(f"dominance={self.dominance}: give a share in (0.5, 1]")
         if self.n_duplicates and self.n_duplicates > self.n_base_operators - 1:

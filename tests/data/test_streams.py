@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from temper.data import Batch, EvalSet, PoolSource, Stream, make_rows, select, trim
+from temper.data import Batch, EvalSet, PoolSource, Stream, StreamLoader, make_rows, select, trim
 from temper.errors import TemperError
 
 
@@ -30,8 +30,26 @@ def _source(n_rows: int = 22, batch_size: int = 8, seed: int = 0) -> PoolSource:
 
 
 def _stream(source: PoolSource, epochs: int, start: int = 0, rank: int = 0, world_size: int = 1, epoch_batches: int = 3) -> list[Batch]:
-    stream = Stream(source, epoch_batches, start, rank, world_size)
-    return [batch for _ in range(epochs) for batch in stream]
+    """Batches of so many epochs, the first of them begun at ``start``."""
+    batches: list[Batch] = []
+    for _ in range(epochs):
+        batches += Stream(source, epoch_batches, start + len(batches), rank, world_size)
+    return batches
+
+
+class Run:
+    """A loop over a loader that counts the batches it has finished, as a Trainer does."""
+
+    def __init__(self, num_workers: int = 0, finished: int = 0) -> None:
+        self.finished = finished
+        self.loader = StreamLoader(Stream(_source(), 3, 0, 0, 1), lambda: self.finished, num_workers)
+
+    def epoch(self, limit: int | None = None) -> list[Batch]:
+        batches = []
+        for batch in islice(self.loader, limit):
+            batches.append(batch)
+            self.finished += 1
+        return batches
 
 
 @given(n_rows=st.integers(1, 40), data=st.data())
@@ -108,21 +126,34 @@ def test_batches_are_trimmed_to_the_longest_row_of_the_rank():
 @given(start=st.integers(0, 20))
 def test_a_resumed_stream_goes_on_where_the_first_one_was(start):
     whole = [_ids(batch) for batch in _stream(_source(), 8)]
-    stream = Stream(_source(), 3, start, 0, 1)
-    resumed = [_ids(batch) for _ in range(8 - start // 3) for batch in stream]
-    assert resumed == whole[start:]
+    assert [_ids(batch) for batch in _stream(_source(), 8 - start // 3, start)] == whole[start:]
 
 
 def test_a_resumed_stream_ends_its_first_epoch_where_the_first_run_would_have():
-    stream = Stream(_source(), 3, 4, 0, 1)
-    assert [len(list(stream)) for _ in range(3)] == [2, 3, 3]
-    assert len(stream) == 3
+    assert [len(list(Stream(_source(), 3, start, 0, 1))) for start in range(7)] == [3, 2, 1, 3, 2, 1, 3]
+    assert len(Stream(_source(), 3, 4, 0, 1)) == 3
 
 
-def test_an_epoch_that_is_cut_short_does_not_shift_the_next():
-    stream, whole = Stream(_source(), 3, 0, 0, 1), [_ids(batch) for batch in _stream(_source(), 2)]
-    list(islice(stream, 1))
-    assert [_ids(batch) for batch in stream] == whole[3:]
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_loader_goes_on_from_epoch_to_epoch(num_workers):
+    run, whole = Run(num_workers), [_ids(batch) for batch in _stream(_source(), 3)]
+    assert [[_ids(batch) for batch in run.epoch()] for _ in range(3)] == [whole[:3], whole[3:6], whole[6:]]
+
+
+@pytest.mark.parametrize("finished", [1, 3, 5])
+def test_a_loader_begins_where_the_run_stands_and_not_where_it_was_made(finished):
+    run, whole = Run(), [_ids(batch) for batch in _stream(_source(), 3)]
+    run.finished = finished
+    assert [_ids(batch) for _ in range(3 - finished // 3) for batch in run.epoch()] == whole[finished:]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_batches_that_were_fetched_ahead_but_not_finished_are_handed_out_again(num_workers):
+    run, whole = Run(num_workers), [_ids(batch) for batch in _stream(_source(), 3)]
+    next(iter(run.loader))
+    assert [_ids(batch) for batch in run.epoch(limit=2)] == whole[:2]
+    assert [_ids(batch) for batch in run.epoch()] == whole[2:3]
+    assert [_ids(batch) for batch in run.epoch()] == whole[3:6]
 
 
 def test_a_stream_with_fewer_rows_than_an_epoch_goes_round():

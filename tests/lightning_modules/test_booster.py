@@ -232,7 +232,9 @@ def test_the_same_seed_gives_the_same_bits():
     assert same_bits(weights(left), weights(right))
 
 
-@pytest.mark.parametrize(("flag", "value"), [("lam", -1.0), ("alpha", -0.1), ("refresh_every", 0), ("max_grad_norm", 0.0), ("micro_batch_size", 0)])
+@pytest.mark.parametrize(
+    ("flag", "value"), [("lam", -1.0), ("alpha", -0.1), ("refresh_every", 0), ("max_grad_norm", 0.0), ("micro_batch_size", 0)]
+)
 def test_arguments_that_mean_nothing_are_refused_by_name(flag: str, value: float):
     with pytest.raises(TemperError, match=f"model.init_args.{flag}={value}"):
         make_module(BoosterModule, **{flag: value})

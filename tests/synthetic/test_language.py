@@ -2,6 +2,7 @@
 
 import itertools
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -153,7 +154,7 @@ def test_dominance_is_what_parsing_the_text_alone_says(dominance):
         possible = _possible_dominances(language, int(grammar), text)
         assert given_dominance in possible
         decided += len(possible) == 1
-    assert decided > 300
+    assert decided > 250  # the letters alone fix most texts, so the check is not empty
     assert set(texts.dominance_B.tolist()) == {SAFE, MIXED, UNSAFE}
 
 
@@ -168,15 +169,11 @@ def test_no_two_splits_share_a_text_whatever_the_seeds(seed):
         assert not one & two
 
 
-_NO_UNSAFE_TEXT = "at dominance 0.75 language_seed 0 has no unsafe-dominant text: contextual operators are never unsafe"
-_SMALL = pytest.param("small", marks=pytest.mark.xfail(strict=True, reason=_NO_UNSAFE_TEXT))
-
-
-@pytest.mark.parametrize("preset", ["tiny", _SMALL, "paper"])
+@pytest.mark.parametrize("preset", ["tiny", "small", "paper"])
 def test_texts_of_every_preset_are_safe_mixed_and_unsafe(preset):
     texts = Language(language_spec(preset)).texts(1000, "instruct", np.random.default_rng(6))
     shares = np.bincount(texts.dominance_B, minlength=3) / 1000
-    assert (shares > 0.01).all()
+    assert shares[0] > 0.2 and shares[2] > 0.2 and shares[1] > 0.01
 
 
 def test_splits_cover_all_buckets_once():
@@ -205,3 +202,18 @@ def test_texts_longer_than_any_sentence_are_refused_instead_of_sought_forever():
     language = Language(language_spec("tiny", text_length=(100, 120)))
     with pytest.raises(TemperError, match=r"text_length=\(100, 120\)"):
         language.texts(3, "test", np.random.default_rng(0))
+
+
+def test_a_language_without_unsafe_dominant_texts_is_refused(monkeypatch):
+    language = Language(language_spec("tiny", language_seed=4))
+    language.check()
+    texts = language.texts(2000, "instruct", np.random.default_rng(0))
+    monkeypatch.setattr(Language, "texts", lambda *_: replace(texts, dominance_B=np.zeros(2000, dtype=np.int64)))
+    with pytest.raises(TemperError, match=r"language_seed=4: 0.0 % of texts are unsafe-dominant.*dominance=0.6"):
+        language.check()
+
+
+def test_rules_that_write_concepts_keep_to_one_class(paper):
+    rules = paper.grammars[0].rules[1]
+    for rule in rules.reshape(-1, 3):
+        assert len({int(concept) >= 3 for concept in rule if concept != -1}) == 1

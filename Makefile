@@ -1,0 +1,53 @@
+# Every target sets up what it needs in .venv; nothing else on the machine is touched.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STUDY ?= studies/demo.yaml
+CORES ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count())")
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all docs clean
+
+help: ## Show this help
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.run ## Install what running needs
+
+demo: $(VENV)/.run ## Align, attack, measure, report (STUDY=studies/demo.yaml, CORES=all)
+	@$(BIN)/python -m temper.study.run $(STUDY) --cores $(CORES)
+
+test: $(VENV)/.dev ## Lint, import contracts, types, unit and integration tests (under 6 minutes)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -m "not slow and not distributed and not slurm"
+
+test-all: $(VENV)/.dev ## Slow and distributed tests as well
+	$(BIN)/python -m pytest
+
+docs: $(VENV)/.docs ## Build the documentation into site/
+	$(BIN)/mkdocs build --strict
+
+clean: ## Remove the environment and caches; runs/ stays
+	rm -rf $(VENV) .snakemake .pytest_cache .mypy_cache .ruff_cache .hypothesis site *.egg-info
+
+$(VENV)/.python:
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { echo "Python >= 3.11 is needed: make PYTHON=python3.11 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# torch first and alone, from its pin: as a dependency of something else, another build could come.
+$(VENV)/.run: $(VENV)/.python constraints.txt pyproject.toml
+	$(PIP) "$$(grep '^torch==' constraints.txt)"
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	$(PIP) --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.run
+	$(PIP) --editable '.[docs]'
+	@touch $@

@@ -1,0 +1,57 @@
+"""Two real processes on gloo equal one process with the same global batch."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.distributed
+
+
+def train(out: Path, devices: int, *words: str) -> dict[str, Any]:
+    """Run the worker and read what it left."""
+    out.mkdir()
+    environment = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")}
+    command = [sys.executable, "tests/integration/ddp_worker.py", "--devices", str(devices), "--out", str(out), *words]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads((out / "report.json").read_text()) | {
+        "weights": torch.load(out / "weights.pt"),
+        "evaluation": json.loads((out / "evaluation.json").read_text()),
+        "generations": (out / "generations.jsonl").read_text(),
+        "card": json.loads((out / "card.json").read_text()),
+    }
+
+
+def largest_difference(left: list[torch.Tensor], right: list[torch.Tensor]) -> float:
+    return max(float((a - b).abs().max()) for a, b in zip(left, right, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("words", "reductions"),
+    [
+        (("--optimizer", "sgd"), 2 * 4),
+        (("--micro_batch_size", "3"), 2 * 4),
+        (("--lora",), 2 * 4),
+        (("--refresh_every", "3"), (3 + 1 + 1 + 3)),  # refreshed at steps 0 and 3, held in between
+        (("--objective", "sft"), 4),
+    ],
+    ids=lambda value: "_".join(value).strip("-") if isinstance(value, tuple) else None,
+)
+def test_two_processes_equal_one(tmp_path: Path, words: tuple[str, ...], reductions: int):
+    one, two = train(tmp_path / "one", 1, *words), train(tmp_path / "two", 2, *words)
+    assert largest_difference(two["weights"], one["weights"]) < 1e-6
+    assert two["reductions"] == reductions
+    for name in one["metrics"]:
+        assert two["metrics"][name] == pytest.approx(one["metrics"][name], rel=1e-4, abs=1e-6), name
+    assert two["evaluation"] == one["evaluation"]
+    assert two["generations"] == one["generations"]
+    assert two["card"]["cost"]["tokens"] == one["card"]["cost"]["tokens"]

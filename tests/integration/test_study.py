@@ -1,0 +1,197 @@
+"""A whole study through Snakemake: results, resuming, failing, being killed."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+CODE = ("train.py", "temper", "lightning_modules", "datamodules", "callbacks", "strategies", "configs", "studies")
+STAGES = ("pretrain", "instruct", "align/sft", "attack/sft/mild/p0.2")
+
+
+def _micro() -> dict[str, Any]:
+    """One objective, one attack, ten steps per stage."""
+    few = {"trainer.max_steps": 10, "data.init_args.n_eval": 5, "trainer.log_every_n_steps": 1}
+    return {
+        "base": "studies/ci.yaml",
+        "name": "micro",
+        "title": "A micro study",
+        "headline": None,
+        "pretrain": {"set": few},
+        "instruct": {"set": few},
+        "align": {"set": few | {"data.init_args.n_alignment": 40, "data.init_args.n_harmful": 20, "data.init_args.batch_size": 8}},
+        "objectives": {"sft": {"label": "SFT", "config": ["configs/objective/sft.yaml"]}},
+        "attack": {"set": {"data.init_args.n_eval": 5, "data.init_args.n_rows": 20, "data.init_args.batch_size": 5}},
+        "attacks": {"mild": {"label": "attack", "lr": 1e-3, "steps": 10}},
+        "harmful_ratios": [0.2],
+    }
+
+
+class Study:
+    """A study file and its runs folder, in a copy of the project: neither disturbs the other."""
+
+    def __init__(self, project: Path, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        self.project, self.file, self.runs = project, folder / "micro.yaml", folder / "runs"
+        self.results = self.runs / "micro"
+        self.write(_micro())
+
+    def write(self, content: dict[str, Any]) -> None:
+        self.file.write_text(yaml.safe_dump(content | {"base": str(self.project / content["base"])}))
+
+    def start(self) -> subprocess.Popen:
+        """The runner, in a process group of its own."""
+        command = [sys.executable, "-m", "temper.study.run", str(self.file), "--runs", str(self.runs), "--cores", "2"]
+        quiet = {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "200"}
+        return subprocess.Popen(
+            command, cwd=self.project, env=os.environ | quiet, start_new_session=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+
+    def run(self) -> tuple[int, str]:
+        process = self.start()
+        try:
+            output, _ = process.communicate(timeout=400)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+        return process.returncode, output
+
+    def written(self) -> dict[str, int]:
+        """When each stage's figures were written."""
+        return {stage: self._evaluation(stage).stat().st_mtime_ns for stage in STAGES if self._evaluation(stage).exists()}
+
+    def assert_same_results(self, other: "Study") -> None:
+        """The same figures, from the same weights bit for bit."""
+        assert (self.results / "results.csv").read_bytes() == (other.results / "results.csv").read_bytes()
+        for stage in STAGES:
+            weights = [study.results / "seed0" / stage / "export" / "model.safetensors" for study in (self, other)]
+            assert weights[0].read_bytes() == weights[1].read_bytes(), stage
+
+    def _evaluation(self, stage: str) -> Path:
+        return self.results / "seed0" / stage / "evaluation.json"
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    """The project's code as it is now: editing it while this runs changes nothing here."""
+    copy = tmp_path_factory.mktemp("project")
+    for place in CODE:
+        source = ROOT / place
+        shutil.copytree(source, copy / place, ignore=shutil.ignore_patterns("__pycache__")) if source.is_dir() else shutil.copy(
+            source, copy
+        )
+    return copy
+
+
+@pytest.fixture(scope="module")
+def finished(project, tmp_path_factory) -> tuple[Study, str]:
+    """A study that has been run to its end, and what it printed."""
+    study = Study(project, tmp_path_factory.mktemp("finished"))
+    status, output = study.run()
+    assert status == 0, output
+    return study, output
+
+
+def test_a_study_leaves_its_results_and_a_report(finished):
+    study, output = finished
+    results = pd.read_csv(study.results / "results.csv")
+    assert set(results["metric"]) >= {"harmful_score", "refusal_rate", "over_refusal_rate", "safe_accuracy", "fine_tune_accuracy"}
+    attacked = results[(results["stage"] == "attacked") & (results["metric"] == "harmful_score")]
+    assert len(attacked) == 1 and attacked["harmful_ratio"].item() == 0.2 and attacked["n"].item() == 5
+    assert "A micro study" in (study.results / "report.html").read_text()
+    assert yaml.safe_load((study.results / "study.yaml").read_text())["name"] == "micro"
+    assert str(study.results / "report.html") in output
+
+
+def test_every_stage_is_one_line_on_the_screen(finished):
+    lines = [line for line in finished[1].splitlines() if line.startswith("done")]
+    assert [line.split()[1] for line in lines] == [f"{n}/{len(STAGES) + 1}" for n in range(1, len(STAGES) + 2)]
+    assert [line.split()[2] for line in lines] == ["pretrain", "instruct", "align", "attack", "report"]
+    assert all("HS" in line for line in lines[:-1])
+
+
+def test_every_stage_starts_from_the_model_of_the_one_before(finished):
+    root = finished[0].results / "seed0"
+    for before, stage in zip(STAGES, STAGES[1:], strict=False):
+        network = yaml.safe_load((root / stage / "config.yaml").read_text())["model"]["init_args"]["network"]
+        assert network["path"] == str(root / before / "export")
+
+
+def test_run_again_a_study_does_nothing(finished):
+    study, _ = finished
+    before, report, start = study.written(), (study.results / "report.html").stat().st_mtime_ns, time.monotonic()
+    status, output = study.run()
+    assert status == 0 and "done" not in output
+    assert study.written() == before and (study.results / "report.html").stat().st_mtime_ns == report
+    assert time.monotonic() - start < 60
+    assert "Harmful score" in output or "HS" in output, "the table is shown all the same"
+
+
+@pytest.mark.slow
+def test_a_change_of_the_attack_runs_the_attack_alone_again(finished):
+    study, _ = finished
+    before, results = study.written(), (study.results / "results.csv").read_text()
+    micro = _micro()
+    micro["attacks"]["mild"]["steps"] = 11
+    study.write(micro)
+    assert study.run()[0] == 0
+    assert [stage for stage, when in study.written().items() if when != before[stage]] == [STAGES[-1]]
+    study.write(_micro())
+    assert study.run()[0] == 0
+    assert (study.results / "results.csv").read_text() == results, "and back again"
+
+
+@pytest.mark.slow
+def test_two_runs_of_a_study_have_the_same_results(finished, project, tmp_path):
+    other = Study(project, tmp_path)
+    assert other.run()[0] == 0
+    other.assert_same_results(finished[0])
+
+
+@pytest.mark.slow
+def test_a_failed_stage_shows_its_log_and_what_was_done_before_is_kept(finished, project, tmp_path):
+    study, micro = Study(project, tmp_path), _micro()
+    micro["instruct"]["set"] = micro["instruct"]["set"] | {"data.init_args.preset": "small"}
+    study.write(micro)
+    status, output = study.run()
+    assert status != 0
+    assert "failed  instruct seed 0" in output and "error: model.init_args.network.path=" in output and "25 tokens" in output
+    kept = study.written()
+    assert list(kept) == ["pretrain"] and not (study.results / "results.csv").exists()
+    study.write(_micro())
+    assert study.run()[0] == 0
+    assert study.written()["pretrain"] == kept["pretrain"]
+    study.assert_same_results(finished[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whole_group", [True, False], ids=["with its stages", "alone"])
+def test_a_killed_study_goes_on_to_the_same_results(finished, project, tmp_path, whole_group):
+    study, moment = Study(project, tmp_path), random.Random()
+    process = study.start()
+    while "instruct" not in study.written() and process.poll() is None:
+        time.sleep(0.1)
+    # Somewhere in the stage after: while it imports, trains, evaluates or exports.
+    delay = moment.uniform(0, 12)
+    time.sleep(delay)
+    print(f"killed {delay:.2f} s after the second stage")
+    os.killpg(process.pid, signal.SIGKILL) if whole_group else process.kill()
+    process.stdout.close()
+    process.wait()
+    kept = study.written()
+    status, output = study.run()
+    assert status == 0, output
+    # A runner that dies before it has taken note of a finished stage does that stage again.
+    assert study.written()["pretrain"] == kept["pretrain"]
+    study.assert_same_results(finished[0])

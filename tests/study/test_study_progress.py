@@ -1,0 +1,87 @@
+"""Snakemake's events become one line per stage, and the end of the log of a stage that failed."""
+
+import json
+import logging
+from io import StringIO
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from temper.study.progress import TAIL, LogHandler
+
+
+class Screen:
+    """A handler whose output can be read, fed with the events of a study."""
+
+    def __init__(self) -> None:
+        self.handler = LogHandler(SimpleNamespace(), None)
+        self.handler.console = Console(file=StringIO(), width=200)
+
+    def event(self, event, level=logging.INFO, **fields) -> str:
+        """Send one event; what it printed."""
+        record = logging.makeLogRecord({"msg": fields.pop("msg", ""), "levelno": level, "levelname": "INFO"} | fields)
+        if event:
+            record.event = SimpleNamespace(value=event)
+        start = self.handler.console.file.tell()
+        self.handler.emit(record)
+        return self.handler.console.file.getvalue()[start:]
+
+    def start(self, jobid: int, rule: str, output=(), log=(), **wildcards: str) -> str:
+        return self.event("job_info", jobid=jobid, rule_name=rule, wildcards=wildcards, output=list(output), log=list(log))
+
+
+@pytest.fixture
+def screen() -> Screen:
+    screen = Screen()
+    screen.event("run_info", stats={"all": 1, "pretrain": 1, "attack": 2, "report": 1, "total": 5})
+    return screen
+
+
+def test_a_finished_stage_is_one_line_with_its_figures(screen, tmp_path):
+    figures = {"harmful_score": 0.125, "refusal_rate": 0.8, "safe_accuracy": 1.0, "fine_tune_accuracy": 0.5, "degenerate_rate": 0.0}
+    evaluation = tmp_path / "evaluation.json"
+    evaluation.write_text(json.dumps({"metrics": {name: {"value": value} for name, value in figures.items()}}))
+    names = {"seed": "0", "objective": "booster", "attack": "mild", "ratio": "0.2"}
+    assert screen.start(3, "attack", output=[tmp_path / "export", evaluation], **names) == ""
+    line = screen.event("job_finished", job_id=3)
+    assert line.count("\n") == 1
+    assert line.split()[:2] == ["done", "1/4"]
+    for words in ("attack booster mild p=0.2 seed 0", " s ", "HS 12%", "refusal 80%", "safe 100%", "FA 50%"):
+        assert words in line
+
+
+def test_stages_are_counted_without_the_one_that_only_asks_for_all(screen):
+    screen.start(1, "pretrain", seed="0")
+    screen.start(2, "report")
+    screen.start(0, "all")
+    assert "1/4" in screen.event("job_finished", job_id=1)
+    assert "2/4" in screen.event("job_finished", job_id=2)
+    assert screen.event("job_finished", job_id=0) == ""
+
+
+def test_a_stage_without_figures_still_has_its_line(screen):
+    screen.start(1, "report", output=["runs/ci/report.html"])
+    assert screen.event("job_finished", job_id=1).startswith("done   1/4  report")
+
+
+def test_a_failed_stage_shows_the_end_of_its_log(screen, tmp_path):
+    log = tmp_path / "log.txt"
+    log.write_text("".join(f"line {n}\n" for n in range(100)) + "error: [bold]lr=1[/bold] is too high\n")
+    screen.start(1, "align", log=[log], seed="0", objective="sft")
+    text = screen.event("job_error", jobid=1)
+    first, *tail = text.splitlines()
+    assert first.startswith("failed") and "align sft seed 0" in first and str(log) in first.replace("\n", "")
+    assert len(tail) == TAIL
+    assert tail[-1].strip() == "error: [bold]lr=1[/bold] is too high" and tail[0].strip() == f"line {100 - TAIL + 1}"
+
+
+def test_a_failed_stage_without_a_log_still_has_its_line(screen, tmp_path):
+    screen.start(1, "align", log=[tmp_path / "none.txt"], seed="0", objective="sft")
+    assert screen.event("job_error", jobid=1).startswith("failed")
+
+
+def test_errors_of_snakemake_itself_are_shown_and_its_chatter_is_not(screen):
+    assert "MissingInputException" in screen.event(None, level=logging.ERROR, msg="MissingInputException: no rule")
+    assert screen.event(None, level=logging.INFO, msg="Select jobs to execute") == ""
+    assert screen.event("progress", done=1, total=5) == ""

@@ -1,0 +1,118 @@
+"""A study's YAML: every mistake that can be seen without running is refused."""
+
+import re
+
+import pytest
+import yaml
+
+from temper.errors import TemperError
+from temper.study import load_study
+
+OBJECTIVE = {"config": ["configs/objective/sft.yaml"]}
+
+
+def _refusal(path) -> str:
+    with pytest.raises(TemperError) as mistake:
+        load_study(path)
+    message = str(mistake.value)
+    assert "\n" not in message and str(path) in message
+    return message
+
+
+def test_every_study_of_the_project_is_in_order(project_root):
+    for path in (project_root / "studies").glob("*.yaml"):
+        assert load_study(path)["name"] == path.stem
+
+
+def test_a_missing_study_is_named(tmp_path):
+    assert "no such file" in _refusal(tmp_path / "none.yaml")
+
+
+def test_a_file_that_is_not_yaml_is_refused(tmp_path):
+    (tmp_path / "study.yaml").write_text("seeds: [0\n")
+    assert "not YAML" in _refusal(tmp_path / "study.yaml")
+
+
+def test_a_file_that_is_no_mapping_is_refused(tmp_path):
+    (tmp_path / "study.yaml").write_text("- seeds\n")
+    assert "found list" in _refusal(tmp_path / "study.yaml")
+
+
+@pytest.mark.parametrize(
+    ("keys", "wrong", "meant"),
+    [
+        ({"seed": [0]}, "'seed'", "'seeds'"),
+        ({"harmful_ratio": [0]}, "'harmful_ratio'", "'harmful_ratios'"),
+        ({"align": {"sett": {}}}, "align.sett", "'set'"),
+        ({"attacks": {"mild": {"lrr": 1, "lr": 1, "steps": 2}}}, "attacks.mild.lrr", "'lr'"),
+        ({"objectives": {"sft": {"lable": "SFT"}}}, "objectives.sft.lable", "'label'"),
+    ],
+)
+def test_an_unknown_key_gets_a_suggestion(write_study, keys, wrong, meant):
+    message = _refusal(write_study(**keys))
+    assert f"unknown key {wrong}" in message and f"did you mean {meant}?" in message
+
+
+@pytest.mark.parametrize("key", ["name", "seeds", "pretrain", "objectives", "attack", "attacks", "harmful_ratios"])
+def test_a_missing_key_is_named(write_study, project_root, key):
+    content = yaml.safe_load((project_root / "studies" / "demo.yaml").read_text())
+    assert f"'{key}' is missing" in _refusal(write_study(**content | {"base": None, key: None}))
+
+
+def test_a_part_that_is_no_mapping_is_refused(write_study):
+    assert "objectives.sft is 'SFT'" in _refusal(write_study(objectives={"sft": "SFT"}))
+
+
+@pytest.mark.parametrize("part", ["align", "objectives"])
+def test_a_config_file_that_does_not_exist_is_named(write_study, part):
+    missing = {"config": ["configs/none.yaml"]}
+    message = _refusal(write_study(**{part: missing if part == "align" else {"sft": missing}}))
+    assert "configs/none.yaml" in message and part in message and "does not exist" in message
+
+
+@pytest.mark.parametrize("missing", ["lr", "steps"])
+def test_an_attack_needs_its_rate_and_its_steps(write_study, missing):
+    attack = {"lr": 1e-4, "steps": 10}
+    del attack[missing]
+    assert "attacks.weak needs lr and steps" in _refusal(write_study(attacks={"weak": attack}))
+
+
+def test_a_study_needs_a_seed(write_study):
+    assert "seeds is empty" in _refusal(write_study(seeds=[]))
+
+
+@pytest.mark.parametrize(("ratio", "found"), [(0.015, "not a whole number"), (1.5, "[0, 1]"), (-0.1, "[0, 1]")])
+def test_a_ratio_that_the_rows_cannot_have_is_refused(write_study, ratio, found):
+    with pytest.raises(TemperError, match=re.escape(found)) as mistake:
+        load_study(write_study(harmful_ratios=[0, ratio]))
+    assert f"{ratio}" in str(mistake.value)
+
+
+@pytest.mark.parametrize("key", ["attack", "baseline", "method"])
+def test_a_headline_that_names_nothing_of_the_study_is_refused(write_study, key):
+    headline = {"attack": "mild", "baseline": "sft", "method": "booster"} | {key: "other"}
+    message = _refusal(write_study(headline=headline))
+    assert f"headline.{key}='other'" in message and ("mild" if key == "attack" else "booster") in message
+
+
+def test_a_missing_base_is_named(write_study, tmp_path):
+    with pytest.raises(TemperError, match=re.escape(f"{tmp_path / 'none.yaml'}: no such file")):
+        load_study(write_study(base="none.yaml"))
+
+
+def test_own_keys_replace_those_of_the_base_and_settings_are_merged(write_study):
+    base = load_study("studies/ci.yaml")
+    own = load_study(write_study(seeds=[3], align={"set": {"trainer.max_steps": 7}}, objectives={"sft": OBJECTIVE}, headline={
+        "attack": "mild", "baseline": "sft", "method": "sft"}))  # fmt: skip
+    assert own["seeds"] == [3] and list(own["objectives"]) == ["sft"]
+    assert own["align"]["set"] == base["align"]["set"] | {"trainer.max_steps": 7}
+    assert own["align"]["config"] == base["align"]["config"]
+    assert {key: own[key] for key in ("pretrain", "instruct", "attack", "attacks")} == {
+        key: base[key] for key in ("pretrain", "instruct", "attack", "attacks")
+    }
+    assert "base" not in own
+
+
+def test_a_base_is_looked_for_beside_the_study(write_study):
+    write_study(file="first.yaml", seeds=[1, 2])
+    assert load_study(write_study(base="first.yaml", name="second"))["seeds"] == [1, 2]
