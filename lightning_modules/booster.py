@@ -24,10 +24,17 @@ class BoosterModule(ObjectiveModule):
     ``refresh_every=k`` holds ``lam * (grad h(w) - grad h(w'))`` for k steps: ``1 + 2/k`` passes per
     step on average, and one extra copy of the trainable weights. k = 1 is Booster.
 
+    ``reduction_floor=r`` minimises ``f(w) + lam * max(h(w) - h(w'), r)`` instead: the regulariser is
+    off where the simulated step gains less than r. Without a floor the objective is unbounded below,
+    since h(w') may grow for ever, and a long enough run finds that out: it makes the loss surface so
+    rough that a step of length alpha overshoots, which stops no attacker.
+
     Args:
         lam: Weight of the regulariser (paper: 5).
         alpha: Length of the simulated harmful step, L2 norm over all trainable weights (paper: 0.1).
         refresh_every: Steps between refreshes of the regulariser's gradient.
+        reduction_floor: Least gain of the simulated step, in nats per token, that is worth
+            attenuating; None is the paper's objective, without a floor.
         network: See `ObjectiveModule`, as for the arguments below.
         optimizer: Optimizer over the trainable parameters.
         lr_scheduler: Stepped once per optimizer step.
@@ -45,6 +52,7 @@ class BoosterModule(ObjectiveModule):
         lam: float = 5.0,
         alpha: float = 0.1,
         refresh_every: int = 1,
+        reduction_floor: float | None = None,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         lr_scheduler: LRSchedulerCallable | None = None,
         max_grad_norm: float | None = 1.0,
@@ -58,7 +66,7 @@ class BoosterModule(ObjectiveModule):
                 raise TemperError(f"model.init_args.{flag}={value}: give a number >= 0 (0 is plain SFT)")
         if refresh_every < 1:
             raise TemperError(f"model.init_args.refresh_every={refresh_every}: give a whole number >= 1 (1 is Booster)")
-        self.lam, self.alpha, self.refresh_every = lam, alpha, refresh_every
+        self.lam, self.alpha, self.refresh_every, self.reduction_floor = lam, alpha, refresh_every, reduction_floor
         self.held: Vector | None = None
         self.held_for = 0
 
@@ -82,14 +90,16 @@ class BoosterModule(ObjectiveModule):
         # A harmful gradient of exactly zero displaces nothing, instead of dividing by zero.
         with self.weights.displaced(harmful_grad, -self.alpha / norm.clamp_min(torch.finfo(norm.dtype).tiny)):
             perturbed_loss, perturbed_grad = self.gradient(harmful, reduced=False)
-        regulariser = harmful_grad.sub_(perturbed_grad).mul_(self.lam)
+        reduction = harmful_loss - perturbed_loss
+        weight = self.lam if self.reduction_floor is None else self.lam * (reduction > self.reduction_floor)
+        regulariser = harmful_grad.sub_(perturbed_grad).mul_(weight)
         if self.refresh_every > 1:  # what outlives the step must be the same on every rank
             regulariser = self.weights.reduce(regulariser)
         self.log_dict(
             {
                 "booster/harmful_before": harmful_loss,
                 "booster/harmful_after": perturbed_loss,
-                "booster/reduction": harmful_loss - perturbed_loss,
+                "booster/reduction": reduction,
                 "booster/harmful_grad_norm": norm,
             }
         )

@@ -1,6 +1,8 @@
 """Cross-field checks: everything that can be refused before a model is built, in one place."""
 
-from collections.abc import Callable
+import difflib
+import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,20 @@ def check_config(config: Any, verb: str) -> None:
     """
     for check in CHECKS:
         check(config, verb)
+
+
+def check_environment(known: Iterable[str]) -> None:
+    """Refuse ``TEMPER_*`` variables that no option reads, which would be ignored without a word.
+
+    Raises:
+        TemperError: naming the variable and the closest one that exists.
+    """
+    known = set(known)
+    for name in sorted(os.environ):
+        if name.startswith("TEMPER_") and name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else "give it as a flag"
+            raise TemperError(f"environment variable {name} is read by no option (arguments of classes have none); {hint}")
 
 
 def _clipping(config: Any, verb: str) -> None:

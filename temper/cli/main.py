@@ -15,12 +15,13 @@ from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 
-from temper.cli.checks import check_config
+from temper.cli.checks import check_config, check_environment
 from temper.cli.parser import TemperParser
 from temper.cli.run_lock import hold_run_folder
 from temper.cli.save_config import SaveConfig
 from temper.errors import TemperError
 
+PREFIX = "TEMPER"  # of environment variables
 VERBS = {
     "fit": LightningCLI.subcommands()["fit"],
     "validate": LightningCLI.subcommands()["validate"],
@@ -44,7 +45,7 @@ class TemperCLI(LightningCLI):
                 subclass_mode_data=True,
                 auto_configure_optimizers=False,
                 seed_everything_default=0,
-                parser_kwargs={"default_env": True, "env_prefix": "TEMPER"},
+                parser_kwargs={"default_env": True, "env_prefix": PREFIX},
                 args=args,
             )
         finally:
@@ -65,6 +66,7 @@ class TemperCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Cross-field checks, before anything is built."""
         assert self.subcommand is not None
+        check_environment(self.parser.known_variables(PREFIX))
         check_config(self.config[self.subcommand], self.subcommand)
 
     def _instantiate_trainer(self, config: Any, callbacks: list[L.Callback]) -> L.Trainer:

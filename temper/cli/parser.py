@@ -55,6 +55,14 @@ class TemperParser(LightningArgumentParser):
             return f"option {name!r} is known, but not to what was chosen here: {message}"
         return f"unknown option {name!r}; {hint} (names are not abbreviated)"
 
+    def known_variables(self, prefix: str) -> set[str]:
+        """Environment variables that options read, such as ``TEMPER_FIT__TRAINER__MAX_STEPS``."""
+        names = {action.dest for action in self._actions}
+        if self._subcommands_action:
+            for verb, parser in self._subcommands_action._name_parser_map.items():
+                names |= {f"{verb}.{action.dest}" for action in parser._actions}
+        return {f"{prefix}_{name.replace('.', '__')}".upper() for name in names}
+
     def _known_flags(self) -> Iterator[str]:
         for action in self._actions:
             yield action.dest

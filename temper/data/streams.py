@@ -112,18 +112,26 @@ class StreamLoader(DataLoader[Batch]):
 
 
 class EvalSet(IterableDataset[Batch]):
-    """Every row once: batches are dealt to the ranks in turn, without repeats or padding rows."""
+    """Every row once over all ranks, in equally many batches on each.
+
+    No row is repeated to fill a batch, so figures need no correction; and ranks that communicate in
+    a forward pass (buffers under DDP, shards under FSDP) stay in step.
+
+    Raises:
+        TemperError: fewer rows than ranks.
+    """
 
     def __init__(self, rows: Batch, batch_size: int, rank: int, world_size: int) -> None:
-        self.rows, self.batch_size, self.rank, self.world_size = rows, batch_size, rank, world_size
+        n_rows = len(rows["input_ids"])
+        if n_rows < world_size:
+            raise TemperError(f"{n_rows} evaluation prompts for {world_size} ranks: give at least one each (data.init_args.n_eval)")
+        self.rows = select(rows, slice(rank, None, world_size))
+        largest_share = -(-n_rows // world_size)
+        self.n_batches = min(-(-largest_share // batch_size), n_rows // world_size)
 
     def __len__(self) -> int:
-        return len(range(self.rank, self._n_batches, self.world_size))
-
-    @property
-    def _n_batches(self) -> int:
-        return -(-len(self.rows["input_ids"]) // self.batch_size)
+        return self.n_batches
 
     def __iter__(self) -> Iterator[Batch]:
-        for number in range(self.rank, self._n_batches, self.world_size):
-            yield select(self.rows, slice(number * self.batch_size, (number + 1) * self.batch_size))
+        for index in torch.arange(len(self.rows["input_ids"])).tensor_split(self.n_batches):
+            yield select(self.rows, index)

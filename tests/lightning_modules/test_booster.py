@@ -86,6 +86,17 @@ def test_without_lam_or_alpha_it_is_sft_bit_for_bit(off: dict[str, float], doubl
     assert same_bits(weights(booster), weights(sft))
 
 
+@pytest.mark.parametrize("k", [1, 2])
+def test_a_floor_switches_the_regulariser_off_where_the_step_gains_less(k: int):
+    module = lambda **settings: make_module(lam=2.0, alpha=0.05, refresh_every=k, **settings)  # noqa: E731
+    plain, low, high, sft = module(), module(reduction_floor=-1e9), module(reduction_floor=1e9), make_module(SFTModule)
+    for each in (plain, low, high, sft):
+        fit(each, make_data(), 3)
+    assert same_bits(weights(low), weights(plain))
+    assert same_bits(weights(high), weights(sft))
+    assert not same_bits(weights(plain), weights(sft))
+
+
 def test_lora_trains_adapters_alone_and_no_frozen_weight_moves():
     module = make_module(lam=2.0, alpha=0.05, lora=True, double=False, optimizer=partial(torch.optim.AdamW, lr=0.05))
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
