@@ -66,6 +66,7 @@ class TemperCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Cross-field checks, before anything is built."""
         assert self.subcommand is not None
+        assert isinstance(self.parser, TemperParser)
         check_environment(self.parser.known_variables(PREFIX))
         check_config(self.config[self.subcommand], self.subcommand)
 
