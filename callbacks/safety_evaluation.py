@@ -6,6 +6,7 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 import torch.distributed as dist
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -45,6 +46,19 @@ class SafetyEvaluation(L.Callback):
     def __init__(self) -> None:
         self.metrics: dict[str, JudgedProportion] = {}
         self.rows: list[dict[str, Any]] = []
+        self.evaluated = False
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Forget evaluations of earlier fits."""
+        self.evaluated = False
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say so if nothing was evaluated: Lightning skips validation that is due after the last step in silence."""
+        if not self.evaluated:
+            rank_zero_warn(
+                "SafetyEvaluation: nothing was evaluated in this fit; give --trainer.val_check_interval (at most the number of "
+                "steps), or run `validate` on the export"
+            )
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start counting from zero, with a metric for every kind of prompt in the data."""
@@ -84,6 +98,7 @@ class SafetyEvaluation(L.Callback):
         """Finish over all ranks, log, write, print."""
         if trainer.sanity_checking:
             return
+        self.evaluated = True
         figures = {name: metric.compute() for name, metric in self.metrics.items()}
         pl_module.log_dict({f"eval/{name}": torch.tensor(f["value"]) for name, f in figures.items()}, rank_zero_only=True)
         rows = _gather(self.rows)

@@ -110,6 +110,8 @@ def _check_vocabulary(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         raise TemperError(f"{FLAG}.path={folder}: no tokenizer.json in it; save the tokenizer beside the model (tokenizer.save_pretrained)")
     stored = json.loads((folder / "tokenizer.json").read_text())
     found = stored["model"]["vocab"]
+    if isinstance(found, list):  # Unigram: (token, score) pairs in id order
+        found = {token: i for i, (token, _score) in enumerate(found)}
     wanted = tokenizer.get_vocab()
     # Added tokens (special ones) may live outside the model's own table.
     found = {**found, **{entry["content"]: entry["id"] for entry in stored.get("added_tokens", [])}}

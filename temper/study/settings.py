@@ -11,6 +11,7 @@ from temper.errors import TemperError
 
 REQUIRED = ("name", "title", "seeds", "pretrain", "instruct", "align", "objectives", "attack", "attacks", "harmful_ratios")
 OPTIONAL = ("description", "headline", "trainer", "base", "threads")
+STAGES = ("pretrain", "instruct", "align", "attack")
 PART = ("label", "config", "set", "description", "lr", "steps")
 
 
@@ -36,9 +37,13 @@ def load_study(path: str | Path) -> dict[str, Any]:
             raise TemperError(f"{path}: attacks.{name} needs lr and steps")
     if not study["seeds"]:
         raise TemperError(f"{path}: seeds is empty; give at least one whole number")
-    n_rows = study["attack"].get("set", {}).get("data.init_args.n_rows", 400)
+    for stage in study.get("threads") or {}:
+        if stage not in STAGES:
+            raise TemperError(f"{path}: threads names no stage {stage!r}; choose from {', '.join(STAGES)}")
     for ratio in study["harmful_ratios"]:
-        harmful_count(ratio, n_rows)
+        for part in study["attacks"].values():
+            settings = study["attack"].get("set", {}) | part.get("set", {})
+            harmful_count(ratio, settings.get("data.init_args.n_rows", 400))
     _check_headline(study, path)
     return study
 

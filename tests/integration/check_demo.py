@@ -55,10 +55,11 @@ def test_the_attack_teaches_the_users_task_and_undoes_refusal(results, objective
     assert refusal < value(results, "aligned", "refusal_rate", objective=objective) - 0.3
 
 
-def test_booster_cost_three_passes_a_step(results):
-    for objective, passes in (("sft", 1), ("booster", 3)):
+def test_the_cost_in_passes_is_that_of_the_method(results):
+    refresh_every = 4  # configs/objective/booster.yaml
+    for objective, refreshes in (("sft", lambda steps: 0), ("booster", lambda steps: -(-steps // refresh_every))):
         steps = value(results, "aligned", "cost/steps", objective=objective)
-        assert value(results, "aligned", "cost/passes", objective=objective) == passes * steps
+        assert value(results, "aligned", "cost/passes", objective=objective) == steps + 2 * refreshes(steps)
 
 
 def test_the_report_stands_alone(folder):
