@@ -25,6 +25,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--cores", default=str(os.cpu_count() or 1), help="stages at a time (default: all cores)")
     options, snakemake_words = parser.parse_known_args(argv)
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=110)  # logs and pipes: no terminal to fit into
     try:
         study = load_study(options.study)
         folder = Path(options.runs) / study["name"]
