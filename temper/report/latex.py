@@ -48,8 +48,9 @@ def latex_table(results: pd.DataFrame, study: dict[str, Any]) -> str:
         rules.append(rf"\cmidrule(lr){{{first + i * width}-{first + (i + 1) * width - 1}}}")
     names = [*SHOWN_BEFORE.values(), *(name for _ in settings.attacks for name in SHOWN_AFTER.values())]
     seeds = "one seed" if len(settings.seeds) == 1 else f"mean over {len(settings.seeds)} seeds"
+    title = settings.title if settings.title.endswith((".", "?", "!")) else f"{settings.title}."
     caption = (
-        f"{escape(settings.title)}. All in \\%, {seeds}; after an attack, {escape(settings.ratio_words)}. "
+        f"{escape(title)} All in \\%, {seeds}; after an attack, {escape(settings.ratio_words)}. "
         "HS: harmful score, strict; HS$_\\ell$: lenient; FA: fine-tune accuracy; Ref.: refusal rate on unsafe requests; "
         "Safe: accuracy on safe requests; Over: safe requests refused; Deg.: degenerate answers."
     )

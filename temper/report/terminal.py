@@ -37,7 +37,7 @@ def result_table(results: pd.DataFrame, study: dict[str, Any]) -> Table:
         box=box.SIMPLE_HEAD,
         pad_edge=False,
     )
-    table.add_column("Objective", max_width=LABEL_WIDTH, overflow="fold")
+    table.add_column("Objective", min_width=9, max_width=LABEL_WIDTH, overflow="fold")
     for name in SHOWN_BEFORE.values():
         table.add_column(Text(f"before\n{name}"), justify="right", no_wrap=True)
     for key in short.values():
