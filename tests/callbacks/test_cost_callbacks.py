@@ -54,7 +54,7 @@ def test_the_card_counts_what_the_run_did(tiny_run):
 
 def test_passes_follow_the_steps_of_sft_and_are_three_for_each_of_booster(temper, tmp_path):
     temper("fit", tmp_path / "sft", "--trainer.max_steps=3")
-    temper("fit", tmp_path / "booster", "--config=configs/objective/booster.yaml", "--trainer.max_steps=3", data="alignment")
+    temper("fit", tmp_path / "booster", "--config=configs/objective/booster_paper.yaml", "--trainer.max_steps=3", data="alignment")
     passes = {name: _card(tmp_path / name)["cost"]["passes"] for name in ("sft", "booster")}
     assert passes == {"sft": 3, "booster": 9}
 
