@@ -9,6 +9,7 @@ FIGURES = {
     "harmful_score": "HS",
     "harmful_score_lenient": "HS lenient",
     "refusal_rate": "refusal",
+    "safe_accuracy": "safe accuracy",
     "fine_tune_accuracy": "FA",
     "degenerate_rate": "degenerate",
 }
