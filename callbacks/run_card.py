@@ -20,8 +20,9 @@ PACKAGES = ("temper-lm", "lightning", "torch", "transformers", "torchmetrics", "
 class RunCard(L.Callback):
     """Write ``card.json``: cost (steps, passes, tokens, seconds, memory, FLOPs), versions, seeds, data.
 
-    FLOPs are counted as ``6 * parameters * tokens`` over all forward-backward passes (Kaplan et al.
-    2020), frozen parameters included: an estimate that leaves attention scores out.
+    FLOPs are counted as ``6 * parameters * tokens`` over all forward-backward passes and ``2 * parameters
+    * tokens`` over forward ones (Kaplan et al. 2020), frozen parameters included: an estimate that leaves
+    attention scores out.
     """
 
     def __init__(self) -> None:
@@ -35,7 +36,8 @@ class RunCard(L.Callback):
         """Write the card on the first rank; counts are summed over ranks."""
         seconds = time.perf_counter() - self._started
         work: Any = pl_module.work
-        tokens = int(trainer.strategy.reduce(work.tokens.to(pl_module.device).double(), reduce_op="sum"))
+        total = lambda count: int(trainer.strategy.reduce(count.to(pl_module.device).double(), reduce_op="sum"))  # noqa: E731
+        tokens, forward_tokens = total(work.tokens), total(work.forward_tokens)
         if not trainer.is_global_zero:
             return
         n_parameters = sum(p.numel() for p in pl_module.parameters())
@@ -47,9 +49,11 @@ class RunCard(L.Callback):
                 "skipped_steps": pl_module.skipped_steps,
                 "passes": work.passes,
                 "tokens": tokens,
+                "forwards": work.forwards,
+                "forward_tokens": forward_tokens,
                 "seconds": round(seconds, 3),
                 "peak_memory_mib": round(peak_memory_mib(pl_module.device), 1),
-                "flops": 6 * n_parameters * tokens,
+                "flops": n_parameters * (6 * tokens + 2 * forward_tokens),
             },
             "parameters": n_parameters,
             "trainable_parameters": sum(p.numel() for p in pl_module.parameters() if p.requires_grad),

@@ -1,18 +1,25 @@
-"""What every objective shares: the network, the weight space, the optimizer step, generation."""
+"""What every objective shares: the network, the weight space, the optimizer step."""
 
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import lightning.pytorch as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
+from lightning_modules.answers import AnswersMixin
 from strategies import Vector, WeightSpace, weight_space
 from temper.data import Batch
 from temper.errors import TemperError
-from temper.losses import MeanTerms, nll, token_logps
-from temper.models import NetworkSpec, build_network
+from temper.losses import MeanTerms, Scores, nll
+from temper.models import NetworkSpec, build_network, score
+
+Loss = Callable[[Batch], MeanTerms]
+
+
+def _zero() -> Tensor:
+    return torch.zeros((), dtype=torch.long)
 
 
 @dataclass
@@ -22,13 +29,17 @@ class Work:
     Attributes:
         passes: Forward-backward passes over a batch.
         tokens: Tokens in them, padding not counted (int64 scalar on the device: no synchronisation).
+        forwards: Forward passes without a backward one: reference models, importance, statistics.
+        forward_tokens: Tokens in those.
     """
 
     passes: int = 0
-    tokens: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.long))
+    tokens: Tensor = field(default_factory=_zero)
+    forwards: int = 0
+    forward_tokens: Tensor = field(default_factory=_zero)
 
 
-class ObjectiveModule(L.LightningModule):
+class ObjectiveModule(AnswersMixin):
     """Base of all objectives. Subclasses write `training_step` and end it with `apply_gradient`.
 
     Optimisation is manual for every objective, single-pass ones included: the weight space owns
@@ -42,6 +53,8 @@ class ObjectiveModule(L.LightningModule):
         max_grad_norm: Clip the global gradient norm to this; None switches clipping off.
         micro_batch_size: Rows per forward pass and device; None takes the whole share of a
             batch at once. Changes memory and speed, not the result.
+        fused_loss: Compute log-probabilities chunk by chunk, without ever holding the logits of
+            a batch: less memory with a large vocabulary, more time (docs/log.md has figures).
         max_new_tokens: Longest generated answer at validation; None asks the datamodule.
         max_skipped_steps: Stop with an error after this many steps in a row with a non-finite
             gradient. A single one is skipped and counted, and changes no weight.
@@ -57,6 +70,7 @@ class ObjectiveModule(L.LightningModule):
         lr_scheduler: LRSchedulerCallable | None = None,
         max_grad_norm: float | None = 1.0,
         micro_batch_size: int | None = None,
+        fused_loss: bool = False,
         max_new_tokens: int | None = None,
         max_skipped_steps: int = 20,
     ) -> None:
@@ -66,13 +80,14 @@ class ObjectiveModule(L.LightningModule):
             if value is not None and value <= 0:
                 raise TemperError(f"model.init_args.{flag}={value}: give a positive number, or null for none")
         self.network_spec, self.optimizer_factory, self.scheduler_factory = network, optimizer, lr_scheduler
-        self.max_grad_norm, self.micro_batch_size = max_grad_norm, micro_batch_size
+        self.max_grad_norm, self.micro_batch_size, self.fused_loss = max_grad_norm, micro_batch_size, fused_loss
         self.max_new_tokens, self.max_skipped_steps = max_new_tokens, max_skipped_steps
         self.network: nn.Module | None = None
         self.skipped_in_a_row = 0
         self.skipped_steps = 0
         self.work = Work()
         self._weights: WeightSpace | None = None
+        self._noted: dict[str, tuple[Tensor, int]] = {}
 
     # -- construction, called by Lightning
 
@@ -95,24 +110,57 @@ class ObjectiveModule(L.LightningModule):
 
     # -- the pieces of a training step
 
+    def score(self, rows: Batch, logits: bool = False, hidden: bool = False) -> Scores:
+        """What the policy says about the labels of rows: the forward pass of every objective."""
+        assert self.network is not None
+        return score(self.network, rows, logits, hidden, self.fused_loss)
+
     def nll_terms(self, rows: Batch) -> MeanTerms:
         """Negative log-likelihood of the labelled tokens (nats), as numerator and denominator."""
-        assert self.network is not None
-        logits_BTV = self.network(input_ids=rows["input_ids"], attention_mask=rows["attention_mask"]).logits
-        return nll(*token_logps(logits_BTV, rows["labels"]))
+        return nll(self.score(rows))
 
-    def gradient(self, rows: Batch, reduced: bool = True) -> tuple[Tensor, Vector]:
-        """Mean NLL over all ranks and micro-batches, and its gradient at the present weights."""
-        self.work.passes += 1
-        self.work.tokens = self.work.tokens + rows["attention_mask"].sum()
-        return self.weights.gradient(self.nll_terms, rows, self.micro_batch_size, reduced)
+    def gradient(self, rows: Batch, loss: Loss | None = None, reduced: bool = True) -> tuple[Tensor, Vector]:
+        """A mean loss over all ranks and micro-batches (NLL if none is given), and its gradient at the present weights."""
+        self.count(rows)
+        return self.weights.gradient(loss or self.nll_terms, rows, self.micro_batch_size, reduced)
 
-    def apply_gradient(self, gradient: Vector, *norms: Tensor) -> bool:
+    def weighted_gradient(self, *parts: tuple[float, Batch, Loss | None]) -> tuple[list[Tensor], Vector]:
+        """``sum of weight * loss`` over parts that are means of their own: the losses, and the reduced gradient.
+
+        One backward pass per part and one all-reduce in all; a part of weight 0 is not computed and its loss is 0.
+        """
+        losses, vector = [], None
+        for weight, rows, loss in parts:
+            if weight == 0:
+                losses.append(torch.zeros((), device=self.device))
+                continue
+            value, part = self.gradient(rows, loss, reduced=False)
+            losses.append(value)
+            vector = part.mul_(weight) if vector is None else vector.add_(part.mul_(weight))
+        if vector is None:
+            raise ValueError("every part of the objective has weight 0")
+        return losses, self.weights.reduce(vector)
+
+    def count(self, rows: Batch, backward: bool = True) -> None:
+        """Count a pass over rows: forward and backward, or forward only."""
+        tokens = rows["attention_mask"].sum()
+        if backward:
+            self.work.passes, self.work.tokens = self.work.passes + 1, self.work.tokens + tokens
+        else:
+            self.work.forwards, self.work.forward_tokens = self.work.forwards + 1, self.work.forward_tokens + tokens
+
+    def note(self, name: str, values: Tensor) -> None:
+        """Log the mean of values over the micro-batches of this step, on this rank, once the step is taken."""
+        total, n = self._noted.get(name, (torch.zeros((), device=values.device), 0))
+        self._noted[name] = total + values.detach().float().sum(), n + values.numel()
+
+    def apply_gradient(self, gradient: Vector, *norms: Tensor, skip: Collection[str] = ()) -> bool:
         """Clip, step the optimizer and the scheduler; or skip the step if anything is not finite.
 
         Args:
             gradient: Reduced gradient of the objective.
             norms: Norms of other vectors that went into it and must be finite too.
+            skip: Names of parameters that this step does not train: no gradient, decay or momentum.
 
         Returns:
             Whether the step was taken.
@@ -120,20 +168,24 @@ class ObjectiveModule(L.LightningModule):
         Raises:
             RuntimeError: `max_skipped_steps` steps in a row were skipped.
         """
+        for name, tensor in zip(self.weights.names, gradient, strict=True):
+            if name in skip:
+                tensor.zero_()
         norm = self.weights.norm(gradient)
+        noted, self._noted = self._noted, {}
         # The one host synchronisation of a step, after all its work has been queued: a step that
         # must change nothing cannot be undone on the device, since optimizers have state.
         if not torch.isfinite(torch.stack([norm, *norms])).all():
             self._skip()
             return False
         self.skipped_in_a_row = 0
-        self.weights.assign(self.weights.clip(gradient, norm, self.max_grad_norm))
+        self.weights.assign(self.weights.clip(gradient, norm, self.max_grad_norm), skip)
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
         optimizer.step()
         optimizer.zero_grad()
         if scheduler is not None:
             scheduler.step()
-        self.log("grad_norm", norm)
+        self.log_dict({"grad_norm": norm} | {name: total / n for name, (total, n) in noted.items()})
         return True
 
     def _skip(self) -> None:
@@ -152,35 +204,9 @@ class ObjectiveModule(L.LightningModule):
         """Add the counters; refuse while the weights are displaced."""
         if self._weights is not None and self._weights.is_displaced:
             raise RuntimeError("a checkpoint was asked for while the weights are displaced; ask again after the training step")
-        checkpoint["counters"] = {"skipped_steps": self.skipped_steps, "passes": self.work.passes, "tokens": self.work.tokens}
+        checkpoint["counters"] = {"skipped_steps": self.skipped_steps, "work": vars(self.work).copy()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the counters up again."""
         counters = checkpoint["counters"]
-        self.skipped_steps, self.work = counters["skipped_steps"], Work(counters["passes"], counters["tokens"])
-
-    # -- generation
-
-    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
-        """Greedy free-running answers to the prompts of a batch: responses_BR, without the prompt."""
-        return self.generate(batch)
-
-    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
-        """As `validation_step`."""
-        return self.generate(batch)
-
-    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> list[str]:
-        """Greedy answers as text."""
-        return self.trainer.datamodule.tokenizer.batch_decode(self.generate(batch), skip_special_tokens=False)
-
-    @torch.no_grad()
-    def generate(self, batch: Batch) -> Tensor:
-        """Greedy answers to prompts padded on the left: responses_BR (ids, padded on the right)."""
-        assert self.network is not None
-        answers = self.network.generate(  # type: ignore[operator]
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            max_new_tokens=self.max_new_tokens or self.trainer.datamodule.max_new_tokens,
-            do_sample=False,
-        )
-        return answers[:, batch["input_ids"].shape[1] :]
+        self.skipped_steps, self.work = counters["skipped_steps"], Work(**counters["work"])

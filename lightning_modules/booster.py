@@ -3,7 +3,6 @@
 from typing import Any, ClassVar
 
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 
 from lightning_modules.base import ObjectiveModule
 from strategies import Vector
@@ -30,18 +29,13 @@ class BoosterModule(ObjectiveModule):
     rough that a step of length alpha overshoots, which stops no attacker.
 
     Args:
+        network: Where the network comes from.
         lam: Weight of the regulariser (paper: 5).
         alpha: Length of the simulated harmful step, L2 norm over all trainable weights (paper: 0.1).
         refresh_every: Steps between refreshes of the regulariser's gradient.
         reduction_floor: Least gain of the simulated step, in nats per token, that is worth
             attenuating; None is the paper's objective, without a floor.
-        network: See `ObjectiveModule`, as for the arguments below.
-        optimizer: Optimizer over the trainable parameters.
-        lr_scheduler: Stepped once per optimizer step.
-        max_grad_norm: Clip the norm of g; None switches clipping off.
-        micro_batch_size: Rows per forward pass and device.
-        max_new_tokens: Longest generated answer at validation.
-        max_skipped_steps: Non-finite steps in a row before the run stops.
+        kwargs: See `ObjectiveModule`.
     """
 
     streams: ClassVar = ("alignment", "harmful")
@@ -53,14 +47,9 @@ class BoosterModule(ObjectiveModule):
         alpha: float = 0.1,
         refresh_every: int = 1,
         reduction_floor: float | None = None,
-        optimizer: OptimizerCallable = torch.optim.AdamW,
-        lr_scheduler: LRSchedulerCallable | None = None,
-        max_grad_norm: float | None = 1.0,
-        micro_batch_size: int | None = None,
-        max_new_tokens: int | None = None,
-        max_skipped_steps: int = 20,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(network, optimizer, lr_scheduler, max_grad_norm, micro_batch_size, max_new_tokens, max_skipped_steps)
+        super().__init__(network, **kwargs)
         for flag, value in (("lam", lam), ("alpha", alpha)):
             if value < 0:
                 raise TemperError(f"model.init_args.{flag}={value}: give a number >= 0 (0 is plain SFT)")
@@ -75,13 +64,17 @@ class BoosterModule(ObjectiveModule):
         fresh = self.held is None or self.held_for >= self.refresh_every
         regulariser, harmful_norm = self._regulariser(batch["harmful"]) if fresh else (self.held, torch.zeros((), device=self.device))
         assert regulariser is not None
-        loss, alignment_grad = self.gradient(batch["alignment"], reduced=False)
+        loss, alignment_grad = self.alignment_gradient(batch["alignment"])
         taken = self.apply_gradient(self.weights.reduce(alignment_grad.add_(regulariser)), harmful_norm)
         self.log("loss/alignment", loss, prog_bar=True)
         if not taken and fresh:
             self.held = None
         elif self.refresh_every > 1:
             self.held, self.held_for = regulariser, 1 if fresh else self.held_for + 1
+
+    def alignment_gradient(self, rows: Batch) -> tuple[torch.Tensor, Vector]:
+        """``f(w)`` and its gradient, not reduced over ranks yet; methods that combine with Booster put theirs here."""
+        return self.gradient(rows, reduced=False)
 
     def _regulariser(self, harmful: Batch) -> tuple[Vector, torch.Tensor]:
         """``lam * (grad h(w) - grad h(w'))``, and ``||grad h(w)||``."""

@@ -33,6 +33,7 @@ class DDPWeightSpace(WeightSpace):
                 reduced[i] = piece.view_as(vector.tensors[i])
         return Vector(reduced)
 
-    def _global_sum(self, values: Tensor) -> Tensor:
+    def global_sum(self, values: Tensor) -> Tensor:
+        """Sum over ranks, in place."""
         dist.all_reduce(values)
         return values

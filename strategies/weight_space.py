@@ -10,7 +10,7 @@ An objective that perturbs weights reads the same under every strategy:
 replicates them overrides the few methods under "what a strategy may change".
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -67,7 +67,7 @@ class WeightSpace:
             vector = self._take_gradients(vector)
         if vector is None:
             raise ValueError("gradient of an empty batch: a stream handed out no rows")
-        total, count = self._global_sum(torch.stack([torch.stack(totals).sum(), torch.stack(counts).sum()]))
+        total, count = self.global_sum(torch.stack([torch.stack(totals).sum(), torch.stack(counts).sum()]))
         vector.mul_(self.world_size / count)
         return total / count, self.reduce(vector) if reduced else vector
 
@@ -96,10 +96,15 @@ class WeightSpace:
         """Scale to ``max_norm`` where the norm exceeds it, as `torch.nn.utils.clip_grad_norm_` does."""
         return vector if max_norm is None else vector.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
 
-    def assign(self, vector: Vector) -> None:
-        """Make the vector the gradient that the optimizer sees."""
-        for parameter, gradient in zip(self.parameters, vector, strict=True):
-            parameter.grad = gradient.to(parameter.dtype)
+    def assign(self, vector: Vector, skip: Collection[str] = ()) -> None:
+        """Make the vector the gradient that the optimizer sees; parameters named in ``skip`` get none."""
+        for name, parameter, gradient in zip(self.names, self.parameters, vector, strict=True):
+            parameter.grad = None if name in skip else gradient.to(parameter.dtype)
+
+    def position(self) -> Vector:
+        """A copy of the weights themselves, in the precision of vectors."""
+        exact = [p.detach().to(torch.promote_types(p.dtype, torch.float32)) for p in self.parameters]
+        return Vector([e.clone() if e.data_ptr() == p.data_ptr() else e for e, p in zip(exact, self.parameters, strict=True)])
 
     # -- what a strategy may change
 
@@ -113,8 +118,8 @@ class WeightSpace:
         """Mean over ranks; the argument may be consumed."""
         return vector
 
-    def _global_sum(self, values: Tensor) -> Tensor:
-        """Sum of a small tensor over ranks."""
+    def global_sum(self, values: Tensor) -> Tensor:
+        """Sum of a small tensor over ranks; the argument may be overwritten."""
         return values
 
     def _take_gradients(self, vector: Vector | None) -> Vector:

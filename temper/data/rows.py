@@ -1,5 +1,8 @@
 """Batches as dictionaries of tensors whose first dimension is the row.
 
+A row is one sequence (``B x T``) or two that belong together (``B x 2 x T``: chosen and rejected,
+original and substitute, ...).
+
 Shapes: `B` rows, `T` tokens, `P` prompt tokens, `R` response tokens.
 """
 
@@ -14,6 +17,7 @@ from temper.losses import IGNORE_INDEX
 
 Batch = dict[str, Tensor]
 PADDED = ("input_ids", "attention_mask", "labels")  # trimmed together
+FILL = {"labels": IGNORE_INDEX}  # what padding is written with; 0 for the others, which attention hides
 
 
 def make_rows(prompt_BP: np.ndarray, response_BR: np.ndarray, pad_id: int, train_on_prompt: bool = False) -> Batch:
@@ -52,8 +56,20 @@ def select(batch: Batch, index: Tensor | slice) -> Batch:
 
 def trim(batch: Batch) -> Batch:
     """Cut columns that are padding in every row."""
-    width = int(batch["attention_mask"].sum(dim=1).max()) if len(batch["attention_mask"]) else 0
-    return {name: value[:, :width] if name in PADDED else value for name, value in batch.items()}
+    width = int(batch["attention_mask"].sum(dim=-1).max()) if len(batch["attention_mask"]) else 0
+    return {name: value[..., :width] if name in PADDED else value for name, value in batch.items()}
+
+
+def pair_rows(first: Batch, second: Batch) -> Batch:
+    """Rows of two sequences (``B x 2 x T``) from two sets of as many rows, padded to one width."""
+    width = max(first["input_ids"].shape[-1], second["input_ids"].shape[-1])
+    paired = {name: torch.stack([widen(rows[name], width, FILL.get(name, 0)) for rows in (first, second)], dim=1) for name in PADDED}
+    return paired | {name: value for name, value in first.items() if name not in PADDED}
+
+
+def widen(tensor: Tensor, width: int, value: int) -> Tensor:
+    """Pad the last dimension on the right."""
+    return torch.nn.functional.pad(tensor, (0, width - tensor.shape[-1]), value=value)
 
 
 def micro_batches(batch: Batch, size: int | None) -> Iterator[Batch]:

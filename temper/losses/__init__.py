@@ -1,5 +1,6 @@
 """Losses as pure functions of log-probabilities and masks."""
 
-from temper.losses.tokens import IGNORE_INDEX, MeanTerms, nll, token_logps
+from temper.losses.scores import Scores, SequenceScores
+from temper.losses.tokens import IGNORE_INDEX, MeanTerms, hidden_logps, kl, mean_of, nll, token_logps
 
-__all__ = ["IGNORE_INDEX", "MeanTerms", "nll", "token_logps"]
+__all__ = ["IGNORE_INDEX", "MeanTerms", "Scores", "SequenceScores", "hidden_logps", "kl", "mean_of", "nll", "token_logps"]

@@ -1,6 +1,6 @@
-"""Per-token log-probabilities, and the one definition of a mean over tokens.
+"""Per-token log-probabilities, and the one definition of a mean.
 
-Shapes: `B` batch, `T` time, `V` vocabulary.
+Shapes: `...` any leading dimensions, `T` time, `V` vocabulary, `D` width.
 """
 
 from typing import NamedTuple
@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from temper.losses.scores import Scores
 
 IGNORE_INDEX = -100
 
@@ -27,27 +29,68 @@ class MeanTerms(NamedTuple):
     count: Tensor  # type: ignore[assignment]  # shadows tuple.count on purpose
 
 
-def token_logps(logits_BTV: Tensor, labels_BT: Tensor) -> tuple[Tensor, Tensor]:
+def token_logps(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Log-probability of every label under the logits one position earlier.
 
     Args:
-        logits_BTV: Raw scores; position t predicts token t + 1.
-        labels_BT: Token ids, `IGNORE_INDEX` where the token does not count.
+        logits: Raw scores, ``... x T x V``; position t predicts token t + 1.
+        labels: Token ids, ``... x T``, `IGNORE_INDEX` where the token does not count.
 
     Returns:
-        logps_BT (nats, T - 1 positions, 0 where masked) and mask_BT (bool).
+        logps (``... x (T - 1)``, nats, 0 where masked) and mask (the same shape, bool).
     """
-    targets_BT = labels_BT[:, 1:]
-    mask_BT = targets_BT != IGNORE_INDEX
-    nll_BT = F.cross_entropy(
-        logits_BTV[:, :-1].flatten(0, 1).to(torch.promote_types(logits_BTV.dtype, torch.float32)),
-        targets_BT.flatten(),
-        ignore_index=IGNORE_INDEX,
+    targets = labels[..., 1:]
+    nll = F.cross_entropy(_exact(logits[..., :-1, :]).flatten(0, -2), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="none")
+    return -nll.view_as(targets), targets != IGNORE_INDEX
+
+
+def hidden_logps(hidden: Tensor, weight_VD: Tensor, labels: Tensor, bias_V: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """`token_logps` of ``hidden @ weight.T + bias``, chunk by chunk: the logits never exist as a whole.
+
+    torch's `linear_cross_entropy`. Costs a second multiplication by the output matrix and saves
+    ``T x V`` floats three times over; see docs/log.md for figures. Masked positions are left out
+    before the multiplication.
+
+    Args:
+        hidden: Final hidden states, ``... x T x D``.
+        weight_VD: Output embedding.
+        labels: Token ids, ``... x T``, `IGNORE_INDEX` where the token does not count.
+        bias_V: Bias of the output layer.
+
+    Returns:
+        As `token_logps`.
+    """
+    targets = labels[..., 1:]
+    mask = targets != IGNORE_INDEX
+    nll = F.linear_cross_entropy(
+        _exact(hidden[..., :-1, :][mask]),
+        _exact(weight_VD),
+        targets[mask],
+        linear_bias=None if bias_V is None else _exact(bias_V),
         reduction="none",
+        options=torch.nn.LinearCrossEntropyOptions(),
     )
-    return -nll_BT.view_as(targets_BT), mask_BT
+    return torch.zeros_like(targets, dtype=nll.dtype).masked_scatter(mask, -nll), mask
 
 
-def nll(logps_BT: Tensor, mask_BT: Tensor) -> MeanTerms:
-    """Negative log-likelihood per unmasked token: ``-sum(mask * logps) / sum(mask)``, in nats."""
-    return MeanTerms(-(logps_BT * mask_BT).sum(), mask_BT.sum())
+def nll(scores: Scores) -> MeanTerms:
+    """Negative log-likelihood per labelled token: ``-sum(mask * logps) / sum(mask)``, in nats."""
+    return MeanTerms(-scores.sums.sum(), scores.counts.sum())
+
+
+def kl(policy: Scores, reference: Scores) -> MeanTerms:
+    """``KL(reference || policy)`` per labelled token over the whole vocabulary, in nats; needs both logits."""
+    assert policy.logits is not None and reference.logits is not None
+    reference_logps = _exact(reference.logits).log_softmax(-1)
+    divergence = (reference_logps.exp() * (reference_logps - _exact(policy.logits).log_softmax(-1))).sum(-1)
+    return MeanTerms((divergence * policy.mask).sum(), policy.mask.sum())
+
+
+def mean_of(values: Tensor) -> MeanTerms:
+    """Mean over rows of a loss per row."""
+    return MeanTerms(values.sum(), torch.tensor(float(values.numel()), device=values.device, dtype=values.dtype))
+
+
+def _exact(values: Tensor) -> Tensor:
+    """At least float32: a log-softmax in bf16 has three digits."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))

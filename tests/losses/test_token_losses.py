@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from temper.data import Batch, micro_batches, trim
-from temper.losses import IGNORE_INDEX, MeanTerms, nll, token_logps
+from temper.losses import IGNORE_INDEX, MeanTerms, Scores, nll, token_logps
 
 SEEDS = st.integers(0, 2**31 - 1)
 
@@ -51,7 +51,7 @@ def test_log_probabilities_are_those_of_plain_loops_to_1e_12(seed):
 @given(seed=SEEDS)
 def test_nll_is_minus_the_sum_over_unmasked_tokens_and_their_number(seed):
     logits_BTV, labels_BT = _case(seed)
-    terms = nll(*token_logps(logits_BTV, labels_BT))
+    terms = nll(Scores(*token_logps(logits_BTV, labels_BT)))
     counted = [value for row in _plain_logps(logits_BTV, labels_BT) for value in row if value is not None]
     assert terms.total.item() == pytest.approx(-math.fsum(counted), abs=1e-12 * len(counted))
     assert terms.count.item() == len(counted)
@@ -62,7 +62,7 @@ def test_nll_is_minus_the_sum_over_unmasked_tokens_and_their_number(seed):
 def test_the_gradient_is_softmax_minus_one_hot_by_plain_loops_to_1e_12(seed):
     logits_BTV, labels_BT = _case(seed)
     logits_BTV.requires_grad_()
-    terms = nll(*token_logps(logits_BTV, labels_BT))
+    terms = nll(Scores(*token_logps(logits_BTV, labels_BT)))
     (gradient,) = torch.autograd.grad(terms.total, logits_BTV)
     assert not terms.count.requires_grad
     for row, labels_T in enumerate(labels_BT.tolist()):
@@ -82,7 +82,7 @@ def test_logits_before_masked_labels_change_neither_loss_nor_gradient(seed, scal
     changed = torch.where(masked_BT[..., None], noise, logits_BTV)
     results = []
     for logits in (logits_BTV.clone().requires_grad_(), changed.clone().requires_grad_()):
-        terms = nll(*token_logps(logits, labels_BT))
+        terms = nll(Scores(*token_logps(logits, labels_BT)))
         (gradient,) = torch.autograd.grad(terms.total, logits)
         assert not gradient[masked_BT].any()
         results.append((terms.total.item(), terms.count.item(), gradient))
@@ -95,14 +95,14 @@ def test_padding_on_the_right_changes_nothing(seed, extra):
     logits_BTV, labels_BT = _case(seed)
     noise = torch.randn(len(labels_BT), extra, logits_BTV.shape[2], generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     padded = torch.nn.functional.pad(labels_BT, (0, extra), value=IGNORE_INDEX)
-    short, long = nll(*token_logps(logits_BTV, labels_BT)), nll(*token_logps(torch.cat([logits_BTV, noise], dim=1), padded))
+    short, long = nll(Scores(*token_logps(logits_BTV, labels_BT))), nll(Scores(*token_logps(torch.cat([logits_BTV, noise], dim=1), padded)))
     assert long.total.item() == pytest.approx(short.total.item(), abs=1e-12)
     assert long.count == short.count
 
 
 def test_the_first_label_has_no_logits_before_it_and_does_not_count():
     logits_BTV, _ = _case(0, n_rows=1, width=3)
-    terms = nll(*token_logps(logits_BTV, torch.tensor([[2, IGNORE_INDEX, IGNORE_INDEX]])))
+    terms = nll(Scores(*token_logps(logits_BTV, torch.tensor([[2, IGNORE_INDEX, IGNORE_INDEX]]))))
     assert (terms.total.item(), terms.count.item()) == (0.0, 0)
 
 
@@ -133,7 +133,7 @@ def _unequal(seed: int) -> Batch:
 def _loss_and_gradient(weight: Tensor, pieces: list[Batch]) -> tuple[Tensor, Tensor, list[MeanTerms]]:
     """sum(total) / sum(count) of a bigram model and its gradient."""
     weight = weight.clone().requires_grad_()
-    terms = [nll(*token_logps(weight[piece["input_ids"]], piece["labels"])) for piece in pieces]
+    terms = [nll(Scores(*token_logps(weight[piece["input_ids"]], piece["labels"]))) for piece in pieces]
     total, count = sum(t.total for t in terms), sum(t.count for t in terms)
     loss = total / count
     (gradient,) = torch.autograd.grad(loss, weight)

@@ -1,0 +1,93 @@
+"""Objectives that compare the policy with a reference model: the policy as training found it."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning_modules.base import ObjectiveModule
+from temper.data import Batch
+from temper.errors import TemperError
+from temper.losses import Scores, SequenceScores
+from temper.models import AdapterOff, CachedSums, FrozenCopy, NetworkSpec, Reference
+from temper.models.reference_cache import reference_table
+
+Source = Literal["auto", "adapter_off", "frozen", "cached"]
+
+
+class ReferenceModule(ObjectiveModule):
+    """Base of objectives with a reference model. Subclasses say what they read of it in `reference_needs`.
+
+    Args:
+        network: Where the network comes from.
+        reference: Where reference log-probabilities come from. ``adapter_off``: the policy's own
+            network with its LoRA adapter switched off (no memory); ``frozen``: a copy of the network
+            (one more set of weights); ``cached``: computed once for every row and kept on disk, keyed
+            by model, rows and tokenizer, and used again by later runs (no memory, no passes; sums of
+            log-probabilities only). ``auto``: ``adapter_off`` with a new LoRA adapter, ``frozen`` else.
+        reference_cache: Folder of the disk cache.
+        kwargs: See `ObjectiveModule`.
+
+    Raises:
+        TemperError: the source cannot serve this network or this loss; before anything is loaded.
+    """
+
+    def __init__(
+        self, network: NetworkSpec, reference: Source = "auto", reference_cache: str = "runs/reference_cache", **kwargs: Any
+    ) -> None:
+        super().__init__(network, **kwargs)
+        if reference == "adapter_off" and network.lora is None and network.shape is not None:
+            raise TemperError(
+                "model.init_args.reference=adapter_off: there is no adapter to switch off; set network.lora, or reference=frozen"
+            )
+        if reference == "cached" and self.reference_needs() == "everything":
+            raise TemperError(
+                "model.init_args.reference=cached: this loss reads logits or hidden states of the reference, and a cache keeps sums of "
+                "log-probabilities; use reference=frozen, or adapter_off with LoRA"
+            )
+        self.reference_source = ("adapter_off" if network.lora is not None else "frozen") if reference == "auto" else reference
+        self.reference_cache = Path(reference_cache)
+        self._reference: Reference | None = None
+
+    def reference_needs(self) -> Literal["nothing", "sums", "everything"]:
+        """What the loss reads of the reference model."""
+        return "sums"
+
+    def configure_model(self) -> None:
+        """Build the network, and the reference from it while it is still what training starts from.
+
+        Lightning restores checkpoints after this, so a resumed run has the same reference.
+        """
+        super().configure_model()
+        if self._reference is None and self.trainer.state.fn == "fit" and self.reference_needs() != "nothing":
+            self._reference = self._build_reference()
+
+    def _build_reference(self) -> Reference:
+        assert self.network is not None
+        if self.reference_source == "adapter_off":
+            if not hasattr(self.network, "disable_adapter"):
+                raise TemperError("model.init_args.reference=adapter_off: the network holds no adapter; use reference=frozen")
+            return AdapterOff(self.network)
+        if self.reference_source == "frozen":
+            return FrozenCopy(self.network)
+        data = self.trainer.datamodule
+        device = self.trainer.strategy.root_device
+        self.network.to(device)
+        tables = {}
+        for stream in self.streams or ():
+            # One rank computes what is missing; the others find it on disk.
+            for turn in (True, False):
+                if self.trainer.is_global_zero is turn:
+                    tables[stream] = reference_table(self.network, data.sources[stream], data.tokenizer, self.reference_cache, stream)
+                self.trainer.strategy.barrier("reference_cache")
+        return CachedSums(tables)
+
+    def on_fit_start(self) -> None:
+        """Put a frozen copy where the policy is."""
+        if isinstance(self._reference, FrozenCopy):
+            self._reference.network.to(self.device)
+
+    def reference_scores(self, rows: Batch, stream: str, logits: bool = False, hidden: bool = False) -> Scores | SequenceScores:
+        """What the reference says about rows of a stream; no gradient."""
+        assert self._reference is not None
+        if not isinstance(self._reference, CachedSums):
+            self.count(rows, backward=False)
+        return self._reference.score(rows, stream, logits, hidden)
