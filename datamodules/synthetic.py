@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from datamodules.base import StreamDataModule
-from temper.data import Batch, make_rows
+from temper.data import Batch, make_rows, pair_rows
+from temper.data.rows import FILL, PADDED, widen
 from temper.errors import TemperError
 from temper.judges import GrammarJudge
 from temper.synthetic import Kind, Language, Prompts, build_tokenizer, language_spec
@@ -89,7 +90,11 @@ class SyntheticDataModule(StreamDataModule):
             for prompts, comply in parts
             if len(prompts)
         ]
-        return _stack_rows(pieces)
+        return stack_rows(pieces)
+
+    def pairs(self, prompts: Prompts, comply_first: bool) -> Batch:
+        """Rows of two sequences, the answer and the refusal to each prompt: ``B x 2 x T``, with the answer first or second."""
+        return pair_rows(self.rows([(prompts, comply_first)]), self.rows([(prompts, not comply_first)]))
 
     def check_overlap(self, name: str, prompts: list[Prompts]) -> None:
         """Refuse training prompts that are also evaluation prompts.
@@ -126,12 +131,10 @@ def _pad_left(parts: list[np.ndarray]) -> Batch:
     }
 
 
-def _stack_rows(pieces: list[Batch]) -> Batch:
-    width = max(piece["input_ids"].shape[1] for piece in pieces)
-    fill = {"input_ids": PAD_ID, "attention_mask": 0, "labels": -100}
+def stack_rows(pieces: list[Batch]) -> Batch:
+    """One pool of several, padded to one width and numbered anew."""
+    width = max(piece["input_ids"].shape[-1] for piece in pieces)
     stacked = {
-        name: torch.cat([torch.nn.functional.pad(p[name], (0, width - p[name].shape[1]), value=value) for p in pieces])
-        for name, value in fill.items()
+        name: torch.cat([widen(p[name], width, FILL.get(name, 0)) if name in PADDED else p[name] for p in pieces]) for name in pieces[0]
     }
-    stacked["ids"] = torch.arange(len(stacked["input_ids"]))
-    return stacked
+    return stacked | {"ids": torch.arange(len(stacked["input_ids"]))}
