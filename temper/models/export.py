@@ -3,6 +3,8 @@
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch import nn
@@ -18,12 +20,19 @@ def export_network(network: nn.Module, tokenizer: PreTrainedTokenizerBase, folde
         folder: Target; a half-written export is never seen under this name.
         merge: Merge LoRA weights into the base; otherwise a PEFT model is saved adapter-only.
     """
+    with replacing(folder) as staging:
+        _plain(network, merge).save_pretrained(staging)  # type: ignore[operator]
+        tokenizer.save_pretrained(staging)
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """An empty folder to write to, which takes the place of ``folder`` if the body succeeds and goes away if it raises."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     old = staging.with_name(f"{staging.name}-old")  # moved aside, not removed: two renames, and no moment with half a folder
     try:
-        _plain(network, merge).save_pretrained(staging)  # type: ignore[operator]
-        tokenizer.save_pretrained(staging)
+        yield staging
         staging.chmod(0o755)
         if folder.exists():
             os.replace(folder, old)

@@ -1,0 +1,121 @@
+"""Reference log-probabilities on disk, used again by every run with the same model, rows and tokenizer."""
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from temper.errors import TemperError
+from temper.models.score import score
+
+BATCH = 32  # rows per forward pass while filling the cache, where nothing else is said
+
+
+def reference_table(
+    network: nn.Module,
+    source: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    stream: str,
+    batch_size: int | None = None,
+    fused: bool = False,
+    precision: str = "32-true",
+) -> Tensor:
+    """Sums of log-probabilities of every row of a pool, by row number, from disk or computed and stored.
+
+    Args:
+        network: The reference model; its mode is left as it was.
+        source: A stream's source with a fixed pool: ``rows`` and ``fingerprint()``.
+        tokenizer: Part of the key: its vocabulary and templates decide what the ids mean.
+        folder: Folder of the cache.
+        stream: Name of the stream, for errors.
+        batch_size: Rows per forward pass; None takes `BATCH`.
+        fused: Never hold the logits: see `temper.models.score.score`.
+        precision: The Trainer's, part of the key; the caller provides the context it means.
+
+    Returns:
+        ``n`` or ``n x 2`` sums, nats, on the CPU.
+
+    Raises:
+        TemperError: the stream has no fixed pool of rows, or its rows are not numbered.
+    """
+    rows = getattr(source, "rows", None)
+    if rows is None:
+        raise TemperError(f"model.init_args.reference=cached: the stream {stream!r} makes rows as it goes; use reference=frozen")
+    if not torch.equal(rows["ids"], torch.arange(len(rows["ids"]))):
+        raise TemperError(f"model.init_args.reference=cached: rows of the stream {stream!r} are not numbered 0, 1, 2, ... in 'ids'")
+    shape = tuple(rows["input_ids"].shape)
+    path = folder / f"{cache_key(network, f'{source.fingerprint()} {shape} {precision}', tokenizer)}.safetensors"
+    sums = _load(path, shape[:-1])
+    if sums is None:
+        sums = _compute(network, rows, batch_size or BATCH, fused)
+        _store(path, sums)
+    return sums
+
+
+def cache_key(network: nn.Module, data_hash: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 of the weights, the rows, and the tokenizer with its chat template.
+
+    An adapter whose second factor is still zero, as a new one's is, adds nothing to the network and
+    is left out: its first factor is random, and every run would have a key of its own.
+    """
+    digest = hashlib.sha256(data_hash.encode())
+    digest.update(tokenizer.backend_tokenizer.to_str().encode())
+    digest.update(str(tokenizer.chat_template).encode())
+    state = network.state_dict()
+    idle = {
+        name.replace("lora_B", factor)
+        for name, tensor in state.items()
+        if "lora_B" in name and not tensor.any()
+        for factor in ("lora_A", "lora_B")
+    }
+    for name, tensor in sorted(state.items()):
+        if name not in idle:
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _load(path: Path, shape: tuple[int, ...]) -> Tensor | None:
+    """The table in a file; None if there is no file, or one that is damaged (a full disk, a broken copy)."""
+    try:
+        sums = load_file(path)["sums"]
+    except (FileNotFoundError, SafetensorError, KeyError):
+        return None
+    return sums if sums.shape == shape else None
+
+
+def _store(path: Path, sums: Tensor) -> None:
+    """Write a table under another name and rename it: no reader ever sees half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, part = tempfile.mkstemp(dir=path.parent, suffix=".part")
+    os.close(descriptor)
+    try:
+        save_file({"sums": sums}, part)
+        os.replace(part, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(part)
+        raise
+
+
+@torch.no_grad()
+def _compute(network: nn.Module, rows: dict[str, Tensor], batch_size: int, fused: bool) -> Tensor:
+    device, was_training = next(network.parameters()).device, network.training
+    network.eval()
+    try:
+        parts = []
+        for start in range(0, len(rows["ids"]), batch_size):
+            batch = {name: rows[name][start : start + batch_size].to(device) for name in ("input_ids", "attention_mask", "labels")}
+            parts.append(score(network, batch, fused=fused).sums.cpu())
+        return torch.cat(parts)
+    finally:
+        network.train(was_training)

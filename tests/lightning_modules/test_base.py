@@ -1,0 +1,89 @@
+"""What every objective inherits: sums of means, parameters left out of a step, notes."""
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+
+from lightning_modules import SFTModule
+from lightning_modules.base import ObjectiveModule
+from tests.objectives import fit, global_batches, make_data, make_module, plain_gradient, trainable
+
+
+class TwoParts(ObjectiveModule):
+    """NLL of both streams, weighted."""
+
+    streams = ("alignment", "harmful")
+
+    def __init__(self, network, weights=(1.0, -0.25), skip=(), **kwargs):
+        super().__init__(network, **kwargs)
+        self.parts, self.left_out = weights, skip
+
+    def training_step(self, batch, batch_idx):
+        (first, second), gradient = self.weighted_gradient(
+            (self.parts[0], batch["alignment"], None), (self.parts[1], batch["harmful"], self.noted_terms)
+        )
+        self.losses = first, second
+        self.apply_gradient(gradient, skip=self.left_out)
+
+    def noted_terms(self, rows):
+        self.note("rows", rows["ids"].double())
+        return self.nll_terms(rows)
+
+
+@pytest.mark.parametrize("size", [None, 1, 3])
+def test_a_weighted_gradient_is_the_sum_of_the_gradients_of_the_means(size):
+    module = make_module(TwoParts, max_grad_norm=None, micro_batch_size=size, optimizer=partial(torch.optim.SGD, lr=1.0))
+    network = copy.deepcopy(module.network)
+    fit(module, make_data(), 1)
+    (batch,) = global_batches(make_data(), 1)
+    a, b = plain_gradient(network, batch["alignment"]), plain_gradient(network, batch["harmful"])
+    for before, after, f, h in zip(trainable(network), trainable(module.network), a, b, strict=True):
+        torch.testing.assert_close(before - after, f - 0.25 * h, rtol=1e-9, atol=1e-12)
+    assert module.work.passes == 2
+
+
+def test_a_part_of_weight_zero_costs_nothing_and_all_zero_is_an_error():
+    module = make_module(TwoParts, weights=(1.0, 0.0))
+    fit(module, make_data(), 1)
+    assert module.work.passes == 1 and float(module.losses[1]) == 0
+    with pytest.raises(ValueError, match="weight 0"):
+        fit(make_module(TwoParts, weights=(0.0, 0.0)), make_data(), 1)
+
+
+def test_parameters_left_out_of_a_step_do_not_move_and_the_others_are_clipped_as_if_they_were_not_there():
+    adamw = partial(torch.optim.AdamW, lr=0.01, weight_decay=0.5)
+    names = {name for name, _ in make_module(TwoParts).named_parameters() if ".h.0." in name}
+    module = make_module(TwoParts, skip=names, max_grad_norm=1e-3, optimizer=adamw)
+    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    trainer = fit(module, make_data(), 2)
+    moved = {name for name, p in module.named_parameters() if not torch.equal(p, before[name])}
+    assert names and moved == set(before) - names
+    assert len(trainer.optimizers[0].state) == len(before) - len(names)
+    gradients = [p.grad for p in module.parameters()]
+    assert all(g is None for g in gradients)
+
+
+def test_notes_are_means_over_the_micro_batches_of_a_step():
+    module = make_module(TwoParts, micro_batch_size=3)
+    trainer = fit(module, make_data(), 1)
+    (batch,) = global_batches(make_data(), 1)
+    assert float(trainer.callback_metrics["rows"]) == pytest.approx(float(batch["harmful"]["ids"].double().mean()))
+
+
+def test_the_position_is_a_copy_of_the_weights():
+    module = make_module(SFTModule)
+    fit(module, make_data(), 1)
+    position = module.weights.position()
+    before = [p.detach().clone() for p in module.parameters()]
+    fit(module, make_data(), 2)
+    assert all(torch.equal(a, b) for a, b in zip(position, before, strict=True))
+
+
+def test_the_fused_loss_trains_as_the_plain_one():
+    plain, fused = make_module(SFTModule), make_module(SFTModule, fused_loss=True)
+    for module in (plain, fused):
+        fit(module, make_data(), 3)
+    for left, right in zip(plain.parameters(), fused.parameters(), strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-9, atol=1e-11)

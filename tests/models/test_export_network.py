@@ -1,0 +1,162 @@
+"""Exports: what plain transformers loads from them, and that no one ever meets half of one."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+
+from temper.models import LoRASpec, NetworkSpec, ShapeSpec, build_network, export_network
+from temper.synthetic import build_tokenizer, language_spec
+
+TOKENIZER = build_tokenizer(language_spec("tiny"))
+SHAPE = ShapeSpec(hidden_size=16, n_layers=1, n_heads=2, intermediate_size=24, max_length=32)
+IDS = torch.tensor([[1, 8, 9, 20, 4], [1, 7, 7, 21, 2]])
+
+
+def _network(seed: int = 0, lora: LoRASpec | None = None, path: Path | None = None) -> nn.Module:
+    shape = None if path else ShapeSpec(**{**vars(SHAPE), "seed": seed})
+    network = build_network(NetworkSpec(path=str(path) if path else None, shape=shape, lora=lora), TOKENIZER)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(torch.linspace(-1, 1, parameter.numel()).view_as(parameter))
+    return network
+
+
+def _logits(network: nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        return network.eval()(input_ids=IDS).logits
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def test_plain_transformers_loads_an_export_with_identical_logits(tmp_path):
+    network, folder = _network(), tmp_path / "runs" / "demo" / "export"
+    export_network(network, TOKENIZER, folder, merge=True)
+    loaded = AutoModelForCausalLM.from_pretrained(folder)
+    assert torch.equal(_logits(loaded), _logits(network))
+    assert AutoTokenizer.from_pretrained(folder).get_vocab() == TOKENIZER.get_vocab()
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(_files(folder))
+    assert not list(folder.glob("*.bin"))
+
+
+def test_a_built_network_of_an_export_has_identical_logits(tmp_path):
+    network = _network()
+    export_network(network, TOKENIZER, tmp_path / "export", merge=True)
+    assert torch.equal(_logits(_network(path=tmp_path / "export")), _logits(network))
+
+
+def test_a_merged_export_is_a_plain_network_with_the_adapted_outputs(tmp_path):
+    network = _network(lora=LoRASpec(rank=2))
+    before = _logits(network)
+    export_network(network, TOKENIZER, tmp_path / "export", merge=True)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "export")
+    assert isinstance(loaded, LlamaForCausalLM)
+    assert not (tmp_path / "export" / "adapter_config.json").exists()
+    assert torch.allclose(_logits(loaded), before, rtol=0, atol=1e-5)
+    assert not torch.allclose(_logits(loaded), _logits(_network()), atol=1e-2), "the adapter does something"
+
+
+def test_exporting_merged_leaves_the_network_in_training_as_it_was(tmp_path):
+    network = _network(lora=LoRASpec(rank=2))
+    before = {name: (parameter.detach().clone(), parameter.requires_grad) for name, parameter in network.named_parameters()}
+    export_network(network, TOKENIZER, tmp_path / "export", merge=True)
+    assert isinstance(network, PeftModel)
+    after = dict(network.named_parameters())
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], value) and after[name].requires_grad == trained for name, (value, trained) in before.items())
+
+
+def test_an_adapter_alone_continues_as_the_merged_network(tmp_path):
+    export_network(_network(), TOKENIZER, tmp_path / "base", merge=True)
+    network = _network(path=tmp_path / "base", lora=LoRASpec(rank=2))
+    export_network(network, TOKENIZER, tmp_path / "adapter", merge=False)
+    export_network(network, TOKENIZER, tmp_path / "merged", merge=True)
+    assert "model.safetensors" not in _files(tmp_path / "adapter")
+    assert "adapter_model.safetensors" in _files(tmp_path / "adapter")
+    continued = build_network(NetworkSpec(path=str(tmp_path / "adapter")), TOKENIZER)
+    assert torch.equal(_logits(continued), _logits(network))
+    assert torch.allclose(_logits(_network(path=tmp_path / "merged")), _logits(continued), rtol=0, atol=1e-5)
+
+
+def test_an_export_replaces_the_folder_as_a_whole(tmp_path):
+    folder = tmp_path / "export"
+    export_network(_network(seed=1), TOKENIZER, folder, merge=True)
+    (folder / "left_over.txt").write_text("old")
+    network = _network(seed=2)
+    export_network(network, TOKENIZER, folder, merge=True)
+    assert "left_over.txt" not in _files(folder)
+    assert torch.equal(_logits(AutoModelForCausalLM.from_pretrained(folder)), _logits(network))
+    assert [path.name for path in tmp_path.iterdir()] == ["export"]
+
+
+def test_an_export_can_be_read_by_others(tmp_path):
+    export_network(_network(), TOKENIZER, tmp_path / "export", merge=True)
+    assert (tmp_path / "export").stat().st_mode & 0o777 == 0o755
+
+
+class _Cut(BaseException):
+    """As an interrupt: no Exception."""
+
+
+@pytest.mark.parametrize("error", [OSError, _Cut])
+@pytest.mark.parametrize("step", ["network", "tokenizer", "swap"])
+def test_an_export_that_fails_leaves_the_old_one_intact_and_nothing_beside_it(tmp_path, monkeypatch, error, step):
+    folder = tmp_path / "export"
+    export_network(_network(seed=1), TOKENIZER, folder, merge=True)
+    (folder / "config.json").write_bytes(b"old")
+    before = _files(folder)
+
+    def break_off(*args, **kwargs):
+        raise error("no space left on device")
+
+    def save_half(self, target, **kwargs):
+        (Path(target) / "config.json").write_text("{")
+        break_off()
+
+    rename = os.replace
+
+    def rename_but_fail_on_the_new_export(source, target):
+        if Path(target) == folder and (Path(source) / "config.json").read_bytes() != b"old":
+            break_off()
+        rename(source, target)
+
+    network = _network(seed=2)
+    if step == "swap":
+        monkeypatch.setattr(os, "replace", rename_but_fail_on_the_new_export)
+    else:
+        monkeypatch.setattr(type(network) if step == "network" else type(TOKENIZER), "save_pretrained", save_half)
+    with pytest.raises(error):
+        export_network(network, TOKENIZER, folder, merge=True)
+    assert _files(folder) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["export"]
+
+
+def test_a_first_export_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", lambda self, target: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        export_network(_network(), TOKENIZER, tmp_path / "export", merge=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_old_export_stands_until_the_new_one_is_whole(tmp_path, monkeypatch):
+    folder = tmp_path / "export"
+    export_network(_network(seed=1), TOKENIZER, folder, merge=True)
+    removed = []
+    rmtree = shutil.rmtree
+
+    def watched(target, **kwargs):
+        removed.append((Path(target), (folder / "model.safetensors").exists()))
+        rmtree(target, **kwargs)
+
+    monkeypatch.setattr(shutil, "rmtree", watched)
+    export_network(_network(seed=2), TOKENIZER, folder, merge=True)
+    assert removed
+    assert all(target != folder and whole for target, whole in removed)

@@ -1,0 +1,128 @@
+"""The one forward pass: plain and fused, single and paired rows, left and right padding."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from temper.data import pair_rows
+from temper.errors import TemperError
+from temper.losses import nll
+from temper.models import LoRASpec, NetworkSpec, ShapeSpec, build_network, score
+from temper.models.score import output_layer
+from temper.synthetic import build_tokenizer, language_spec
+
+VOCABULARY = 20
+
+
+def network(seed: int = 0) -> GPT2LMHeadModel:
+    torch.manual_seed(seed)
+    config = GPT2Config(
+        vocab_size=VOCABULARY, n_embd=8, n_layer=2, n_head=2, n_positions=24, initializer_range=0.3, bos_token_id=1, eos_token_id=2
+    )
+    return GPT2LMHeadModel(config).double().eval()
+
+
+def rows(seed: int, n: int = 4, width: int = 9) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(0, VOCABULARY, (n, width), generator=generator)
+    lengths = torch.randint(4, width + 1, (n,), generator=generator)
+    prompts = torch.randint(1, 3, (n,), generator=generator)
+    at = torch.arange(width)
+    attention = at < lengths[:, None]
+    labels = torch.where(attention & (at >= prompts[:, None]), ids, -100)
+    return {"input_ids": torch.where(attention, ids, 0), "attention_mask": attention.long(), "labels": labels, "ids": torch.arange(n)}
+
+
+def plain_sums(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    sums = []
+    for ids, attention, labels in zip(batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True):
+        length = int(attention.sum())
+        logps = model(input_ids=ids[None, :length]).logits[0].log_softmax(-1)
+        sums.append(sum(logps[t - 1, labels[t]] for t in range(1, length) if labels[t] != -100))
+    return sums
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_sums_and_gradients_equal_a_loop_over_rows(fused: bool, seed: int):
+    model, batch = network(), rows(seed)
+    found = score(model, batch, fused=fused)
+    expected = torch.stack(plain_sums(model, batch))
+    torch.testing.assert_close(found.sums, expected, rtol=1e-11, atol=1e-11)
+    weights = torch.tensor([1.0, -2.0, 0.5, 3.0], dtype=torch.float64)
+    for left, right in zip(
+        torch.autograd.grad((found.sums * weights).sum(), list(model.parameters())),
+        torch.autograd.grad((expected * weights).sum(), list(model.parameters())),
+        strict=True,
+    ):
+        torch.testing.assert_close(left, right, rtol=1e-9, atol=1e-11)
+    assert found.counts.tolist() == (batch["labels"][:, 1:] != -100).sum(1).tolist()
+
+
+def test_pairs_go_through_as_one_batch_and_come_back_as_pairs():
+    model, first, second = network(), rows(0, width=7), rows(1, width=11)
+    calls: list[tuple[int, ...]] = []
+    model.register_forward_pre_hook(lambda module, args, kwargs: calls.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True)
+    paired = score(model, pair_rows(first, second), logits=True, hidden=True)
+    assert calls == [(8, 11)]
+    torch.testing.assert_close(paired.sums, torch.stack([score(model, first).sums, score(model, second).sums], dim=1))
+    assert paired.logits is not None and paired.logits.shape == (4, 2, 10, VOCABULARY)
+    assert paired.hidden is not None and [tuple(h.shape) for h in paired.hidden] == [(4, 2, 11, 8)] * 3
+    one = paired[:, 1]
+    assert one.logits is not None and one.hidden is not None and one.attended is not None
+    assert torch.equal(one.logps, paired.logps[:, 1]) and torch.equal(one.hidden[2], paired.hidden[2][:, 1])
+    assert torch.equal(one.attended, torch.nn.functional.pad(second["attention_mask"], (0, 0)).bool())
+
+
+@given(seed=st.integers(0, 50), extra=st.integers(1, 6), filler=st.integers(0, VOCABULARY - 1), fused=st.booleans())
+def test_padding_changes_nothing(seed: int, extra: int, filler: int, fused: bool):
+    model, batch = network(), rows(seed)
+    pad = torch.nn.functional.pad
+    wide = {
+        "input_ids": pad(batch["input_ids"], (0, extra), value=filler),
+        "attention_mask": pad(batch["attention_mask"], (0, extra)),
+        "labels": pad(batch["labels"], (0, extra), value=-100),
+    }
+    torch.testing.assert_close(score(model, wide, fused=fused).sums, score(model, batch, fused=fused).sums, rtol=1e-11, atol=1e-11)
+
+
+def test_a_row_without_labels_counts_nothing_and_is_not_nan():
+    batch = rows(0) | {"labels": torch.full((4, 9), -100)}
+    for fused in (False, True):
+        found = score(network(), batch, fused=fused)
+        assert found.sums.tolist() == found.means.tolist() == [0.0] * 4
+        assert int(nll(found).count) == 0
+
+
+def test_hidden_states_are_the_networks_own():
+    model, batch = network(), rows(2)
+    found = score(model, batch, hidden=True)
+    own = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], output_hidden_states=True).hidden_states
+    assert found.hidden is not None and all(torch.equal(a, b) for a, b in zip(found.hidden, own, strict=True))
+    fused = score(model, batch, hidden=True, fused=True)
+    assert fused.hidden is not None
+    torch.testing.assert_close(fused.hidden[-1], own[-1])
+
+
+@pytest.mark.parametrize("lora", [None, LoRASpec(rank=2, alpha=4)])
+def test_fused_works_with_and_without_an_adapter(lora: LoRASpec | None):
+    tokenizer = build_tokenizer(language_spec("tiny"))
+    spec = NetworkSpec(shape=ShapeSpec(hidden_size=16, n_layers=1, n_heads=2, intermediate_size=32), lora=lora)
+    model = build_network(spec, tokenizer)
+    torch.testing.assert_close(score(model, rows(0), fused=True).sums, score(model, rows(0)).sums, rtol=1e-5, atol=1e-5)
+
+
+def test_fused_is_refused_where_it_would_be_wrong():
+    with pytest.raises(TemperError, match="fused_loss=true: this loss needs the logits"):
+        score(network(), rows(0), logits=True, fused=True)
+    capped = network()
+    capped.config.final_logit_softcapping = 30.0
+    with pytest.raises(TemperError, match="final_logit_softcapping=30"):
+        output_layer(capped)
+    spec = NetworkSpec(
+        shape=ShapeSpec(hidden_size=16, n_layers=1, n_heads=2, intermediate_size=32), lora=LoRASpec(rank=2, targets=["lm_head"])
+    )
+    with pytest.raises(TemperError, match="not a plain Linear"):
+        output_layer(build_network(spec, build_tokenizer(language_spec("tiny"))))
