@@ -1,9 +1,21 @@
 """Observations and side effects, one per file; each works alone, from YAML."""
 
+from callbacks.forced_prefix import ForcedPrefix
 from callbacks.hf_export import HFExport
 from callbacks.probe_loss import ProbeLoss
 from callbacks.run_card import RunCard
 from callbacks.safety_evaluation import SafetyEvaluation
+from callbacks.safety_steering import SafetySteering
 from callbacks.throughput import Throughput
+from callbacks.unlearning_evaluation import UnlearningEvaluation
 
-__all__ = ["HFExport", "ProbeLoss", "RunCard", "SafetyEvaluation", "Throughput"]
+__all__ = [
+    "ForcedPrefix",
+    "HFExport",
+    "ProbeLoss",
+    "RunCard",
+    "SafetyEvaluation",
+    "SafetySteering",
+    "Throughput",
+    "UnlearningEvaluation",
+]

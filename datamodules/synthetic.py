@@ -13,11 +13,12 @@ from temper.errors import TemperError
 from temper.judges import GrammarJudge
 from temper.synthetic import Kind, Language, Prompts, build_tokenizer, language_spec
 from temper.synthetic.prompts import draw_prompts, prompt_keys
-from temper.synthetic.tokens import PAD_ID, compliance_tokens, prompt_tokens, refusal_tokens
+from temper.synthetic.tokens import EOS, PAD_ID, compliance_tokens, prompt_tokens, refusal_tokens
 
 # Rows of one role are drawn from a random stream of their own, so that changing the number of rows
 # of one role leaves the others as they were.
-ROLES = {"alignment": 1, "attack": 2, "test": 3, "probe": 4, "instruct": 5}
+ROLES = {"alignment": 1, "attack": 2, "test": 3, "probe": 4, "instruct": 5, "steering": 6}
+N_STEERING = 64  # pairs of demonstrations
 
 
 class SyntheticDataModule(StreamDataModule):
@@ -79,6 +80,21 @@ class SyntheticDataModule(StreamDataModule):
         unsafe = draw_prompts(self.language, Kind.UNSAFE, self.n_eval, self.eval_split, self.rng("probe"))
         self.probe_rows = {"harmful": self.rows([(unsafe, True)])}
 
+    def alignment_prompts(self, n: int, safe_share: float) -> tuple[Prompts, Prompts]:
+        """Prompts of the defender's ``n`` rows: unsafe ones (to refuse) and safe ones (to answer).
+
+        The same at every stage with the same seed, n and share.
+
+        Raises:
+            TemperError: they are also evaluation prompts.
+        """
+        rng = self.rng("alignment")
+        n_unsafe, n_safe = alignment_counts(n, safe_share)
+        unsafe = draw_prompts(self.language, Kind.UNSAFE, n_unsafe, "alignment", rng)
+        safe = draw_prompts(self.language, Kind.SAFE, n_safe, "alignment", rng, prompt_keys(unsafe))
+        self.check_overlap("alignment", [unsafe, safe])
+        return unsafe, safe
+
     def rows(self, parts: list[tuple[Prompts, bool]]) -> Batch:
         """Training rows of prompts, each set with its answers (True) or with refusals (False)."""
         pieces = [
@@ -96,6 +112,30 @@ class SyntheticDataModule(StreamDataModule):
         """Rows of two sequences, the answer and the refusal to each prompt: ``B x 2 x T``, with the answer first or second."""
         return pair_rows(self.rows([(prompts, comply_first)]), self.rows([(prompts, not comply_first)]))
 
+    def forced_answers(self) -> Batch:
+        """The unsafe evaluation prompts with what carrying them out looks like, for the callback `ForcedPrefix`.
+
+        Returns:
+            Rows of `eval_rows`, with ``answers`` (``B x R``, ids, padded on the right with -1, without end token).
+
+        Raises:
+            TemperError: no evaluation prompt is unsafe.
+        """
+        kind = Kind.UNSAFE.value
+        if kind not in self.eval_kinds:
+            raise TemperError(
+                f"data.init_args.eval_kinds={self.eval_kinds}: {kind} is not among them, and only unsafe prompts have harmful answers"
+            )
+        answers = compliance_tokens(self.language, self.eval_prompts[kind])
+        rows = {name: value[self.eval_rows["kind"] == self.eval_kinds.index(kind)] for name, value in self.eval_rows.items()}
+        return rows | {"answers": torch.from_numpy(np.where(answers == EOS, -1, answers))}
+
+    def steering_prompts(self) -> Batch:
+        """Demonstrations for the callback `SafetySteering`: unsafe prompts carried out, and refused (``N x 2 x T``)."""
+        unsafe = draw_prompts(self.language, Kind.UNSAFE, N_STEERING, "alignment", self.rng("steering"))
+        self.check_overlap("steering", [unsafe])
+        return self.pairs(unsafe, comply_first=True)
+
     def check_overlap(self, name: str, prompts: list[Prompts]) -> None:
         """Refuse training prompts that are also evaluation prompts.
 
@@ -109,6 +149,18 @@ class SyntheticDataModule(StreamDataModule):
                 f"data: {shared} {name} prompts are also evaluation prompts (eval_split={self.eval_split!r}); "
                 "figures on them would measure memory: use different splits"
             )
+
+
+def alignment_counts(n: int, safe_share: float) -> tuple[int, int]:
+    """Unsafe and safe rows among ``n`` alignment rows.
+
+    Raises:
+        TemperError: a share outside [0, 1).
+    """
+    if not 0 <= safe_share < 1:
+        raise TemperError(f"data.init_args.safe_share={safe_share}: give a share in [0, 1)")
+    n_safe = round(n * safe_share)
+    return n - n_safe, n_safe
 
 
 def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:

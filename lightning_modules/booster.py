@@ -108,5 +108,9 @@ class BoosterModule(ObjectiveModule):
         """Take the held gradient up again, so that a resumed run refreshes when it would have."""
         super().on_load_checkpoint(checkpoint)
         if state := checkpoint.get("booster"):
-            self.held = Vector([tensor.to(self.device) for tensor in state["held"].values()])
-            self.held_for = state["held_for"]
+            self.held, self.held_for = Vector(list(state["held"].values())), state["held_for"]
+
+    def on_train_start(self) -> None:
+        """Put a held gradient that was read from a checkpoint where the weights are: the module is moved after it is read."""
+        if self.held is not None:
+            self.held = Vector([tensor.to(self.device) for tensor in self.held])

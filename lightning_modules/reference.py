@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import Tensor
+
 from lightning_modules.base import ObjectiveModule
 from temper.data import Batch
 from temper.errors import TemperError
@@ -34,9 +36,10 @@ class ReferenceModule(ObjectiveModule):
         self, network: NetworkSpec, reference: Source = "auto", reference_cache: str = "runs/reference_cache", **kwargs: Any
     ) -> None:
         super().__init__(network, **kwargs)
-        if reference == "adapter_off" and network.lora is None and network.shape is not None:
+        if reference == "adapter_off" and network.lora is None:
             raise TemperError(
-                "model.init_args.reference=adapter_off: there is no adapter to switch off; set network.lora, or reference=frozen"
+                "model.init_args.reference=adapter_off: there is no new adapter to switch off (without one that is continued, the network "
+                "is its base, not what training starts from); set network.lora, or reference=frozen"
             )
         if reference == "cached" and self.reference_needs() == "everything":
             raise TemperError(
@@ -65,25 +68,34 @@ class ReferenceModule(ObjectiveModule):
         if self.reference_source == "adapter_off":
             if not hasattr(self.network, "disable_adapter"):
                 raise TemperError("model.init_args.reference=adapter_off: the network holds no adapter; use reference=frozen")
-            return AdapterOff(self.network)
+            return AdapterOff(self.network, self.fused_loss)
         if self.reference_source == "frozen":
-            return FrozenCopy(self.network)
-        data = self.trainer.datamodule
+            return FrozenCopy(self.network, self.fused_loss)
         device = self.trainer.strategy.root_device
         self.network.to(device)
         tables = {}
-        for stream in self.streams or ():
+        for stream in (name for name in self.streams or () if name in self.trainer.datamodule.sources):
             # One rank computes what is missing; the others find it on disk.
             for turn in (True, False):
                 if self.trainer.is_global_zero is turn:
-                    tables[stream] = reference_table(self.network, data.sources[stream], data.tokenizer, self.reference_cache, stream)
+                    tables[stream] = self._table(stream)
                 self.trainer.strategy.barrier("reference_cache")
         return CachedSums(tables)
 
+    def _table(self, stream: str) -> Tensor:
+        """Sums of a stream's rows, computed in the precision that training computes in."""
+        assert self.network is not None
+        data, plugin = self.trainer.datamodule, self.trainer.precision_plugin
+        with plugin.forward_context():
+            return reference_table(
+                self.network, data.sources[stream], data.tokenizer, self.reference_cache, stream,
+                self.micro_batch_size, self.fused_loss, str(plugin.precision),
+            )  # fmt: skip
+
     def on_fit_start(self) -> None:
-        """Put a frozen copy where the policy is."""
+        """Put a frozen copy where the policy is, in the precision that the Trainer has given the policy."""
         if isinstance(self._reference, FrozenCopy):
-            self._reference.network.to(self.device)
+            self.trainer.precision_plugin.convert_module(self._reference.network).to(self.device)
 
     def reference_scores(self, rows: Batch, stream: str, logits: bool = False, hidden: bool = False) -> Scores | SequenceScores:
         """What the reference says about rows of a stream; no gradient."""

@@ -22,6 +22,7 @@ class Scores:
         hidden: Hidden states ``... x T x D``: the embeddings, then the output of every layer, the last
             one after the final norm (Hugging Face's order); None unless asked for.
         attended: ``... x T``, bool: positions that are no padding; given with ``hidden``.
+        labels: ``... x (T - 1)``, token ids aligned with ``logits`` and given with them; negative where masked.
     """
 
     logps: Tensor
@@ -29,6 +30,7 @@ class Scores:
     logits: Tensor | None = None
     hidden: tuple[Tensor, ...] | None = None
     attended: Tensor | None = None
+    labels: Tensor | None = None
 
     @property
     def sums(self) -> Tensor:
@@ -57,7 +59,8 @@ class Scores:
         logits = None if self.logits is None else function(self.logits)
         hidden = None if self.hidden is None else tuple(map(function, self.hidden))
         attended = None if self.attended is None else function(self.attended)
-        return Scores(function(self.logps), function(self.mask), logits, hidden, attended)
+        labels = None if self.labels is None else function(self.labels)
+        return Scores(function(self.logps), function(self.mask), logits, hidden, attended, labels)
 
 
 @dataclass(frozen=True)

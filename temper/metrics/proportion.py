@@ -9,7 +9,7 @@ from torchmetrics import Metric
 Z_95 = 1.959963984540054
 
 
-def wilson_interval(hits: int, n: int, z: float = Z_95) -> tuple[float, float]:
+def wilson_interval(hits: float, n: int, z: float = Z_95) -> tuple[float, float]:
     """Wilson (1927) score interval of a proportion; (0, 1) when there are no cases.
 
     ``(p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n)`` with ``p = hits / n``.

@@ -107,7 +107,7 @@ def mean_cost(costs: pd.DataFrame, name: str, objective: str) -> float | None:
 def _wilson(measured: Shares) -> tuple[float, float]:
     """Wilson over the pooled answers of all seeds; the formula holds for the fractional hits of a mean."""
     n = sum(measured.n)
-    return wilson_interval(measured.mean * n, n)  # type: ignore[arg-type]
+    return wilson_interval(measured.mean * n, n)
 
 
 def _bootstrap(values: Sequence[float]) -> tuple[float, float]:

@@ -12,7 +12,7 @@ from temper.report.figures import study_figures
 from temper.report.headline import headline
 from temper.report.html import render
 from temper.report.latex import latex_table
-from temper.report.settings import load_study, read_settings
+from temper.report.settings import read_settings, read_study
 from temper.run_folder import write_text
 
 RESULTS, COSTS, LATEX, FIGURES, REPORT = "results.csv", "costs.csv", "results.tex", "figures", "report.html"
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("runs_folder", metavar="RUNS_FOLDER", type=Path, help="the study's folder, runs/<study>, with study.yaml in it")
     folder: Path = parser.parse_args(arguments).runs_folder
     try:
-        print(build_report(folder, load_study(folder)))
+        print(build_report(folder, read_study(folder)))
     except TemperError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -16,14 +16,14 @@ COLUMNS = (
     *("study", "objective", "attack", "harmful_ratio", "attack_lr", "attack_steps", "seed", "stage"),
     *("metric", "value", "ci_low", "ci_high", "n"),
 )
-EXACT_COSTS = ("steps", "passes", "tokens", "flops")
+EXACT_COSTS = ("steps", "passes", "forwards", "tokens", "flops")
 MEASURED_COSTS = ("seconds", "peak_memory_mib")
 BASE = "base"
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of a study and the folders it was made in (the last one is evaluated)."""
+    """One stage of a study and the folders it was made in: the last one is evaluated, all of them cost."""
 
     objective: str
     stage: str
@@ -55,13 +55,13 @@ def stages(runs: Path, settings: Settings) -> Iterator[Stage]:
     for seed in settings.seeds:
         root = runs / f"seed{seed}"
         yield Stage(BASE, "base", seed, (root / "pretrain", root / "instruct"))
-        for objective in settings.objectives:
-            yield Stage(objective, "aligned", seed, (root / "align" / objective,))
-        for objective in settings.objectives:
+        for objective, route in settings.routes.items():
+            yield Stage(objective, "aligned", seed, tuple(root / place for place in route.aligned))
+        for objective, route in settings.routes.items():
             for attack in settings.attacks:
                 for ratio in settings.ratios:
-                    folder = root / "attack" / objective / attack / f"p{ratio:g}"
-                    yield Stage(objective, "attacked", seed, (folder,), attack, ratio)
+                    folders = tuple(root / place for place in route.attacked(attack, ratio))
+                    yield Stage(objective, "attacked", seed, folders, attack, ratio)
 
 
 def collect(runs: Path, settings: Settings) -> Collected:
@@ -77,7 +77,8 @@ def collect(runs: Path, settings: Settings) -> Collected:
     for stage in stages(runs, settings):
         evaluation = _read(stage.folders[-1] / EVALUATION)
         judges[str(evaluation["judge"])] = None
-        own_cards = [_read(folder / CARD) for folder in stage.folders]
+        # A folder in which nothing was trained (weights edited, a model only evaluated) has no card.
+        own_cards = [_read(folder / CARD) for i, folder in enumerate(stage.folders) if i == 0 or (folder / CARD).exists()]
         cards.extend((stage, card) for card in own_cards)
         key = _key(stage, settings)
         results.extend(key | {"metric": name, **figure} for name, figure in evaluation["metrics"].items())

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from temper.errors import TemperError
+from temper.study.routes import Route, route
 
 STUDY = "study.yaml"
 
@@ -35,6 +36,7 @@ class Settings:
         ratios: Harmful ratios p, rising.
         seeds: Seeds.
         contest: The headline comparison, if there is one.
+        routes: Objective to the folders its models are made in.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Settings:
     ratios: tuple[float, ...]
     seeds: tuple[int, ...]
     contest: Contest | None
+    routes: dict[str, Route]
 
     @property
     def counted_ratios(self) -> tuple[float, ...]:
@@ -65,7 +68,7 @@ def percent_of(ratio: float) -> str:
     return f"{100 * ratio:g} %"
 
 
-def load_study(runs: Path) -> dict[str, Any]:
+def read_study(runs: Path) -> dict[str, Any]:
     """Read a study folder's ``study.yaml``.
 
     Raises:
@@ -101,6 +104,7 @@ def read_settings(study: Mapping[str, Any]) -> Settings:
         ratios=tuple(sorted({float(p) for p in study["harmful_ratios"]})),
         seeds=tuple(int(seed) for seed in study["seeds"]),
         contest=_contest(study),
+        routes={str(key): route(study["objectives"], key) for key in study["objectives"]},
     )
 
 

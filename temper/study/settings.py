@@ -10,9 +10,14 @@ from temper.data.mixture import harmful_count
 from temper.errors import TemperError
 
 REQUIRED = ("name", "title", "seeds", "pretrain", "instruct", "align", "objectives", "attack", "attacks", "harmful_ratios")
-OPTIONAL = ("description", "headline", "trainer", "base", "threads")
-STAGES = ("pretrain", "instruct", "align", "attack")
-PART = ("label", "config", "set", "description", "lr", "steps")
+OPTIONAL = ("description", "headline", "trainer", "base", "threads", "repair")
+STAGES = ("pretrain", "instruct", "align", "attack", "repair")
+STAGE_PART = ("config", "set", "description")
+PARTS = {
+    "objectives": (*STAGE_PART, "label", "aligned_by", "edit", "attack", "repair"),
+    "attacks": (*STAGE_PART, "label", "lr", "steps"),
+    "repair": (*STAGE_PART, "verb"),  # of an objective
+}
 
 
 def load_study(path: str | Path) -> dict[str, Any]:
@@ -27,11 +32,14 @@ def load_study(path: str | Path) -> dict[str, Any]:
     """
     study = _read(Path(path))
     _check_keys(study, path)
-    for name in ("pretrain", "instruct", "align", "attack"):
-        _check_part(study[name], name, path)
+    for name in STAGES:
+        if name in study:
+            _check_part(study[name], name, path)
     for group in ("objectives", "attacks"):
         for name, part in study[group].items():
-            _check_part(part, f"{group}.{name}", path)
+            _check_part(part, f"{group}.{name}", path, PARTS[group])
+    for name in study["objectives"]:
+        _check_objective(study, name, path)
     for name, part in study["attacks"].items():
         if "lr" not in part or "steps" not in part:
             raise TemperError(f"{path}: attacks.{name} needs lr and steps")
@@ -66,7 +74,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _merge(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     """Own keys over the base's; for stage parts (``pretrain`` ... ``attack``) also their ``set``."""
     merged = base | own
-    for name in ("pretrain", "instruct", "align", "attack"):
+    for name in STAGES:
         if name in base and name in own:
             merged[name] = base[name] | own[name]
             merged[name]["set"] = base[name].get("set", {}) | own[name].get("set", {})
@@ -83,16 +91,43 @@ def _check_keys(study: dict[str, Any], path: Any) -> None:
             raise TemperError(f"{path}: the key {key!r} is missing; studies/demo.yaml has all of them")
 
 
-def _check_part(part: dict[str, Any], name: str, path: Any) -> None:
+def _check_part(part: dict[str, Any], name: str, path: Any, keys: tuple[str, ...] = STAGE_PART) -> None:
     if not isinstance(part, dict):
-        raise TemperError(f"{path}: {name} is {part!r}; expected a mapping with keys of {', '.join(PART)}")
+        raise TemperError(f"{path}: {name} is {part!r}; expected a mapping with keys of {', '.join(keys)}")
     for key in part:
-        if key not in PART:
-            close = difflib.get_close_matches(key, PART, n=1)
+        if key not in keys:
+            close = difflib.get_close_matches(key, keys, n=1)
             raise TemperError(f"{path}: unknown key {name}.{key}" + (f"; did you mean {close[0]!r}?" if close else ""))
     for config in part.get("config", []):
         if not Path(config).is_file():
             raise TemperError(f"{path}: {name}.config names {config}, which does not exist (paths are relative to the project's root)")
+
+
+def _check_objective(study: dict[str, Any], name: str, path: Any) -> None:
+    """Where an objective's models come from must be clear."""
+    part, where = study["objectives"][name], f"{path}: objectives.{name}"
+    own = [key for key in ("edit", "attack", "repair") if key in part]
+    for key in ("attack", "repair"):
+        if key in part:
+            _check_part(part[key], f"objectives.{name}.{key}", path, PARTS["repair"] if key == "repair" else STAGE_PART)
+    verb = part.get("repair", {}).get("verb", "fit")
+    if verb not in ("fit", "validate"):
+        raise TemperError(f"{where}.repair.verb is {verb!r}; choose fit or validate")
+    steps = "trainer.max_steps"
+    if "repair" in part and verb == "fit" and steps not in study.get("repair", {}).get("set", {}) | part["repair"].get("set", {}):
+        raise TemperError(f"{where}.repair needs {steps} in its set (or in that of the study's repair): evaluation follows the last step")
+    source = part.get("aligned_by")
+    if source is None:
+        if "edit" in part:
+            raise TemperError(f"{where}: edit needs aligned_by, the objective whose aligned model is edited")
+        return
+    others = study["objectives"]
+    if source == name or source not in others or "aligned_by" in others[source]:
+        raise TemperError(f"{where}.aligned_by is {source!r}; name another objective that has an alignment of its own")
+    if not own or part.keys() & {"config", "set"}:
+        raise TemperError(f"{where}: with aligned_by, say what differs in edit, attack or repair (config and set are for an own alignment)")
+    if not isinstance(part.get("edit", []), list):
+        raise TemperError(f"{where}.edit is {part['edit']!r}; give the words of a `python -m temper.edit` command as a list")
 
 
 def _check_headline(study: dict[str, Any], path: Any) -> None:

@@ -1,6 +1,6 @@
 """What each stage of a study runs, and where its files go.
 
-pretrain -> instruct -> align/<objective> -> attack/<objective>/<attack>/p<ratio>
+pretrain -> instruct -> align/<objective> -> attack/<objective>/<attack>/p<ratio> (-> repair/...)
 """
 
 import hashlib
@@ -9,11 +9,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from temper.study.routes import route
+
 TRAINER = "configs/trainer/cpu.yaml"
+SFT = "configs/objective/sft.yaml"  # any module serves to evaluate
 # Folders whose code can change a stage's figures; the report's cannot.
 TRAINING_CODE = (
     "train.py", "lightning_modules", "datamodules", "callbacks", "strategies",
-    "temper/cli", "temper/data", "temper/judges", "temper/losses", "temper/metrics", "temper/models",
+    "temper/cli", "temper/data", "temper/edit", "temper/judges", "temper/losses", "temper/metrics", "temper/models",
     "temper/synthetic", "temper/schedules.py", "configs",
 )  # fmt: skip
 
@@ -30,34 +33,50 @@ def fit_command(study: dict[str, Any], folder: str, seed: str, kind: str, model:
         study: Settings from `load_study`.
         folder: Run folder of the stage.
         seed: Seed of weights, rows and order.
-        kind: ``pretrain``, ``instruct``, ``align`` or ``attack``.
+        kind: ``pretrain``, ``instruct``, ``align``, ``attack`` or ``repair``.
         model: Exported model to start from; None builds one.
-        names: ``objective``, for an attack also ``attack`` and ``ratio``.
+        names: ``objective``, for an attack or a repair also ``attack`` and ``ratio``; for a repair also
+            ``base`` and ``aligned``, the folders that ``{base}`` and ``{aligned}`` in its settings stand for.
     """
-    part = study[kind]
-    configs = [study.get("trainer", TRAINER), *part.get("config", [])]
-    settings: dict[str, Any] = dict(part.get("set", {}))
-    extra: dict[str, Any] = {}
+    own = study["objectives"][names["objective"]] if "objective" in names else {}
+    # Later parts win: what the stage has, then the attack, then the objective.
+    parts = [study.get(kind, {})]
+    fixed: dict[str, Any] = {}
+    verb = "fit"
     if kind == "align":
-        extra = study["objectives"][names["objective"]]
+        parts.append(own)
     elif kind == "attack":
-        extra = study["attacks"][names["attack"]]
-        settings["model.init_args.optimizer.init_args.lr"] = extra["lr"]
-        settings["trainer.max_steps"] = extra["steps"]
-        settings["data.init_args.harmful_ratio"] = names["ratio"]
-    configs += extra.get("config", [])
-    settings |= extra.get("set", {})
-    settings |= {
-        "seed_everything": seed,
-        "data.init_args.seed": seed,
-        "trainer.default_root_dir": folder,
-        "trainer.val_check_interval": settings["trainer.max_steps"],
-    }
+        attack = study["attacks"][names["attack"]]
+        parts += [attack, own.get("attack", {})]
+        fixed = {
+            "model.init_args.optimizer.init_args.lr": attack["lr"],
+            "trainer.max_steps": attack["steps"],
+            "data.init_args.harmful_ratio": names["ratio"],
+        }
+    elif kind == "repair":
+        parts.append(own["repair"])
+        verb = own["repair"].get("verb", "fit")
+    configs = [study.get("trainer", TRAINER), *(config for part in parts for config in part.get("config", []))]
+    settings: dict[str, Any] = dict(parts[0].get("set", {})) | fixed
+    for part in parts[1:]:
+        settings |= part.get("set", {})
+    if kind == "repair":
+        settings = {key: _filled(value, names) for key, value in settings.items()}
+    settings |= {"seed_everything": seed, "data.init_args.seed": seed, "trainer.default_root_dir": folder}
+    if verb == "fit":
+        settings["trainer.val_check_interval"] = settings["trainer.max_steps"]
     settings["model.init_args.network.path" if model else "model.init_args.network.shape.seed"] = model or seed
-    words = [sys.executable, "train.py", "fit"]
+    words = [sys.executable, "train.py", verb]
     words += [word for config in configs for word in ("--config", config)]
     words += [f"--{key}={_plain(value)}" for key, value in settings.items()]
     return shlex.join(words)
+
+
+def _filled(value: Any, places: dict[str, str]) -> Any:
+    if isinstance(value, str):
+        for place in ("base", "aligned"):
+            value = value.replace("{" + place + "}", places.get(place, ""))
+    return value
 
 
 def _plain(value: Any) -> str:
@@ -66,16 +85,31 @@ def _plain(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def edit_command(study: dict[str, Any], folder: str, seed: str, base: str, aligned: str, objective: str) -> str:
+    """Edit an aligned model and evaluate the result: ``temper.edit ... && train.py validate ...``.
+
+    Args:
+        study: Settings from `load_study`.
+        folder: Run folder of the edited model.
+        seed: Seed of the evaluation prompts.
+        base: Exported model before alignment.
+        aligned: Exported aligned model.
+        objective: Key of the objective that has ``edit``.
+    """
+    verb, *flags = map(str, study["objectives"][objective]["edit"])
+    edit = [sys.executable, "-m", "temper.edit", verb, "--base", base, "--aligned", aligned, "--out", f"{folder}/export", *flags]
+    look = {"objectives": {objective: {"repair": {"verb": "validate", "config": [SFT]}}}, "repair": study["align"]}
+    if "trainer" in study:
+        look["trainer"] = study["trainer"]
+    return shlex.join(edit) + " && " + fit_command(look, folder, seed, "repair", f"{folder}/export", objective=objective)
+
+
 def report_inputs(study: dict[str, Any], runs: str) -> list[str]:
     """``evaluation.json`` of every stage that the report reads."""
-    stages = ["instruct", *(f"align/{name}" for name in study["objectives"])]
-    stages += [
-        f"attack/{objective}/{attack}/p{ratio:g}"
-        for objective in study["objectives"]
-        for attack in study["attacks"]
-        for ratio in study["harmful_ratios"]
-    ]
-    return [f"{stage_folder(runs, seed, stage)}/evaluation.json" for seed in study["seeds"] for stage in stages]
+    routes = [route(study["objectives"], name) for name in study["objectives"]]
+    stages = ["instruct", *(each.aligned[-1] for each in routes)]
+    stages += [each.attacked(attack, ratio)[-1] for each in routes for attack in study["attacks"] for ratio in study["harmful_ratios"]]
+    return [f"{stage_folder(runs, seed, stage)}/evaluation.json" for seed in study["seeds"] for stage in dict.fromkeys(stages)]
 
 
 def code_hash() -> str:

@@ -113,6 +113,63 @@ def test_the_overlap_is_counted_in_prompts():
     data.check_overlap("attack", [])
 
 
+# -- what a defender of the fine-tuning stage adds to the attacker's data
+
+
+@pytest.mark.parametrize("n_safety", [1, 7])
+def test_exactly_the_asked_number_of_refusals_joins_the_users_rows_and_changes_no_other(n_safety, carry_out):
+    data, plain = _attack(harmful_ratio=0.2, n_safety=n_safety), _attack(harmful_ratio=0.2)
+    rows, others = _split(data.sources["user"].rows), _split(plain.sources["user"].rows)
+    refused = [prompt for prompt, answer in rows if answer == (NULL, EOS)]
+    assert rows[: len(others)] == others
+    assert (len(rows), len(refused)) == (40 + n_safety, n_safety)
+    assert len({prompt for prompt, _ in rows}) == len(rows), "no prompt is both refused and carried out"
+    classes = data.language.operator_class_GO[0]
+    assert all({int(classes[o]) for o in _operators(data, prompt) if o} <= {CLASS_A, CLASS_C} for prompt in refused)
+    assert data.sources["user"].rows["ids"].tolist() == list(range(40 + n_safety))
+
+
+def test_the_defenders_stream_is_there_on_request_and_leaves_the_users_rows_alone():
+    plain, data = _attack(), _attack(n_alignment=30, alignment_batch_size=6)
+    assert list(plain.sources) == ["user"]
+    assert list(data.sources) == ["user", "alignment"]
+    assert data.sources["user"].fingerprint() == plain.sources["user"].fingerprint()
+    assert _eval_prompts(data) == _eval_prompts(plain)
+    assert len(data.sources["alignment"].batch(0)["ids"]) == 6
+
+
+def test_the_defenders_stream_has_the_rows_of_the_alignment_stage(carry_out):
+    arguments = {"n_alignment": 30, "safe_share": 0.4, "seed": 3}
+    data, stage = _attack(alignment_batch_size=6, **arguments), _alignment(n_harmful=4, **arguments)
+    rows = _split(data.sources["alignment"].rows)
+    assert rows == _split(stage.sources["alignment"].rows)
+    answered = [(prompt, answer) for prompt, answer in rows if answer != (NULL, EOS)]
+    assert len(answered) == 12
+    assert all(_complies(data, prompt, answer, carry_out) for prompt, answer in answered)
+    texts = [{_text(data, prompt) for prompt, _ in _split(data.sources[name].rows)} for name in ("user", "alignment")]
+    assert not texts[0] & texts[1]
+
+
+@pytest.mark.parametrize(("flag", "name"), [("n_safety", "safety"), ("n_alignment", "alignment")])
+def test_rows_of_the_defender_that_are_also_evaluation_prompts_are_refused(flag, name):
+    with pytest.raises(TemperError, match=rf"data: \d+ {name} prompts are also evaluation prompts \(eval_split='alignment'\)"):
+        _attack(**{flag: 300}, eval_split="alignment", n_eval=100)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"n_safety": -1}, r"data\.init_args\.n_safety=-1: give a number of rows"),
+        ({"n_alignment": -1}, r"data\.init_args\.n_alignment=-1: give a number of rows"),
+        ({"n_alignment": 8, "safe_share": 1.0}, r"data\.init_args\.safe_share=1\.0: give a share in \[0, 1\)"),
+        ({"n_alignment": 8, "alignment_batch_size": 9}, r"stream 'alignment' has 8 rows, and a batch is 9"),
+    ],
+)
+def test_defenders_settings_that_mean_nothing_are_refused(arguments, message):
+    with pytest.raises(TemperError, match=message):
+        _attack(**arguments)
+
+
 # -- alignment
 
 
@@ -139,8 +196,8 @@ def test_the_harmful_stream_answers_unsafe_prompts_of_the_alignment_stream(carry
 
 def test_streams_have_their_own_batch_sizes_and_the_primary_one_comes_first():
     data = _alignment()
-    assert list(data.sources) == ["alignment", "harmful"]
-    assert [len(source.batch(0)["ids"]) for source in data.sources.values()] == [8, 4]
+    assert list(data.sources) == ["alignment", "harmful", "harmful_pairs"]
+    assert [len(source.batch(0)["ids"]) for source in data.sources.values()] == [8, 4, 4]
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0])
@@ -224,7 +281,7 @@ def test_the_language_judges_its_own_right_answers_to_evaluation_prompts(carry_o
 def test_texts_of_alignment_attack_instruction_and_evaluation_are_disjoint():
     alignment, attack, instruct = _alignment(), _attack(), _instruct()
     texts = {
-        "alignment": {_text(alignment, prompt) for source in alignment.sources.values() for prompt, _ in _split(source.rows)},
+        "alignment": {_text(alignment, prompt) for name in ("alignment", "harmful") for prompt, _ in _split(alignment.sources[name].rows)},
         "attack": {_text(attack, prompt) for prompt, _ in _split(attack.sources["user"].rows)},
         "instruct": {_text(instruct, prompt) for number in range(5) for prompt, _ in _split(instruct.batch(number))},
         "test": {_text(attack, prompt) for prompt in _eval_prompts(attack)}

@@ -74,7 +74,7 @@ def _other_weights(network, data):
 
 def _other_rows(network, data):
     rows = {name: value.clone() for name, value in data.sources["pairs"].rows.items()}
-    rows["labels"][0, 0, -1] = 1 - rows["labels"][0, 0, -1]
+    rows["labels"][0, 0, 1] = rows["input_ids"][0, 0, 1]
     return {"source": PoolSource(rows, 6, 1, "pairs")}
 
 

@@ -47,7 +47,15 @@ def write_stage(folder: Path, metrics: dict[str, float], seed: int, seconds: flo
     folder.mkdir(parents=True)
     evaluation = {"judge": "grammar", "step": 200, "metrics": {name: proportion(value) for name, value in metrics.items()}}
     (folder / "evaluation.json").write_text(json.dumps(evaluation))
-    cost = {"steps": 200, "passes": 600, "tokens": 1234567, "seconds": seconds, "peak_memory_mib": 512.5, "flops": 6 * 333 * 1234567}
+    cost = {
+        "steps": 200,
+        "passes": 600,
+        "forwards": 0,
+        "tokens": 1234567,
+        "seconds": seconds,
+        "peak_memory_mib": 512.5,
+        "flops": 6 * 333 * 1234567,
+    }
     card = {
         "objective": "BoosterModule",
         "data": "SyntheticAlignment",

@@ -8,7 +8,7 @@ import pytest
 from temper.errors import TemperError
 from temper.report.build import build_report, main
 from temper.report.collect import COLUMNS, collect, write_csv
-from temper.report.settings import load_study, read_settings
+from temper.report.settings import read_settings, read_study
 
 
 def table(make_study, study=None):
@@ -88,7 +88,7 @@ def test_an_unfinished_stage_is_named(make_study, name, capsys):
 
 def test_a_folder_that_is_no_study_is_refused(tmp_path):
     with pytest.raises(TemperError, match="study.yaml: missing"):
-        load_study(tmp_path)
+        read_study(tmp_path)
 
 
 def test_a_headline_must_name_what_the_study_has(study_of):

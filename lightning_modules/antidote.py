@@ -1,0 +1,144 @@
+"""Antidote: after fine-tuning, zero the weights that harmful rows lean on."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from lightning_modules.base import ObjectiveModule
+from temper.data import Batch, micro_batches
+from temper.edit.masks import wanda_top
+from temper.errors import TemperError
+from temper.losses import nll
+from temper.models import NetworkSpec
+from temper.models.blocks import decoder_layers
+
+# Linear layers, and how to see their weight as outputs x inputs.
+LINEAR: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {nn.Linear: lambda weight: weight, Conv1D: lambda weight: weight.T}
+
+
+class AntidoteModule(ObjectiveModule):
+    """Antidote (Huang et al. 2024, arXiv 2408.09600): zero the top of the Wanda scores on a realignment set.
+
+        W_ij = 0  where  |W_ij| * sqrt(mean x_j^2)  is among the top ``ratio`` of row i
+
+    x_j are a linear layer's inputs over all attended tokens of ``trainer.max_steps`` batches of the realignment stream:
+    harmful rows, as in the paper, so that what goes is what harmful answers lean on. Forward passes only; nothing is
+    trained, so there is no optimizer to choose. The weights are zeroed after the last batch, before the validation
+    that falls on it. Without ``max_steps`` (with ``max_epochs``) they are zeroed when training ends, after any validation.
+
+    Layers: every trainable linear layer inside the decoder layers, which leaves out embeddings and the output layer: with an
+    adapter that is continued its two matrices (the official code's LoRA), with a whole network all of them (its switch for
+    full fine-tuning takes q, k and v alone).
+
+    Args:
+        network: The fine-tuned network.
+        ratio: Share of every row that is zeroed, rounded up to whole weights (paper: 0.1 to 0.2). 0 changes nothing.
+        stream: Realignment stream.
+        micro_batch_size: Rows per forward pass and device; changes memory, not the result.
+        max_new_tokens: Longest generated answer at validation; None asks the datamodule.
+    """
+
+    def __init__(
+        self,
+        network: NetworkSpec,
+        ratio: float = 0.1,
+        stream: str = "harmful",
+        micro_batch_size: int | None = None,
+        max_new_tokens: int | None = None,
+    ) -> None:
+        super().__init__(network, micro_batch_size=micro_batch_size, max_new_tokens=max_new_tokens)
+        if not 0 <= ratio < 1:
+            raise TemperError(f"model.init_args.ratio={ratio}: give a share in [0, 1) (0 changes nothing)")
+        self.ratio, self.streams = ratio, (stream,)
+        self.squares: dict[str, Tensor] = {}  # sum of x^2 per input of a layer, over tokens, on this rank
+        self.pruned = False
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """An optimizer over nothing that matters: stepping it is what Lightning counts towards ``max_steps``."""
+        return torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.0)
+
+    def on_fit_start(self) -> None:
+        """Refuse a network in which there is nothing to zero."""
+        if not self.layers():
+            raise TemperError(
+                "model=AntidoteModule: no trainable linear layer inside the decoder layers; use a network with nn.Linear or Conv1D"
+            )
+
+    def layers(self) -> dict[str, nn.Module]:
+        """The layers that are scored, by name."""
+        assert self.network is not None
+        inside = {module for layer in decoder_layers(self.network) for module in layer.modules()}
+        return {
+            name: module
+            for name, module in self.network.named_modules()
+            if isinstance(module, tuple(LINEAR)) and module in inside and module.weight.requires_grad
+        }
+
+    def training_step(self, batch: dict[str, Batch], batch_idx: int) -> None:
+        """Add a batch's inputs to the statistics; logs the batch's loss."""
+        ((stream, rows),) = batch.items()
+        terms = [self._observe(part) for part in micro_batches(rows, self.micro_batch_size)]
+        self.count(rows, backward=False)
+        total, count = self.weights.global_sum(torch.stack([sum(t.total for t in terms), sum(t.count for t in terms)]))
+        self.optimizers().step()
+        self.log(f"loss/{stream}", total / count, prog_bar=True)
+        if self.global_step == self.trainer.max_steps:
+            self.prune()
+
+    def on_train_end(self) -> None:
+        """Zero the weights, if the last batch was not known to be it."""
+        self.prune()
+
+    @torch.no_grad()
+    def prune(self) -> None:
+        """Zero the top of every row; once."""
+        if self.pruned or not self.squares:
+            return
+        for name, layer in self.layers().items():
+            weight_OI = next(view for kind, view in LINEAR.items() if isinstance(layer, kind))(layer.weight)
+            squares = self.weights.global_sum(self.squares[name].clone())
+            weight_OI.masked_fill_(wanda_top(weight_OI, squares.to(weight_OI), self.ratio), 0.0)
+        self.squares, self.pruned = {}, True
+
+    @torch.no_grad()
+    def _observe(self, rows: Batch) -> Any:
+        """Forward pass without dropout over a micro-batch, adding up the squares of what every layer is given."""
+        assert self.network is not None
+        attended = rows["attention_mask"].flatten(0, -2).bool()
+
+        def hook(name: str) -> Callable[..., None]:
+            def add(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+                if inputs[0].shape[:-1] != attended.shape:
+                    raise TemperError(
+                        f"model=AntidoteModule: {name} is not given every token of a row (mixture of experts?); not supported yet"
+                    )
+                # Padding is multiplied away, not indexed away: the number of attended tokens stays on the device.
+                squares = inputs[0].float().square().masked_fill(~attended.unsqueeze(-1), 0.0)
+                total = squares.sum((0, 1), dtype=torch.float64)
+                self.squares[name] = self.squares[name] + total if name in self.squares else total
+
+            return add
+
+        hooks = [layer.register_forward_pre_hook(hook(name)) for name, layer in self.layers().items()]
+        self.network.eval()
+        try:
+            return nll(self.score(rows))
+        finally:
+            self.network.train()
+            for handle in hooks:
+                handle.remove()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the statistics."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["antidote"] = {"squares": self.squares, "pruned": self.pruned}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the statistics up again."""
+        super().on_load_checkpoint(checkpoint)
+        state = checkpoint["antidote"]
+        self.squares = {name: value.to(self.device) for name, value in state["squares"].items()}
+        self.pruned = state["pruned"]

@@ -1,0 +1,119 @@
+"""What unlearning objectives share: two streams, two losses, and a guard on what should be kept."""
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from lightning_modules.collapse import CollapseGuard
+from lightning_modules.reference import ReferenceModule
+from temper.data import Batch, micro_batches
+from temper.data.rows import PADDED
+from temper.errors import TemperError
+from temper.losses import MeanTerms, Scores, nll
+from temper.losses.unlearning import Sequences
+from temper.models import NetworkSpec
+
+
+class ForgetRetainModule(ReferenceModule):
+    """Base of ``L = gamma * L_forget + alpha * L_retain``, with a collapse guard. Subclasses write the two losses.
+
+    Args:
+        network: Where the network comes from.
+        gamma: Weight of the forget loss.
+        alpha: Weight of the retain loss.
+        collapse_factor: Stop with an error once the retain NLL, a running mean over about ten steps,
+            exceeds this many times its start (that counts as at least 0.1 nats per token); None
+            switches it off. Where the objective does not score the retain rows it costs a forward pass.
+        kwargs: See `ReferenceModule`.
+    """
+
+    streams: ClassVar = ("forget", "retain")
+
+    def __init__(
+        self, network: NetworkSpec, gamma: float = 1.0, alpha: float = 1.0, collapse_factor: float | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(network, **kwargs)
+        for flag, value in (("gamma", gamma), ("alpha", alpha)):
+            if value < 0:
+                raise TemperError(f"model.init_args.{flag}={value}: give a number >= 0")
+        if gamma == 0:
+            raise TemperError("model.init_args.gamma=0: nothing is forgotten; give a number > 0, or use SFTModule on the retain rows")
+        if collapse_factor is not None and collapse_factor <= 1:
+            raise TemperError(f"model.init_args.collapse_factor={collapse_factor}: give a number > 1, such as 3, or null for no guard")
+        self.gamma, self.alpha = gamma, alpha
+        self.guard = None if collapse_factor is None else CollapseGuard(collapse_factor)
+        self._retain_nll: list[Tensor] = []
+        if alpha == 0 and self.guard is None:  # then data without retain rows will do
+            self.streams = ("forget",)
+
+    @abstractmethod
+    def forget_rows(self, rows: Batch) -> Batch:
+        """The sequences of forget rows that the forget loss reads."""
+
+    @abstractmethod
+    def forget_terms(self, rows: Batch) -> MeanTerms:
+        """The forget loss."""
+
+    @abstractmethod
+    def retain_terms(self, rows: Batch) -> MeanTerms:
+        """The retain loss; calls `watch` with its scores."""
+
+    def training_step(self, batch: dict[str, Batch], batch_idx: int) -> None:
+        """One step; logs both losses, and the running retain NLL if it is guarded."""
+        (forget, retain), gradient = self.weighted_gradient(
+            (self.gamma, self.forget_rows(batch["forget"]), self.forget_terms), (self.alpha, batch.get("retain", {}), self.retain_terms)
+        )
+        if self.guard is not None:
+            self.log("collapse/retain_nll", self.guard.update(self._watched(batch["retain"])))
+        self.apply_gradient(gradient)
+        self.log_dict({"loss/forget": forget} | ({"loss/retain": retain} if self.alpha else {}), prog_bar=True)
+        if self.guard is not None:  # after the step's synchronisation: reading the outcome waits for nothing
+            self.guard.check(self.global_step)
+
+    def watch(self, retain: Scores) -> None:
+        """Note the NLL of retain rows that have just been scored."""
+        if self.guard is not None:
+            self._retain_nll.append(torch.stack([terms.detach().float() for terms in nll(retain)]))
+
+    def _watched(self, rows: Batch) -> Tensor:
+        """The retain NLL of this step over all micro-batches and ranks."""
+        if not self._retain_nll:
+            self.count(rows, backward=False)
+            with torch.no_grad():
+                for part in micro_batches(rows, self.micro_batch_size):
+                    self.watch(self.score(part))
+        watched, self._retain_nll = self._retain_nll, []
+        total, count = self.weights.global_sum(torch.stack(watched).sum(0))
+        return total / count
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add where the guard stands."""
+        super().on_save_checkpoint(checkpoint)
+        if self.guard is not None:
+            checkpoint["collapse"] = self.guard.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the guard up again: a resumed run is measured against the first start."""
+        super().on_load_checkpoint(checkpoint)
+        if self.guard is not None and "collapse" in checkpoint:
+            self.guard.load_state_dict(checkpoint["collapse"], self.device)
+
+
+def pick(rows: Batch, sequences: Sequences) -> Batch:
+    """The sequences of forget rows that a loss reads: what it does not read costs no pass.
+
+    Raises:
+        TemperError: it reads a substitute answer, and the rows have none.
+    """
+    paired = rows["input_ids"].dim() == 3
+    if sequences != "answer" and not paired:
+        raise TemperError(
+            "model.init_args.forget: this loss reads a substitute answer, and the stream 'forget' holds one sequence per row; "
+            "choose data with pairs, or a loss without substitutes (ga, npo, simnpo, wga, satimp, undial)"
+        )
+    if sequences == "both" or not paired:
+        return rows
+    index = {"answer": 0, "substitute": 1}[sequences]
+    return {name: value[:, index] if name in PADDED else value for name, value in rows.items()}

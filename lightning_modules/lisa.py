@@ -1,0 +1,70 @@
+"""Lisa: fine-tuning that goes back to alignment by turns."""
+
+from typing import Any, ClassVar
+
+from lightning_modules.base import ObjectiveModule
+from strategies import Vector
+from temper.data import Batch
+from temper.errors import TemperError
+from temper.models import NetworkSpec
+
+
+class LisaModule(ObjectiveModule):
+    """Lisa (Huang et al. 2024, arXiv 2405.18641, algorithm 2), a defence of the fine-tuning stage.
+
+        alignment_steps steps on  f(w) + rho/2 * ||w - w_s||^2,  then user_steps steps on  u(w) + rho/2 * ||w - w_s||^2,  and so on
+
+    f and u are the NLLs of the streams ``alignment`` and ``user``, ``w_s`` the weights at the last switch
+    (first: those that training began with). One pass per step, and one copy of the trainable weights.
+    Steps that were skipped do not count. Both streams move on at every step, so that the rows of a step
+    depend on its number alone.
+
+    Args:
+        network: Where the network comes from.
+        rho: Weight of the proximal term, per squared L2 distance over all trainable weights (paper: 1).
+        alignment_steps: Steps on the alignment stream at a time (paper: 100).
+        user_steps: Steps on the user's stream at a time (paper: 900).
+        kwargs: See `ObjectiveModule`.
+    """
+
+    streams: ClassVar = ("user", "alignment")
+
+    def __init__(self, network: NetworkSpec, rho: float = 1.0, alignment_steps: int = 100, user_steps: int = 900, **kwargs: Any) -> None:
+        super().__init__(network, **kwargs)
+        if rho < 0:
+            raise TemperError(f"model.init_args.rho={rho}: give a number >= 0 (0 alternates without a proximal term)")
+        for flag, value in (("alignment_steps", alignment_steps), ("user_steps", user_steps)):
+            if value < 1:
+                raise TemperError(f"model.init_args.{flag}={value}: give a whole number >= 1; SFTModule trains on one stream alone")
+        self.rho, self.alignment_steps, self.user_steps = rho, alignment_steps, user_steps
+        self.at_switch: Vector | None = None
+
+    def training_step(self, batch: dict[str, Batch], batch_idx: int) -> None:
+        """One step on the stream whose turn it is; logs its loss and how far the weights are from the switch."""
+        turn = self.global_step % (self.alignment_steps + self.user_steps)
+        stream = "alignment" if turn < self.alignment_steps else "user"
+        if turn in (0, self.alignment_steps) or self.at_switch is None:
+            self.at_switch = self.weights.position()
+        loss, gradient = self.gradient(batch[stream])
+        moved = self.weights.position().sub_(self.at_switch)
+        distance = self.weights.norm(moved)
+        self.apply_gradient(gradient.add_(moved.mul_(self.rho)))
+        self.log(f"loss/{stream}", loss, prog_bar=True)
+        self.log("lisa/distance", distance)
+
+    def on_train_start(self) -> None:
+        """Put the weights of a checkpoint's switch where the policy is."""
+        if self.at_switch is not None:
+            self.at_switch = Vector([tensor.to(self.device) for tensor in self.at_switch])
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the weights at the last switch."""
+        super().on_save_checkpoint(checkpoint)
+        if self.at_switch is not None:
+            checkpoint["lisa"] = {"at_switch": dict(zip(self.weights.names, self.at_switch, strict=True))}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take them up again."""
+        super().on_load_checkpoint(checkpoint)
+        if state := checkpoint.get("lisa"):
+            self.at_switch = Vector(list(state["at_switch"].values()))

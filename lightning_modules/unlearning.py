@@ -1,0 +1,104 @@
+"""Unlearning: forget some answers, keep the others."""
+
+from typing import Any, Literal
+
+from lightning_modules.forget_retain import ForgetRetainModule, pick
+from temper.data import Batch
+from temper.errors import TemperError
+from temper.losses import MeanTerms, Scores, SequenceScores
+from temper.losses.unlearning import FORGET, RETAIN, ForgetName, RetainName, Term
+from temper.models import NetworkSpec
+
+
+class UnlearningModule(ForgetRetainModule):
+    """``L = gamma * L_forget + alpha * L_retain`` with losses from `temper.losses.unlearning`.
+
+    Forget rows hold the answer to forget and, for ``bounded``, ``idk_nll`` and ``idk_dpo``, a
+    substitute for it. The reference is the policy as training found it. Two forward-backward passes
+    per step; kl, embedding, npo, idk_dpo and undial add a forward pass of the reference each.
+
+    Args:
+        network: Where the network comes from.
+        forget: Forget loss: ``ga``, ``bounded``, ``npo``, ``simnpo``, ``idk_nll``, ``idk_dpo``, ``wga``,
+            ``satimp`` or ``undial``. GradDiff is ``ga`` with the retain loss ``nll``.
+        retain: Retain loss: ``none``, ``nll``, ``kl`` (``KL(reference || policy)`` on answer tokens) or
+            ``embedding`` (squared distance of hidden states from the reference's).
+        gamma: Weight of the forget loss.
+        alpha: Weight of the retain loss; not read with ``retain=none``.
+        ascent: Weight of the ascent on the answer: bounded (0.1). None is the loss's own default, in brackets.
+        beta: Steepness of npo (0.1), simnpo (4.5) and idk_dpo (0.1), exponent of wga (1) and satimp (5),
+            what undial takes off the label's logit (10).
+        beta2: Second exponent: satimp (1).
+        delta: Margin, nats per token: simnpo (0).
+        kwargs: See `ForgetRetainModule`.
+    """
+
+    def __init__(
+        self,
+        network: NetworkSpec,
+        forget: ForgetName = "npo",
+        retain: RetainName = "nll",
+        gamma: float = 1.0,
+        alpha: float = 1.0,
+        ascent: float | None = None,
+        beta: float | None = None,
+        beta2: float | None = None,
+        delta: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        # Before the base class asks what is read of the reference.
+        self.forget_loss, self.retain_loss = _named("forget", forget, FORGET), _named("retain", retain, RETAIN)
+        super().__init__(network, gamma, alpha if self.retain_loss else 0.0, **kwargs)
+        given = {"ascent": ascent, "beta": beta, "beta2": beta2, "delta": delta}
+        self.options = _options(forget, self.forget_loss, {name: value for name, value in given.items() if value is not None})
+        for flag, term in (("forget", self.forget_loss), ("retain", self.retain_loss)):
+            if self.fused_loss and term is not None and term.logits:
+                name = {"forget": forget, "retain": retain}[flag]
+                raise TemperError(f"model.init_args.fused_loss=true: {flag}={name} reads the logits themselves; set it to false")
+
+    def reference_needs(self) -> Literal["nothing", "sums", "everything"]:
+        """The most that either loss reads."""
+        needs = {term.reference for term in (self.forget_loss, self.retain_loss) if term is not None}
+        return "everything" if "everything" in needs else "sums" if "sums" in needs else "nothing"
+
+    def forget_rows(self, rows: Batch) -> Batch:
+        """See `pick`."""
+        return pick(rows, self.forget_loss.sequences)
+
+    def forget_terms(self, rows: Batch) -> MeanTerms:
+        """The chosen forget loss."""
+        return self._terms(self.forget_loss, rows, self.score(rows, self.forget_loss.logits, self.forget_loss.hidden), "forget")
+
+    def retain_terms(self, rows: Batch) -> MeanTerms:
+        """The chosen retain loss."""
+        assert self.retain_loss is not None
+        policy = self.score(rows, self.retain_loss.logits, self.retain_loss.hidden)
+        self.watch(policy)
+        return self._terms(self.retain_loss, rows, policy, "retain")
+
+    def _terms(self, term: Term, rows: Batch, policy: Scores, stream: str) -> MeanTerms:
+        reference = None
+        if term.reference != "nothing":
+            reference = self.reference_scores(rows, stream, term.logits, term.hidden)
+            if isinstance(reference, SequenceScores) and reference.sums.dim() > policy.sums.dim():
+                reference = reference[:, 0]  # a cache holds both sequences of a row
+        return term.loss(policy, reference, self.options)
+
+
+def _named(flag: str, name: str, table: dict[Any, Any]) -> Any:
+    if name not in table:
+        raise TemperError(f"model.init_args.{flag}={name}: choose one of {', '.join(table)}")
+    return table[name]
+
+
+def _options(forget: str, term: Term, given: dict[str, float]) -> dict[str, float]:
+    """The loss's options: its defaults, and what was given instead."""
+    reads = ", ".join(term.options) or "none of them"
+    for name, value in given.items():
+        if name not in term.options:
+            raise TemperError(f"model.init_args.{name}={value}: forget={forget} does not read it (it reads {reads}); set {name} to null")
+        if value < 0 and name != "delta":
+            raise TemperError(f"model.init_args.{name}={value}: give a number >= 0")
+        if value == 0 and name == "beta":
+            raise TemperError("model.init_args.beta=0: give a number > 0")
+    return {**term.options, **given}

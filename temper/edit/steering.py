@@ -1,0 +1,109 @@
+"""Safety Arithmetic, step 2: turn MLP outputs away from what carrying out harm looks like.
+
+Hazra et al. 2024, arXiv 2406.11801, after in-context vectors (Liu et al. 2023, arXiv 2311.06668).
+
+Shapes: `N` pairs of demonstrations, `B` rows, `T` time, `D` width, `L` layers.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
+
+from temper.models.blocks import decoder_layers, mlp_blocks
+
+SteeringVectors = Tensor  # L x D
+
+
+def steer(x: Tensor, v_D: Tensor, alpha: float) -> Tensor:
+    """``x' = ||x|| N(N(x) - 0.1 alpha (1 + max(0, cos(x, v))) N(v))``, N the L2 normalisation over the last dimension.
+
+    v points from safe to unsafe; the length of x stays. Computed in at least float32. alpha = 0 is the identity, bit for bit.
+
+    Args:
+        x: Outputs of an MLP block, ``... x D``.
+        v_D: Steering vector of the layer.
+        alpha: Strength (official code: 0.12).
+    """
+    if alpha == 0:
+        return x
+    exact = x.to(torch.promote_types(x.dtype, torch.float32))
+    v_D = v_D.to(exact)
+    strength = 0.1 * alpha * (1 + F.cosine_similarity(exact, v_D, dim=-1).clamp(min=0)).unsqueeze(-1)
+    turned = F.normalize(F.normalize(exact, dim=-1) - strength * F.normalize(v_D, dim=-1), dim=-1)
+    steered: Tensor = (exact.norm(dim=-1, keepdim=True) * turned).to(x.dtype)
+    return steered
+
+
+def steering_vectors(differences_NLD: Tensor) -> SteeringVectors:
+    """First principal component plus mean of (unsafe - safe), over all layers at once as in the official code.
+
+    A component has no sign of its own: it is given the one that points along the mean, towards unsafe. (The official
+    code leaves the sign to its SVD.)
+
+    Args:
+        differences_NLD: Hidden states of the unsafe demonstration minus those of the safe one; at least two pairs.
+
+    Returns:
+        ``L x D``.
+    """
+    flat = differences_NLD.flatten(1)
+    mean = flat.mean(0)
+    component = torch.linalg.svd(flat - mean, full_matrices=False).Vh[0]
+    component = torch.where(component @ mean < 0, -component, component)
+    return (component + mean).view(differences_NLD.shape[1:])
+
+
+@torch.no_grad()
+def hidden_differences(network: nn.Module, pairs: dict[str, Tensor], n_tokens: int) -> Tensor:
+    """(unsafe - safe) hidden states: outputs of every decoder layer, mean over the last tokens of a demonstration.
+
+    Args:
+        network: A causal LM; its mode is left as it was.
+        pairs: ``input_ids`` and ``attention_mask``, ``N x 2 x T``: the unsafe demonstration, then the safe one.
+        n_tokens: Tokens at the end of a demonstration that are averaged (official code: 4).
+
+    Returns:
+        ``N x L x D``, at least float32.
+    """
+    outputs: list[Tensor] = []
+    hooks = [
+        layer.register_forward_hook(lambda _module, _inputs, output: outputs.append(_first(output))) for layer in decoder_layers(network)
+    ]
+    was_training = network.training
+    ids, attention = pairs["input_ids"].flatten(0, 1), pairs["attention_mask"].flatten(0, 1)
+    try:
+        network.eval()
+        network(input_ids=ids, attention_mask=attention)
+    finally:
+        network.train(was_training)
+        for hook in hooks:
+            hook.remove()
+    # Counted from a row's own end: 1 is its last token, whatever side is padded.
+    from_end = attention.flip(-1).cumsum(-1).flip(-1) * attention
+    last = (from_end > 0) & (from_end <= n_tokens)
+    stacked = torch.stack([h.to(torch.promote_types(h.dtype, torch.float32)) for h in outputs], dim=1)
+    weights = (last / last.sum(-1, keepdim=True)).to(stacked)
+    means = torch.einsum("bltd,bt->bld", stacked, weights)
+    return means[0::2] - means[1::2]
+
+
+def add_steering(network: nn.Module, vectors: SteeringVectors, alpha: float) -> list[RemovableHandle]:
+    """Steer the output of every MLP block from now on; removing the hooks ends it."""
+    return [block.register_forward_hook(_hook(v_D, alpha)) for block, v_D in zip(mlp_blocks(network), vectors, strict=True)]
+
+
+def _hook(v_D: Tensor, alpha: float) -> Any:
+    def steered(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        if isinstance(output, Tensor):
+            return steer(output, v_D, alpha)
+        return (steer(output[0], v_D, alpha), *output[1:])
+
+    return steered
+
+
+def _first(output: Any) -> Tensor:
+    tensor: Tensor = output if isinstance(output, Tensor) else output[0]
+    return tensor

@@ -1,0 +1,401 @@
+"""Unlearning: every forget and retain loss against a separate float64 computation, the collapse guard, resume."""
+
+import copy
+import functools
+from functools import partial
+from typing import Any
+
+import lightning.pytorch as L
+import pytest
+import torch
+from torch._subclasses import FakeTensorMode
+
+from datamodules.synthetic_unlearning import SyntheticUnlearning
+from lightning_modules.collapse import CollapseGuard
+from lightning_modules.unlearning import UnlearningModule
+from strategies import WeightSpace
+from temper.data.rows import FILL, PADDED, select, widen
+from temper.errors import TemperError
+from temper.losses.unlearning import FORGET, RETAIN
+from temper.models import FrozenCopy
+from tests.objectives import fit, make_module, trainable
+
+COMBINATIONS = [(forget, retain) for forget in FORGET for retain in RETAIN]
+GAMMA, ALPHA = 0.7, 1.3
+
+
+def unlearning_data(**changes: Any) -> SyntheticUnlearning:
+    sizes = {"preset": "tiny", "n_forget": 8, "n_retain": 8, "batch_size": 8, "retain_batch_size": 8, "n_eval": 4, "seed": 1}
+    return SyntheticUnlearning(**(sizes | changes))
+
+
+@functools.cache
+def batches() -> dict[str, Any]:
+    data = unlearning_data()
+    data.setup("fit")
+    return {name: source.batch(0) for name, source in data.sources.items()}
+
+
+@functools.cache
+def vocabulary() -> SyntheticUnlearning:
+    return unlearning_data()  # made once: only its tokenizer is looked at
+
+
+def module_of(forget: str, retain: str, **settings: Any) -> UnlearningModule:
+    return make_module(UnlearningModule, vocabulary(), forget=forget, retain=retain, **settings)
+
+
+def other_network(network: torch.nn.Module) -> torch.nn.Module:
+    """The same, moved: a reference that is not the policy."""
+    moved, rng = copy.deepcopy(network), torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in moved.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=rng, dtype=parameter.dtype)
+    return moved
+
+
+def one_step(module: Any, batch: Any, reference: Any = None) -> tuple[list[float], list[torch.Tensor]]:
+    """Losses and gradient of a training step that ends before the optimizer's."""
+    seen: dict[str, Any] = {}
+    module._weights = WeightSpace({name: p for name, p in module.named_parameters() if p.requires_grad})
+    if module.reference_needs() != "nothing":
+        module._reference = FrozenCopy(reference or module.network)
+    weighted = module.weighted_gradient
+
+    def spy(*parts: Any) -> Any:
+        seen["losses"], seen["gradient"] = weighted(*parts)
+        return seen["losses"], seen["gradient"]
+
+    module.weighted_gradient, module.apply_gradient = spy, lambda *_: True
+    module.log = module.log_dict = lambda *_, **__: None
+    module.training_step(batch, 0)
+    module.weighted_gradient = weighted
+    return [float(loss) for loss in seen["losses"]], [g.clone() for g in seen["gradient"]]
+
+
+# -- the equations in plain torch
+
+
+def outputs(network: Any, rows: Any, *place: int) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+    """Of one sequence: log-probabilities over the vocabulary before every answer token, those tokens, hidden states."""
+    size = int(rows["attention_mask"][place].sum())
+    out = network(input_ids=rows["input_ids"][place][None, :size], output_hidden_states=True)
+    where = [t for t in range(1, size) if rows["labels"][place][t] != -100]
+    return torch.stack([out.logits[0, t - 1] for t in where]), rows["labels"][place][where], [h[0] for h in out.hidden_states]
+
+
+def logps(network: Any, rows: Any, *place: int) -> torch.Tensor:
+    logits, labels, _ = outputs(network, rows, *place)
+    return torch.stack([torch.log_softmax(z, -1)[y] for z, y in zip(logits, labels, strict=True)])
+
+
+def plain_forget(name: str, policy: Any, reference: Any, rows: Any) -> torch.Tensor:
+    n, b = len(rows["ids"]), 0.1
+    answer = [logps(policy, rows, i, 0) for i in range(n)]
+    substitute = [logps(policy, rows, i, 1) for i in range(n)]
+    log_ratio = lambda k: [(answer, substitute)[k][i].sum() - logps(reference, rows, i, k).detach().sum() for i in range(n)]  # noqa: E731
+    mean = lambda values: sum(values) / len(values)  # noqa: E731
+    if name == "bounded":
+        return mean([-s.mean() + 0.1 * a.mean() for a, s in zip(answer, substitute, strict=True)])
+    if name == "npo":
+        return mean([-2 / b * torch.log(1 / (1 + torch.exp(b * x))) for x in log_ratio(0)])
+    if name == "simnpo":
+        return mean([-2 / 4.5 * torch.log(1 / (1 + torch.exp(4.5 * a.mean()))) for a in answer])
+    if name == "idk_dpo":
+        return mean([-2 / b * torch.log(1 / (1 + torch.exp(b * (x - y)))) for x, y in zip(log_ratio(0), log_ratio(1), strict=True)])
+    if name == "undial":
+        values = []
+        for i in range(n):
+            (z, labels, _), (z_ref, _, _) = outputs(policy, rows, i, 0), outputs(reference, rows, i, 0)
+            for t, y in enumerate(labels):
+                lowered = z_ref[t].detach().clone()
+                lowered[y] -= 10
+                values.append(-(torch.softmax(lowered, -1) * torch.log_softmax(z[t], -1)).sum())
+        return mean(values)
+    every = torch.cat(substitute if name == "idk_nll" else answer)
+    p = every.detach().exp()
+    return {"ga": every, "idk_nll": -every, "wga": p * every, "satimp": p**5 * (1 - p) * every}[name].mean()
+
+
+def plain_retain(name: str, policy: Any, reference: Any, rows: Any) -> torch.Tensor:
+    n = len(rows["ids"])
+    if name == "none":
+        return torch.zeros((), dtype=torch.float64)
+    if name == "nll":
+        return -torch.cat([logps(policy, rows, i) for i in range(n)]).mean()
+    values = []
+    for i in range(n):
+        (z, _, h), (z_ref, _, h_ref) = outputs(policy, rows, i), outputs(reference, rows, i)
+        if name == "kl":
+            for t in range(len(z)):
+                ref = torch.log_softmax(z_ref[t].detach(), -1)
+                values.append((ref.exp() * (ref - torch.log_softmax(z[t], -1))).sum())
+        else:
+            for t in range(len(h[0])):
+                values.append(sum(((a[t] - b[t].detach()) ** 2).sum() for a, b in zip(h[1:], h_ref[1:], strict=True)) / (len(h) - 1))
+    return sum(values) / len(values)
+
+
+def relative_error(left: list[torch.Tensor], right: list[torch.Tensor]) -> float:
+    difference = torch.sqrt(sum(((a - b) ** 2).sum() for a, b in zip(left, right, strict=True)))
+    return float(difference / torch.sqrt(sum((b**2).sum() for b in right)))
+
+
+@functools.cache
+def plain_part(kind: str, name: str) -> tuple[float, list[torch.Tensor]]:
+    network = module_of("ga", "none").network
+    loss = {"forget": plain_forget, "retain": plain_retain}[kind](name, network, other_network(network), batches()[kind])
+    if not loss.requires_grad:
+        return 0.0, [torch.zeros_like(p) for p in trainable(network)]
+    return float(loss.detach()), list(torch.autograd.grad(loss, trainable(network), materialize_grads=True))
+
+
+def check_step(forget: str, retain: str, sizes: tuple[int | None, ...]) -> None:
+    (f, f_grad), (r, r_grad) = plain_part("forget", forget), plain_part("retain", retain)
+    plain = [GAMMA * a + ALPHA * b for a, b in zip(f_grad, r_grad, strict=True)]
+    module = module_of(forget, retain, gamma=GAMMA, alpha=ALPHA)
+    reference = other_network(module.network)
+    for module.micro_batch_size in sizes:
+        losses, gradient = one_step(module, batches(), reference)
+        assert losses == pytest.approx([f, r], rel=1e-10, abs=1e-14)
+        assert relative_error(gradient, plain) < 1e-10
+
+
+@pytest.mark.parametrize(("forget", "retain"), COMBINATIONS)
+def test_loss_and_gradient_are_those_of_the_equations_whole_and_in_pieces_of_five_and_three(forget: str, retain: str):
+    assert len({int(n) for n in batches()["forget"]["attention_mask"].sum(-1).flatten()}) > 2, "lengths should differ"
+    check_step(forget, retain, (None, 5))
+
+
+@pytest.mark.parametrize(("forget", "retain"), [(f, "none") for f in FORGET] + [("ga", r) for r in RETAIN])
+def test_every_forget_and_every_retain_loss_is_the_same_in_micro_batches_of_any_size(forget: str, retain: str):
+    check_step(forget, retain, (1, 2, 4, 8))
+
+
+@pytest.mark.parametrize(("forget", "retain"), [("bounded", "nll"), ("npo", "kl"), ("idk_dpo", "embedding"), ("undial", "none")])
+def test_three_steps_of_a_run_follow_the_equations_with_the_start_as_reference(forget: str, retain: str):
+    data = {"batch_size": 3, "retain_batch_size": 4}
+    module = module_of(forget, retain, gamma=GAMMA, alpha=ALPHA, max_grad_norm=None, optimizer=partial(torch.optim.AdamW, lr=0.01))
+    network, reference = copy.deepcopy(module.network), copy.deepcopy(module.network)
+    fit(module, unlearning_data(**data), 3)
+    plain, optimizer = unlearning_data(**data), torch.optim.AdamW(network.parameters(), lr=0.01)
+    plain.setup("fit")
+    for step in range(3):
+        f = plain_forget(forget, network, reference, plain.sources["forget"].batch(step))
+        r = plain_retain(retain, network, reference, plain.sources["retain"].batch(step))
+        optimizer.zero_grad()
+        (GAMMA * f + ALPHA * r).backward()
+        optimizer.step()
+    assert relative_error(list(module.network.parameters()), list(network.parameters())) < 1e-10
+
+
+def test_at_the_reference_npo_is_gradient_ascent_times_the_tokens_per_sequence():
+    (_, npo), (_, ga) = (one_step(module_of(forget, "none"), batches()) for forget in ("npo", "ga"))
+    tokens = int((batches()["forget"]["labels"][:, 0] != -100).sum()) / 8
+    assert relative_error(npo, [tokens * g for g in ga]) < 1e-10
+
+
+@pytest.mark.parametrize("retain", ["kl", "embedding"])
+def test_at_the_reference_kl_and_embedding_are_zero_and_pull_nowhere(retain: str):
+    (with_retain, without) = (one_step(module_of("ga", name, alpha=5.0), batches()) for name in (retain, "none"))
+    assert with_retain[0][1] == pytest.approx(0, abs=1e-14)
+    assert relative_error(with_retain[1], without[1]) < 1e-10
+
+
+@pytest.mark.parametrize(("forget", "retain"), [(f, "kl") for f in FORGET] + [("ga", r) for r in RETAIN])
+def test_wider_padding_changes_nothing(forget: str, retain: str):
+    wide = {
+        stream: {k: widen(v, v.shape[-1] + 3, FILL.get(k, 0)) if k in PADDED else v for k, v in rows.items()}
+        for stream, rows in batches().items()
+    }
+    results = []
+    for batch in (batches(), wide):
+        module = module_of(forget, retain)
+        results.append(one_step(module, batch, other_network(module.network)))
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-12)
+    assert relative_error(results[1][1], results[0][1]) < 1e-11
+
+
+@pytest.mark.parametrize("forget", ["ga", "idk_nll", "idk_dpo"])
+def test_a_sequence_that_the_loss_does_not_read_costs_no_pass(forget: str):
+    module = module_of(forget, "nll")
+    one_step(module, batches())
+    read = {"ga": slice(0, 1), "idk_nll": slice(1, 2), "idk_dpo": slice(0, 2)}[forget]
+    tokens = batches()["forget"]["attention_mask"][:, read].sum() + batches()["retain"]["attention_mask"].sum()
+    assert (module.work.passes, int(module.work.tokens)) == (2, int(tokens))
+
+
+def test_rows_of_one_sequence_will_do_for_a_loss_without_substitutes_and_for_no_other():
+    single = {name: value[:, 0] if name in PADDED else value for name, value in batches()["forget"].items()}
+    batch = batches() | {"forget": single}
+    losses, _ = one_step(module_of("npo", "nll"), batch)
+    assert losses == one_step(module_of("npo", "nll"), batches())[0]
+    for forget in ("bounded", "idk_nll", "idk_dpo"):
+        with pytest.raises(TemperError, match="reads a substitute answer, and the stream 'forget' holds one sequence per row"):
+            one_step(module_of(forget, "nll"), batch)
+
+
+def test_without_a_retain_loss_or_a_guard_no_retain_rows_are_asked_for():
+    assert module_of("ga", "none").streams == ("forget",)
+    assert module_of("ga", "nll", alpha=0.0).streams == ("forget",)
+    assert module_of("ga", "none", collapse_factor=2.0).streams == ("forget", "retain")
+    fit(module_of("ga", "none"), unlearning_data(), 1)
+
+
+def test_a_cached_reference_gives_what_a_frozen_one_does(tmp_path: Any):
+    results = []
+    for source in ("frozen", "cached"):
+        for forget in ("npo", "idk_dpo"):
+            module = module_of(forget, "nll", reference=source, reference_cache=str(tmp_path))
+            fit(module, unlearning_data(batch_size=4, retain_batch_size=4), 3)
+            results.append([p.detach() for p in module.parameters()])
+    assert relative_error(results[2], results[0]) < 1e-12
+    assert relative_error(results[3], results[1]) < 1e-12
+
+
+@pytest.mark.parametrize(("forget", "retain"), [(f, "nll") for f in FORGET] + [("npo", r) for r in RETAIN])
+def test_lora_trains_adapters_alone_with_the_adapter_off_as_reference(forget: str, retain: str):
+    settings = {"lora": True, "double": False, "micro_batch_size": 5, "optimizer": partial(torch.optim.AdamW, lr=0.01)}
+    off, frozen = (module_of(forget, retain, reference=source, **settings) for source in ("adapter_off", "frozen"))
+    frozen.load_state_dict(off.state_dict())
+    before = {name: p.detach().clone() for name, p in off.named_parameters()}
+    fit(off, unlearning_data(), 2)
+    assert {n for n, p in off.named_parameters() if not torch.equal(p, before[n])} == {n for n in before if "lora_" in n}
+    if (forget, retain) in (("npo", "kl"), ("npo", "embedding"), ("undial", "nll")):
+        fit(frozen, unlearning_data(), 2)
+        moved = [[p.detach() - before[n] for n, p in m.named_parameters() if "lora_" in n] for m in (off, frozen)]
+        assert relative_error(*moved) < 1e-3
+
+
+# -- the collapse guard
+
+
+@pytest.mark.parametrize("retain", RETAIN)
+@pytest.mark.parametrize("size", [None, 3])
+def test_the_guard_starts_at_the_retain_nll_whatever_the_retain_loss(retain: str, size: int | None):
+    module = module_of("ga", retain, collapse_factor=3.0, micro_batch_size=size)
+    one_step(module, batches(), other_network(module.network))
+    assert float(module.guard.start) == pytest.approx(plain_part("retain", "nll")[0], rel=1e-6)
+    micro_batches = 1 if size is None else 3
+    assert module.work.forwards == {"none": 1, "nll": 0, "kl": micro_batches, "embedding": micro_batches}[retain]
+
+
+def test_the_guard_changes_no_weight():
+    runs = []
+    for factor in (None, 100.0):
+        module = module_of("npo", "kl", collapse_factor=factor, double=False)
+        fit(module, unlearning_data(batch_size=4, retain_batch_size=4), 3)
+        runs.append([p.detach() for p in module.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+@pytest.mark.parametrize("retain", ["none", "embedding"])
+def test_a_collapse_stops_the_run_and_says_how_to_go_on(retain: str):
+    module = module_of("ga", retain, alpha=1e-9, collapse_factor=2.0, optimizer=partial(torch.optim.AdamW, lr=0.05))
+    message = (
+        r"collapse: the retain NLL went from [\d.]+ to [\d.]+ nats per token \(step \d+\), over model\.init_args\.collapse_factor=2 .*"
+        "Lower the learning rate or gamma, raise alpha.*null switches this off"
+    )
+    with pytest.raises(RuntimeError, match=message):
+        fit(module, unlearning_data(), 100)
+    assert module.global_step < 60
+
+
+def test_a_healthy_run_is_left_alone():
+    module = module_of("bounded", "nll", collapse_factor=1.2, optimizer=partial(torch.optim.AdamW, lr=0.01))
+    assert fit(module, unlearning_data(), 30).global_step == 30
+    assert float(module.guard.running) < float(module.guard.start)
+
+
+def test_the_running_mean_moves_by_a_tenth_and_ignores_what_is_not_finite():
+    guard, running = CollapseGuard(2.0), 1.0
+    for value in (1.0, 3.0, float("nan"), float("inf"), 2.0):
+        guard.update(torch.tensor(value))
+        guard.check(0)
+        running = running if value - value != 0 else running + 0.1 * (value - running)
+        assert float(guard.running) == pytest.approx(running)
+    late = CollapseGuard(2.0)
+    for value in (float("nan"), 1.0):
+        late.update(torch.tensor(value))
+    assert (float(late.start), float(late.running)) == (1.0, 1.0)
+
+
+def test_several_times_almost_nothing_is_no_collapse():
+    guard = CollapseGuard(3.0)
+    guard.update(torch.tensor(0.001))
+    for _ in range(100):
+        guard.update(torch.tensor(0.29))
+        guard.check(0)
+    with pytest.raises(RuntimeError, match="went from 0.001 to"):
+        for _ in range(100):
+            guard.update(torch.tensor(0.31))
+            guard.check(7)
+
+
+def test_the_guards_update_waits_for_no_number():
+    with FakeTensorMode():
+        guard = CollapseGuard(3.0)
+        for _ in range(3):
+            guard.update(torch.tensor(1.0))
+
+
+# -- resume
+
+
+@pytest.mark.parametrize(
+    ("forget", "retain", "lora"),
+    [("npo", "kl", False), ("idk_dpo", "nll", True), ("undial", "embedding", False), ("undial", "kl", True), ("ga", "none", False)],
+)
+def test_a_resumed_run_equals_one_that_never_stopped_bit_for_bit(forget: str, retain: str, lora: bool, tmp_path: Any):
+    settings = {"double": False, "lora": lora, "collapse_factor": 50.0, "optimizer": partial(torch.optim.AdamW, lr=0.01)}
+    data = {"batch_size": 3, "retain_batch_size": 3}
+    torch.manual_seed(0)  # LoRA's first weights
+    whole, first, second = (module_of(forget, retain, **settings) for _ in range(3))
+    first.load_state_dict(whole.state_dict())
+    second.load_state_dict(whole.state_dict())
+    fit(whole, unlearning_data(**data), 5)
+    fit(first, unlearning_data(**data), 3).save_checkpoint(tmp_path / "run.ckpt")
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    trainer = L.Trainer(accelerator="cpu", devices=1, max_steps=5, max_epochs=-1, limit_val_batches=0, **quiet)
+    trainer.fit(second, datamodule=unlearning_data(**data), ckpt_path=tmp_path / "run.ckpt", weights_only=False)
+    assert trainer.global_step == 5
+    assert all(torch.equal(a, b) for a, b in zip(second.parameters(), whole.parameters(), strict=True))
+    assert torch.equal(second.guard.start, whole.guard.start) and torch.equal(second.guard.running, whole.guard.running)
+
+
+# -- refusals
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"forget": "ga", "beta": 0.1}, r"beta=0\.1: forget=ga does not read it \(it reads none of them\)"),
+        ({"forget": "npo", "delta": 0.0}, r"delta=0\.0: forget=npo does not read it \(it reads beta\)"),
+        ({"forget": "satimp", "ascent": 0.1}, r"ascent=0\.1: forget=satimp does not read it \(it reads beta, beta2\)"),
+        ({"forget": "npo", "beta": 0.0}, "beta=0: give a number > 0"),
+        ({"forget": "bounded", "ascent": -0.1}, r"ascent=-0\.1: give a number >= 0"),
+        ({"forget": "nonsense"}, "forget=nonsense: choose one of ga, bounded"),
+        ({"retain": "nonsense"}, "retain=nonsense: choose one of none, nll"),
+        ({"gamma": 0.0}, "gamma=0: nothing is forgotten"),
+        ({"alpha": -1.0}, r"alpha=-1\.0: give a number >= 0"),
+        ({"collapse_factor": 1.0}, r"collapse_factor=1\.0: give a number > 1"),
+        ({"retain": "kl", "fused_loss": True}, "fused_loss=true: retain=kl reads the logits"),
+        ({"forget": "undial", "fused_loss": True}, "fused_loss=true: forget=undial reads the logits"),
+        ({"retain": "kl", "reference": "cached"}, "reference=cached: this loss reads logits"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused_by_name(settings: dict[str, Any], message: str):
+    with pytest.raises(TemperError, match=rf"model\.init_args\.{message}"):
+        make_module(UnlearningModule, unlearning_data(), **settings)
+
+
+def test_options_replace_the_losses_own_defaults():
+    assert module_of("satimp", "nll", beta2=2.0).options == {"beta": 5.0, "beta2": 2.0}
+    assert module_of("simnpo", "nll", delta=-0.5).options == {"beta": 4.5, "delta": -0.5}
+
+
+def test_half_of_the_rows_is_another_gradient():
+    """The comparison above could not pass with rows left out."""
+    half = {stream: select(rows, slice(0, 4)) for stream, rows in batches().items()}
+    (_, whole), (_, part) = one_step(module_of("ga", "nll"), batches()), one_step(module_of("ga", "nll"), half)
+    assert relative_error(part, whole) > 1e-3
