@@ -43,7 +43,7 @@ class LogHandler(LogHandlerBase):
         elif name == "job_error":
             self._failed(self._jobs.get(record.__dict__["jobid"]))
         elif record.levelno >= logging.ERROR:
-            self.console.print(f"[red]{record.getMessage()}[/red]", highlight=False)
+            self.console.print(record.getMessage(), style="red", highlight=False, markup=False)
 
     def _finished(self, job: dict[str, Any] | None) -> None:
         if job is None or job["rule_name"] == "all":
