@@ -22,9 +22,9 @@ test: $(VENV)/.dev ## Lint, import contracts, types, unit and integration tests 
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not slow and not distributed and not slurm"
+	$(BIN)/python -m pytest --numprocesses $(CORES) -m "not slow and not distributed and not slurm"
 
-test-all: $(VENV)/.dev ## Slow and distributed tests as well
+test-all: $(VENV)/.all ## Slow and distributed tests as well
 	$(BIN)/python -m pytest
 
 docs: $(VENV)/.docs ## Build the documentation into site/
@@ -46,6 +46,11 @@ $(VENV)/.run: $(VENV)/.python constraints.txt pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.run
 	$(PIP) --editable '.[dev]'
+	@touch $@
+
+# What only the slow tests compare with.
+$(VENV)/.all: $(VENV)/.dev
+	$(PIP) --editable '.[trl]'
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.run
