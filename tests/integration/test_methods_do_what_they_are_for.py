@@ -1,0 +1,54 @@
+"""Safety training by SFT, DPO and unlearning, through the command line on the tiny language: refuse what is unsafe, answer the rest."""
+
+import contextlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow
+TINY = ("--seed_everything=0", "--data.init_args.preset=tiny", "--data.init_args.n_eval=400")
+SCHEDULE = "--model.init_args.lr_scheduler=temper.schedules.WarmupCosine"
+ROWS = {
+    "sft": ("configs/data/alignment.yaml", "--data.init_args.n_alignment=3200", "--data.init_args.n_harmful=800"),
+    "dpo": ("configs/data/preference.yaml", "--data.init_args.n_pairs=3200", "--data.init_args.batch_size=32"),
+    "unlearn_bounded": ("configs/data/unlearning.yaml", "--data.init_args.n_forget=2400", "--data.init_args.n_retain=2400"),
+}
+
+
+def fit(folder: Path, steps: int, *words: str) -> dict[str, float]:
+    """Train as a user would; returns the figures."""
+    command = [
+        sys.executable, "train.py", "fit", "--config=configs/trainer/cpu.yaml", *words, *TINY, f"--trainer.max_steps={steps}", f"--trainer.val_check_interval={steps}",
+        SCHEDULE, f"--model.init_args.lr_scheduler.total_steps={steps}", "--model.init_args.lr_scheduler.warmup_steps=20",
+        f"--trainer.default_root_dir={folder}",
+    ]  # fmt: skip
+    with contextlib.chdir(ROOT):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    metrics = json.loads((folder / "evaluation.json").read_text())["metrics"]
+    return {name: figure["value"] for name, figure in metrics.items()}
+
+
+@pytest.fixture(scope="module")
+def instructed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that does everything it is told."""
+    folder = tmp_path_factory.mktemp("instructed")
+    sft = "--config=configs/objective/sft.yaml"
+    data = ("--config=configs/data/instruct.yaml", "--data.init_args.batch_size=64", "--model.init_args.optimizer.lr=2.0e-3")
+    figures = fit(folder, 900, sft, "--config=configs/model/tiny.yaml", *data)
+    assert figures["refusal_rate"] == 0 and figures["safe_accuracy"] > 0.9
+    return folder / "export"
+
+
+@pytest.mark.parametrize("method", ROWS)
+def test_it_refuses_what_is_unsafe_and_answers_the_rest(method: str, instructed: Path, tmp_path: Path):
+    data, *rows = ROWS[method]
+    figures = fit(
+        tmp_path, 800, f"--config=configs/objective/{method}.yaml", f"--config={data}", *rows,
+        f"--model.init_args.network.path={instructed}",
+    )  # fmt: skip
+    assert figures["refusal_rate"] >= 0.95 and figures["safe_accuracy"] >= 0.95, figures
