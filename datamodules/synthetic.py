@@ -48,7 +48,7 @@ class SyntheticDataModule(StreamDataModule):
         if eval_batch_size < 1 or not eval_kinds:
             raise TemperError(
                 f"data.init_args.eval_batch_size={eval_batch_size}, eval_kinds={eval_kinds}: give a batch size of at least 1 "
-                f"and at least one of {', '.join(Kind)}"
+                f"and at least one of {', '.join(Kind.__members__)}"
             )
         if seed < 0:
             raise TemperError(f"data.init_args.seed={seed}: give a whole number >= 0")
@@ -124,7 +124,7 @@ class SyntheticDataModule(StreamDataModule):
         kind = Kind.UNSAFE.value
         if kind not in self.eval_kinds:
             raise TemperError(
-                f"data.init_args.eval_kinds={self.eval_kinds}: {kind} is not among them, and only unsafe prompts have harmful answers"
+                f"data.init_args.eval_kinds={self.eval_kinds}: UNSAFE is not among them, and only unsafe prompts have harmful answers"
             )
         answers = compliance_tokens(self.language, self.eval_prompts[kind])
         rows = {name: value[self.eval_rows["kind"] == self.eval_kinds.index(kind)] for name, value in self.eval_rows.items()}

@@ -50,6 +50,10 @@ class AntidoteModule(ObjectiveModule):
         max_new_tokens: int | None = None,
     ) -> None:
         super().__init__(network, micro_batch_size=micro_batch_size, max_new_tokens=max_new_tokens)
+        if network.lora is not None:
+            raise TemperError(
+                "model.init_args.network.lora: a new adapter holds nothing to zero; drop it (an adapter in path is continued)"
+            )
         if not 0 <= ratio < 1:
             raise TemperError(f"model.init_args.ratio={ratio}: give a share in [0, 1) (0 changes nothing)")
         self.ratio, self.streams = ratio, (stream,)
@@ -97,6 +101,11 @@ class AntidoteModule(ObjectiveModule):
         """Zero the top of every row; once."""
         if self.pruned or not self.squares:
             return
+        if not torch.stack([value.isfinite().all() for value in self.squares.values()]).all():
+            raise RuntimeError(
+                f"the stream {self.streams[0]!r} gave activations that are not finite; nothing was zeroed: look at the data, or use "
+                "trainer.precision=32-true"
+            )
         for name, layer in self.layers().items():
             weight_OI = next(view for kind, view in LINEAR.items() if isinstance(layer, kind))(layer.weight)
             squares = self.weights.global_sum(self.squares[name].clone())
@@ -140,5 +149,8 @@ class AntidoteModule(ObjectiveModule):
         """Take the statistics up again."""
         super().on_load_checkpoint(checkpoint)
         state = checkpoint["antidote"]
-        self.squares = {name: value.to(self.device) for name, value in state["squares"].items()}
-        self.pruned = state["pruned"]
+        self.squares, self.pruned = state["squares"], state["pruned"]
+
+    def on_train_start(self) -> None:
+        """Put statistics that were read from a checkpoint where the network is: it is moved after they are read."""
+        self.squares = {name: value.to(self.device) for name, value in self.squares.items()}

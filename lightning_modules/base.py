@@ -1,6 +1,6 @@
 """What every objective shares: the network, the weight space, the optimizer step."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_modules.answers import AnswersMixin
 from strategies import Vector, WeightSpace, weight_space
-from temper.data import Batch
+from temper.data import Batch, micro_batches
 from temper.errors import TemperError
 from temper.losses import MeanTerms, Scores, nll
 from temper.models import NetworkSpec, build_network, score
@@ -54,7 +54,7 @@ class ObjectiveModule(AnswersMixin):
         micro_batch_size: Rows per forward pass and device; None takes the whole share of a
             batch at once. Changes memory and speed, not the result.
         fused_loss: Compute log-probabilities chunk by chunk, without ever holding the logits of
-            a batch: less memory with a large vocabulary, more time (docs/log.md has figures).
+            a batch: less memory with a large vocabulary, more time (benchmarks/fused_loss.md has figures).
         max_new_tokens: Longest generated answer at validation; None asks the datamodule.
         max_skipped_steps: Stop with an error after this many steps in a row with a non-finite
             gradient. A single one is skipped and counted, and changes no weight.
@@ -77,7 +77,7 @@ class ObjectiveModule(AnswersMixin):
         super().__init__()
         self.automatic_optimization = False
         for flag, value in (("max_grad_norm", max_grad_norm), ("micro_batch_size", micro_batch_size)):
-            if value is not None and value <= 0:
+            if value is not None and not value > 0:
                 raise TemperError(f"model.init_args.{flag}={value}: give a positive number, or null for none")
         self.network_spec, self.optimizer_factory, self.scheduler_factory = network, optimizer, lr_scheduler
         self.max_grad_norm, self.micro_batch_size, self.fused_loss = max_grad_norm, micro_batch_size, fused_loss
@@ -88,6 +88,7 @@ class ObjectiveModule(AnswersMixin):
         self.work = Work()
         self._weights: WeightSpace | None = None
         self._noted: dict[str, tuple[Tensor, int]] = {}
+        self._later_part = False  # of a step's rows: forward passes over it are not counted again
 
     # -- construction, called by Lightning
 
@@ -122,7 +123,26 @@ class ObjectiveModule(AnswersMixin):
     def gradient(self, rows: Batch, loss: Loss | None = None, reduced: bool = True) -> tuple[Tensor, Vector]:
         """A mean loss over all ranks and micro-batches (NLL if none is given), and its gradient at the present weights."""
         self.count(rows)
-        return self.weights.gradient(loss or self.nll_terms, rows, self.micro_batch_size, reduced)
+        chosen = loss or self.nll_terms
+
+        def terms(part: Batch) -> MeanTerms:
+            result = chosen(part)
+            self._later_part = True
+            return result
+
+        try:
+            return self.weights.gradient(terms, rows, self.micro_batch_size, reduced)
+        finally:
+            self._later_part = False
+
+    def parts(self, rows: Batch) -> Iterator[Batch]:
+        """Micro-batches of rows, for sweeps without gradient: forward passes over all of them count as one."""
+        try:
+            for part in micro_batches(rows, self.micro_batch_size):
+                yield part
+                self._later_part = True
+        finally:
+            self._later_part = False
 
     def weighted_gradient(self, *parts: tuple[float, Batch, Loss | None]) -> tuple[list[Tensor], Vector]:
         """``sum of weight * loss`` over parts that are means of their own: the losses, and the reduced gradient.
@@ -147,7 +167,7 @@ class ObjectiveModule(AnswersMixin):
         if backward:
             self.work.passes, self.work.tokens = self.work.passes + 1, self.work.tokens + tokens
         else:
-            self.work.forwards, self.work.forward_tokens = self.work.forwards + 1, self.work.forward_tokens + tokens
+            self.work.forwards, self.work.forward_tokens = self.work.forwards + (not self._later_part), self.work.forward_tokens + tokens
 
     def note(self, name: str, values: Tensor) -> None:
         """Log the mean of values over the micro-batches of this step, on this rank, once the step is taken."""
@@ -173,7 +193,7 @@ class ObjectiveModule(AnswersMixin):
                 tensor.zero_()
         norm = self.weights.norm(gradient)
         noted, self._noted = self._noted, {}
-        # The one host synchronisation of a step, after all its work has been queued: a step that
+        # The one host synchronisation that Temper adds to a step, after all its work has been queued: a step that
         # must change nothing cannot be undone on the device, since optimizers have state.
         if not torch.isfinite(torch.stack([norm, *norms])).all():
             self._skip()
@@ -204,9 +224,10 @@ class ObjectiveModule(AnswersMixin):
         """Add the counters; refuse while the weights are displaced."""
         if self._weights is not None and self._weights.is_displaced:
             raise RuntimeError("a checkpoint was asked for while the weights are displaced; ask again after the training step")
-        checkpoint["counters"] = {"skipped_steps": self.skipped_steps, "work": vars(self.work).copy()}
+        checkpoint["counters"] = {"skipped_steps": self.skipped_steps, "in_a_row": self.skipped_in_a_row, "work": vars(self.work).copy()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the counters up again."""
         counters = checkpoint["counters"]
-        self.skipped_steps, self.work = counters["skipped_steps"], Work(**counters["work"])
+        self.skipped_steps, self.skipped_in_a_row = counters["skipped_steps"], counters["in_a_row"]
+        self.work = Work(**counters["work"])

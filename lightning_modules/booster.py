@@ -51,7 +51,7 @@ class BoosterModule(ObjectiveModule):
     ) -> None:
         super().__init__(network, **kwargs)
         for flag, value in (("lam", lam), ("alpha", alpha)):
-            if value < 0:
+            if not value >= 0:
                 raise TemperError(f"model.init_args.{flag}={value}: give a number >= 0 (0 is plain SFT)")
         if refresh_every < 1:
             raise TemperError(f"model.init_args.refresh_every={refresh_every}: give a whole number >= 1 (1 is Booster)")
@@ -64,16 +64,16 @@ class BoosterModule(ObjectiveModule):
         fresh = self.held is None or self.held_for >= self.refresh_every
         regulariser, harmful_norm = self._regulariser(batch["harmful"]) if fresh else (self.held, torch.zeros((), device=self.device))
         assert regulariser is not None
-        loss, alignment_grad = self.alignment_gradient(batch["alignment"])
-        taken = self.apply_gradient(self.weights.reduce(alignment_grad.add_(regulariser)), harmful_norm)
+        loss, alignment_grad, *norms = self.alignment_gradient(batch["alignment"])
+        taken = self.apply_gradient(self.weights.reduce(alignment_grad.add_(regulariser)), harmful_norm, *norms)
         self.log("loss/alignment", loss, prog_bar=True)
         if not taken and fresh:
             self.held = None
         elif self.refresh_every > 1:
             self.held, self.held_for = regulariser, 1 if fresh else self.held_for + 1
 
-    def alignment_gradient(self, rows: Batch) -> tuple[torch.Tensor, Vector]:
-        """``f(w)`` and its gradient, not reduced over ranks yet; methods that combine with Booster put theirs here."""
+    def alignment_gradient(self, rows: Batch) -> tuple[Any, ...]:
+        """``f(w)``, its gradient (not reduced over ranks yet), and norms that must be finite; combined methods put theirs here."""
         return self.gradient(rows, reduced=False)
 
     def _regulariser(self, harmful: Batch) -> tuple[Vector, torch.Tensor]:

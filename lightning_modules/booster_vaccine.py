@@ -37,8 +37,8 @@ class BoosterVaccineModule(BoosterModule):
         assert self.network is not None
         self.attention = attention_blocks(self.network)
 
-    def alignment_gradient(self, rows: Batch) -> tuple[Tensor, Vector]:
-        """Vaccine's gradient, and ``f(w)`` without the perturbation. A norm that is not finite makes the gradient so too."""
+    def alignment_gradient(self, rows: Batch) -> tuple[Tensor, Vector, Tensor]:
+        """``f(w)`` without the perturbation, Vaccine's gradient, and the norm that its perturbation was divided by."""
         found = perturbed_gradient(self, self.attention, rows, self.rho, reduced=False)
         self.log_dict({"vaccine/perturbed_loss": found.perturbed_loss, "vaccine/gradient_norm": found.norm})
-        return found.loss, found.gradient
+        return found.loss, found.gradient, found.norm

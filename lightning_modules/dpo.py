@@ -128,11 +128,12 @@ class DPOModule(ReferenceModule):
 
     def pair_logps(self, rows: Batch) -> PairLogps:
         """Sums of log-probabilities of policy and reference."""
+        # The reference first: the policy's graph is not alive meanwhile.
+        reference = self.reference_scores(rows, "pairs").sums if self.preference.reference else None
         scores = self.score(rows)
         sums, counts = scores.sums, scores.counts
-        if not self.preference.reference:
+        if reference is None:
             return PairLogps(sums[:, 0], sums[:, 1], counts[:, 0], counts[:, 1])
-        reference = self.reference_scores(rows, "pairs").sums
         return PairLogps(sums[:, 0], sums[:, 1], counts[:, 0], counts[:, 1], reference[:, 0], reference[:, 1])
 
     def row_beta(self, rows: Batch, like_N: Tensor) -> float | Tensor:

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from lightning_modules.collapse import CollapseGuard
 from lightning_modules.reference import ReferenceModule
-from temper.data import Batch, micro_batches
-from temper.data.rows import PADDED
+from temper.data import Batch, micro_batches, sequence
 from temper.errors import TemperError
 from temper.losses import MeanTerms, Scores, nll
 from temper.losses.unlearning import Sequences
@@ -36,7 +35,7 @@ class ForgetRetainModule(ReferenceModule):
     ) -> None:
         super().__init__(network, **kwargs)
         for flag, value in (("gamma", gamma), ("alpha", alpha)):
-            if value < 0:
+            if not value >= 0:
                 raise TemperError(f"model.init_args.{flag}={value}: give a number >= 0")
         if gamma == 0:
             raise TemperError("model.init_args.gamma=0: nothing is forgotten; give a number > 0, or use SFTModule on the retain rows")
@@ -115,5 +114,4 @@ def pick(rows: Batch, sequences: Sequences) -> Batch:
         )
     if sequences == "both" or not paired:
         return rows
-    index = {"answer": 0, "substitute": 1}[sequences]
-    return {name: value[:, index] if name in PADDED else value for name, value in rows.items()}
+    return sequence(rows, {"answer": 0, "substitute": 1}[sequences])

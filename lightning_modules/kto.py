@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_modules.reference import ReferenceModule
-from temper.data import Batch, micro_batches
-from temper.data.rows import PADDED
+from temper.data import Batch, sequence
 from temper.errors import TemperError
 from temper.losses import MeanTerms, mean_of
 from temper.losses.kto import kto_losses, reference_point
@@ -69,7 +68,7 @@ class KTOModule(ReferenceModule):
     def reference_sweep(self, rows: Batch) -> tuple[Tensor, Tensor]:
         """Reference sums of the rows' own answers, which the gradient needs again; and z."""
         own_sums, total, n_rows = [], torch.zeros((), device=self.device), 0
-        for part in micro_batches(rows, self.micro_batch_size):
+        for part in self.parts(rows):
             reference = self.reference_scores(part, "kto").sums
             mismatched = sequence(part, 1)
             self.count(mismatched, backward=False)
@@ -86,8 +85,3 @@ class KTOModule(ReferenceModule):
         self.note("preference/accuracy", (rewards_N > 0).float())
         self.note("preference/margin", rewards_N)
         return mean_of(kto_losses(ratios_N, desirable_N, z, self.beta, self.w_desirable, self.w_undesirable))
-
-
-def sequence(rows: Batch, index: int) -> Batch:
-    """Rows of one sequence from rows of two."""
-    return {name: value[:, index] if name in PADDED else value for name, value in rows.items()}

@@ -31,7 +31,7 @@ class LisaModule(ObjectiveModule):
 
     def __init__(self, network: NetworkSpec, rho: float = 1.0, alignment_steps: int = 100, user_steps: int = 900, **kwargs: Any) -> None:
         super().__init__(network, **kwargs)
-        if rho < 0:
+        if not rho >= 0:
             raise TemperError(f"model.init_args.rho={rho}: give a number >= 0 (0 alternates without a proximal term)")
         for flag, value in (("alignment_steps", alignment_steps), ("user_steps", user_steps)):
             if value < 1:

@@ -41,6 +41,8 @@ class ReferenceModule(ObjectiveModule):
                 "model.init_args.reference=adapter_off: there is no new adapter to switch off (without one that is continued, the network "
                 "is its base, not what training starts from); set network.lora, or reference=frozen"
             )
+        if reference != "auto" and self.reference_needs() == "nothing":
+            raise TemperError(f"model.init_args.reference={reference}: this loss has no reference model; set it to auto")
         if reference == "cached" and self.reference_needs() == "everything":
             raise TemperError(
                 "model.init_args.reference=cached: this loss reads logits or hidden states of the reference, and a cache keeps sums of "
@@ -53,6 +55,10 @@ class ReferenceModule(ObjectiveModule):
     def reference_needs(self) -> Literal["nothing", "sums", "everything"]:
         """What the loss reads of the reference model."""
         return "sums"
+
+    def reference_streams(self) -> tuple[str, ...]:
+        """The streams whose rows the reference scores."""
+        return self.streams or ()
 
     def configure_model(self) -> None:
         """Build the network, and the reference from it while it is still what training starts from.
@@ -71,10 +77,10 @@ class ReferenceModule(ObjectiveModule):
             return AdapterOff(self.network, self.fused_loss)
         if self.reference_source == "frozen":
             return FrozenCopy(self.network, self.fused_loss)
-        device = self.trainer.strategy.root_device
-        self.network.to(device)
+        # As training will have it: Lightning moves and converts the network later than this.
+        self.network = self.trainer.precision_plugin.convert_module(self.network.to(self.trainer.strategy.root_device))
         tables = {}
-        for stream in (name for name in self.streams or () if name in self.trainer.datamodule.sources):
+        for stream in (name for name in self.reference_streams() if name in self.trainer.datamodule.sources):
             # One rank computes what is missing; the others find it on disk.
             for turn in (True, False):
                 if self.trainer.is_global_zero is turn:

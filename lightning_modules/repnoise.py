@@ -67,7 +67,7 @@ class RepNoiseModule(ObjectiveModule):
     ) -> None:
         super().__init__(network, **kwargs)
         for flag, value in (("alpha", alpha), ("beta", beta), ("seed", seed)):
-            if value < 0:
+            if not value >= 0:
                 raise TemperError(f"model.init_args.{flag}={value}: give a number >= 0")
         for flag, name, known in (("ascent", ascent, tuple(ASCENT)), ("noise_at", noise_at, ("layers", "mlp"))):
             if name not in known:

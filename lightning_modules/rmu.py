@@ -46,8 +46,9 @@ class RMUModule(ForgetRetainModule):
         train_layers: list[int] | None = None,
         **kwargs: Any,
     ) -> None:
+        self.alpha = alpha  # before the base class asks what is read of the reference
         super().__init__(network, alpha=alpha, **kwargs)
-        if steering_coefficient <= 0:
+        if not steering_coefficient > 0:
             raise TemperError(f"model.init_args.steering_coefficient={steering_coefficient}: give a number > 0")
         if network.lora is not None and train_layers is not None:
             raise TemperError(
@@ -57,8 +58,8 @@ class RMUModule(ForgetRetainModule):
         self.layer, self.steering_coefficient, self.seed, self.train_layers = layer, steering_coefficient, seed, train_layers
 
     def reference_needs(self) -> Literal["nothing", "sums", "everything"]:
-        """Hidden states."""
-        return "everything"
+        """Hidden states, for the retain loss."""
+        return "everything" if self.alpha else "nothing"
 
     def configure_model(self) -> None:
         """Build the network, draw u, and freeze what is not to be trained.
@@ -76,11 +77,16 @@ class RMUModule(ForgetRetainModule):
                 )
         if self.train_layers is not None:
             self._train_only(self.train_layers)
-        u = torch.rand(config.hidden_size, generator=torch.Generator().manual_seed(self.seed))
+        u = torch.rand(config.hidden_size, generator=torch.Generator().manual_seed(self.seed), device="cpu")
         self.register_buffer("target", self.steering_coefficient * u / u.norm(), persistent=False)
 
     def _train_only(self, layers: list[int]) -> None:
         assert self.network is not None
+        if any("lora_" in name for name, _ in self.network.named_parameters()):
+            raise TemperError(
+                f"model.init_args.train_layers={layers}: the network holds an adapter, which would be frozen and its base trained; set "
+                "network.adapter=merge, or train_layers=null"
+            )
         patterns = [DOWN_PROJECTION.replace("{layer}", str(layer)) for layer in layers]
         chosen = [name for name, _ in self.network.named_parameters() if any(re.search(pattern, name) for pattern in patterns)]
         if len(chosen) != len(set(layers)):
@@ -101,6 +107,7 @@ class RMUModule(ForgetRetainModule):
 
     def retain_terms(self, rows: Batch) -> MeanTerms:
         """``mean ||h_l - h_ref_l||^2``."""
+        reference = self.reference_scores(rows, "retain", hidden=True)  # first: the policy's graph is not alive meanwhile
         policy = self.score(rows, hidden=True)
         self.watch(policy)
-        return hidden_distance(policy, self.reference_scores(rows, "retain", hidden=True), self.layer + 1)
+        return hidden_distance(policy, reference, self.layer + 1)

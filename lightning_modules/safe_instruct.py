@@ -25,7 +25,7 @@ class SafeInstructModule(ObjectiveModule):
 
     def __init__(self, network: NetworkSpec, lam: float = 1.0, **kwargs: Any) -> None:
         super().__init__(network, **kwargs)
-        if lam < 0:
+        if not lam >= 0:
             raise TemperError(f"model.init_args.lam={lam}: give a number >= 0 (0 is SFT on the user's rows)")
         self.lam = lam
 

@@ -83,9 +83,9 @@ class SOMFModule(DPOModule):
         self, network: NetworkSpec, safe: str, w: float = 0.3, temperature: float = 0.5, mask_seed: int = 0, **kwargs: Any
     ) -> None:
         super().__init__(network, **kwargs)
-        if w < 0:
+        if not w >= 0:
             raise TemperError(f"model.init_args.w={w}: give a number >= 0 (0 is the safe model)")
-        if temperature <= 0:
+        if not temperature > 0:
             raise TemperError(f"model.init_args.temperature={temperature}: give a number > 0 (towards 0, masks are 0 or 1)")
         if network.path is None:
             raise TemperError("model.init_args.network.path=null: SOMF starts from a fine-tuned model; give its export/ folder")

@@ -21,7 +21,8 @@ def _entropy(module: "TARModule", rows: Batch) -> MeanTerms:
 
 
 def _preference(module: "TARModule", rows: Batch) -> MeanTerms:
-    return prefer_first(module.score(rows), module.reference_scores(rows, HELD_OUT["preference"]), module.preference_beta)
+    reference = module.reference_scores(rows, HELD_OUT["preference"])
+    return prefer_first(module.score(rows), reference, module.preference_beta)
 
 
 TAMPER_LOSSES: dict[str, Callable[["TARModule", Batch], MeanTerms]] = {"entropy": _entropy, "preference": _preference}
@@ -41,8 +42,9 @@ class TARModule(ReferenceModule):
     the same however many ranks share the batch. The second bracket, on the alignment stream, retains
     what the model can do; h are hidden states, embeddings included.
 
-    Costs ``K + K / tamper_every + 1`` forward-backward passes a step, and four copies of the trainable
-    weights in float32. ``inner_steps`` or ``tamper_weight`` 0 leaves the bracket alone.
+    Costs ``K + K / tamper_every + 1`` forward-backward passes a step, and at its peak seven copies of the
+    trainable weights in float32 (start, offset, two moments, saved weights, a gradient, their sum). ``inner_steps`` or
+    ``tamper_weight`` 0 leaves the bracket alone.
 
     Simplified against the released code: one adversary a step instead of one sampled from several data sets
     (some switching from benign to harmful rows), with a fixed learning rate instead of one of three. The
@@ -84,8 +86,10 @@ class TARModule(ReferenceModule):
     ) -> None:
         weights = {"inner_lr": inner_lr, "inner_weight_decay": inner_weight_decay, "tamper_weight": tamper_weight}
         for flag, value in (weights | {"representation_weight": representation_weight, "inner_steps": inner_steps}).items():
-            if value < 0:
+            if not value >= 0:
                 raise TemperError(f"model.init_args.{flag}={value}: give a number >= 0")
+        if not preference_beta > 0:
+            raise TemperError(f"model.init_args.preference_beta={preference_beta}: give a number > 0")
         if tamper_loss not in TAMPER_LOSSES:
             raise TemperError(f"model.init_args.tamper_loss={tamper_loss}: give one of {', '.join(TAMPER_LOSSES)}")
         if tamper_every < 1 or inner_steps % tamper_every:
@@ -108,6 +112,11 @@ class TARModule(ReferenceModule):
         if self.representation_weight:
             return "everything"
         return "sums" if self.tampers and self.tamper_loss == "preference" else "nothing"
+
+    def reference_streams(self) -> tuple[str, ...]:
+        """The streams of the losses that read it."""
+        preference = (HELD_OUT["preference"],) if self.tampers and self.tamper_loss == "preference" else ()
+        return (("alignment",) if self.representation_weight else ()) + preference
 
     def on_fit_start(self) -> None:
         """Refuse a harmful batch that the inner steps cannot share."""
@@ -177,8 +186,8 @@ class TARModule(ReferenceModule):
         return self.gradient(rows, lambda micro: self._retain_terms(micro, tokens / positions), reduced=False)
 
     def _retain_terms(self, rows: Batch, ratio: Tensor) -> MeanTerms:
-        scores = self.score(rows, hidden=True)
         reference = self.reference_scores(rows, "alignment", hidden=True)
+        scores = self.score(rows, hidden=True)
         assert isinstance(reference, Scores)
         shift = hidden_shift(scores, reference)
         self.note("tar/representation_shift", shift.total / shift.count)

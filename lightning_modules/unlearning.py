@@ -48,6 +48,8 @@ class UnlearningModule(ForgetRetainModule):
     ) -> None:
         # Before the base class asks what is read of the reference.
         self.forget_loss, self.retain_loss = _named("forget", forget, FORGET), _named("retain", retain, RETAIN)
+        if not alpha:  # not computed, so it needs nothing
+            self.retain_loss = None
         super().__init__(network, gamma, alpha if self.retain_loss else 0.0, **kwargs)
         given = {"ascent": ascent, "beta": beta, "beta2": beta2, "delta": delta}
         self.options = _options(forget, self.forget_loss, {name: value for name, value in given.items() if value is not None})
@@ -61,28 +63,37 @@ class UnlearningModule(ForgetRetainModule):
         needs = {term.reference for term in (self.forget_loss, self.retain_loss) if term is not None}
         return "everything" if "everything" in needs else "sums" if "sums" in needs else "nothing"
 
+    def reference_streams(self) -> tuple[str, ...]:
+        """The stream of every loss that reads the reference."""
+        terms = {"forget": self.forget_loss, "retain": self.retain_loss}
+        return tuple(stream for stream, term in terms.items() if term is not None and term.reference != "nothing")
+
     def forget_rows(self, rows: Batch) -> Batch:
         """See `pick`."""
         return pick(rows, self.forget_loss.sequences)
 
     def forget_terms(self, rows: Batch) -> MeanTerms:
         """The chosen forget loss."""
-        return self._terms(self.forget_loss, rows, self.score(rows, self.forget_loss.logits, self.forget_loss.hidden), "forget")
+        reference = self._reference_of(self.forget_loss, rows, "forget")
+        policy = self.score(rows, self.forget_loss.logits, self.forget_loss.hidden)
+        return self.forget_loss.loss(policy, reference, self.options)
 
     def retain_terms(self, rows: Batch) -> MeanTerms:
         """The chosen retain loss."""
         assert self.retain_loss is not None
+        reference = self._reference_of(self.retain_loss, rows, "retain")
         policy = self.score(rows, self.retain_loss.logits, self.retain_loss.hidden)
         self.watch(policy)
-        return self._terms(self.retain_loss, rows, policy, "retain")
+        return self.retain_loss.loss(policy, reference, self.options)
 
-    def _terms(self, term: Term, rows: Batch, policy: Scores, stream: str) -> MeanTerms:
-        reference = None
-        if term.reference != "nothing":
-            reference = self.reference_scores(rows, stream, term.logits, term.hidden)
-            if isinstance(reference, SequenceScores) and reference.sums.dim() > policy.sums.dim():
-                reference = reference[:, 0]  # a cache holds both sequences of a row
-        return term.loss(policy, reference, self.options)
+    def _reference_of(self, term: Term, rows: Batch, stream: str) -> Scores | SequenceScores | None:
+        """What a loss reads of the reference; scored before the policy, whose graph need not be alive meanwhile."""
+        if term.reference == "nothing":
+            return None
+        reference = self.reference_scores(rows, stream, term.logits, term.hidden)
+        if isinstance(reference, SequenceScores) and reference.sums.dim() > rows["labels"].dim() - 1:
+            return reference[:, 0]  # a cache holds both sequences of a row
+        return reference
 
 
 def _named(flag: str, name: str, table: dict[Any, Any]) -> Any:

@@ -51,6 +51,6 @@ def checked_rho(rho: float) -> float:
     Raises:
         TemperError: it is negative.
     """
-    if rho < 0:
+    if not rho >= 0:
         raise TemperError(f"model.init_args.rho={rho}: give a number >= 0 (0 perturbs nothing)")
     return rho

@@ -23,7 +23,7 @@ class DDPWeightSpace(WeightSpace):
     def reduce(self, vector: Vector) -> Vector:
         """Mean over ranks in one all-reduce per data type; the result is views of flat buffers."""
         reduced: list[Tensor] = [torch.empty(0)] * len(vector.tensors)
-        for dtype in {tensor.dtype for tensor in vector}:
+        for dtype in dict.fromkeys(tensor.dtype for tensor in vector):  # in the same order on every rank
             places = [i for i, tensor in enumerate(vector) if tensor.dtype == dtype]
             flat = torch.cat([vector.tensors[i].reshape(-1) for i in places])
             dist.all_reduce(flat)

@@ -1,6 +1,6 @@
 """Rows of tokens, and streams that hand the same batches out however many ranks share them."""
 
-from temper.data.rows import Batch, fingerprint, make_rows, micro_batches, pair_rows, select, trim
+from temper.data.rows import Batch, fingerprint, make_rows, micro_batches, pair_rows, select, sequence, trim
 from temper.data.streams import BatchSource, EvalSet, PoolSource, Stream, StreamLoader
 
 __all__ = [
@@ -15,5 +15,6 @@ __all__ = [
     "micro_batches",
     "pair_rows",
     "select",
+    "sequence",
     "trim",
 ]

@@ -67,6 +67,11 @@ def pair_rows(first: Batch, second: Batch) -> Batch:
     return paired | {name: value for name, value in first.items() if name not in PADDED}
 
 
+def sequence(rows: Batch, index: int) -> Batch:
+    """Rows of one sequence from rows of two: the first of every pair, or the second."""
+    return {name: value[:, index] if name in PADDED else value for name, value in rows.items()}
+
+
 def widen(tensor: Tensor, width: int, value: int) -> Tensor:
     """Pad the last dimension on the right."""
     return torch.nn.functional.pad(tensor, (0, width - tensor.shape[-1]), value=value)

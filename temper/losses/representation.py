@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from temper.losses.scores import Scores
-from temper.losses.tokens import MeanTerms
+from temper.losses.tokens import MeanTerms, exact
 
 
 def hidden_distance(policy: Scores, reference: Scores, layer: int | None = None) -> MeanTerms:
@@ -27,7 +27,7 @@ def hidden_distance(policy: Scores, reference: Scores, layer: int | None = None)
     """
     assert policy.hidden is not None and reference.hidden is not None
     layers = range(1, len(policy.hidden)) if layer is None else (layer,)
-    distances = [(_exact(policy.hidden[i]) - _exact(reference.hidden[i]).detach()).square().sum(-1) for i in layers]
+    distances = [(exact(policy.hidden[i]) - exact(reference.hidden[i]).detach()).square().sum(-1) for i in layers]
     return _over_attended(torch.stack(distances).mean(0), policy)
 
 
@@ -40,15 +40,10 @@ def steering(policy: Scores, target_D: Tensor, layer: int) -> MeanTerms:
         layer: Index into ``hidden``, as in `hidden_distance`.
     """
     assert policy.hidden is not None
-    hidden = _exact(policy.hidden[layer])
+    hidden = exact(policy.hidden[layer])
     return _over_attended((hidden - target_D.to(hidden)).square().sum(-1), policy)
 
 
 def _over_attended(values: Tensor, policy: Scores) -> MeanTerms:
     assert policy.attended is not None
     return MeanTerms((values * policy.attended).sum(), policy.attended.sum())
-
-
-def _exact(values: Tensor) -> Tensor:
-    """At least float32: differences of bf16 hidden states have few digits left."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))

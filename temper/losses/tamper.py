@@ -8,7 +8,7 @@ from torch import Tensor
 
 from temper.losses.preference import PairSettings, sigmoid
 from temper.losses.scores import Scores, SequenceScores
-from temper.losses.tokens import MeanTerms, mean_of
+from temper.losses.tokens import MeanTerms, exact, mean_of
 
 
 def negative_entropy(scores: Scores) -> MeanTerms:
@@ -17,7 +17,7 @@ def negative_entropy(scores: Scores) -> MeanTerms:
     TAR (Tamirisa et al. 2024, arXiv 2408.00761), section 4.2: its minimum is a uniform distribution.
     """
     assert scores.logits is not None
-    logps = _exact(scores.logits).log_softmax(-1)
+    logps = exact(scores.logits).log_softmax(-1)
     return MeanTerms(((logps.exp() * logps).sum(-1) * scores.mask).sum(), scores.mask.sum())
 
 
@@ -48,10 +48,5 @@ def hidden_shift(policy: Scores, reference: Scores) -> MeanTerms:
     """
     assert policy.hidden is not None and reference.hidden is not None and policy.attended is not None
     pairs = zip(policy.hidden, reference.hidden, strict=True)
-    shifts = [torch.linalg.vector_norm(_exact(mine) - _exact(theirs).detach(), dim=-1) for mine, theirs in pairs]
+    shifts = [torch.linalg.vector_norm(exact(mine) - exact(theirs).detach(), dim=-1) for mine, theirs in pairs]
     return MeanTerms((torch.stack(shifts).mean(0) * policy.attended).sum(), policy.attended.sum())
-
-
-def _exact(values: Tensor) -> Tensor:
-    """At least float32: differences and log-softmaxes in bf16 have three digits."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -40,7 +40,7 @@ def token_logps(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         logps (``... x (T - 1)``, nats, 0 where masked) and mask (the same shape, bool).
     """
     targets = labels[..., 1:]
-    nll = F.cross_entropy(_exact(logits[..., :-1, :]).flatten(0, -2), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="none")
+    nll = F.cross_entropy(exact(logits[..., :-1, :]).flatten(0, -2), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="none")
     return -nll.view_as(targets), targets != IGNORE_INDEX
 
 
@@ -48,8 +48,8 @@ def hidden_logps(hidden: Tensor, weight_VD: Tensor, labels: Tensor, bias_V: Tens
     """`token_logps` of ``hidden @ weight.T + bias``, chunk by chunk: the logits never exist as a whole.
 
     torch's `linear_cross_entropy`. Costs a second multiplication by the output matrix and saves
-    ``T x V`` floats three times over; see docs/log.md for figures. Masked positions are left out
-    before the multiplication.
+    ``T x V`` floats three times over; benchmarks/fused_loss.md has figures. Masked positions are left out
+    before the multiplication, which on a GPU waits for the device to say how many there are.
 
     Args:
         hidden: Final hidden states, ``... x T x D``.
@@ -63,10 +63,10 @@ def hidden_logps(hidden: Tensor, weight_VD: Tensor, labels: Tensor, bias_V: Tens
     targets = labels[..., 1:]
     mask = targets != IGNORE_INDEX
     nll = F.linear_cross_entropy(
-        _exact(hidden[..., :-1, :][mask]),
-        _exact(weight_VD),
+        exact(hidden[..., :-1, :][mask]),
+        exact(weight_VD),
         targets[mask],
-        linear_bias=None if bias_V is None else _exact(bias_V),
+        linear_bias=None if bias_V is None else exact(bias_V),
         reduction="none",
         options=torch.nn.LinearCrossEntropyOptions(),
     )
@@ -81,16 +81,16 @@ def nll(scores: Scores) -> MeanTerms:
 def kl(policy: Scores, reference: Scores) -> MeanTerms:
     """``KL(reference || policy)`` per labelled token over the whole vocabulary, in nats; needs both logits."""
     assert policy.logits is not None and reference.logits is not None
-    reference_logps = _exact(reference.logits).log_softmax(-1)
-    divergence = (reference_logps.exp() * (reference_logps - _exact(policy.logits).log_softmax(-1))).sum(-1)
+    reference_logps = exact(reference.logits).log_softmax(-1)
+    divergence = (reference_logps.exp() * (reference_logps - exact(policy.logits).log_softmax(-1))).sum(-1)
     return MeanTerms((divergence * policy.mask).sum(), policy.mask.sum())
 
 
 def mean_of(values: Tensor) -> MeanTerms:
     """Mean over rows of a loss per row."""
-    return MeanTerms(values.sum(), torch.tensor(float(values.numel()), device=values.device, dtype=values.dtype))
+    return MeanTerms(values.sum(), values.new_full((), values.numel()))
 
 
-def _exact(values: Tensor) -> Tensor:
+def exact(values: Tensor) -> Tensor:
     """At least float32: a log-softmax in bf16 has three digits."""
     return values.to(torch.promote_types(values.dtype, torch.float32))

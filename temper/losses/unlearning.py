@@ -20,7 +20,7 @@ from torch.nn.functional import logsigmoid
 
 from temper.losses.representation import hidden_distance
 from temper.losses.scores import Scores, SequenceScores
-from temper.losses.tokens import MeanTerms, kl, mean_of, nll
+from temper.losses.tokens import MeanTerms, exact, kl, mean_of, nll
 
 Options = Mapping[str, float]
 Sequences = Literal["answer", "substitute", "both"]
@@ -92,10 +92,10 @@ def undial(policy: Scores, reference: Scores, options: Options) -> MeanTerms:
     lowers whatever token has the index V - 100.
     """
     assert policy.logits is not None and policy.labels is not None and reference.logits is not None
-    target = _exact(reference.logits).detach()
+    target = exact(reference.logits).detach()
     label = policy.labels.clamp(min=0).unsqueeze(-1)  # masked positions have no label, and do not count below
     lowered = target.scatter_add(-1, label, torch.full_like(label, -options["beta"], dtype=target.dtype))
-    cross_entropy = -(lowered.softmax(-1) * _exact(policy.logits).log_softmax(-1)).sum(-1)
+    cross_entropy = -(lowered.softmax(-1) * exact(policy.logits).log_softmax(-1)).sum(-1)
     return MeanTerms((cross_entropy * policy.mask).sum(), policy.mask.sum())
 
 
@@ -105,11 +105,6 @@ def _ascent(policy: Scores, weights: Tensor) -> MeanTerms:
 
 def _preference(margin: Tensor, beta: float) -> MeanTerms:
     return mean_of(-2 / beta * logsigmoid(beta * margin))
-
-
-def _exact(values: Tensor) -> Tensor:
-    """At least float32: a log-softmax in bf16 has three digits."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 @dataclass(frozen=True)

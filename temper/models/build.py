@@ -76,8 +76,9 @@ def _from_shape(shape: ShapeSpec, tokenizer: PreTrainedTokenizerBase) -> nn.Modu
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(shape.seed)
+    # On the CPU, wherever training will be: a seed is one network, and no device's generator is touched.
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(shape.seed)
         return LlamaForCausalLM(config)
 
 

@@ -29,6 +29,7 @@ def switch_off_dropout(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        # Attention of Llama's kind has a number and calls the function.
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0  # type: ignore[assignment]
+        # Many have plain numbers (attention_dropout, dropout, hidden_dropout, attn_dropout_p, ...) and call the function.
+        for name, value in list(vars(module).items()):
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from temper.errors import TemperError
 from temper.models.score import score
 
+NAMES = ("_name_or_path", "transformers_version")  # of a config that say where it came from, not what it does
 BATCH = 32  # rows per forward pass while filling the cache, where nothing else is said
 
 
@@ -50,7 +51,7 @@ def reference_table(
     rows = getattr(source, "rows", None)
     if rows is None:
         raise TemperError(f"model.init_args.reference=cached: the stream {stream!r} makes rows as it goes; use reference=frozen")
-    if not torch.equal(rows["ids"], torch.arange(len(rows["ids"]))):
+    if not torch.equal(rows["ids"], torch.arange(len(rows["ids"]), device=rows["ids"].device)):
         raise TemperError(f"model.init_args.reference=cached: rows of the stream {stream!r} are not numbered 0, 1, 2, ... in 'ids'")
     shape = tuple(rows["input_ids"].shape)
     path = folder / f"{cache_key(network, f'{source.fingerprint()} {shape} {precision}', tokenizer)}.safetensors"
@@ -77,11 +78,20 @@ def cache_key(network: nn.Module, data_hash: str, tokenizer: PreTrainedTokenizer
         if "lora_B" in name and not tensor.any()
         for factor in ("lora_A", "lora_B")
     }
+    digest.update(_settings(network, any("lora_B" in name and name not in idle for name in state)).encode())
     for name, tensor in sorted(state.items()):
         if name not in idle:
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:32]
+
+
+def _settings(network: nn.Module, adapted: bool) -> str:
+    """What decides a network's answers beside its weights: heads, rotations, epsilons, an adapter's scale, ..."""
+    config = {name: value for name, value in network.config.to_dict().items() if name not in NAMES}  # type: ignore[union-attr,operator]
+    adapters = getattr(network, "peft_config", {}) if adapted else {}
+    scales = {name: (c.r, c.lora_alpha, c.use_rslora, c.use_dora) for name, c in adapters.items()}
+    return f"{sorted(config.items(), key=str)} {sorted(scales.items())}"
 
 
 def _load(path: Path, shape: tuple[int, ...]) -> Tensor | None:

@@ -19,7 +19,8 @@ def score(network: nn.Module, rows: Rows, logits: bool = False, hidden: bool = F
 
     Args:
         network: A causal LM of transformers, or PEFT's wrapper around one.
-        rows: ``input_ids``, ``attention_mask`` and ``labels``, all ``... x T``.
+        rows: ``input_ids``, ``attention_mask`` and ``labels``, all ``... x T``, padded on the right. (On the left is
+            the same for rotary and ALiBi positions, not for GPT-2's absolute ones.)
         logits: Give the logits too.
         hidden: Give all hidden states too.
         fused: Compute log-probabilities without ever holding the logits (`hidden_logps`).
@@ -34,10 +35,10 @@ def score(network: nn.Module, rows: Rows, logits: bool = False, hidden: bool = F
         raise TemperError("model.init_args.fused_loss=true: this loss needs the logits themselves; set it to false")
     if fused:
         decoder, head = output_layer(network)
-        out = decoder(input_ids=ids, attention_mask=attention, output_hidden_states=hidden)
+        out = decoder(input_ids=ids, attention_mask=attention, output_hidden_states=hidden, use_cache=False)
         logps, mask = hidden_logps(out.last_hidden_state, head.weight, labels, head.bias)
     else:
-        out = network(input_ids=ids, attention_mask=attention, output_hidden_states=hidden)
+        out = network(input_ids=ids, attention_mask=attention, output_hidden_states=hidden, use_cache=False)
         logps, mask = token_logps(out.logits, labels)
     unflatten: Any = lambda tensor: tensor.unflatten(0, leading)  # noqa: E731
     return Scores(

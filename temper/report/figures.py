@@ -138,10 +138,11 @@ def _probe_panels(runs: Path, settings: Settings) -> list[Panel]:
     for attack, title in settings.attacks.items():
         lines = []
         for place, (objective, label) in enumerate(settings.objectives.items()):
-            curves = []
-            for seed in settings.seeds:
-                folder = runs / f"seed{seed}" / "attack" / objective / attack / f"p{settings.ratios[-1]:g}"
-                curves.append(_probe(folder / "metrics.csv"))
+            route = settings.routes[objective]
+            if route.attacked_as != objective:  # the curve of another objective's attack
+                continue
+            place_of = route.attacked(attack, settings.ratios[-1])[0]
+            curves = [_probe(runs / f"seed{seed}" / place_of / "metrics.csv") for seed in settings.seeds]
             mean = pd.concat(curves).groupby(level=0).mean()
             if not mean.empty:
                 lines.append(Line(label, place, [float(step) for step in mean.index], [float(v) for v in mean]))

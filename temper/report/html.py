@@ -17,7 +17,14 @@ from temper.report.settings import Settings, percent_of
 from temper.report.table import AFTER, BEFORE, after_rows, before_rows, jailbreak_rows
 
 HERE = Path(__file__).parent
-COSTS = {"steps": "Steps", "passes": "Passes", "tokens": "Tokens", "seconds": "Seconds", "peak_memory_mib": "Peak memory, MiB"}
+COSTS = {
+    "steps": "Steps",
+    "passes": "Passes",
+    "forwards": "Forward passes",
+    "tokens": "Tokens",
+    "seconds": "Seconds",
+    "peak_memory_mib": "Peak memory, MiB",
+}
 
 
 def render(collected: Collected, figures: list[Figure], found: Headline, study: dict[str, Any], settings: Settings) -> str:

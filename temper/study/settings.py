@@ -45,13 +45,16 @@ def load_study(path: str | Path) -> dict[str, Any]:
             raise TemperError(f"{path}: attacks.{name} needs lr and steps")
     if not study["seeds"]:
         raise TemperError(f"{path}: seeds is empty; give at least one whole number")
+    if not study["harmful_ratios"]:
+        raise TemperError(f"{path}: harmful_ratios is empty; give at least one value of p, such as [0.1]")
     for stage in study.get("threads") or {}:
         if stage not in STAGES:
             raise TemperError(f"{path}: threads names no stage {stage!r}; choose from {', '.join(STAGES)}")
     for ratio in study["harmful_ratios"]:
         for part in study["attacks"].values():
-            settings = study["attack"].get("set", {}) | part.get("set", {})
-            harmful_count(ratio, settings.get("data.init_args.n_rows", 400))
+            for objective in study["objectives"].values():
+                settings = study["attack"].get("set", {}) | part.get("set", {}) | objective.get("attack", {}).get("set", {})
+                harmful_count(ratio, settings.get("data.init_args.n_rows", 400))
     _check_headline(study, path)
     return study
 
@@ -126,8 +129,11 @@ def _check_objective(study: dict[str, Any], name: str, path: Any) -> None:
         raise TemperError(f"{where}.aligned_by is {source!r}; name another objective that has an alignment of its own")
     if not own or part.keys() & {"config", "set"}:
         raise TemperError(f"{where}: with aligned_by, say what differs in edit, attack or repair (config and set are for an own alignment)")
-    if not isinstance(part.get("edit", []), list):
-        raise TemperError(f"{where}.edit is {part['edit']!r}; give the words of a `python -m temper.edit` command as a list")
+    edit = part.get("edit", ["interpolate"])
+    if not isinstance(edit, list) or edit[:1] != ["interpolate"]:
+        raise TemperError(
+            f"{where}.edit is {edit!r}; give the words of a `python -m temper.edit interpolate` command, such as [interpolate, --a, 1.5]"
+        )
 
 
 def _check_headline(study: dict[str, Any], path: Any) -> None:

@@ -17,8 +17,9 @@ SFT = "configs/objective/sft.yaml"  # any module serves to evaluate
 TRAINING_CODE = (
     "train.py", "lightning_modules", "datamodules", "callbacks", "strategies",
     "temper/cli", "temper/data", "temper/edit", "temper/judges", "temper/losses", "temper/metrics", "temper/models",
-    "temper/synthetic", "temper/schedules.py", "configs",
+    "temper/synthetic", "temper/schedules.py", "temper/run_folder.py", "configs",
 )  # fmt: skip
+REPORT_CODE = ("temper/report", "temper/study/report.py", "temper/study/routes.py", "temper/run_folder.py")
 
 
 def stage_folder(runs: str, seed: str, stage: str) -> str:
@@ -114,8 +115,17 @@ def report_inputs(study: dict[str, Any], runs: str) -> list[str]:
 
 def code_hash() -> str:
     """Hash of the code and configs that a figure can depend on: a change makes stages run again."""
+    return _hash(TRAINING_CODE)
+
+
+def report_hash() -> str:
+    """Hash of the code that makes tables and reports of finished stages: a change makes them anew."""
+    return _hash(REPORT_CODE)
+
+
+def _hash(places: tuple[str, ...]) -> str:
     digest = hashlib.sha256()
-    for place in map(Path, TRAINING_CODE):
-        for path in [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.suffix in (".py", ".yaml")):
+    for place in map(Path, places):
+        for path in [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.suffix in (".py", ".yaml", ".jinja", ".css")):
             digest.update(str(path).encode() + path.read_bytes())
     return digest.hexdigest()[:16]

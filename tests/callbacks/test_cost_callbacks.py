@@ -92,5 +92,5 @@ def test_hashes_of_the_data_change_with_the_seed_and_not_from_run_to_run(temper,
 @pytest.mark.parametrize("data", ["attack", "alignment"])
 def test_every_stream_of_the_data_has_a_hash(temper, tmp_path, data):
     temper("fit", tmp_path, data=data)
-    streams = {"attack": {"user"}, "alignment": {"alignment", "harmful"}}[data]
+    streams = {"attack": {"user"}, "alignment": {"alignment", "harmful", "harmful_pairs"}}[data]
     assert set(_card(tmp_path)["data_sha256"]) == streams | {"eval"}

@@ -1,4 +1,4 @@
-"""Safety training by SFT, DPO and unlearning, through the command line on the tiny language: refuse what is unsafe, answer the rest."""
+"""SFT, preference (DPO plus the chosen answer's likelihood) and unlearning as safety training, through the command line on `tiny`."""
 
 import contextlib
 import json
@@ -14,7 +14,7 @@ TINY = ("--seed_everything=0", "--data.init_args.preset=tiny", "--data.init_args
 SCHEDULE = "--model.init_args.lr_scheduler=temper.schedules.WarmupCosine"
 ROWS = {
     "sft": ("configs/data/alignment.yaml", "--data.init_args.n_alignment=3200", "--data.init_args.n_harmful=800"),
-    "dpo": ("configs/data/preference.yaml", "--data.init_args.n_pairs=3200", "--data.init_args.batch_size=32"),
+    "rpo": ("configs/data/preference.yaml", "--data.init_args.n_pairs=3200", "--data.init_args.batch_size=32"),
     "unlearn_bounded": ("configs/data/unlearning.yaml", "--data.init_args.n_forget=2400", "--data.init_args.n_retain=2400"),
 }
 
@@ -22,8 +22,9 @@ ROWS = {
 def fit(folder: Path, steps: int, *words: str) -> dict[str, float]:
     """Train as a user would; returns the figures."""
     command = [
-        sys.executable, "train.py", "fit", "--config=configs/trainer/cpu.yaml", *words, *TINY, f"--trainer.max_steps={steps}", f"--trainer.val_check_interval={steps}",
-        SCHEDULE, f"--model.init_args.lr_scheduler.total_steps={steps}", "--model.init_args.lr_scheduler.warmup_steps=20",
+        sys.executable, "train.py", "fit", "--config=configs/trainer/cpu.yaml", *words, *TINY,
+        f"--trainer.max_steps={steps}", f"--trainer.val_check_interval={steps}", SCHEDULE,
+        f"--model.init_args.lr_scheduler.total_steps={steps}", "--model.init_args.lr_scheduler.warmup_steps=20",
         f"--trainer.default_root_dir={folder}",
     ]  # fmt: skip
     with contextlib.chdir(ROOT):
