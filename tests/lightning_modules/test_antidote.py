@@ -136,8 +136,10 @@ def test_without_max_steps_it_is_done_when_training_ends():
     assert module.pruned and all(torch.equal(a, b) for a, b in zip(state(module).values(), state(other).values(), strict=True))
 
 
-def test_of_an_adapter_only_its_own_matrices_are_zeroed():
-    module = make(double=False, lora=True, ratio=0.3)
+def test_of_a_continued_adapter_only_its_own_matrices_are_zeroed():
+    module = make(double=False, ratio=0.3)
+    adapted = NetworkSpec(shape=SHAPE, lora=LoRASpec(rank=2, alpha=4))
+    module.network = build_network(adapted, make_data().tokenizer)  # as a folder with an adapter gives it
     for name, parameter in module.network.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter)
@@ -145,6 +147,17 @@ def test_of_an_adapter_only_its_own_matrices_are_zeroed():
     fit(module, make_data(), 1)
     changed = {name for name, value in state(module).items() if not torch.equal(start[name], value)}
     assert changed == {name for name in start if "lora_" in name}
+
+
+def test_a_new_adapter_and_statistics_that_are_not_finite_are_refused():
+    with pytest.raises(TemperError, match=r"network.lora: a new adapter holds nothing to zero"):
+        make(double=False, lora=True)
+    module = make()
+    start = state(module)
+    module.squares = {name: torch.full((layer.weight.shape[0],), float("nan")) for name, layer in module.layers().items()}
+    with pytest.raises(RuntimeError, match="nothing was zeroed"):
+        module.prune()
+    assert all(torch.equal(start[name], value) for name, value in state(module).items())
 
 
 def test_forward_passes_are_counted_and_no_hook_stays():
