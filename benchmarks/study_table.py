@@ -51,11 +51,14 @@ def main(folder: Path, mean_only: bool) -> None:
     labels = {name: part.get("label", name) for name, part in study["objectives"].items()}
     results, costs = (pd.read_csv(folder / name) for name in ("results.csv", "costs.csv"))
     of = lambda frame, stage, name: frame[(frame["stage"] == stage) & (frame["objective"] == name)]  # noqa: E731
-    print(header([*BEFORE.values(), "passes", "forward passes", "seconds", "peak MiB", "seconds in the attacked stages"]))
+    later = ["passes after", "forward passes after", "seconds after"]  # in the user's fine-tuning and after it
+    print(header([*BEFORE.values(), "passes", "forward passes", "seconds", "peak MiB", *later]))
     for name, label in labels.items():
         aligned, measured = of(results, "aligned", name), of(costs, "aligned", name)
         spent = [f"{cost(aligned, 'passes'):,.0f}", f"{cost(aligned, 'forwards'):,.0f}", f"{cost(measured, 'seconds'):.0f}"]
-        spent += [f"{cost(measured, 'peak_memory_mib'):.0f}", f"{cost(of(costs, 'attacked', name), 'seconds'):.0f}"]
+        spent += [f"{cost(measured, 'peak_memory_mib'):.0f}"]
+        spent += [f"{cost(of(results, 'attacked', name), kind):,.0f}" for kind in ("passes", "forwards")]
+        spent += [f"{cost(of(costs, 'attacked', name), 'seconds'):.0f}"]
         print(f"| {label} | {figures(aligned, BEFORE, mean_only)} | {' | '.join(spent)} |")
     attacked = results[results["stage"] == "attacked"]
     for (attack, lr, ratio), group in attacked.groupby(["attack", "attack_lr", "harmful_ratio"], sort=False):

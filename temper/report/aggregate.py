@@ -98,9 +98,9 @@ def estimate(
     return None if measured is None else interval(measured)
 
 
-def mean_cost(costs: pd.DataFrame, name: str, objective: str) -> float | None:
-    """Mean over seeds of a cost of an objective's alignment stage."""
-    rows = costs[(costs["metric"] == f"cost/{name}") & (costs["objective"] == objective) & (costs["stage"] == "aligned")]
+def mean_cost(costs: pd.DataFrame, name: str, objective: str, stage: str = "aligned") -> float | None:
+    """Mean over seeds (and attacks) of a cost of an objective's stage: ``aligned``, or ``attacked`` with repairs."""
+    rows = costs[(costs["metric"] == f"cost/{name}") & (costs["objective"] == objective) & (costs["stage"] == stage)]
     return None if rows.empty else float(rows["value"].mean())
 
 

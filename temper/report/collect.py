@@ -29,6 +29,7 @@ class Stage:
     stage: str
     seed: int
     folders: tuple[Path, ...]
+    trained: bool = True  # in all of them; otherwise in all but the last, which was edited or evaluated only
     attack: str | None = None
     ratio: float | None = None
 
@@ -56,12 +57,12 @@ def stages(runs: Path, settings: Settings) -> Iterator[Stage]:
         root = runs / f"seed{seed}"
         yield Stage(BASE, "base", seed, (root / "pretrain", root / "instruct"))
         for objective, route in settings.routes.items():
-            yield Stage(objective, "aligned", seed, tuple(root / place for place in route.aligned))
+            yield Stage(objective, "aligned", seed, tuple(root / place for place in route.aligned), not route.edited)
         for objective, route in settings.routes.items():
             for attack in settings.attacks:
                 for ratio in settings.ratios:
                     folders = tuple(root / place for place in route.attacked(attack, ratio))
-                    yield Stage(objective, "attacked", seed, folders, attack, ratio)
+                    yield Stage(objective, "attacked", seed, folders, route.retrained or not route.repaired, attack, ratio)
 
 
 def collect(runs: Path, settings: Settings) -> Collected:
@@ -77,8 +78,7 @@ def collect(runs: Path, settings: Settings) -> Collected:
     for stage in stages(runs, settings):
         evaluation = _read(stage.folders[-1] / EVALUATION)
         judges[str(evaluation["judge"])] = None
-        # A folder in which nothing was trained (weights edited, a model only evaluated) has no card.
-        own_cards = [_read(folder / CARD) for i, folder in enumerate(stage.folders) if i == 0 or (folder / CARD).exists()]
+        own_cards = [_read(folder / CARD) for folder in (stage.folders if stage.trained else stage.folders[:-1])]
         cards.extend((stage, card) for card in own_cards)
         key = _key(stage, settings)
         results.extend(key | {"metric": name, **figure} for name, figure in evaluation["metrics"].items())

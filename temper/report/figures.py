@@ -12,6 +12,7 @@ from temper.report.settings import Settings, percent_of
 
 PROBE = "probe/harmful_loss"
 RATIO_AXIS = "Harmful rows in the attack data, p (%)"
+MOST_LINES = 9  # as many as there are markers: the tables are for the rest
 FEW_POINTS = 12
 
 
@@ -73,11 +74,13 @@ class Figure:
 
 
 def study_figures(results: pd.DataFrame, runs: Path, settings: Settings) -> list[Figure]:
-    """All figures a study has data for.
+    """All figures a study has data for; none if it has more objectives than lines can be told apart.
 
     Raises:
         TemperError: An attacked stage has no ``metrics.csv``.
     """
+    if len(settings.objectives) > MOST_LINES:
+        return []
     band = "The band is the 95 % interval."
     by_ratio = [
         Figure(

@@ -60,17 +60,19 @@ def render(collected: Collected, figures: list[Figure], found: Headline, study: 
         },
         figures=[(figure, [Markup(panel_svg(figure, i)) for i in range(len(figure.panels))]) for figure in figures],
         cost_columns=list(COSTS.values()),
-        costs=_costs(collected, settings),
+        costs=_costs(collected, settings, "aligned"),
+        # Of interest where methods act later; otherwise it is the attack's, the same for all.
+        later_costs=_costs(collected, settings, "attacked") if any(r.aligned_by != o for o, r in settings.routes.items()) else [],
         parts={str(key): yaml.safe_dump({key: part}, sort_keys=False, allow_unicode=True) for key, part in study.items()},
         card=study_card(collected.cards, settings),
         judges=", ".join(collected.judges),
     )
 
 
-def _costs(collected: Collected, settings: Settings) -> list[tuple[str, list[str]]]:
+def _costs(collected: Collected, settings: Settings, stage: str) -> list[tuple[str, list[str]]]:
     rows = []
     for objective, label in settings.objectives.items():
-        values = [mean_cost(frame, name, objective) for name in COSTS for frame in (collected.results, collected.costs)]
+        values = [mean_cost(frame, name, objective, stage) for name in COSTS for frame in (collected.results, collected.costs)]
         # Every cost is in one of the two tables.
         rows.append((label, [_number(value) for value in values if value is not None]))
     return rows

@@ -21,6 +21,7 @@ class Route:
         edited: Whether an edit of that alignment is its own aligned model.
         attacked_as: The objective whose attacked models it uses.
         repaired: Whether its figures are those after a repair.
+        retrained: Whether that repair trains, and leaves a run card.
     """
 
     objective: str
@@ -28,6 +29,7 @@ class Route:
     edited: bool
     attacked_as: str
     repaired: bool
+    retrained: bool
 
     @property
     def aligned(self) -> list[str]:
@@ -44,5 +46,7 @@ def route(objectives: Mapping[str, Any], objective: str) -> Route:
     """The route of an objective of a study."""
     part = objectives[objective] or {}
     aligned_by = part.get("aligned_by", objective)
+    repair = part.get("repair")
+    retrained = repair is not None and repair.get("verb", "fit") == "fit"
     own_attack = aligned_by == objective or "attack" in part or "edit" in part
-    return Route(objective, aligned_by, "edit" in part, objective if own_attack else aligned_by, "repair" in part)
+    return Route(objective, aligned_by, "edit" in part, objective if own_attack else aligned_by, repair is not None, retrained)
