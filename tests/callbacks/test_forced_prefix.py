@@ -187,7 +187,7 @@ def test_data_without_forced_answers_are_refused():
 
 def test_data_without_unsafe_prompts_and_lengths_beyond_every_answer_are_refused():
     safe = SimpleNamespace(datamodule=make_data(eval_kinds=[Kind.SAFE]))
-    with pytest.raises(TemperError, match="data.init_args.eval_kinds=.*unsafe is not among them"):
+    with pytest.raises(TemperError, match="data.init_args.eval_kinds=.*UNSAFE is not among them"):
         ForcedPrefix().setup(safe, None, "fit")  # type: ignore[arg-type]
     with pytest.raises(TemperError, match=r"ForcedPrefix\.lengths=\[0, 50\]: no harmful answer is longer than \d+ tokens"):
         ForcedPrefix([0, 50]).setup(SimpleNamespace(datamodule=make_data()), None, "fit")  # type: ignore[arg-type]
