@@ -256,12 +256,14 @@ def test_a_cached_reference_gives_what_a_frozen_one_does(tmp_path: Any):
 @pytest.mark.parametrize(("forget", "retain"), [(f, "nll") for f in FORGET] + [("npo", r) for r in RETAIN])
 def test_lora_trains_adapters_alone_with_the_adapter_off_as_reference(forget: str, retain: str):
     settings = {"lora": True, "double": False, "micro_batch_size": 5, "optimizer": partial(torch.optim.AdamW, lr=0.01)}
-    off, frozen = (module_of(forget, retain, reference=source, **settings) for source in ("adapter_off", "frozen"))
-    frozen.load_state_dict(off.state_dict())
+    off = module_of(forget, retain, **settings)
+    assert off.reference_source == "adapter_off"
     before = {name: p.detach().clone() for name, p in off.named_parameters()}
     fit(off, unlearning_data(), 2)
     assert {n for n, p in off.named_parameters() if not torch.equal(p, before[n])} == {n for n in before if "lora_" in n}
     if (forget, retain) in (("npo", "kl"), ("npo", "embedding"), ("undial", "nll")):
+        frozen = module_of(forget, retain, reference="frozen", **settings)
+        frozen.load_state_dict(before, strict=False)
         fit(frozen, unlearning_data(), 2)
         moved = [[p.detach() - before[n] for n, p in m.named_parameters() if "lora_" in n] for m in (off, frozen)]
         assert relative_error(*moved) < 1e-3
@@ -276,8 +278,7 @@ def test_the_guard_starts_at_the_retain_nll_whatever_the_retain_loss(retain: str
     module = module_of("ga", retain, collapse_factor=3.0, micro_batch_size=size)
     one_step(module, batches(), other_network(module.network))
     assert float(module.guard.start) == pytest.approx(plain_part("retain", "nll")[0], rel=1e-6)
-    micro_batches = 1 if size is None else 3
-    assert module.work.forwards == {"none": 1, "nll": 0, "kl": micro_batches, "embedding": micro_batches}[retain]
+    assert module.work.forwards == {"none": 1, "nll": 0, "kl": 1, "embedding": 1}[retain]
 
 
 def test_the_guard_changes_no_weight():
