@@ -38,10 +38,16 @@ def fit(folder: Path, steps: int, *words: str) -> dict[str, float]:
 def instructed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that does everything it is told."""
     folder = tmp_path_factory.mktemp("instructed")
-    sft = "--config=configs/objective/sft.yaml"
-    data = ("--config=configs/data/instruct.yaml", "--data.init_args.batch_size=64", "--model.init_args.optimizer.lr=2.0e-3")
-    figures = fit(folder, 900, sft, "--config=configs/model/tiny.yaml", *data)
-    assert figures["refusal_rate"] == 0 and figures["safe_accuracy"] > 0.9
+    common = ("--config=configs/objective/sft.yaml", "--config=configs/data/instruct.yaml")
+    fit(
+        folder / "pretrained", 30, *common, "--config=configs/model/tiny.yaml", "--data.init_args.batch_size=32",
+        "--data.init_args.train_on_prompt=true", "--model.init_args.optimizer.lr=1.0e-3",
+    )  # fmt: skip
+    figures = fit(
+        folder, 900, *common, f"--model.init_args.network.path={folder / 'pretrained' / 'export'}", "--data.init_args.batch_size=64",
+        "--model.init_args.optimizer.lr=2.0e-3",
+    )  # fmt: skip
+    assert figures["refusal_rate"] == 0 and figures["safe_accuracy"] > 0.75
     return folder / "export"
 
 
