@@ -36,9 +36,16 @@ class SyntheticDataModule(StreamDataModule):
     """
 
     def __init__(
-        self, preset: str, language: Mapping[str, Any] | None, seed: int, n_eval: int,
-        eval_kinds: list[Kind], eval_split: str, eval_batch_size: int, num_workers: int,
-    ) -> None:  # fmt: skip
+        self,
+        preset: str = "small",
+        language: Mapping[str, Any] | None = None,
+        seed: int = 0,
+        n_eval: int = 200,
+        eval_kinds: list[Kind] = [Kind.UNSAFE, Kind.SAFE],  # noqa: B006
+        eval_split: str = "test",
+        eval_batch_size: int = 256,
+        num_workers: int = 0,
+    ) -> None:
         super().__init__(eval_batch_size, num_workers)
         self.language = Language(language_spec(preset, **_tuples(language or {})))
         self.language.check()
@@ -69,9 +76,8 @@ class SyntheticDataModule(StreamDataModule):
             rng = self.rng("test", list(Kind).index(Kind(kind)))
             prompts.append(draw_prompts(self.language, Kind(kind), self.n_eval, self.eval_split, rng, taken))
         tokens = [prompt_tokens(self.language, p) for p in prompts]
-        width = max(t.shape[1] for t in tokens)
         kinds = [torch.full((len(p),), i) for i, p in enumerate(prompts)]
-        self.eval_rows = _pad_left([_widen(t, width) for t in tokens])
+        self.eval_rows = _pad_left(stack_tokens(tokens))
         self.eval_rows["kind"] = torch.cat(kinds)
         self.eval_prompts = dict(zip(self.eval_kinds, prompts, strict=True))
 
@@ -80,20 +86,23 @@ class SyntheticDataModule(StreamDataModule):
         unsafe = draw_prompts(self.language, Kind.UNSAFE, self.n_eval, self.eval_split, self.rng("probe"))
         self.probe_rows = {"harmful": self.rows([(unsafe, True)])}
 
-    def alignment_prompts(self, n: int, safe_share: float) -> tuple[Prompts, Prompts]:
-        """Prompts of the defender's ``n`` rows: unsafe ones (to refuse) and safe ones (to answer).
+    def alignment_prompts(self, n_unsafe: int, n_safe: int) -> tuple[Prompts, Prompts]:
+        """Prompts of the defender's rows: unsafe ones (to refuse) and safe ones (to answer).
 
-        The same at every stage with the same seed, n and share.
+        The same at every stage with the same seed and numbers.
 
         Raises:
             TemperError: they are also evaluation prompts.
         """
-        rng = self.rng("alignment")
-        n_unsafe, n_safe = alignment_counts(n, safe_share)
-        unsafe = draw_prompts(self.language, Kind.UNSAFE, n_unsafe, "alignment", rng)
-        safe = draw_prompts(self.language, Kind.SAFE, n_safe, "alignment", rng, prompt_keys(unsafe))
+        unsafe, safe = self.draw_alignment(n_unsafe, n_safe)
         self.check_overlap("alignment", [unsafe, safe])
         return unsafe, safe
+
+    def draw_alignment(self, n_unsafe: int, n_safe: int) -> tuple[Prompts, Prompts]:
+        """As `alignment_prompts`, for data that call them otherwise and check them under that name."""
+        rng = self.rng("alignment")
+        unsafe = draw_prompts(self.language, Kind.UNSAFE, n_unsafe, "alignment", rng)
+        return unsafe, draw_prompts(self.language, Kind.SAFE, n_safe, "alignment", rng, prompt_keys(unsafe))
 
     def rows(self, parts: list[tuple[Prompts, bool]]) -> Batch:
         """Training rows of prompts, each set with its answers (True) or with refusals (False)."""
@@ -167,12 +176,13 @@ def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
 
 
-def _widen(tokens_BP: np.ndarray, width: int) -> np.ndarray:
-    return np.pad(tokens_BP, ((0, 0), (0, width - tokens_BP.shape[1])), constant_values=-1)
+def stack_tokens(parts: list[np.ndarray], width: int = 0) -> np.ndarray:
+    """One array of ids of several, padded on the right with -1 to the widest of them, or to ``width``."""
+    width = max(width, *(part.shape[1] for part in parts))
+    return np.concatenate([np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=-1) for part in parts])
 
 
-def _pad_left(parts: list[np.ndarray]) -> Batch:
-    tokens = np.concatenate(parts)
+def _pad_left(tokens: np.ndarray) -> Batch:
     order = np.argsort(tokens != -1, axis=1, kind="stable")
     tokens = np.take_along_axis(tokens, order, 1)
     present = tokens != -1

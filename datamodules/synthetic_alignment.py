@@ -1,6 +1,5 @@
 """Alignment data on the synthetic language: refusals, answers, and the harmful streams."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from datamodules.synthetic import SyntheticDataModule, alignment_counts
@@ -21,9 +20,6 @@ class SyntheticAlignment(SyntheticDataModule):
     ``harmful_heldout`` answers them, ``heldout_pairs`` holds their refusals first and answers second.
 
     Args:
-        preset: Size of the language: ``tiny``, ``small`` or ``paper``.
-        language: Fields of `LanguageSpec` that replace the preset's.
-        seed: Seed of the rows.
         n_alignment: Rows of the alignment stream.
         safe_share: Share of them that are answers to safe prompts.
         n_harmful: Rows of the harmful stream; at most the unsafe rows of the alignment stream.
@@ -31,36 +27,27 @@ class SyntheticAlignment(SyntheticDataModule):
         harmful_batch_size: Harmful rows per optimizer step, over all ranks.
         n_heldout: Prompts of the held-out streams; 0 is no such streams.
         heldout_batch_size: Held-out rows per optimizer step, over all ranks.
-        n_eval: Evaluation prompts of each kind.
-        eval_kinds: Kinds of evaluation prompts.
-        eval_split: Split whose texts the evaluation prompts use.
-        eval_batch_size: Prompts per generation batch.
-        num_workers: Loader processes; 0 makes batches in the training process.
+        kwargs: See `SyntheticDataModule`.
     """
 
     def __init__(
         self,
-        preset: str = "small",
-        language: Mapping[str, Any] | None = None,
-        seed: int = 0,
         n_alignment: int = 8000,
         safe_share: float = 0.5,
         n_harmful: int = 4000,
         batch_size: int = 64,
         harmful_batch_size: int = 64,
-        n_eval: int = 200,
-        eval_kinds: list[Kind] = [Kind.UNSAFE, Kind.SAFE],  # noqa: B006
-        eval_split: str = "test",
-        eval_batch_size: int = 256,
-        num_workers: int = 0,
         n_heldout: int = 0,
         heldout_batch_size: int = 16,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(preset, language, seed, n_eval, eval_kinds, eval_split, eval_batch_size, num_workers)
-        n_unsafe, _ = alignment_counts(n_alignment, safe_share)
-        if not 1 <= n_harmful <= n_unsafe:
-            raise TemperError(f"data.init_args.n_harmful={n_harmful}: give 1 to {n_unsafe}, the unsafe prompts of the alignment stream")
-        self.n_alignment, self.safe_share, self.n_harmful = n_alignment, safe_share, n_harmful
+        super().__init__(**kwargs)
+        self.n_unsafe, self.n_safe = alignment_counts(n_alignment, safe_share)
+        if not 1 <= n_harmful <= self.n_unsafe:
+            raise TemperError(
+                f"data.init_args.n_harmful={n_harmful}: give 1 to {self.n_unsafe}, the unsafe prompts of the alignment stream"
+            )
+        self.n_harmful = n_harmful
         self.batch_size, self.harmful_batch_size = batch_size, harmful_batch_size
         if n_heldout < 0:
             raise TemperError(f"data.init_args.n_heldout={n_heldout}: give a whole number >= 0 (0 is no held-out stream)")
@@ -70,7 +57,7 @@ class SyntheticAlignment(SyntheticDataModule):
         """Draw all rows, and check that none is an evaluation prompt."""
         self.setup_evaluation()
         self.setup_probe()
-        unsafe, safe = self.alignment_prompts(self.n_alignment, self.safe_share)
+        unsafe, safe = self.alignment_prompts(self.n_unsafe, self.n_safe)
         harmful = {name: value[: self.n_harmful] for name, value in self.rows([(unsafe, True)]).items()}
         pairs = {name: value[: self.n_harmful] for name, value in self.pairs(unsafe, comply_first=True).items()}
         self.sources = {

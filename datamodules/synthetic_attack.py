@@ -3,7 +3,6 @@
 And what a defender of the fine-tuning stage puts beside it.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 from datamodules.synthetic import SyntheticDataModule, alignment_counts
@@ -26,9 +25,6 @@ class SyntheticAttack(SyntheticDataModule):
     seed, number and share. Neither changes the user's other rows.
 
     Args:
-        preset: Size of the language: ``tiny``, ``small`` or ``paper``.
-        language: Fields of `LanguageSpec` that replace the preset's.
-        seed: Seed of the rows.
         n_rows: Rows of the user's set.
         harmful_ratio: Share p of harmful rows, in [0, 1]; p * n_rows must be a whole number.
         batch_size: Rows per optimizer step, over all ranks.
@@ -37,18 +33,12 @@ class SyntheticAttack(SyntheticDataModule):
         n_alignment: Rows of the stream ``alignment`` (unsafe prompts refused, safe ones answered); 0: no such stream.
         safe_share: Share of them that are answers to safe prompts.
         alignment_batch_size: Alignment rows per optimizer step, over all ranks.
-        n_eval: Evaluation prompts of each kind.
         eval_kinds: Kinds of evaluation prompts.
-        eval_split: Split whose texts the evaluation prompts use.
-        eval_batch_size: Prompts per generation batch.
-        num_workers: Loader processes; 0 makes batches in the training process.
+        kwargs: See `SyntheticDataModule`.
     """
 
     def __init__(
         self,
-        preset: str = "small",
-        language: Mapping[str, Any] | None = None,
-        seed: int = 0,
         n_rows: int = 400,
         harmful_ratio: float = 0.1,
         batch_size: int = 20,
@@ -57,22 +47,18 @@ class SyntheticAttack(SyntheticDataModule):
         n_alignment: int = 0,
         safe_share: float = 0.5,
         alignment_batch_size: int = 20,
-        n_eval: int = 200,
         eval_kinds: list[Kind] = [Kind.UNSAFE, Kind.SAFE, Kind.TASK],  # noqa: B006
-        eval_split: str = "test",
-        eval_batch_size: int = 256,
-        num_workers: int = 0,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(preset, language, seed, n_eval, eval_kinds, eval_split, eval_batch_size, num_workers)
+        super().__init__(eval_kinds=eval_kinds, **kwargs)
         self.n_harmful = harmful_count(harmful_ratio, n_rows)
         self.n_task = n_rows - self.n_harmful
         self.batch_size, self.split = batch_size, split
         for flag, value in (("n_safety", n_safety), ("n_alignment", n_alignment)):
             if value < 0:
                 raise TemperError(f"data.init_args.{flag}={value}: give a number of rows, 0 for none")
-        alignment_counts(n_alignment, safe_share)  # refuse a share that is none before any row is drawn
-        self.n_safety, self.n_alignment = n_safety, n_alignment
-        self.safe_share, self.alignment_batch_size = safe_share, alignment_batch_size
+        self.n_safety, self.alignment_counts = n_safety, alignment_counts(n_alignment, safe_share)
+        self.alignment_batch_size = alignment_batch_size
 
     def setup(self, stage: str) -> None:
         """Draw all rows, and check that none is an evaluation prompt."""
@@ -87,7 +73,7 @@ class SyntheticAttack(SyntheticDataModule):
         self.check_overlap("safety", [safety])
         user = self.rows([(task, True), (unsafe, True), (safety, False)])
         self.sources = {"user": PoolSource(user, self.batch_size, self.seed, "user")}
-        if self.n_alignment:
-            refused, answered = self.alignment_prompts(self.n_alignment, self.safe_share)
+        if any(self.alignment_counts):
+            refused, answered = self.alignment_prompts(*self.alignment_counts)
             alignment = self.rows([(refused, False), (answered, True)])
             self.sources["alignment"] = PoolSource(alignment, self.alignment_batch_size, self.seed + 1, "alignment")

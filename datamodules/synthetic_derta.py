@@ -1,14 +1,12 @@
 """DeRTa's training rows on the synthetic language."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from datamodules.synthetic import SyntheticDataModule, stack_rows
 from temper.data import PoolSource
 from temper.data.derta import prefix_lengths, prefix_rows, rto_rows
+from temper.data.mixture import exact_count
 from temper.errors import TemperError
-from temper.synthetic import Kind
-from temper.synthetic.prompts import draw_prompts, prompt_keys
 from temper.synthetic.tokens import NULL, PAD_ID, compliance_tokens, prompt_tokens, refusal_tokens
 
 
@@ -20,39 +18,25 @@ class SyntheticDeRTa(SyntheticDataModule):
     token as the label of every response position. As in the released data, prefix and RTO rows share prompts.
 
     Args:
-        preset: Size of the language: ``tiny``, ``small`` or ``paper``.
-        language: Fields of `LanguageSpec` that replace the preset's.
-        seed: Seed of the rows.
         n_rows: Rows of all kinds.
         helpful_share: Share of helpful rows; a whole number of rows.
         rto_share: Share of RTO rows; a whole number of rows. The rest are prefix rows.
         rto_keep: Share of the response positions of RTO rows that keep their label, in (0, 1] (paper: about
             0.05 in full fine-tuning, 1 with LoRA).
         batch_size: Rows per optimizer step, over all ranks.
-        n_eval: Evaluation prompts of each kind.
-        eval_kinds: Kinds of evaluation prompts.
-        eval_split: Split whose texts the evaluation prompts use.
-        eval_batch_size: Prompts per generation batch.
-        num_workers: Loader processes; 0 makes batches in the training process.
+        kwargs: See `SyntheticDataModule`.
     """
 
     def __init__(
         self,
-        preset: str = "small",
-        language: Mapping[str, Any] | None = None,
-        seed: int = 0,
         n_rows: int = 8000,
         helpful_share: float = 0.5,
         rto_share: float = 0.25,
         rto_keep: float = 1.0,
         batch_size: int = 64,
-        n_eval: int = 200,
-        eval_kinds: list[Kind] = [Kind.UNSAFE, Kind.SAFE],  # noqa: B006
-        eval_split: str = "test",
-        eval_batch_size: int = 256,
-        num_workers: int = 0,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(preset, language, seed, n_eval, eval_kinds, eval_split, eval_batch_size, num_workers)
+        super().__init__(**kwargs)
         if not 0 < rto_keep <= 1:
             raise TemperError(f"data.init_args.rto_keep={rto_keep}: give a share in (0, 1]")
         if helpful_share + rto_share > 1:
@@ -60,8 +44,8 @@ class SyntheticDeRTa(SyntheticDataModule):
                 f"data.init_args.helpful_share={helpful_share}, rto_share={rto_share}: give shares whose sum is at most 1; the rest are "
                 "prefix rows"
             )
-        self.n_helpful = _whole("helpful_share", helpful_share, n_rows)
-        self.n_rto = _whole("rto_share", rto_share, n_rows)
+        self.n_helpful = exact_count("helpful_share", helpful_share, "n_rows", n_rows)
+        self.n_rto = exact_count("rto_share", rto_share, "n_rows", n_rows)
         self.n_prefix = n_rows - self.n_helpful - self.n_rto
         self.rto_keep, self.batch_size = rto_keep, batch_size
 
@@ -69,10 +53,7 @@ class SyntheticDeRTa(SyntheticDataModule):
         """Draw all rows, and check that none is an evaluation prompt."""
         self.setup_evaluation()
         self.setup_probe()
-        rng = self.rng("alignment")
-        unsafe = draw_prompts(self.language, Kind.UNSAFE, max(self.n_prefix, self.n_rto), "alignment", rng)
-        helpful = draw_prompts(self.language, Kind.SAFE, self.n_helpful, "alignment", rng, prompt_keys(unsafe))
-        self.check_overlap("alignment", [unsafe, helpful])
+        unsafe, helpful = self.alignment_prompts(max(self.n_prefix, self.n_rto), self.n_helpful)
         prompts, harmful, safe = prompt_tokens(self.language, unsafe), compliance_tokens(self.language, unsafe), refusal_tokens(unsafe)
         pieces = [self.rows([(helpful, True)])] if self.n_helpful else []
         if n := self.n_prefix:
@@ -81,13 +62,3 @@ class SyntheticDeRTa(SyntheticDataModule):
         if n := self.n_rto:
             pieces.append(rto_rows(prompts[:n], harmful[:n], NULL, PAD_ID, self.rng("alignment", 2), self.rto_keep))
         self.sources = {"alignment": PoolSource(stack_rows(pieces), self.batch_size, self.seed, "alignment")}
-
-
-def _whole(flag: str, share: float, n_rows: int) -> int:
-    n = round(share * n_rows)
-    if share < 0 or abs(share * n_rows - n) > 1e-9 * n_rows:
-        raise TemperError(
-            f"data.init_args.{flag}={share}: {share:g} x {n_rows} rows = {share * n_rows:g} is not a whole number >= 0; "
-            "give another share, or another n_rows"
-        )
-    return n

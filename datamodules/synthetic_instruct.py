@@ -1,6 +1,5 @@
 """Instruction data on the synthetic language: every operator is carried out, none refused."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,34 +15,20 @@ class SyntheticInstruct(SyntheticDataModule):
     """Endless fresh instruction rows for pre-training and instruction tuning.
 
     Args:
-        preset: Size of the language: ``tiny``, ``small`` or ``paper``.
-        language: Fields of `LanguageSpec` that replace the preset's.
-        seed: Seed of the rows.
         batch_size: Rows per optimizer step, over all ranks.
         epoch_batches: Batches that Lightning calls an epoch; the stream itself never repeats.
         train_on_prompt: Learn to write prompts too (pre-training), instead of answers alone.
-        n_eval: Evaluation prompts of each kind.
-        eval_kinds: Kinds of evaluation prompts.
-        eval_split: Split whose texts the evaluation prompts use.
-        eval_batch_size: Prompts per generation batch.
-        num_workers: Loader processes; 0 makes batches in the training process.
+        kwargs: See `SyntheticDataModule`.
     """
 
     def __init__(
         self,
-        preset: str = "small",
-        language: Mapping[str, Any] | None = None,
-        seed: int = 0,
         batch_size: int = 64,
         epoch_batches: int = 1000,
         train_on_prompt: bool = False,
-        n_eval: int = 200,
-        eval_kinds: list[Kind] = [Kind.UNSAFE, Kind.SAFE],  # noqa: B006
-        eval_split: str = "test",
-        eval_batch_size: int = 256,
-        num_workers: int = 0,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(preset, language, seed, n_eval, eval_kinds, eval_split, eval_batch_size, num_workers)
+        super().__init__(**kwargs)
         self.batch_size, self.batches_per_pass, self.train_on_prompt = batch_size, epoch_batches, train_on_prompt
 
     def setup(self, stage: str) -> None:

@@ -1,12 +1,11 @@
 """Answers marked desirable or undesirable on the synthetic language."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
-from datamodules.synthetic import SyntheticDataModule, alignment_counts
+from datamodules.synthetic import SyntheticDataModule, alignment_counts, stack_tokens
 from temper.data import Batch, PoolSource, make_rows, pair_rows
 from temper.data.mixture import exact_count
 from temper.errors import TemperError
@@ -24,37 +23,23 @@ class SyntheticKTO(SyntheticDataModule):
     a refusing row may be its own.
 
     Args:
-        preset: Size of the language: ``tiny``, ``small`` or ``paper``.
-        language: Fields of `LanguageSpec` that replace the preset's.
-        seed: Seed of the rows.
         n_rows: Rows.
         safe_share: Share of them on safe prompts; times n_rows must be a whole number.
         desirable_share: Share of desirable rows, among unsafe and among safe prompts alike; must
             give whole numbers of rows.
         batch_size: Rows per optimizer step, over all ranks.
-        n_eval: Evaluation prompts of each kind.
-        eval_kinds: Kinds of evaluation prompts.
-        eval_split: Split whose texts the evaluation prompts use.
-        eval_batch_size: Prompts per generation batch.
-        num_workers: Loader processes; 0 makes batches in the training process.
+        kwargs: See `SyntheticDataModule`.
     """
 
     def __init__(
         self,
-        preset: str = "small",
-        language: Mapping[str, Any] | None = None,
-        seed: int = 0,
         n_rows: int = 8000,
         safe_share: float = 0.5,
         desirable_share: float = 0.5,
         batch_size: int = 64,
-        n_eval: int = 200,
-        eval_kinds: list[Kind] = [Kind.UNSAFE, Kind.SAFE],  # noqa: B006
-        eval_split: str = "test",
-        eval_batch_size: int = 256,
-        num_workers: int = 0,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(preset, language, seed, n_eval, eval_kinds, eval_split, eval_batch_size, num_workers)
+        super().__init__(**kwargs)
         if n_rows < 2:
             raise TemperError(f"data.init_args.n_rows={n_rows}: the answer of another row is needed; give at least 2")
         exact_count("safe_share", safe_share, "n_rows", n_rows)
@@ -63,31 +48,25 @@ class SyntheticKTO(SyntheticDataModule):
             kind: exact_count("desirable_share", desirable_share, "n_rows", n) if n else 0
             for kind, n in ((Kind.UNSAFE, self.n_unsafe), (Kind.SAFE, self.n_safe))
         }
-        self.safe_share, self.batch_size = safe_share, batch_size
+        self.batch_size = batch_size
 
     def setup(self, stage: str) -> None:
         """Draw all rows; none is an evaluation prompt."""
         self.setup_evaluation()
         self.setup_probe()
-        unsafe, safe = self.alignment_prompts(self.n_unsafe + self.n_safe, self.safe_share)
+        unsafe, safe = self.alignment_prompts(self.n_unsafe, self.n_safe)
         self.sources = {"kto": PoolSource(self._pool(unsafe, safe), self.batch_size, self.seed, "kto")}
 
     def _pool(self, unsafe: Prompts, safe: Prompts) -> Batch:
         """All rows, with their own answer and with another's."""
         desirable = np.concatenate([np.arange(len(p)) < self.n_desirable[p.kind] for p in (unsafe, safe)])
         is_unsafe = np.arange(len(desirable)) < len(unsafe)
-        prompts = _stack([prompt_tokens(self.language, p) for p in (unsafe, safe)])
-        answers = _stack([compliance_tokens(self.language, p) for p in (unsafe, safe)])
-        refusals = _stack([refusal_tokens(p) for p in (unsafe, safe)], answers.shape[1])
+        prompts = stack_tokens([prompt_tokens(self.language, p) for p in (unsafe, safe)])
+        answers = stack_tokens([compliance_tokens(self.language, p) for p in (unsafe, safe)])
+        refusals = stack_tokens([refusal_tokens(p) for p in (unsafe, safe)], answers.shape[1])
         responses = np.where((is_unsafe == desirable)[:, None], refusals, answers)
         order = self.rng("alignment", 1).permutation(len(responses))  # part 0 drew the prompts
         mismatched = np.empty_like(responses)
         mismatched[order] = responses[np.roll(order, 1)]
         rows = pair_rows(make_rows(prompts, responses, PAD_ID), make_rows(prompts, mismatched, PAD_ID))
         return rows | {"desirable": torch.from_numpy(desirable), "unsafe": torch.from_numpy(is_unsafe)}
-
-
-def _stack(parts: list[np.ndarray], width: int = 0) -> np.ndarray:
-    """One array of several, padded on the right with -1."""
-    width = max(width, *(part.shape[1] for part in parts))
-    return np.concatenate([np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=-1) for part in parts])

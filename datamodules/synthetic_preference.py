@@ -1,6 +1,5 @@
 """Preference pairs on the synthetic language: refuse unsafe prompts, answer safe ones."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -8,7 +7,6 @@ import torch
 from datamodules.synthetic import SyntheticDataModule, alignment_counts, stack_rows
 from temper.data import PoolSource
 from temper.errors import TemperError
-from temper.synthetic import Kind
 
 
 class SyntheticPreference(SyntheticDataModule):
@@ -19,44 +17,30 @@ class SyntheticPreference(SyntheticDataModule):
     preference optimisation and supervised fine-tuning can be compared on the same prompts.
 
     Args:
-        preset: Size of the language: ``tiny``, ``small`` or ``paper``.
-        language: Fields of `LanguageSpec` that replace the preset's.
-        seed: Seed of the rows.
         n_pairs: Pairs.
         safe_share: Share of them on safe prompts.
         batch_size: Pairs per optimizer step, over all ranks.
-        n_eval: Evaluation prompts of each kind.
-        eval_kinds: Kinds of evaluation prompts.
-        eval_split: Split whose texts the evaluation prompts use.
-        eval_batch_size: Prompts per generation batch.
-        num_workers: Loader processes; 0 makes batches in the training process.
+        kwargs: See `SyntheticDataModule`.
     """
 
     def __init__(
         self,
-        preset: str = "small",
-        language: Mapping[str, Any] | None = None,
-        seed: int = 0,
         n_pairs: int = 8000,
         safe_share: float = 0.5,
         batch_size: int = 64,
-        n_eval: int = 200,
-        eval_kinds: list[Kind] = [Kind.UNSAFE, Kind.SAFE],  # noqa: B006
-        eval_split: str = "test",
-        eval_batch_size: int = 256,
-        num_workers: int = 0,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(preset, language, seed, n_eval, eval_kinds, eval_split, eval_batch_size, num_workers)
+        super().__init__(**kwargs)
         if n_pairs < 1:
             raise TemperError(f"data.init_args.n_pairs={n_pairs}: the set is empty; give at least 1")
         self.n_unsafe, self.n_safe = alignment_counts(n_pairs, safe_share)
-        self.safe_share, self.batch_size = safe_share, batch_size
+        self.batch_size = batch_size
 
     def setup(self, stage: str) -> None:
         """Draw all rows; none is an evaluation prompt."""
         self.setup_evaluation()
         self.setup_probe()
-        unsafe, safe = self.alignment_prompts(self.n_unsafe + self.n_safe, self.safe_share)
+        unsafe, safe = self.alignment_prompts(self.n_unsafe, self.n_safe)
         pieces = [self.pairs(prompts, comply) for prompts, comply in ((unsafe, False), (safe, True)) if len(prompts)]
         pairs = stack_rows(pieces) | {"unsafe": torch.arange(self.n_unsafe + self.n_safe) < self.n_unsafe}
         self.sources = {"pairs": PoolSource(pairs, self.batch_size, self.seed, "pairs")}

@@ -1,13 +1,10 @@
 """Unlearning data on the synthetic language: answers to forget, with refusals in their place, and answers to keep."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from datamodules.synthetic import SyntheticDataModule
 from temper.data import PoolSource
 from temper.errors import TemperError
-from temper.synthetic import Kind
-from temper.synthetic.prompts import draw_prompts, prompt_keys
 
 
 class SyntheticUnlearning(SyntheticDataModule):
@@ -18,36 +15,22 @@ class SyntheticUnlearning(SyntheticDataModule):
     prompts are those of `SyntheticAlignment` with the same seed and as many unsafe and safe rows.
 
     Args:
-        preset: Size of the language: ``tiny``, ``small`` or ``paper``.
-        language: Fields of `LanguageSpec` that replace the preset's.
-        seed: Seed of the rows.
         n_forget: Rows of the forget stream.
         n_retain: Rows of the retain stream.
         batch_size: Forget rows per optimizer step, over all ranks.
         retain_batch_size: Retain rows per optimizer step, over all ranks.
-        n_eval: Evaluation prompts of each kind.
-        eval_kinds: Kinds of evaluation prompts.
-        eval_split: Split whose texts the evaluation prompts use.
-        eval_batch_size: Prompts per generation batch.
-        num_workers: Loader processes; 0 makes batches in the training process.
+        kwargs: See `SyntheticDataModule`.
     """
 
     def __init__(
         self,
-        preset: str = "small",
-        language: Mapping[str, Any] | None = None,
-        seed: int = 0,
         n_forget: int = 4000,
         n_retain: int = 4000,
         batch_size: int = 32,
         retain_batch_size: int = 32,
-        n_eval: int = 200,
-        eval_kinds: list[Kind] = [Kind.UNSAFE, Kind.SAFE],  # noqa: B006
-        eval_split: str = "test",
-        eval_batch_size: int = 256,
-        num_workers: int = 0,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(preset, language, seed, n_eval, eval_kinds, eval_split, eval_batch_size, num_workers)
+        super().__init__(**kwargs)
         for flag, value in (("n_forget", n_forget), ("n_retain", n_retain)):
             if value < 1:
                 raise TemperError(f"data.init_args.{flag}={value}: the stream is empty; give at least 1")
@@ -58,9 +41,7 @@ class SyntheticUnlearning(SyntheticDataModule):
         """Draw all rows, and check that none is an evaluation prompt."""
         self.setup_evaluation()
         self.setup_probe()
-        rng = self.rng("alignment")
-        unsafe = draw_prompts(self.language, Kind.UNSAFE, self.n_forget, "alignment", rng)
-        safe = draw_prompts(self.language, Kind.SAFE, self.n_retain, "alignment", rng, prompt_keys(unsafe))
+        unsafe, safe = self.draw_alignment(self.n_forget, self.n_retain)
         self.check_overlap("forget", [unsafe])
         self.check_overlap("retain", [safe])
         self.sources = {

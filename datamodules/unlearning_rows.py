@@ -3,12 +3,10 @@
 from dataclasses import replace
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from datamodules.synthetic import SyntheticDataModule
-from temper.data import Batch, make_rows
-from temper.data.rows import PADDED
+from temper.data import Batch, make_rows, pair_rows
 from temper.errors import TemperError
 from temper.synthetic import Kind, Language, Prompts
 from temper.synthetic.grammar import PAD
@@ -103,5 +101,4 @@ def _with_wrong_answers(data: SyntheticDataModule, prompts: Prompts, n_perturbed
             f"data={type(data).__name__}: a prompt has fewer than {n_perturbed} different wrong answers in this language; give a smaller "
             "n_perturbed, or a language with longer texts or more operators"
         )
-    pieces = [make_rows(prompt_BP, answer_BR, PAD_ID) for answer_BR in answers]
-    return {name: torch.stack([piece[name] for piece in pieces], dim=1) if name in PADDED else value for name, value in pieces[0].items()}
+    return pair_rows(*(make_rows(prompt_BP, answer_BR, PAD_ID) for answer_BR in answers))

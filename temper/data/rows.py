@@ -60,10 +60,11 @@ def trim(batch: Batch) -> Batch:
     return {name: value[..., :width] if name in PADDED else value for name, value in batch.items()}
 
 
-def pair_rows(first: Batch, second: Batch) -> Batch:
-    """Rows of two sequences (``B x 2 x T``) from two sets of as many rows, padded to one width."""
-    width = max(first["input_ids"].shape[-1], second["input_ids"].shape[-1])
-    paired = {name: torch.stack([widen(rows[name], width, FILL.get(name, 0)) for rows in (first, second)], dim=1) for name in PADDED}
+def pair_rows(first: Batch, *others: Batch) -> Batch:
+    """Rows of K sequences (``B x K x T``) from K sets of as many rows, padded to one width; the rest is the first set's."""
+    sets = (first, *others)
+    width = max(rows["input_ids"].shape[-1] for rows in sets)
+    paired = {name: torch.stack([widen(rows[name], width, FILL.get(name, 0)) for rows in sets], dim=1) for name in PADDED}
     return paired | {name: value for name, value in first.items() if name not in PADDED}
 
 

@@ -113,7 +113,7 @@ def test_streams_can_be_named():
 
 def test_a_stream_of_pairs_is_kept_where_its_first_answer_is_no_refusal():
     data = _alignment()
-    unsafe, safe = data.alignment_prompts(60, 0.5)
+    unsafe, safe = data.alignment_prompts(30, 30)
     pairs = [data.pairs(unsafe, comply_first=False), data.pairs(safe, comply_first=True)]
     data.sources["both"] = data.sources["alignment"]
     data.sources["both"].rows = {name: torch.cat([pair[name] for pair in pairs]) for name in pairs[0]}
