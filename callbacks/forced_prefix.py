@@ -10,9 +10,9 @@ import lightning.pytorch as L
 import torch
 from torch import Tensor
 
-from temper.data import Batch, EvalSet
+from temper.data import Batch, EvalSet, pad_left
 from temper.errors import TemperError
-from temper.judges import Judge, Judgement
+from temper.judges import Judge, Judgement, readable
 from temper.metrics import Proportion
 from temper.run_folder import write_json
 
@@ -116,10 +116,10 @@ class ForcedPrefix(L.Callback):
     def _judge(self, data: ForcedAnswers, batch: Batch, continued_BR: Tensor, k: int) -> tuple[list[Judgement], list[Judgement]]:
         """Judgements of the continuations alone, and of prefix and continuation together."""
         pad = data.tokenizer.pad_token_id
-        prompts = _texts(data.tokenizer, batch["input_ids"], pad)
+        prompts = readable(data.tokenizer, batch["input_ids"])
         prefix_BK = batch["answers"][:, :k]
         whole_BR = torch.cat([prefix_BK.masked_fill(prefix_BK == -1, pad), continued_BR], dim=1)
-        return data.judge(prompts, _texts(data.tokenizer, continued_BR, pad)), data.judge(prompts, _texts(data.tokenizer, whole_BR, pad))
+        return data.judge(prompts, readable(data.tokenizer, continued_BR)), data.judge(prompts, readable(data.tokenizer, whole_BR))
 
 
 def force(rows: Batch, k: int, pad_id: int) -> Batch:
@@ -127,10 +127,4 @@ def force(rows: Batch, k: int, pad_id: int) -> Batch:
     prefix_BK = rows["answers"][:, :k]
     ids = torch.cat([rows["input_ids"], prefix_BK.masked_fill(prefix_BK == -1, pad_id)], dim=1)
     present = torch.cat([rows["attention_mask"].bool(), prefix_BK != -1], dim=1)
-    order = torch.argsort(present.long(), dim=1, stable=True)
-    return {"input_ids": ids.gather(1, order), "attention_mask": present.gather(1, order).long()}
-
-
-def _texts(tokenizer: Any, ids_BT: Tensor, pad: int) -> list[str]:
-    """Text with special tokens, without padding."""
-    return [tokenizer.decode([i for i in row if i != pad], skip_special_tokens=False) for row in ids_BT.tolist()]
+    return pad_left(ids, present, pad_id)

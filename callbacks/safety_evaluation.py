@@ -6,11 +6,11 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 import torch.distributed as dist
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
+from callbacks.evaluation import EvaluationCallback
+from temper.judges import readable
 from temper.metrics import (
     AttackSuccessRate,
     DegenerateRate,
@@ -34,7 +34,7 @@ TITLES = {
 }
 
 
-class SafetyEvaluation(L.Callback):
+class SafetyEvaluation(EvaluationCallback):
     """HS, refusal, over-refusal, safe accuracy, FA and degenerate rate, with 95 % Wilson intervals.
 
     Reads what the module's validation step returns (answers as token ids) and asks the datamodule's
@@ -44,21 +44,9 @@ class SafetyEvaluation(L.Callback):
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.metrics: dict[str, JudgedProportion] = {}
         self.rows: list[dict[str, Any]] = []
-        self.evaluated = False
-
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Forget evaluations of earlier fits."""
-        self.evaluated = False
-
-    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say so if nothing was evaluated: Lightning skips validation that is due after the last step in silence."""
-        if not self.evaluated:
-            rank_zero_warn(
-                "SafetyEvaluation: nothing was evaluated in this fit; give --trainer.val_check_interval (at most the number of "
-                "steps), or run `validate` on the export"
-            )
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start counting from zero, with a metric for every kind of prompt in the data."""
@@ -85,7 +73,7 @@ class SafetyEvaluation(L.Callback):
     ) -> None:
         """Judge a batch of answers."""
         data = trainer.datamodule  # type: ignore[attr-defined]
-        prompts, responses = _texts(data.tokenizer, batch["input_ids"]), _texts(data.tokenizer, outputs)
+        prompts, responses = readable(data.tokenizer, batch["input_ids"]), readable(data.tokenizer, outputs)
         kinds = [data.eval_kinds[i] for i in batch["kind"].tolist()]
         judgements = data.judge(prompts, responses)
         for metric in self.metrics.values():
@@ -114,12 +102,6 @@ class SafetyEvaluation(L.Callback):
     on_test_epoch_start = on_validation_epoch_start
     on_test_batch_end = on_validation_batch_end
     on_test_epoch_end = on_validation_epoch_end
-
-
-def _texts(tokenizer: Any, ids_BT: Tensor) -> list[str]:
-    """Text with special tokens, without padding."""
-    pad = tokenizer.pad_token_id
-    return [tokenizer.decode([i for i in row if i != pad], skip_special_tokens=False) for row in ids_BT.tolist()]
 
 
 def _gather(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

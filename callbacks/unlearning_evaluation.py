@@ -5,13 +5,13 @@ from pathlib import Path
 
 import lightning.pytorch as L
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from rich.console import Console
 from rich.table import Table
 
+from callbacks.evaluation import EvaluationCallback
 from datamodules.synthetic import SyntheticDataModule
 from datamodules.unlearning_rows import synthetic_unlearning_rows
-from temper.data import Batch, EvalSet, trim
+from temper.data import Batch, EvalSet, pad_left, trim
 from temper.data.rows import PADDED
 from temper.errors import TemperError
 from temper.losses import IGNORE_INDEX
@@ -33,7 +33,7 @@ TITLES = {
 }
 
 
-class UnlearningEvaluation(L.Callback):
+class UnlearningEvaluation(EvaluationCallback):
     """TOFU's and MUSE's figures: what is left of the forget set, and of the rest.
 
     At the end of every validation (and under ``validate`` and ``test``): answer probability, truth ratio, ROUGE-L recall of
@@ -64,13 +64,13 @@ class UnlearningEvaluation(L.Callback):
     """
 
     def __init__(self, retain_model: str | None = None, batch_size: int = 64, min_k: float = 0.2) -> None:
+        super().__init__()
         if batch_size < 1:
             raise TemperError(f"UnlearningEvaluation.batch_size={batch_size}: give at least 1")
         if not 0 < min_k <= 1:
             raise TemperError(f"UnlearningEvaluation.min_k={min_k}: give a share in (0, 1], such as 0.2")
         self.retain_model, self.batch_size, self.min_k = retain_model, batch_size, min_k
         self.rows: dict[str, Batch] = {}
-        self.evaluated = False
         self._of_retain_model: tuple[UnlearningFigures, Figures] | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -96,18 +96,6 @@ class UnlearningEvaluation(L.Callback):
         if set(found) != set(SETS):
             raise TemperError(f"data={type(data).__name__}: unlearning_rows() gives {', '.join(found)}; it must give {', '.join(SETS)}")
         self.rows, self._of_retain_model = {name: _answers_apart(rows) for name, rows in found.items()}, None
-
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Forget evaluations of earlier fits."""
-        self.evaluated = False
-
-    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say so if nothing was evaluated: Lightning skips validation that is due after the last step in silence."""
-        if not self.evaluated:
-            rank_zero_warn(
-                "UnlearningEvaluation: nothing was evaluated in this fit; give --trainer.val_check_interval (at most the number of "
-                "steps), or run `validate` on the export"
-            )
 
     @torch.no_grad()
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -169,10 +157,9 @@ def _prompts(batch: Batch, pad_id: int) -> Batch:
     """The prompts of rows, padded on the left: what comes before the first label of the true answer."""
     labelled = batch["labels"][:, 0] != IGNORE_INDEX
     present = batch["attention_mask"][:, 0].bool() & (labelled.cumsum(-1) == 0)
-    order = present.int().argsort(dim=-1, stable=True)
-    present, ids = present.gather(-1, order), batch["input_ids"][:, 0].gather(-1, order)
+    rows = pad_left(batch["input_ids"][:, 0], present, pad_id)
     width = int(present.sum(-1).max())
-    return {"input_ids": ids.masked_fill(~present, pad_id)[:, -width:], "attention_mask": present.long()[:, -width:]}
+    return {name: value[:, -width:] for name, value in rows.items()}
 
 
 def _print(figures: Figures) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from datamodules.base import StreamDataModule
-from temper.data import Batch, make_rows, pair_rows
+from temper.data import Batch, make_rows, pad_left, pair_rows
 from temper.data.rows import FILL, PADDED, widen
 from temper.errors import TemperError
 from temper.judges import GrammarJudge
@@ -77,8 +77,8 @@ class SyntheticDataModule(StreamDataModule):
             prompts.append(draw_prompts(self.language, Kind(kind), self.n_eval, self.eval_split, rng, taken))
         tokens = [prompt_tokens(self.language, p) for p in prompts]
         kinds = [torch.full((len(p),), i) for i, p in enumerate(prompts)]
-        self.eval_rows = _pad_left(stack_tokens(tokens))
-        self.eval_rows["kind"] = torch.cat(kinds)
+        ids = torch.from_numpy(stack_tokens(tokens))
+        self.eval_rows = pad_left(ids, ids != -1, PAD_ID) | {"ids": torch.arange(len(ids)), "kind": torch.cat(kinds)}
         self.eval_prompts = dict(zip(self.eval_kinds, prompts, strict=True))
 
     def setup_probe(self) -> None:
@@ -180,17 +180,6 @@ def stack_tokens(parts: list[np.ndarray], width: int = 0) -> np.ndarray:
     """One array of ids of several, padded on the right with -1 to the widest of them, or to ``width``."""
     width = max(width, *(part.shape[1] for part in parts))
     return np.concatenate([np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=-1) for part in parts])
-
-
-def _pad_left(tokens: np.ndarray) -> Batch:
-    order = np.argsort(tokens != -1, axis=1, kind="stable")
-    tokens = np.take_along_axis(tokens, order, 1)
-    present = tokens != -1
-    return {
-        "input_ids": torch.from_numpy(np.where(present, tokens, PAD_ID)),
-        "attention_mask": torch.from_numpy(present.astype(np.int64)),
-        "ids": torch.arange(len(tokens)),
-    }
 
 
 def stack_rows(pieces: list[Batch]) -> Batch:

@@ -118,8 +118,8 @@ class AntidoteModule(ObjectiveModule):
         assert self.network is not None
         attended = rows["attention_mask"].flatten(0, -2).bool()
 
-        def hook(name: str) -> Callable[..., None]:
-            def add(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        def _hook(name: str) -> Callable[..., None]:
+            def _add(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
                 if inputs[0].shape[:-1] != attended.shape:
                     raise TemperError(
                         f"model=AntidoteModule: {name} is not given every token of a row (mixture of experts?); not supported yet"
@@ -129,9 +129,9 @@ class AntidoteModule(ObjectiveModule):
                 total = squares.sum((0, 1), dtype=torch.float64)
                 self.squares[name] = self.squares[name] + total if name in self.squares else total
 
-            return add
+            return _add
 
-        hooks = [layer.register_forward_pre_hook(hook(name)) for name, layer in self.layers().items()]
+        hooks = [layer.register_forward_pre_hook(_hook(name)) for name, layer in self.layers().items()]
         self.network.eval()
         try:
             return nll(self.score(rows))

@@ -113,4 +113,4 @@ class BoosterModule(ObjectiveModule):
     def on_train_start(self) -> None:
         """Put a held gradient that was read from a checkpoint where the weights are: the module is moved after it is read."""
         if self.held is not None:
-            self.held = Vector([tensor.to(self.device) for tensor in self.held])
+            self.held = self.held.to(self.device)

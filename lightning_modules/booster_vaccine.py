@@ -40,5 +40,5 @@ class BoosterVaccineModule(BoosterModule):
     def alignment_gradient(self, rows: Batch) -> tuple[Tensor, Vector, Tensor]:
         """``f(w)`` without the perturbation, Vaccine's gradient, and the norm that its perturbation was divided by."""
         found = perturbed_gradient(self, self.attention, rows, self.rho, reduced=False)
-        self.log_dict({"vaccine/perturbed_loss": found.perturbed_loss, "vaccine/gradient_norm": found.norm})
+        self.log_dict(found.figures)
         return found.loss, found.gradient, found.norm

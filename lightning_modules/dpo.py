@@ -6,16 +6,15 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from lightning_modules.reference import ReferenceModule
+from lightning_modules.preference import PreferenceModule
 from temper.data import Batch
 from temper.errors import TemperError
 from temper.losses import MeanTerms, mean_of
 from temper.losses.preference import PREFERENCE, PairLogps, PairSettings, Variant, pair_scores
 from temper.models import NetworkSpec
-from temper.models.dropout import refuse_lora_dropout, switch_off_dropout
 
 
-class DPOModule(ReferenceModule):
+class DPOModule(PreferenceModule):
     """Direct preference optimisation (Rafailov et al. 2023, arXiv 2305.18290) and seven variants.
 
         loss = mean over pairs of -log sigma(beta * (c - r)),   c = l(y_c|x) - l_ref(y_c|x),   r likewise
@@ -69,7 +68,6 @@ class DPOModule(ReferenceModule):
         self.variant, self.beta, self.beta_unsafe, self.window = variant, beta, beta_unsafe, window
         self.label_smoothing, self.gamma, self.chosen_nll = label_smoothing, gamma, chosen_nll
         self._check()
-        refuse_lora_dropout(network)
 
     def _check(self) -> None:
         """Refuse what the variant would ignore, and numbers that mean nothing."""
@@ -96,12 +94,6 @@ class DPOModule(ReferenceModule):
     def reference_needs(self) -> Literal["nothing", "sums", "everything"]:
         """Sums, for the variants with a reference."""
         return "sums" if self.preference.reference else "nothing"
-
-    def configure_model(self) -> None:
-        """As always, and without dropout."""
-        super().configure_model()
-        assert self.network is not None
-        switch_off_dropout(self.network)
 
     def training_step(self, batch: dict[str, Batch], batch_idx: int) -> None:
         """One step; logs the loss, and of the scores times beta: their means, difference and how often the chosen one is larger."""

@@ -5,16 +5,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lightning_modules.reference import ReferenceModule
+from lightning_modules.preference import PreferenceModule
 from temper.data import Batch, sequence
 from temper.errors import TemperError
 from temper.losses import MeanTerms, mean_of
 from temper.losses.kto import kto_losses, reference_point
 from temper.models import NetworkSpec
-from temper.models.dropout import refuse_lora_dropout, switch_off_dropout
 
 
-class KTOModule(ReferenceModule):
+class KTOModule(PreferenceModule):
     """KTO (Ethayarajh et al. 2024, arXiv 2402.01306, equation 8).
 
         loss = mean over rows of  w_d (1 - sigma(b (c - z)))  if desirable,  w_u (1 - sigma(b (z - r)))  if not
@@ -45,14 +44,7 @@ class KTOModule(ReferenceModule):
         for flag, value in (("w_desirable", w_desirable), ("w_undesirable", w_undesirable)):
             if not value >= 0:
                 raise TemperError(f"model.init_args.{flag}={value}: give a weight >= 0")
-        refuse_lora_dropout(network)
         self.beta, self.w_desirable, self.w_undesirable = beta, w_desirable, w_undesirable
-
-    def configure_model(self) -> None:
-        """As always, and without dropout."""
-        super().configure_model()
-        assert self.network is not None
-        switch_off_dropout(self.network)
 
     def training_step(self, batch: dict[str, Batch], batch_idx: int) -> None:
         """One step; logs the loss, z, and how far (times beta) and how often answers are on their side of z."""

@@ -55,7 +55,7 @@ class LisaModule(ObjectiveModule):
     def on_train_start(self) -> None:
         """Put the weights of a checkpoint's switch where the policy is."""
         if self.at_switch is not None:
-            self.at_switch = Vector([tensor.to(self.device) for tensor in self.at_switch])
+            self.at_switch = self.at_switch.to(self.device)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the weights at the last switch."""

@@ -54,6 +54,11 @@ class PerturbedGradient:
     gradient: Vector
     norm: Tensor
 
+    @property
+    def figures(self) -> dict[str, Tensor]:
+        """What a step logs of the perturbation."""
+        return {"vaccine/perturbed_loss": self.perturbed_loss, "vaccine/gradient_norm": self.norm}
+
 
 def perturbed_gradient(
     module: ObjectiveModule, blocks: Sequence[nn.Module], rows: Batch, rho: float, reduced: bool = True

@@ -81,7 +81,7 @@ class TVaccineModule(VaccineModule):
             found = perturbed_gradient(self, blocks, batch["alignment"], self.rho)
         self.apply_gradient(found.gradient, found.norm, *norms, skip=skipped.keys())
         self.log("loss/alignment", found.loss, prog_bar=True)
-        self.log_dict({"vaccine/perturbed_loss": found.perturbed_loss, "vaccine/gradient_norm": found.norm})
+        self.log_dict(found.figures)
 
     def _measure(self, harmful: Batch) -> Tensor:
         """Measure the importances; returns their norm, which must be finite for the step to be taken."""

@@ -42,7 +42,7 @@ class VaccineModule(ObjectiveModule):
         found = perturbed_gradient(self, self.attention, batch["alignment"], self.rho)
         self.apply_gradient(found.gradient, found.norm)
         self.log("loss/alignment", found.loss, prog_bar=True)
-        self.log_dict({"vaccine/perturbed_loss": found.perturbed_loss, "vaccine/gradient_norm": found.norm})
+        self.log_dict(found.figures)
 
 
 def checked_rho(rho: float) -> float:

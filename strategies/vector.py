@@ -34,6 +34,10 @@ class Vector:
         torch._foreach_mul_(self.tensors, factor)
         return self
 
+    def to(self, device: torch.device) -> "Vector":
+        """The same on a device."""
+        return Vector([tensor.to(device) for tensor in self.tensors])
+
     def clone(self) -> "Vector":
         """A copy that shares nothing."""
         return Vector([tensor.clone() for tensor in self.tensors])

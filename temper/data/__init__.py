@@ -1,6 +1,6 @@
 """Rows of tokens, and streams that hand the same batches out however many ranks share them."""
 
-from temper.data.rows import Batch, fingerprint, make_rows, micro_batches, pair_rows, select, sequence, trim
+from temper.data.rows import Batch, fingerprint, make_rows, micro_batches, pad_left, pair_rows, select, sequence, trim
 from temper.data.streams import BatchSource, EvalSet, PoolSource, Stream, StreamLoader
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "fingerprint",
     "make_rows",
     "micro_batches",
+    "pad_left",
     "pair_rows",
     "select",
     "sequence",

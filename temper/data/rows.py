@@ -73,6 +73,22 @@ def sequence(rows: Batch, index: int) -> Batch:
     return {name: value[:, index] if name in PADDED else value for name, value in rows.items()}
 
 
+def pad_left(ids_BT: Tensor, present_BT: Tensor, pad_id: int) -> Batch:
+    """Move what is present to the right end of every row, in its order, as generation wants it.
+
+    Args:
+        ids_BT: Token ids.
+        present_BT: Bool: what is no padding, anywhere in a row.
+        pad_id: Written where nothing is present.
+
+    Returns:
+        input_ids and attention_mask (int64), both B x T.
+    """
+    order = present_BT.long().argsort(dim=-1, stable=True)
+    present_BT = present_BT.gather(-1, order)
+    return {"input_ids": ids_BT.gather(-1, order).masked_fill(~present_BT, pad_id), "attention_mask": present_BT.long()}
+
+
 def widen(tensor: Tensor, width: int, value: int) -> Tensor:
     """Pad the last dimension on the right."""
     return torch.nn.functional.pad(tensor, (0, width - tensor.shape[-1]), value=value)

@@ -1,6 +1,6 @@
 """Judges: text in, label and score out."""
 
-from temper.judges.base import Judge, Judgement
+from temper.judges.base import Judge, Judgement, readable
 from temper.judges.grammar import GrammarJudge
 
-__all__ = ["GrammarJudge", "Judge", "Judgement"]
+__all__ = ["GrammarJudge", "Judge", "Judgement", "readable"]

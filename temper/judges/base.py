@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
+
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,12 @@ class Judgement:
     refused: bool
     correct: bool
     degenerate: bool
+
+
+def readable(tokenizer: Any, ids_BT: Tensor) -> list[str]:
+    """Rows of ids as judges read them: with special tokens, without padding."""
+    pad = tokenizer.pad_token_id
+    return [tokenizer.decode([i for i in row if i != pad], skip_special_tokens=False) for row in ids_BT.tolist()]
 
 
 class Judge(Protocol):

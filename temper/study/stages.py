@@ -28,20 +28,20 @@ def stage_folder(runs: str, seed: str, stage: str) -> str:
 
 
 def fit_command(study: dict[str, Any], folder: str, seed: str, kind: str, model: str | None = None, **names: str) -> str:
-    """The ``train.py fit`` command of a stage, as one would type it.
+    """The ``train.py`` command of a stage, as one would type it.
 
     Args:
         study: Settings from `load_study`.
         folder: Run folder of the stage.
         seed: Seed of weights, rows and order.
-        kind: ``pretrain``, ``instruct``, ``align``, ``attack`` or ``repair``.
+        kind: ``pretrain``, ``instruct``, ``align``, ``edit`` (only evaluates, on the alignment's data), ``attack`` or ``repair``.
         model: Exported model to start from; None builds one.
         names: ``objective``, for an attack or a repair also ``attack`` and ``ratio``; for a repair also
             ``base`` and ``aligned``, the folders that ``{base}`` and ``{aligned}`` in its settings stand for.
     """
     own = study["objectives"][names["objective"]] if "objective" in names else {}
     # Later parts win: what the stage has, then the attack, then the objective.
-    parts = [study.get(kind, {})]
+    parts = [study.get("align" if kind == "edit" else kind, {})]
     fixed: dict[str, Any] = {}
     verb = "fit"
     if kind == "align":
@@ -54,6 +54,9 @@ def fit_command(study: dict[str, Any], folder: str, seed: str, kind: str, model:
             "trainer.max_steps": attack["steps"],
             "data.init_args.harmful_ratio": names["ratio"],
         }
+    elif kind == "edit":
+        parts.append({"config": [SFT]})
+        verb = "validate"
     elif kind == "repair":
         parts.append(own["repair"])
         verb = own["repair"].get("verb", "fit")
@@ -99,10 +102,7 @@ def edit_command(study: dict[str, Any], folder: str, seed: str, base: str, align
     """
     verb, *flags = map(str, study["objectives"][objective]["edit"])
     edit = [sys.executable, "-m", "temper.edit", verb, "--base", base, "--aligned", aligned, "--out", f"{folder}/export", *flags]
-    look = {"objectives": {objective: {"repair": {"verb": "validate", "config": [SFT]}}}, "repair": study["align"]}
-    if "trainer" in study:
-        look["trainer"] = study["trainer"]
-    return shlex.join(edit) + " && " + fit_command(look, folder, seed, "repair", f"{folder}/export", objective=objective)
+    return shlex.join(edit) + " && " + fit_command(study, folder, seed, "edit", f"{folder}/export", objective=objective)
 
 
 def report_inputs(study: dict[str, Any], runs: str) -> list[str]:
