@@ -29,6 +29,8 @@ class CollapseGuard:
         value = retain_nll.detach().clone()
         if self.start is None or self.running is None:
             self.start, self.running = value, value
+        # From a checkpoint they come on the CPU: a module is moved after that was read.
+        self.start, self.running = self.start.to(value.device), self.running.to(value.device)
         # A value that is not finite says nothing here: such a step is skipped, and counted, by the objective.
         self.start = torch.where(self.start.isfinite(), self.start, value)
         self.running = torch.where(self.running.isfinite(), self.running, value)
@@ -60,6 +62,6 @@ class CollapseGuard:
         """What a resumed run needs."""
         return {"start": self.start, "running": self.running}
 
-    def load_state_dict(self, state: dict[str, Tensor | None], device: torch.device) -> None:
+    def load_state_dict(self, state: dict[str, Tensor | None]) -> None:
         """Take it up again."""
-        self.start, self.running = (None if state[name] is None else state[name].to(device) for name in ("start", "running"))
+        self.start, self.running = state["start"], state["running"]

@@ -97,7 +97,7 @@ class ForgetRetainModule(ReferenceModule):
         """Take the guard up again: a resumed run is measured against the first start."""
         super().on_load_checkpoint(checkpoint)
         if self.guard is not None and "collapse" in checkpoint:
-            self.guard.load_state_dict(checkpoint["collapse"], self.device)
+            self.guard.load_state_dict(checkpoint["collapse"])
 
 
 def pick(rows: Batch, sequences: Sequences) -> Batch:
