@@ -5,6 +5,7 @@ from typing import Any
 
 import lightning.pytorch as L
 
+from strategies import whole_network
 from temper.errors import TemperError
 from temper.models.adapters import named_base
 from temper.models.export import export_module
@@ -37,7 +38,8 @@ class HFExport(L.Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Export on the first rank; the others wait."""
+        network = whole_network(trainer, pl_module)
         if trainer.is_global_zero:
-            run = Path(trainer.default_root_dir)
-            export_module(pl_module, trainer.datamodule, run / self.folder, self.merge, run, trainer.global_step)  # type: ignore[attr-defined]
+            run, data = Path(trainer.default_root_dir), trainer.datamodule  # type: ignore[attr-defined]
+            export_module(pl_module, data, run / self.folder, self.merge, run, trainer.global_step, network)
         trainer.strategy.barrier("HFExport")

@@ -66,6 +66,11 @@ class UtilityEvaluation(EvaluationCallback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Find the tasks, before anything is trained."""
+        if getattr(trainer.strategy, "shards_weights", False):
+            raise TemperError(
+                f"UtilityEvaluation: one rank runs the harness, and under {type(trainer.strategy).__name__} no rank has all weights; drop "
+                "the callback, and run train.py validate with it on the export"
+            )
         if stage == "predict" or not trainer.is_global_zero:
             return
         if not hasattr(pl_module, "network"):

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from temper.data import Batch, BatchSource, EvalSet, Stream, StreamLoader, fingerprint
+from temper.data.streams import own_generator
 from temper.errors import TemperError
 from temper.judges import Judge, readable
 
@@ -78,7 +79,7 @@ class StreamDataModule(L.LightningDataModule):
         """The evaluation prompts, every one once; no loader where there are none."""
         if not len(self.eval_rows["ids"]):
             return []
-        return DataLoader(EvalSet(self.eval_rows, self.eval_batch_size, *self._ranks()), batch_size=None)
+        return DataLoader(EvalSet(self.eval_rows, self.eval_batch_size, *self._ranks()), batch_size=None, generator=own_generator())
 
     test_dataloader = val_dataloader
     predict_dataloader = val_dataloader

@@ -32,4 +32,6 @@ class AnswersMixin(L.LightningModule):
         """
         assert self.network is not None
         data = self.trainer.datamodule
-        return greedy(self.network, batch["input_ids"], batch["attention_mask"], self.max_new_tokens or data.max_new_tokens, data.stop_ids)
+        longest = self.max_new_tokens or data.max_new_tokens
+        in_step = getattr(self.trainer.strategy, "shards_weights", False)  # a forward pass gathers weights: all ranks take part
+        return greedy(self.network, batch["input_ids"], batch["attention_mask"], longest, data.stop_ids, in_step)

@@ -14,6 +14,7 @@ from temper.errors import TemperError
 from temper.losses import nll
 from temper.models import NetworkSpec
 from temper.models.blocks import decoder_layers
+from temper.plan.cost import Cost, Pass
 
 # Linear layers, and how to see their weight as outputs x inputs.
 LINEAR: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {nn.Linear: lambda weight: weight, Conv1D: lambda weight: weight.T}
@@ -41,6 +42,7 @@ class AntidoteModule(ObjectiveModule):
         max_new_tokens: Longest generated answer at validation; None asks the datamodule.
     """
 
+    unshardable: ClassVar = "sets weights to zero by rows"
     unpackable: ClassVar = "counts what every layer is given, row by row"
 
     def __init__(
@@ -61,6 +63,10 @@ class AntidoteModule(ObjectiveModule):
         self.ratio, self.streams = ratio, (stream,)
         self.squares: dict[str, Tensor] = {}  # sum of x^2 per input of a layer, over tokens, on this rank
         self.pruned = False
+
+    def cost(self) -> Cost:
+        """Forward passes alone."""
+        return Cost((Pass(self.streams[0], gradient="none"),), reductions=0, optimizer=False)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """An optimizer over nothing that matters: stepping it is what Lightning counts towards ``max_steps``."""

@@ -1,7 +1,6 @@
 """What every objective shares: the network, the weight space, the optimizer step."""
 
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -10,37 +9,18 @@ from torch import Tensor, nn
 
 from lightning_modules.answers import AnswersMixin
 from lightning_modules.packing import PackingMixin
+from lightning_modules.resume import ResumeMixin
 from strategies import Vector, WeightSpace, weight_space
 from temper.data import Batch, micro_batches
 from temper.errors import TemperError
 from temper.losses import MeanTerms, Scores, nll
 from temper.models import NetworkSpec, build_network, score
+from temper.plan.cost import Cost, Pass
 
 Loss = Callable[[Batch], MeanTerms]
 
 
-def _zero() -> Tensor:
-    return torch.zeros((), dtype=torch.long)
-
-
-@dataclass
-class Work:
-    """What training has done so far on this rank: cost figures that need no clock.
-
-    Attributes:
-        passes: Forward-backward passes over a batch.
-        tokens: Tokens in them, padding not counted (int64 scalar on the device: no synchronisation).
-        forwards: Forward passes without a backward one: reference models, importance, statistics.
-        forward_tokens: Tokens in those.
-    """
-
-    passes: int = 0
-    tokens: Tensor = field(default_factory=_zero)
-    forwards: int = 0
-    forward_tokens: Tensor = field(default_factory=_zero)
-
-
-class ObjectiveModule(PackingMixin, AnswersMixin):
+class ObjectiveModule(PackingMixin, AnswersMixin, ResumeMixin):
     """Base of all objectives. Subclasses write `training_step` and end it with `apply_gradient`.
 
     Optimisation is manual for every objective, single-pass ones included: the weight space owns
@@ -66,6 +46,8 @@ class ObjectiveModule(PackingMixin, AnswersMixin):
 
     #: Names of the datamodule's streams that the training step reads; None: its primary stream.
     streams: ClassVar[tuple[str, ...] | None] = None
+    #: Why the objective cannot have weights or optimizer state in parts (FSDP2, ZeRO), if it cannot.
+    unshardable: ClassVar[str | None] = None
 
     def __init__(
         self,
@@ -89,14 +71,21 @@ class ObjectiveModule(PackingMixin, AnswersMixin):
         self.choose_packing(packing)
         self.max_new_tokens, self.max_skipped_steps = max_new_tokens, max_skipped_steps
         self.network: nn.Module | None = None
-        self.skipped_in_a_row = 0
-        self.skipped_steps = 0
-        self.work = Work()
         self._weights: WeightSpace | None = None
         self._noted: dict[str, tuple[Tensor, int]] = {}
         self._later_part = False  # of a step's rows: forward passes over it are not counted again
 
     # -- construction, called by Lightning
+
+    def setup(self, stage: str) -> None:
+        """Forget the weight space of an earlier loop.
+
+        Raises:
+            TemperError: the objective needs whole weights, and the strategy cuts them.
+        """
+        self._weights = None
+        if stage == "fit" and self.unshardable and getattr(self.trainer.strategy, "in_parts", False):
+            raise TemperError(f"trainer.strategy: {type(self).__name__} {self.unshardable}; use one device, or ddp")
 
     def configure_model(self) -> None:
         """Build or load the network, once the datamodule's tokenizer is known."""
@@ -108,12 +97,25 @@ class ObjectiveModule(PackingMixin, AnswersMixin):
         optimizer = self.optimizer_factory([p for p in self.parameters() if p.requires_grad])
         return optimizer if self.scheduler_factory is None else ([optimizer], [self.scheduler_factory(optimizer)])
 
+    def networks(self) -> list[nn.Module]:
+        """Every network that takes part, for strategies that cut weights into parts."""
+        assert self.network is not None
+        return [self.network]
+
+    def forward(self, function: Callable[..., Any], *args: Any) -> Any:
+        """``function(*args)``: strategies whose wrapper must see every pass send it through here."""
+        return function(*args)
+
     @property
     def weights(self) -> WeightSpace:
         """The weight space under the Trainer's strategy."""
         if self._weights is None:
             self._weights = weight_space(self.trainer.strategy, self)
         return self._weights
+
+    def cost(self) -> Cost:
+        """What a step computes and holds, for the verb `plan`. Here: one gradient of every stream, added up."""
+        return Cost(tuple(Pass(stream, vectors=min(n, 1)) for n, stream in enumerate(self.streams or (None,))))
 
     # -- the pieces of a training step
 
@@ -223,17 +225,3 @@ class ObjectiveModule(PackingMixin, AnswersMixin):
                 f"{self.skipped_in_a_row} steps in a row had a non-finite gradient (step {self.global_step}): lower the "
                 "learning rate (or alpha), or look at the data; model.init_args.max_skipped_steps sets the limit"
             )
-
-    # -- checkpoints
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the counters; refuse while the weights are displaced."""
-        if self._weights is not None and self._weights.is_displaced:
-            raise RuntimeError("a checkpoint was asked for while the weights are displaced; ask again after the training step")
-        checkpoint["counters"] = {"skipped_steps": self.skipped_steps, "in_a_row": self.skipped_in_a_row, "work": vars(self.work).copy()}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the counters up again."""
-        counters = checkpoint["counters"]
-        self.skipped_steps, self.skipped_in_a_row = counters["skipped_steps"], counters["in_a_row"]
-        self.work = Work(**counters["work"])

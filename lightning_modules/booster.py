@@ -9,6 +9,7 @@ from strategies import Vector
 from temper.data import Batch
 from temper.errors import TemperError
 from temper.models import NetworkSpec
+from temper.plan.cost import Cost, Pass
 
 
 class BoosterModule(ObjectiveModule):
@@ -72,6 +73,19 @@ class BoosterModule(ObjectiveModule):
         elif self.refresh_every > 1:
             self.held, self.held_for = regulariser, 1 if fresh else self.held_for + 1
 
+    def cost(self) -> Cost:
+        """Both harmful passes, then the alignment pass, in a step that refreshes."""
+        held = int(self.refresh_every > 1)  # the regulariser of earlier steps, until the new one takes its place
+        often = 1 / self.refresh_every
+        harmful = (Pass("harmful", often, vectors=held), Pass("harmful", often, vectors=held + 1, displaced=True))
+        # The alignment gradient and the sum are the same vector, but where reducing makes a new one.
+        reductions = 1 + often * (1 + held)
+        return Cost((*harmful, *self.alignment_passes(1 + held)), vectors=1 + held, unreduced=1, reductions=reductions)
+
+    def alignment_passes(self, vectors: int) -> tuple[Pass, ...]:
+        """The passes of `alignment_gradient`, for `cost`."""
+        return (Pass("alignment", vectors=vectors),)
+
     def alignment_gradient(self, rows: Batch) -> tuple[Any, ...]:
         """``f(w)``, its gradient (not reduced over ranks yet), and norms that must be finite; combined methods put theirs here."""
         return self.gradient(rows, reduced=False)
@@ -103,13 +117,14 @@ class BoosterModule(ObjectiveModule):
         """Add the held gradient and its age."""
         super().on_save_checkpoint(checkpoint)
         if self.held is not None:
-            checkpoint["booster"] = {"held": dict(zip(self.weights.names, self.held, strict=True)), "held_for": self.held_for}
+            checkpoint["booster"] = {"held_for": self.held_for}
+            checkpoint["vectors"] = {"held": dict(zip(self.weights.names, self.held, strict=True))}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the held gradient up again, so that a resumed run refreshes when it would have."""
         super().on_load_checkpoint(checkpoint)
         if state := checkpoint.get("booster"):
-            self.held, self.held_for = Vector(list(state["held"].values())), state["held_for"]
+            self.held, self.held_for = Vector(list(checkpoint["vectors"]["held"].values())), state["held_for"]
 
     def on_train_start(self) -> None:
         """Put a held gradient that was read from a checkpoint where the weights are: the module is moved after it is read."""

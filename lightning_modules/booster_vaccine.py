@@ -1,16 +1,18 @@
 """Booster with Vaccine's alignment gradient."""
 
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from lightning_modules.booster import BoosterModule
 from lightning_modules.perturbation import perturbed_gradient
-from lightning_modules.vaccine import checked_rho
+from lightning_modules.vaccine import checked_rho, vaccine_passes
 from strategies import Vector
 from temper.data import Batch
 from temper.models import NetworkSpec
 from temper.models.blocks import attention_blocks
+from temper.plan.cost import Pass
 
 
 class BoosterVaccineModule(BoosterModule):
@@ -36,6 +38,10 @@ class BoosterVaccineModule(BoosterModule):
         super().configure_model()
         assert self.network is not None
         self.attention = attention_blocks(self.network)
+
+    def alignment_passes(self, vectors: int) -> tuple[Pass, ...]:
+        """Vaccine's two, for `cost`."""
+        return tuple(replace(each, vectors=vectors) for each in vaccine_passes("all"))
 
     def alignment_gradient(self, rows: Batch) -> tuple[Tensor, Vector, Tensor]:
         """``f(w)`` without the perturbation, Vaccine's gradient, and the norm that its perturbation was divided by."""

@@ -12,6 +12,7 @@ from temper.errors import TemperError
 from temper.losses import MeanTerms, mean_of
 from temper.losses.preference import PREFERENCE, PairLogps, PairSettings, Variant, pair_scores
 from temper.models import NetworkSpec
+from temper.plan.cost import Cost, Pass
 
 
 class DPOModule(PreferenceModule):
@@ -94,6 +95,11 @@ class DPOModule(PreferenceModule):
     def reference_needs(self) -> Literal["nothing", "sums", "everything"]:
         """Sums, for the variants with a reference."""
         return "sums" if self.preference.reference else "nothing"
+
+    def cost(self) -> Cost:
+        """Both answers of every pair, by the reference and by the policy."""
+        pairs = Pass("pairs", sequences=2)
+        return Cost((*self.reference_passes(pairs), pairs), copies=self.reference_copies())
 
     def training_step(self, batch: dict[str, Batch], batch_idx: int) -> None:
         """One step; logs the loss, and of the scores times beta: their means, difference and how often the chosen one is larger."""

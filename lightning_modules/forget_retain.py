@@ -13,6 +13,7 @@ from temper.errors import TemperError
 from temper.losses import MeanTerms, Scores, nll
 from temper.losses.unlearning import Sequences
 from temper.models import NetworkSpec
+from temper.plan.cost import Cost, Pass
 
 
 class ForgetRetainModule(ReferenceModule):
@@ -58,6 +59,18 @@ class ForgetRetainModule(ReferenceModule):
     @abstractmethod
     def retain_terms(self, rows: Batch) -> MeanTerms:
         """The retain loss; calls `watch` with its scores."""
+
+    def forget_sequences(self) -> int:
+        """Sequences of a forget row that the forget loss reads, for `cost`."""
+        return 1
+
+    def cost(self) -> Cost:
+        """A gradient of each loss; the reference first, on the streams that it scores."""
+        forget, retain = Pass("forget", sequences=self.forget_sequences()), Pass("retain", vectors=1)
+        passes = (forget, *((retain,) if self.alpha else ()))
+        scored = [each for each in passes if each.stream in self.reference_streams()]
+        watched = (Pass("retain", vectors=1, gradient="none"),) if self.guard is not None and not self.alpha else ()
+        return Cost((*self.reference_passes(*scored), *passes, *watched), copies=self.reference_copies())
 
     def training_step(self, batch: dict[str, Batch], batch_idx: int) -> None:
         """One step; logs both losses, and the running retain NLL if it is guarded."""

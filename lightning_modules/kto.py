@@ -11,6 +11,7 @@ from temper.errors import TemperError
 from temper.losses import MeanTerms, mean_of
 from temper.losses.kto import kto_losses, reference_point
 from temper.models import NetworkSpec
+from temper.plan.cost import Cost, Pass
 
 
 class KTOModule(PreferenceModule):
@@ -45,6 +46,11 @@ class KTOModule(PreferenceModule):
             if not value >= 0:
                 raise TemperError(f"model.init_args.{flag}={value}: give a weight >= 0")
         self.beta, self.w_desirable, self.w_undesirable = beta, w_desirable, w_undesirable
+
+    def cost(self) -> Cost:
+        """Own and mismatched answers by the reference, mismatched ones by the policy, and the gradient of the own ones."""
+        sweep = (*self.reference_passes(Pass("kto", sequences=2)), Pass("kto", gradient="none"))
+        return Cost((*sweep, Pass("kto")), copies=self.reference_copies())
 
     def training_step(self, batch: dict[str, Batch], batch_idx: int) -> None:
         """One step; logs the loss, z, and how far (times beta) and how often answers are on their side of z."""

@@ -7,6 +7,7 @@ from strategies import Vector
 from temper.data import Batch
 from temper.errors import TemperError
 from temper.models import NetworkSpec
+from temper.plan.cost import Cost, Pass
 
 
 class LisaModule(ObjectiveModule):
@@ -39,6 +40,12 @@ class LisaModule(ObjectiveModule):
         self.rho, self.alignment_steps, self.user_steps = rho, alignment_steps, user_steps
         self.at_switch: Vector | None = None
 
+    def cost(self) -> Cost:
+        """One pass, over the stream whose turn it is, beside the weights at the last switch; the way from there at the end."""
+        turns = self.alignment_steps + self.user_steps
+        shares = {"alignment": self.alignment_steps / turns, "user": self.user_steps / turns}
+        return Cost(tuple(Pass(stream, share, vectors=1) for stream, share in shares.items()), vectors=2)
+
     def training_step(self, batch: dict[str, Batch], batch_idx: int) -> None:
         """One step on the stream whose turn it is; logs its loss and how far the weights are from the switch."""
         turn = self.global_step % (self.alignment_steps + self.user_steps)
@@ -62,10 +69,10 @@ class LisaModule(ObjectiveModule):
         """Add the weights at the last switch."""
         super().on_save_checkpoint(checkpoint)
         if self.at_switch is not None:
-            checkpoint["lisa"] = {"at_switch": dict(zip(self.weights.names, self.at_switch, strict=True))}
+            checkpoint["vectors"] = {"at_switch": dict(zip(self.weights.names, self.at_switch, strict=True))}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take them up again."""
         super().on_load_checkpoint(checkpoint)
-        if state := checkpoint.get("lisa"):
-            self.at_switch = Vector(list(state["at_switch"].values()))
+        if state := checkpoint.get("vectors", {}).get("at_switch"):
+            self.at_switch = Vector(list(state.values()))

@@ -3,7 +3,7 @@
 Shapes: `B` rows, `T` tokens, `D` width, `L` blocks.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -104,7 +104,7 @@ def output_gradients(module: ObjectiveModule, blocks: Sequence[nn.Module], rows:
     """
     module.count(rows)
     gradients, sums = [], []
-    with frozen(module.weights.parameters):
+    with module.weights.frozen():
         for part in micro_batches(rows, module.micro_batch_size):
             zeros: dict[int, Tensor] = {}
             with added(blocks, partial(_zero, zeros)):
@@ -137,19 +137,6 @@ def added(blocks: Sequence[nn.Module], term: Callable[[int, Tensor], Tensor]) ->
     finally:
         for hook in hooks:
             hook.remove()
-
-
-@contextmanager
-def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """While it lasts, these parameters get no gradient and cost no activations."""
-    learning = [parameter for parameter in parameters if parameter.requires_grad]
-    try:
-        for parameter in learning:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter in learning:
-            parameter.requires_grad_(True)
 
 
 def _zero(zeros: dict[int, Tensor], block: int, output: Tensor) -> Tensor:

@@ -1,9 +1,10 @@
 """Objectives that compare the policy with a reference model: the policy as training found it."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_modules.base import ObjectiveModule
 from temper.data import Batch
@@ -11,6 +12,7 @@ from temper.errors import TemperError
 from temper.losses import Scores, SequenceScores
 from temper.models import AdapterOff, CachedSums, FrozenCopy, NetworkSpec, Reference
 from temper.models.reference_cache import reference_table
+from temper.plan.cost import Pass
 
 Source = Literal["auto", "adapter_off", "frozen", "cached"]
 
@@ -51,6 +53,15 @@ class ReferenceModule(ObjectiveModule):
         self.reference_source = ("adapter_off" if network.lora is not None else "frozen") if reference == "auto" else reference
         self.reference_cache = Path(reference_cache)
         self._reference: Reference | None = None
+
+    def reference_copies(self) -> int:
+        """Copies of the network that the reference keeps in memory, for `cost`."""
+        return int(self.reference_needs() != "nothing" and self.reference_source == "frozen")
+
+    def reference_passes(self, *passes: Pass) -> tuple[Pass, ...]:
+        """Forward passes of the reference model; none where it is cached, or not needed. For `cost`."""
+        asked = self.reference_needs() != "nothing" and self.reference_source != "cached"
+        return tuple(replace(each, gradient="none") for each in passes) if asked else ()
 
     def reference_needs(self) -> Literal["nothing", "sums", "everything"]:
         """What the loss reads of the reference model."""
@@ -97,6 +108,10 @@ class ReferenceModule(ObjectiveModule):
                 self.network, data.sources[stream], data.tokenizer, self.reference_cache, stream,
                 self.micro_batch_size, self.fused_loss, str(plugin.precision),
             )  # fmt: skip
+
+    def networks(self) -> list[nn.Module]:
+        """The policy, and a frozen copy of it where there is one."""
+        return super().networks() + ([self._reference.network] if isinstance(self._reference, FrozenCopy) else [])
 
     def on_fit_start(self) -> None:
         """Put a frozen copy where the policy is, in the precision that the Trainer has given the policy."""

@@ -14,6 +14,7 @@ from temper.losses.mmd import gaussian_mmd
 from temper.models import NetworkSpec
 from temper.models.blocks import mlp_blocks
 from temper.models.lens import lens_nll, lens_parts, outputs_of
+from temper.plan.cost import Cost, Pass
 
 Ascent = Literal["log", "log1p"]
 ASCENT: dict[str, Callable[[Tensor], Tensor]] = {"log": torch.log, "log1p": torch.log1p}
@@ -81,6 +82,7 @@ class RepNoiseModule(ObjectiveModule):
 
     def setup(self, stage: str) -> None:
         """Refuse several ranks: each would see only its share of the harmful batch."""
+        super().setup(stage)
         if stage == "fit" and self.trainer.world_size > 1:
             raise TemperError(
                 f"trainer: {self.trainer.world_size} ranks, and RepNoise's noise term is a statistic of the whole harmful batch; "
@@ -94,6 +96,11 @@ class RepNoiseModule(ObjectiveModule):
             check_pairs(source.batch(0), "harmful_pairs")
         # A tuple, so that the parts are not registered as further modules of this one.
         self.lens = lens_parts(self.network) if self.alpha else None
+
+    def cost(self) -> Cost:
+        """A pass over each stream; the harmful one with the logits of every hidden state."""
+        harmful = (Pass("harmful_pairs", vectors=1, lens=self.alpha > 0),) if self.alpha > 0 or self.beta > 0 else ()
+        return Cost((Pass("alignment"), *harmful))
 
     def training_step(self, batch: dict[str, Batch], batch_idx: int) -> None:
         """One step; logs the alignment loss, the MMD and the NLL that is driven up."""

@@ -1,6 +1,7 @@
 """RMU: steer the hidden states of what is to be forgotten to a fixed point."""
 
 import re
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -11,6 +12,7 @@ from temper.errors import TemperError
 from temper.losses import MeanTerms
 from temper.losses.representation import hidden_distance, steering
 from temper.models import NetworkSpec
+from temper.plan.cost import Cost
 
 # Weights of the MLP's output: Llama's and most others' name, GPT-2's.
 DOWN_PROJECTION = r"\.(?:layers|h)\.{layer}\.mlp\.(?:down_proj|c_proj)\.weight$"
@@ -60,6 +62,16 @@ class RMUModule(ForgetRetainModule):
     def reference_needs(self) -> Literal["nothing", "sums", "everything"]:
         """Hidden states, for the retain loss."""
         return "everything" if self.alpha else "nothing"
+
+    def reference_streams(self) -> tuple[str, ...]:
+        """The retain loss alone reads it."""
+        return ("retain",)
+
+    def cost(self) -> Cost:
+        """As always; of some layers, the MLP down projections alone."""
+        if self.train_layers is None:
+            return super().cost()
+        return replace(super().cost(), trains="|".join(DOWN_PROJECTION.replace("{layer}", str(layer)) for layer in self.train_layers))
 
     def configure_model(self) -> None:
         """Build the network, draw u, and freeze what is not to be trained.

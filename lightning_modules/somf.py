@@ -1,6 +1,7 @@
 """SOMF: put a user's fine-tuning back on a safe model through a mask that preference data choose."""
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from temper.edit.masks import fuse, relaxed_bernoulli
 from temper.errors import TemperError
 from temper.models import NetworkSpec, build_network
 from temper.models.build import check_network
+from temper.plan.cost import Cost
 
 
 class Fusion(nn.Module):
@@ -78,6 +80,8 @@ class SOMFModule(DPOModule):
     Raises:
         TemperError: a folder that is missing, adapters, low precision, or two models that are not the same network.
     """
+
+    unshardable: ClassVar = "trains masks in the place of weights"
 
     def __init__(
         self, network: NetworkSpec, safe: str, w: float = 0.3, temperature: float = 0.5, mask_seed: int = 0, **kwargs: Any
@@ -145,6 +149,10 @@ class SOMFModule(DPOModule):
                 parametrize.register_parametrization(module, own, fusion.train(self.network.training))
                 parameter.requires_grad_(True)  # the same tensor, which now holds the logits
                 self.sites.append((module, own, fusion))
+
+    def cost(self) -> Cost:
+        """DPO's, beside theta_safe, tau and the fused weights that a pass computes."""
+        return replace(super().cost(), copies=self.reference_copies() + 3)
 
     def training_step(self, batch: dict[str, Batch], batch_idx: int) -> None:
         """One step of DPO on the logits, with this step's masks; logs as `DPOModule`."""

@@ -5,12 +5,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.perturbation import frozen, output_gradients, perturbed_gradient
-from lightning_modules.vaccine import VaccineModule
+from lightning_modules.perturbation import output_gradients, perturbed_gradient
+from lightning_modules.vaccine import VaccineModule, vaccine_passes
 from temper.data import Batch
 from temper.errors import TemperError
 from temper.models import NetworkSpec
 from temper.models.blocks import decoder_layers
+from temper.plan.cost import Cost, Pass
 
 
 class TVaccineModule(VaccineModule):
@@ -70,6 +71,10 @@ class TVaccineModule(VaccineModule):
                 "them is Vaccine)"
             )
 
+    def cost(self) -> Cost:
+        """Vaccine's two passes on some layers, and now and then the one that measures all of them."""
+        return Cost((Pass("harmful", 1 / self.importance_every, gradient="outputs", outputs="all"), *vaccine_passes(self.n_layers)))
+
     def training_step(self, batch: dict[str, Batch], batch_idx: int) -> None:
         """Vaccine's step on the chosen layers, which are drawn anew when it is time."""
         norms = [self._measure(batch["harmful"])] if self.global_step % self.importance_every == 0 else []
@@ -77,7 +82,7 @@ class TVaccineModule(VaccineModule):
             self.chosen = self._draw(self.global_step)
         skipped = self._skipped()
         blocks = [self.attention[layer] for layer in self.chosen]
-        with frozen(skipped.values()):
+        with self.weights.frozen(skipped.values()):
             found = perturbed_gradient(self, blocks, batch["alignment"], self.rho)
         self.apply_gradient(found.gradient, found.norm, *norms, skip=skipped.keys())
         self.log("loss/alignment", found.loss, prog_bar=True)

@@ -14,6 +14,7 @@ from temper.errors import TemperError
 from temper.losses import IGNORE_INDEX, MeanTerms, Scores, nll
 from temper.losses.tamper import hidden_shift, negative_entropy, prefer_first
 from temper.models import NetworkSpec
+from temper.plan.cost import Cost, Pass
 
 
 def _entropy(module: "TARModule", rows: Batch) -> MeanTerms:
@@ -129,6 +130,19 @@ class TARModule(ReferenceModule):
                 f"{self.weights.world_size} ranks; set data.init_args.harmful_batch_size to a multiple of {parts}, or change "
                 "model.init_args.inner_steps"
             )
+
+    def cost(self) -> Cost:
+        """Inner steps and tamper-resistance gradients at displaced weights, then the retain pass."""
+        retain, copies = Pass("alignment", vectors=int(self.tampers)), self.reference_copies()
+        retained = (*(self.reference_passes(retain) if self.representation_weight else ()), retain)
+        if not self.tampers:
+            return Cost(retained, copies=copies)
+        held = 5  # start, offset, the adversary's two moments, the sum of gradients
+        paired, times = self.tamper_loss == "preference", self.inner_steps / self.tamper_every
+        inner = Pass("harmful", self.inner_steps, 1 / self.inner_steps, vectors=held, displaced=True)
+        heldout = Pass(HELD_OUT[self.tamper_loss], times, sequences=2 if paired else 1, vectors=held, displaced=True)
+        passes = (inner, *(self.reference_passes(heldout) if paired else ()), heldout, *retained)
+        return Cost(passes, vectors=1, unreduced=1, copies=copies, reductions=self.inner_steps + 1)
 
     def training_step(self, batch: dict[str, Batch], batch_idx: int) -> None:
         """One step; logs the retain losses, the adversary's loss at both ends and the last tamper-resistance loss."""

@@ -68,6 +68,10 @@ class UnlearningModule(ForgetRetainModule):
         terms = {"forget": self.forget_loss, "retain": self.retain_loss}
         return tuple(stream for stream, term in terms.items() if term is not None and term.reference != "nothing")
 
+    def forget_sequences(self) -> int:
+        """Both where the loss compares answer and substitute."""
+        return 2 if self.forget_loss.sequences == "both" else 1
+
     def forget_rows(self, rows: Batch) -> Batch:
         """See `pick`."""
         return pick(rows, self.forget_loss.sequences)

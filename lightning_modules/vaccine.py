@@ -1,6 +1,6 @@
 """Vaccine: alignment that holds under perturbed hidden embeddings."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from lightning_modules.base import ObjectiveModule
 from lightning_modules.perturbation import perturbed_gradient
@@ -8,6 +8,7 @@ from temper.data import Batch
 from temper.errors import TemperError
 from temper.models import NetworkSpec
 from temper.models.blocks import attention_blocks
+from temper.plan.cost import Cost, Pass
 
 
 class VaccineModule(ObjectiveModule):
@@ -37,12 +38,21 @@ class VaccineModule(ObjectiveModule):
         assert self.network is not None
         self.attention = attention_blocks(self.network)
 
+    def cost(self) -> Cost:
+        """The pass that finds the perturbation, and the one under it."""
+        return Cost(vaccine_passes("all"))
+
     def training_step(self, batch: dict[str, Batch], batch_idx: int) -> None:
         """Two passes over the same rows; logs the losses of both, of the first as ``loss/alignment``."""
         found = perturbed_gradient(self, self.attention, batch["alignment"], self.rho)
         self.apply_gradient(found.gradient, found.norm)
         self.log("loss/alignment", found.loss, prog_bar=True)
         self.log_dict(found.figures)
+
+
+def vaccine_passes(blocks: int | Literal["all"]) -> tuple[Pass, ...]:
+    """The two passes of `perturbed_gradient` over the alignment stream, for `cost`; output gradients are held between them."""
+    return (Pass("alignment", gradient="outputs", outputs=blocks), Pass("alignment", outputs=blocks))
 
 
 def checked_rho(rho: float) -> float:

@@ -1,7 +1,12 @@
 """Where weights and gradients live: one weight space per Lightning strategy."""
 
-from strategies.select import weight_space
+from strategies.fsdp2 import FSDP2Strategy
+from strategies.select import register_strategies, weight_space
 from strategies.vector import Vector
 from strategies.weight_space import WeightSpace
+from strategies.whole import whole_network
+from strategies.zero import ZeROStrategy
 
-__all__ = ["Vector", "WeightSpace", "weight_space"]
+register_strategies()
+
+__all__ = ["FSDP2Strategy", "Vector", "WeightSpace", "ZeROStrategy", "weight_space", "whole_network"]

@@ -1,16 +1,31 @@
-"""Which weight space belongs to which Lightning strategy."""
+"""Which weight space belongs to which Lightning strategy, and the short names of Temper's own strategies."""
 
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, Strategy
+from typing import Any
+
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, Strategy, StrategyRegistry
 from torch import nn
 
 from strategies.ddp import DDPWeightSpace
+from strategies.fsdp2 import FSDP2Strategy, FSDP2WeightSpace
 from strategies.weight_space import WeightSpace
+from strategies.zero import ZeROStrategy
+from strategies.zero3 import ZeRO3WeightSpace
+from strategies.zero12 import ZeRO12WeightSpace
 from temper.errors import TemperError
+
+NAMES = ("auto", "ddp", "fsdp2", "zero1", "zero2", "zero3")
+
+
+def _zero(strategy: Any) -> type[WeightSpace]:
+    return ZeRO3WeightSpace if strategy.stage == 3 else ZeRO12WeightSpace
+
 
 # First match wins. DeepSpeedStrategy inherits from DDPStrategy and must not be taken for it: its
 # gradients are not where DDP's are.
-_SPACES: tuple[tuple[type[Strategy], type[WeightSpace] | None], ...] = (
+_SPACES: tuple[tuple[type[Strategy], Any], ...] = (
+    (ZeROStrategy, _zero),
     (DeepSpeedStrategy, None),
+    (FSDP2Strategy, FSDP2WeightSpace),
     (SingleDeviceStrategy, WeightSpace),
     (DDPStrategy, DDPWeightSpace),
 )
@@ -23,11 +38,11 @@ def check_strategy(strategy: Strategy) -> type[WeightSpace]:
         TemperError: no weight space is written for it.
     """
     for kind, space in _SPACES:
-        if isinstance(strategy, kind) and space is not None:
-            return space
         if isinstance(strategy, kind):
-            break
-    raise TemperError(f"trainer.strategy={type(strategy).__name__}: no weight space for it yet; use 'auto' (one device) or 'ddp'")
+            if space is None:
+                break
+            return space if isinstance(space, type) else space(strategy)
+    raise TemperError(f"trainer.strategy={type(strategy).__name__}: no weight space is written for it; choose one of {', '.join(NAMES)}")
 
 
 def weight_space(strategy: Strategy, module: nn.Module) -> WeightSpace:
@@ -35,4 +50,11 @@ def weight_space(strategy: Strategy, module: nn.Module) -> WeightSpace:
     trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
     if not trainable:
         raise TemperError("no trainable parameters: every weight is frozen (check model.init_args.network.lora)")
-    return check_strategy(strategy)(trainable)
+    return check_strategy(strategy)(trainable, strategy)
+
+
+def register_strategies() -> None:
+    """Make ``trainer.strategy=fsdp2``, ``zero1``, ``zero2`` and ``zero3`` known to Lightning; once is enough."""
+    StrategyRegistry.register("fsdp2", FSDP2Strategy, override=True)
+    for stage in (1, 2, 3):
+        StrategyRegistry.register(f"zero{stage}", ZeROStrategy, override=True, stage=stage)

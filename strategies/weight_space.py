@@ -7,13 +7,15 @@ An objective that perturbs weights reads the same under every strategy:
         perturbed_loss, perturbed_grad = weights.gradient(loss, harmful, reduced=False)
 
 `WeightSpace` is the space of one process that holds all weights. A strategy that shards or
-replicates them overrides the few methods under "what a strategy may change".
+replicates them overrides the few methods under "what a strategy may change". Vectors then hold this
+rank's part of every parameter (its shard, possibly of no elements), never more.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
+from lightning.pytorch.strategies import Strategy
 from torch import Tensor, nn
 
 from strategies.precision import checked_cosine, step_products
@@ -30,11 +32,13 @@ class WeightSpace:
 
     Args:
         parameters: Trainable parameters by name. A parameter that is not here never moves.
+        strategy: The Lightning strategy that holds them; not needed for one process.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+    def __init__(self, parameters: Mapping[str, nn.Parameter], strategy: Strategy | None = None) -> None:
         self.names = list(parameters)
         self.parameters = list(parameters.values())
+        self.strategy = strategy
         self.is_displaced = False
         self.displacement_cosine: Tensor | None = None  # of the first displacement: see `displaced`
 
@@ -62,8 +66,7 @@ class WeightSpace:
         vector: Vector | None = None
         totals, counts = [], []
         for rows in micro_batches(batch, micro_batch_size):
-            terms = loss(rows)
-            terms.total.backward()
+            terms = self._pass(loss, rows)
             totals.append(terms.total.detach())
             counts.append(terms.count.to(terms.total.dtype))
             vector = self._take_gradients(vector)
@@ -85,20 +88,35 @@ class WeightSpace:
         `displacement_cosine` keeps the cosine between the step that was asked for and the one that was made.
         """
         with deferred_signals(), torch.no_grad():
-            saved = [parameter.detach().clone() for parameter in self.parameters]
+            held = self._held()
+            saved = [weights.detach().clone() for weights in held]
             self.is_displaced = True
             try:
-                for parameter, step in zip(self.parameters, direction, strict=True):
-                    # Summed in the vector's precision, rounded once to the parameter's.
-                    parameter.copy_(parameter.to(step.dtype).add(step * scale))
+                for weights, exact, step in zip(held, self._exact(), direction, strict=True):
+                    # Summed in the vector's precision, rounded once to the weights'.
+                    weights.copy_(exact.to(step.dtype).add(step * scale))
                 if self.displacement_cosine is None:
-                    products = step_products(self.parameters, saved, direction, scale)
-                    self.displacement_cosine = checked_cosine(self.sum_over_shards(products), self.parameters)
+                    products = step_products(held, saved, direction, scale)
+                    self.displacement_cosine = checked_cosine(self.sum_over_shards(products), held)
+                self._written()
                 with torch.enable_grad():
                     yield
             finally:
-                torch._foreach_copy_(self.parameters, saved)
+                torch._foreach_copy_(held, saved)
+                self._written()
                 self.is_displaced = False
+
+    @contextmanager
+    def frozen(self, parameters: Iterable[nn.Parameter] | None = None) -> Iterator[None]:
+        """While it lasts, these parameters (None: all) get no gradient, and cost no activations where the strategy allows that."""
+        learning = [p for p in (self.parameters if parameters is None else parameters) if p.requires_grad]
+        try:
+            for parameter in learning:
+                parameter.requires_grad_(False)
+            yield
+        finally:
+            for parameter in learning:
+                parameter.requires_grad_(True)
 
     def clip(self, vector: Vector, norm: Tensor, max_norm: float | None) -> Vector:
         """Scale to ``max_norm`` where the norm exceeds it, as `torch.nn.utils.clip_grad_norm_` does."""
@@ -111,8 +129,7 @@ class WeightSpace:
 
     def position(self) -> Vector:
         """A copy of the weights themselves, in the precision of vectors."""
-        exact = [p.detach().to(torch.promote_types(p.dtype, torch.float32)) for p in self.parameters]
-        return Vector([e.clone() if e.data_ptr() == p.data_ptr() else e for e, p in zip(exact, self.parameters, strict=True)])
+        return Vector([p.detach().to(torch.promote_types(p.dtype, torch.float32), copy=True) for p in self._exact()])
 
     # -- what a strategy may change
 
@@ -134,6 +151,12 @@ class WeightSpace:
         """Sum of a small tensor over the ranks that hold different weights; the argument may be overwritten."""
         return values
 
+    def _pass(self, loss: Loss, rows: Batch) -> MeanTerms:
+        """One forward and one backward pass over a micro-batch."""
+        terms = loss(rows)
+        terms.total.backward()
+        return terms
+
     def _take_gradients(self, vector: Vector | None) -> Vector:
         """Move ``.grad`` into the vector, adding to what earlier micro-batches left there."""
         fresh = []
@@ -141,4 +164,20 @@ class WeightSpace:
             gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             fresh.append(gradient.to(torch.promote_types(gradient.dtype, torch.float32)))
             parameter.grad = None
-        return Vector(fresh) if vector is None else vector.add_(Vector(fresh))
+        return accumulated(vector, fresh)
+
+    def _held(self) -> list[Tensor]:
+        """This rank's part of the weights that forward passes use: written to, they move the network (after `_written`)."""
+        return list(self.parameters)
+
+    def _exact(self) -> list[Tensor]:
+        """The same part in the precision that the optimizer keeps."""
+        return self._held()
+
+    def _written(self) -> None:
+        """What has to happen after `_held` was written to."""
+
+
+def accumulated(vector: Vector | None, tensors: list[Tensor]) -> Vector:
+    """A vector of these tensors, added to what is there."""
+    return Vector(tensors) if vector is None else vector.add_(Vector(tensors))

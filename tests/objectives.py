@@ -79,14 +79,14 @@ def exact_network(vocabulary: int) -> torch.nn.Module:
     return GPT2LMHeadModel(config).double().train()
 
 
-def fit(module: ObjectiveModule, data: Any, steps: int, **settings: Any) -> L.Trainer:
-    """Train without any side effect."""
+def fit(module: ObjectiveModule, data: Any, steps: int, ckpt_path: str | None = None, **settings: Any) -> L.Trainer:
+    """Train without any side effect, anew or from a checkpoint on."""
     settings = {
         "accelerator": "cpu", "devices": 1, "max_steps": steps, "max_epochs": -1, "logger": False, "enable_checkpointing": False,
         "enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 0, "num_sanity_val_steps": 0,
     } | settings  # fmt: skip
     trainer = L.Trainer(**settings)
-    trainer.fit(module, datamodule=data)
+    trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)
     return trainer
 
 

@@ -115,12 +115,19 @@ class StreamLoader(DataLoader[Batch]):
     """
 
     def __init__(self, stream: Stream, position: Callable[[], int], num_workers: int = 0) -> None:
-        super().__init__(stream, batch_size=None, num_workers=num_workers)
+        super().__init__(stream, batch_size=None, num_workers=num_workers, generator=own_generator())
         self.position = position
 
     def __iter__(self):  # type: ignore[no-untyped-def]
         self.dataset.next_batch = self.position()  # type: ignore[attr-defined]
         return super().__iter__()
+
+
+def own_generator() -> torch.Generator:
+    """For a loader: one that is given none takes a number from the global generator whenever an epoch begins, and a run
+    that is resumed begins one more.
+    """
+    return torch.Generator().manual_seed(0)
 
 
 class EvalSet(IterableDataset[Batch]):

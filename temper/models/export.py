@@ -62,7 +62,9 @@ def export_network(
             (staging / "README.md").write_text(card, encoding="utf-8")
 
 
-def export_module(module: Any, data: Any, folder: Path, merge: bool, run: Path | None = None, step: int = 0) -> None:
+def export_module(
+    module: Any, data: Any, folder: Path, merge: bool, run: Path | None = None, step: int = 0, network: nn.Module | None = None
+) -> None:
     """Export the network of an objective, with the tokenizer of its data and a model card.
 
     Args:
@@ -72,11 +74,12 @@ def export_module(module: Any, data: Any, folder: Path, merge: bool, run: Path |
         merge: As for `export_network`.
         run: Run folder that the card is written from; None: nothing was trained.
         step: Optimizer steps behind the weights.
+        network: What is exported in place of ``module.network``, whose weights may be cut over ranks.
     """
-    spec = getattr(module, "network_spec", None)
-    form = "whole" if not is_adapted(module.network) else "merged" if merge else "adapter"
+    spec, network = getattr(module, "network_spec", None), module.network if network is None else network
+    form = "whole" if not is_adapted(network) else "merged" if merge else "adapter"
     card = None if spec is None else model_card(spec, form, run, step)
-    export_network(module.network, data.tokenizer, folder, merge, card, getattr(data, "stop_ids", None))
+    export_network(network, data.tokenizer, folder, merge, card, getattr(data, "stop_ids", None))
 
 
 def _generation_config(network: Any, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int] | None) -> Any:

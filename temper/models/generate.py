@@ -16,7 +16,9 @@ LEAST_LEFT = 8
 
 
 @torch.no_grad()
-def greedy(network: nn.Module, ids_BP: Tensor, mask_BP: Tensor, max_new_tokens: int, stop_ids: Sequence[int] | None = None) -> Tensor:
+def greedy(
+    network: nn.Module, ids_BP: Tensor, mask_BP: Tensor, max_new_tokens: int, stop_ids: Sequence[int] | None = None, in_step: bool = False
+) -> Tensor:
     """Continue every prompt with the likeliest tokens, up to an end token.
 
     Prompts have a key-value cache, also of a network that is trained with activation checkpointing. When a quarter of a
@@ -28,6 +30,8 @@ def greedy(network: nn.Module, ids_BP: Tensor, mask_BP: Tensor, max_new_tokens: 
         mask_BP: Where they are no padding.
         max_new_tokens: Longest answer, its end token included.
         stop_ids: Tokens that end an answer; None takes those of the network's generation config.
+        in_step: All ranks of a distributed run go on until the last answer of the last rank has ended, and no batch gets smaller:
+            for networks whose forward passes communicate.
 
     Returns:
         Answers with their end tokens, padded on the right to the longest: ids, ``B x R``.
@@ -51,14 +55,15 @@ def greedy(network: nn.Module, ids_BP: Tensor, mask_BP: Tensor, max_new_tokens: 
                 use_cache=True,
                 eos_token_id=ends or None,
                 pad_token_id=pad_id,
-                stopping_criteria=[_ManyEnded(end_ids, ids.shape[1], max_new_tokens - done)],
+                stopping_criteria=[] if in_step else [_ManyEnded(end_ids, ids.shape[1], max_new_tokens - done)],
                 return_dict_in_generate=True,
+                synced_gpus=in_step,
             )
             written = reply.sequences[:, ids.shape[1] :]
             answers_BR[rows, done : done + written.shape[1]] = written
             done += written.shape[1]
             going = ~torch.isin(written, end_ids).any(1)
-            if done >= max_new_tokens or not going.any():
+            if in_step or done >= max_new_tokens or not going.any():
                 return answers_BR[:, :done]
             kept = going.nonzero().flatten()
             cache, rows, ids = reply.past_key_values, rows[kept], reply.sequences[kept]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lightning_modules import SFTModule
-from lightning_modules.perturbation import added, frozen, output_gradients, perturbed_gradient
+from lightning_modules.perturbation import added, output_gradients, perturbed_gradient
 from lightning_modules.vaccine import VaccineModule
 from temper.data.rows import FILL, PADDED, widen
 from temper.errors import TemperError
@@ -208,13 +208,6 @@ def test_hooks_and_frozen_weights_are_put_back_when_a_pass_raises(bad_pass: int)
     module.nll_terms = honest
     perturbed_gradient(module, module.attention, rows, 0.7)
     assert hooks_left(module) == before
-
-
-def test_weights_that_were_frozen_already_stay_frozen():
-    first, second = torch.nn.Parameter(torch.ones(1)), torch.nn.Parameter(torch.ones(1), requires_grad=False)
-    with frozen([first, second]):
-        assert not first.requires_grad
-    assert (first.requires_grad, second.requires_grad) == (True, False)
 
 
 def test_a_block_that_returns_a_tensor_and_one_that_returns_a_tuple_are_both_added_to():

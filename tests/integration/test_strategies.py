@@ -1,0 +1,55 @@
+"""Every strategy with two real processes equals one process with the whole batch, in float32."""
+
+from typing import Any
+
+import pytest
+
+from tests.integration.strategy_runs import largest_difference, run_cases
+
+pytestmark = pytest.mark.distributed
+STRATEGIES = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
+OFFLOADED = {"class_path": "strategies.ZeROStrategy", "init_args": {"stage": 2, "offload_optimizer": True}}
+
+# Three steps with clipping; the objective is Booster unless it says otherwise.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "adamw": {},
+    "sgd with momentum": {"optimizer": "sgd"},
+    "micro-batches": {"micro_batch_size": 1},
+    "lora": {"lora": True},
+    "activation checkpointing": {"checkpointing": True},
+    "held": {"settings": {"refresh_every": 2}},
+    "vaccine": {"objective": "VaccineModule"},
+    "vaccine, lora, micro-batches": {"objective": "VaccineModule", "lora": True, "micro_batch_size": 1},
+    "booster and vaccine": {"objective": "BoosterVaccineModule"},
+    "sft": {"objective": "SFTModule"},
+}  # fmt: skip
+# What rounding of activations to bfloat16 may do to weights in three steps of 1e-3, and less than a step.
+ROUNDED: dict[str, dict[str, Any]] = {
+    "bf16-mixed": {"precision": "bf16-mixed"},
+    "bf16 base, fp32 lora": {"lora": True, "dtype": "bfloat16"},
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory):
+    folder = tmp_path_factory.mktemp("strategies")
+    variants = VARIANTS | ROUNDED
+    one = run_cases(folder, [{"name": name, "strategy": "auto", **variant} for name, variant in variants.items()], 1)
+    cases = [
+        {"name": f"{strategy}: {name}", "strategy": strategy, **variant} for strategy in STRATEGIES for name, variant in variants.items()
+    ]
+    return one, run_cases(folder, cases, 2)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("name", VARIANTS)
+def test_two_ranks_equal_one(runs, strategy: str, name: str):
+    one, two = runs
+    assert largest_difference(two[f"{strategy}: {name}"], one[name]) < 1e-6
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("name", ROUNDED)
+def test_two_ranks_nearly_equal_one_in_bfloat16(runs, strategy: str, name: str):
+    one, two = runs
+    assert largest_difference(two[f"{strategy}: {name}"], one[name]) < 3e-3
