@@ -15,7 +15,7 @@ def step_products(parameters: Sequence[Tensor], before: Sequence[Tensor], direct
     """``<s, m>``, ``<s, s>`` and ``<m, m>`` of the step ``s = scale * direction`` and what was made of it, m; to be summed over shards."""
     sums = []
     for parameter, start, step in zip(parameters, before, direction, strict=True):
-        intended, made = step * scale, parameter.to(step.dtype) - start.to(step.dtype)
+        intended, made = step * scale, parameter.to(step) - start.to(step)
         sums.append(torch.stack([(intended * made).sum(), intended.square().sum(), made.square().sum()]))
     return torch.stack(sums).sum(0)
 

@@ -93,8 +93,8 @@ class WeightSpace:
             self.is_displaced = True
             try:
                 for weights, exact, step in zip(held, self._exact(), direction, strict=True):
-                    # Summed in the vector's precision, rounded once to the weights'.
-                    weights.copy_(exact.to(step.dtype).add(step * scale))
+                    # Summed in the vector's precision (and place: weights may be offloaded), rounded once to the weights'.
+                    weights.copy_(exact.to(step).add(step * scale))
                 if self.displacement_cosine is None:
                     products = step_products(held, saved, direction, scale)
                     self.displacement_cosine = checked_cosine(self.sum_over_shards(products), held)

@@ -1,7 +1,8 @@
 """Weight space of DeepSpeed ZeRO, stages 1 and 2.
 
 Of `DeepSpeedZeroOptimizer` it uses ``averaged_gradients``, ``single_partition_of_fp32_groups``, ``parallel_partitioned_bit16_groups``,
-``bit16_groups_flat``, ``round_robin_bit16_groups`` and ``_offsets``, ``real_dp_process_group``, ``cpu_offload`` (0.19).
+``bit16_groups_flat``, ``round_robin_bit16_groups`` and ``_offsets``, ``real_dp_process_group``, ``cpu_offload``,
+``micro_step_id`` (0.19).
 """
 
 from collections.abc import Collection
@@ -14,6 +15,8 @@ from torch import Tensor
 from strategies.vector import Vector
 from strategies.weight_space import accumulated
 from strategies.zero_spaces import Place, ZeROWeightSpace, refuse_skip
+
+INITIAL_MICRO_STEP_ID = -1  # as after a step
 
 
 class ZeRO12WeightSpace(ZeROWeightSpace):
@@ -43,11 +46,18 @@ class ZeRO12WeightSpace(ZeROWeightSpace):
         parts = []
         for group, exact in enumerate(optimizer.single_partition_of_fp32_groups):
             if optimizer.cpu_offload:
-                parts.append(exact.grad.detach().float().clone())
+                parts.append(exact.grad.detach().to(self.strategy.root_device, torch.float32, copy=True))  # type: ignore[union-attr]
             else:
                 flat = torch.cat([piece.reshape(-1) for piece in optimizer.averaged_gradients[group]])
                 parts.append(flat.to(torch.promote_types(flat.dtype, torch.float32)))
         return accumulated(vector, self._pieces(parts))
+
+    def _forget_gradients(self) -> None:
+        optimizer = self.engine.optimizer
+        if optimizer.cpu_offload:
+            # Offloaded gradients, unlike others, do add up until a step is taken.
+            optimizer.micro_step_id = INITIAL_MICRO_STEP_ID
+            torch._foreach_zero_([exact.grad for exact in optimizer.single_partition_of_fp32_groups])
 
     def assign(self, vector: Vector, skip: Collection[str] = ()) -> None:
         """Write into the parts that the optimizer's step reads."""

@@ -7,6 +7,7 @@ Of `DeepSpeedZeroOptimizer_Stage3` it uses ``grad_position``, ``fp32_partitioned
 from collections.abc import Collection
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -36,7 +37,17 @@ class ZeRO3WeightSpace(ZeROWeightSpace):
     def _take_gradients(self, vector: Vector | None) -> Vector:
         from deepspeed.utils import safe_get_local_grad
 
-        return accumulated(vector, [safe_get_local_grad(p).detach().float().clone() for p in self.parameters])
+        fresh = []
+        for parameter, held in zip(self.parameters, self._held(), strict=True):
+            gradient = safe_get_local_grad(parameter)  # none where the weight is frozen for the moment
+            fresh.append(torch.zeros_like(held, dtype=torch.float32) if gradient is None else gradient.detach().float().clone())
+        return accumulated(vector, fresh)
+
+    def _forget_gradients(self) -> None:
+        from deepspeed.utils import safe_set_local_grad
+
+        for parameter, held in zip(self.parameters, self._held(), strict=True):
+            safe_set_local_grad(parameter, torch.zeros_like(held))
 
     def assign(self, vector: Vector, skip: Collection[str] = ()) -> None:
         """Write into the slices that the optimizer's step reads."""

@@ -58,8 +58,12 @@ class ZeROWeightSpace(ShardedWeightSpace):
             return found[-1].total
 
         self.engine.optimizer.zero_grad()
+        self._forget_gradients()
         self.engine.backward(self.engine(forward, rows))
         return found[0]
+
+    def _forget_gradients(self) -> None:
+        """Zero what holds gradients: a weight that a pass does not reach would show that of the pass before."""
 
     def ranges(self) -> dict[str, tuple[int, int]]:
         """Of flattened weights, which DeepSpeed cuts without regard to rows."""

@@ -17,9 +17,26 @@ torch.set_num_threads(1)
 import lightning_modules  # noqa: E402
 import strategies  # noqa: E402
 from datamodules import SyntheticAlignment  # noqa: E402
+from lightning_modules import SFTModule  # noqa: E402
 from temper.errors import TemperError  # noqa: E402
+from temper.losses import MeanTerms  # noqa: E402
 from temper.models import LoRASpec, NetworkSpec, ShapeSpec  # noqa: E402
 from tests.objectives import fit  # noqa: E402
+
+
+class UnevenModule(SFTModule):
+    """Two passes, of which the second reaches no further than the first layer."""
+
+    def training_step(self, batch, batch_idx):  # type: ignore[no-untyped-def]
+        _, whole = self.gradient(batch["alignment"])
+        _, low = self.gradient(batch["alignment"], self.low_terms)
+        self.apply_gradient(self.weights.reduce(whole.add_(low)))
+
+    def low_terms(self, rows):  # type: ignore[no-untyped-def]
+        scores = self.score(rows, hidden=True)
+        squares_BT = scores.hidden[1].square().sum(-1)
+        return MeanTerms((squares_BT * scores.attended).sum(), scores.attended.sum())
+
 
 OPTIMIZERS = {"adamw": partial(torch.optim.AdamW, lr=1e-3, eps=1e-4), "sgd": partial(torch.optim.SGD, lr=0.1, momentum=0.9)}
 
@@ -28,6 +45,7 @@ def train(
     strategy: Any, objective: str = "BoosterModule", optimizer: str = "adamw", micro_batch_size: int | None = None, lora: bool = False,
     checkpointing: bool = False, dtype: str = "float32", precision: str = "32-true", steps: int = 3, settings: dict[str, Any] | None = None,
     dropout: float = 0.0, save: str | None = None, resume: str | None = None,
+    launch: bool = False,
 ) -> dict[str, torch.Tensor]:  # fmt: skip
     """Whole weights after some steps of an objective."""
     data = SyntheticAlignment(preset="tiny", n_alignment=24, n_harmful=12, batch_size=8, harmful_batch_size=4, n_eval=4, seed=1)
@@ -37,7 +55,7 @@ def train(
         activation_checkpointing=checkpointing,
         dtype=dtype,
     )
-    module = getattr(lightning_modules, objective)(
+    module = (globals().get(objective) or getattr(lightning_modules, objective))(
         spec, optimizer=OPTIMIZERS[optimizer], max_grad_norm=0.5, micro_batch_size=micro_batch_size, **(settings or {})
     )
     torch.manual_seed(7)  # LoRA's first weights come from the global stream
@@ -45,7 +63,9 @@ def train(
     if isinstance(strategy, dict):
         kind = getattr(strategies, strategy["class_path"].rpartition(".")[2])
         strategy = kind(**strategy["init_args"])
-    trainer = fit(module, data, steps, ckpt_path=resume, devices=devices, strategy=strategy if devices > 1 else "auto", precision=precision)
+    trainer = fit(
+        module, data, steps, ckpt_path=resume, devices=devices, strategy=strategy if devices > 1 or launch else "auto", precision=precision
+    )
     if save is not None:
         trainer.save_checkpoint(save)
     gather = getattr(trainer.strategy, "gather", lambda parameter: parameter.detach())

@@ -8,7 +8,10 @@ from tests.integration.strategy_runs import largest_difference, run_cases
 
 pytestmark = pytest.mark.distributed
 STRATEGIES = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
-OFFLOADED = {"class_path": "strategies.ZeROStrategy", "init_args": {"stage": 2, "offload_optimizer": True}}
+OFFLOADED = {
+    "stage 2, optimizer": {"stage": 2, "offload_optimizer": True},
+    "stage 3, optimizer and weights": {"stage": 3, "offload_optimizer": True, "offload_parameters": True},
+}
 
 # Three steps with clipping; the objective is Booster unless it says otherwise.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -22,7 +25,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "vaccine, lora, micro-batches": {"objective": "VaccineModule", "lora": True, "micro_batch_size": 1},
     "booster and vaccine": {"objective": "BoosterVaccineModule"},
     "sft": {"objective": "SFTModule"},
+    "a pass that reaches some weights": {"objective": "UnevenModule"},
 }  # fmt: skip
+FOR_OFFLOADED = ("adamw", "micro-batches", "a pass that reaches some weights")
 # What rounding of activations to bfloat16 may do to weights in three steps of 1e-3, and less than a step.
 ROUNDED: dict[str, dict[str, Any]] = {
     "bf16-mixed": {"precision": "bf16-mixed"},
@@ -38,6 +43,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory):
     cases = [
         {"name": f"{strategy}: {name}", "strategy": strategy, **variant} for strategy in STRATEGIES for name, variant in variants.items()
     ]
+    cases += [
+        {"name": f"{place}: {name}", "strategy": {"class_path": "strategies.ZeROStrategy", "init_args": options}, **variants[name]}
+        for place, options in OFFLOADED.items()
+        for name in FOR_OFFLOADED
+    ]
     return one, run_cases(folder, cases, 2)
 
 
@@ -46,6 +56,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory):
 def test_two_ranks_equal_one(runs, strategy: str, name: str):
     one, two = runs
     assert largest_difference(two[f"{strategy}: {name}"], one[name]) < 1e-6
+
+
+@pytest.mark.parametrize("place", OFFLOADED)
+@pytest.mark.parametrize("name", FOR_OFFLOADED)
+def test_offloading_changes_nothing(runs, place: str, name: str):
+    one, two = runs
+    assert largest_difference(two[f"{place}: {name}"], one[name]) < 1e-6
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
