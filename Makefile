@@ -7,7 +7,7 @@ CORES ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count())")
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo smollm2 gemma3 test test-all docs clean
+.PHONY: help setup demo smollm2 gemma3 test test-all gpu-check slurm docs clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,10 +30,16 @@ test: $(VENV)/.dev ## Lint, import contracts, types, unit and integration tests 
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
-	$(BIN)/python -m pytest --numprocesses $(CORES) -m "not slow and not distributed and not slurm"
+	$(BIN)/python -m pytest --numprocesses $(CORES) -m "not slow and not distributed and not slurm and not gpu"
 
-test-all: $(VENV)/.all ## Slow and distributed tests as well
-	$(BIN)/python -m pytest
+test-all: $(VENV)/.all ## Slow, distributed and SLURM tests as well
+	$(BIN)/python -m pytest -m "not gpu"
+
+gpu-check: $(VENV)/.all ## What only GPUs can tell, in ten minutes: every strategy against one device, resume, few bits (1 or more GPUs)
+	$(BIN)/python -m pytest tests/gpu -m gpu -rs -s
+
+slurm: ## A real one-node SLURM on this Debian machine, for the slurm tests (root)
+	slurm/single_node.sh start
 
 docs: $(VENV)/.docs ## Build the documentation into site/
 	$(BIN)/mkdocs build --strict
@@ -60,9 +66,9 @@ $(VENV)/.gguf: $(VENV)/.run
 	$(PIP) --editable '.[gguf]'
 	@touch $@
 
-# What only the slow tests compare with.
+# What only the slow and the distributed tests need.
 $(VENV)/.all: $(VENV)/.dev
-	$(PIP) --editable '.[trl]'
+	$(PIP) --editable '.[trl,slurm,deepspeed]'
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.run

@@ -3,6 +3,7 @@
 from callbacks.forced_prefix import ForcedPrefix
 from callbacks.hf_export import HFExport
 from callbacks.lm_eval import UtilityEvaluation
+from callbacks.preemption import Preemption
 from callbacks.probe_loss import ProbeLoss
 from callbacks.run_card import RunCard
 from callbacks.safety_evaluation import SafetyEvaluation
@@ -14,6 +15,7 @@ from callbacks.unlearning_evaluation import UnlearningEvaluation
 __all__ = [
     "ForcedPrefix",
     "HFExport",
+    "Preemption",
     "ProbeLoss",
     "RunCard",
     "SafetyEvaluation",

@@ -72,6 +72,14 @@ class ResumeMixin(L.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Before the first step after a resume: put the random generators where they were."""
+        self._take_up_random()
+
+    def on_validation_start(self) -> None:
+        """The same if a validation comes first: a run that was stopped before one begins with it."""
+        if not self.trainer.sanity_checking:
+            self._take_up_random()
+
+    def _take_up_random(self) -> None:
         if self._resumed_random is not None:
             restore_random_state(self._resumed_random)
             self._resumed_random = None

@@ -13,7 +13,8 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 from torch import Tensor, nn
 
 from strategies.parts import PartsCheckpoints
-from strategies.zero_config import ZeROPrecision, check_deepspeed, settings
+from strategies.zero_config import ZeROPrecision, settings
+from temper.deepspeed_version import check_deepspeed
 from temper.errors import TemperError
 
 

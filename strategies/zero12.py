@@ -54,8 +54,9 @@ class ZeRO12WeightSpace(ZeROWeightSpace):
 
     def _forget_gradients(self) -> None:
         optimizer = self.engine.optimizer
+        # Gradients of bfloat16 weights add up here, and offloaded ones there, until a step is taken; others do not.
+        optimizer.averaged_gradients = dict.fromkeys(optimizer.averaged_gradients)
         if optimizer.cpu_offload:
-            # Offloaded gradients, unlike others, do add up until a step is taken.
             optimizer.micro_step_id = INITIAL_MICRO_STEP_ID
             torch._foreach_zero_([exact.grad for exact in optimizer.single_partition_of_fp32_groups])
 

@@ -1,16 +1,11 @@
-"""DeepSpeed's settings and precision under Temper, and the versions of it that will do."""
+"""DeepSpeed's settings and precision under Temper."""
 
-from contextlib import AbstractContextManager
-from importlib.metadata import PackageNotFoundError, version
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from lightning.pytorch.plugins.precision import DeepSpeedPrecision
-
-from temper.errors import TemperError
-
-# Weight spaces read and write attributes of DeepSpeed's optimizers that are not public (zero_spaces.py and zero12.py list them).
-WRITTEN_FOR = "0.19."
+from torch import nn
 
 
 class ZeROPrecision(DeepSpeedPrecision):
@@ -19,9 +14,17 @@ class ZeROPrecision(DeepSpeedPrecision):
     DeepSpeed's own bf16 mode would turn float32 adapters into bfloat16 ones, which a displacement of weights cannot move.
     """
 
+    def convert_module(self, module: nn.Module) -> nn.Module:
+        """Cast for ``bf16-true`` alone: DeepSpeed's ``32-true`` would make a bfloat16 base twice its size."""
+        return module.to(torch.bfloat16) if self.precision == "bf16-true" else module
+
     def convert_input(self, data: Any) -> Any:
         """As it is."""
         return data
+
+    def tensor_init_context(self) -> AbstractContextManager[Any]:
+        """New weights in bfloat16 for ``bf16-true``; else networks say what they are."""
+        return super().tensor_init_context() if self.precision == "bf16-true" else nullcontext()
 
     def forward_context(self) -> AbstractContextManager[Any]:
         """Autocast for ``bf16-mixed``."""
@@ -54,22 +57,3 @@ def settings(stage: int, offload_optimizer: bool, offload_parameters: bool, buck
         "gradient_accumulation_steps": 1,
         "gradient_clipping": 0.0,
     }
-
-
-def check_deepspeed() -> None:
-    """Refuse to go on without the DeepSpeed that the weight spaces were written for.
-
-    Raises:
-        TemperError: with the command that installs it.
-    """
-    try:
-        found = version("deepspeed")
-    except PackageNotFoundError:
-        raise TemperError(
-            "trainer.strategy: DeepSpeed is not installed: pip install -e '.[deepspeed]' -c constraints.txt, or use fsdp2"
-        ) from None
-    if not found.startswith(WRITTEN_FOR):
-        raise TemperError(
-            f"trainer.strategy: DeepSpeed {found} is installed, and ZeRO's weight spaces are written for {WRITTEN_FOR}*, whose inner parts "
-            "they use; pip install -e '.[deepspeed]' -c constraints.txt, or use fsdp2"
-        )

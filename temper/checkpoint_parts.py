@@ -12,6 +12,7 @@ or as whole tensors. Files are read with ``weights_only=True``: they hold tensor
 import os
 import pickle
 import shutil
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -141,7 +142,7 @@ def load_file(path: Path) -> Any:
         TemperError: it is missing or damaged, or reading it would call functions that it names.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except FileNotFoundError:
         raise TemperError(f"ckpt_path={path.parent}: {path.name} is missing; the checkpoint is not complete") from None
     except pickle.UnpicklingError as error:

@@ -76,3 +76,8 @@ CASES = [
     *(Case("UnlearningModule", {"forget": "npo", "retain": name}, "unlearning", reads_logits=name == "kl") for name in ("kl", "embedding")),
     Case("RMUModule", {"layer": 0}, "unlearning"),
 ]
+
+# Those that move weights or hidden states between passes: the ones that a strategy can get wrong in ways of its own.
+PERTURBING = [
+    case for case in CASES if case.name in ("BoosterModule", "VaccineModule", "TVaccineModule", "BoosterVaccineModule", "TARModule")
+]

@@ -1,5 +1,6 @@
 """Small models and data for objectives, and a plain re-computation of their loss."""
 
+import os
 from functools import partial
 from typing import Any
 
@@ -82,7 +83,8 @@ def exact_network(vocabulary: int) -> torch.nn.Module:
 def fit(module: ObjectiveModule, data: Any, steps: int, ckpt_path: str | None = None, **settings: Any) -> L.Trainer:
     """Train without any side effect, anew or from a checkpoint on."""
     settings = {
-        "accelerator": "cpu", "devices": 1, "max_steps": steps, "max_epochs": -1, "logger": False, "enable_checkpointing": False,
+        "accelerator": os.environ.get("CHECK_ACCELERATOR", "cpu"),
+        "devices": 1, "max_steps": steps, "max_epochs": -1, "logger": False, "enable_checkpointing": False,
         "enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 0, "num_sanity_val_steps": 0,
     } | settings  # fmt: skip
     trainer = L.Trainer(**settings)

@@ -3,16 +3,19 @@
 import dataclasses
 import difflib
 import os
-import pickle
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from temper.checkpoint_parts import COMMON, Parts, is_in_parts, load_file
+from temper.deepspeed_version import check_deepspeed
 from temper.errors import TemperError
 from temper.models.build import check_network
+from temper.models.folder import FLAG
 from temper.models.spec import NetworkSpec
 
-STRATEGIES = ("auto", "ddp")
+STRATEGIES = ("auto", "ddp", "fsdp2", "zero1", "zero2", "zero3")
+IN_PARTS = ("fsdp2", "zero1", "zero2", "zero3")  # weights or optimizer state are cut over ranks
 
 
 def check_config(config: Any, verb: str) -> None:
@@ -70,10 +73,52 @@ def _precision(config: Any, verb: str) -> None:
         )
 
 
+def strategy_name(strategy: Any) -> str:
+    """Short name of what ``trainer.strategy`` says: a name, or a class with arguments (its own name where it has no short one)."""
+    if isinstance(strategy, str):
+        return strategy
+    kind = str(strategy.get("class_path", "")).rpartition(".")[2]
+    stage = (strategy.get("init_args") or {}).get("stage", 2)
+    return {"FSDP2Strategy": "fsdp2", "ZeROStrategy": f"zero{stage}"}.get(kind, kind)
+
+
 def _strategy(config: Any, verb: str) -> None:
     strategy = config.trainer.strategy
     if isinstance(strategy, str) and not (strategy in STRATEGIES or strategy.startswith("ddp_")):
-        raise TemperError(f"trainer.strategy={strategy}: no weight space for it yet; choose one of {', '.join(STRATEGIES)}")
+        close = difflib.get_close_matches(strategy.replace("deepspeed_stage_", "zero"), STRATEGIES, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise TemperError(f"trainer.strategy={strategy}: no weight space is written for it; {hint}choose one of {', '.join(STRATEGIES)}")
+
+
+def _in_parts(config: Any, verb: str) -> None:
+    """What cannot be had where weights or optimizer state are cut over ranks."""
+    strategy = config.trainer.strategy
+    name = strategy_name(strategy)
+    if name not in IN_PARTS or verb != "fit":
+        return
+    if name.startswith("zero"):
+        check_deepspeed()
+        options = {} if isinstance(strategy, str) else strategy.get("init_args") or {}
+        if options.get("offload_parameters") and name != "zero3":
+            raise TemperError(
+                f"trainer.strategy.init_args.offload_parameters=true: {name} keeps all weights on every device; set stage=3, or drop it"
+            )
+    plugins = config.trainer.plugins or []
+    for plugin in plugins if isinstance(plugins, list) else [plugins]:
+        if "CheckpointIO" in str(plugin):
+            raise TemperError(f"trainer.plugins: {name} writes checkpoints in parts by itself, and {plugin} would be ignored; drop it")
+    arguments = config.model.get("init_args") or {}
+    network = arguments.get("network") or {}
+    if network.get("quantization") and name in ("fsdp2", "zero3"):
+        raise TemperError(
+            f"{FLAG}.quantization={network['quantization']}: weights in few bits cannot be cut by {name}; use ddp, zero1 or zero2"
+        )
+    optimizer = str((arguments.get("optimizer") or {}).get("class_path", ""))
+    if optimizer.startswith("bitsandbytes."):
+        raise TemperError(
+            f"model.init_args.optimizer={optimizer}: its state is not shaped like the weights, and {name} cuts it as they are cut; use "
+            "torch.optim.AdamW, or ddp"
+        )
 
 
 def _network(config: Any, verb: str) -> None:
@@ -87,21 +132,15 @@ def check_checkpoint(path: str | None) -> None:
     """Refuse a checkpoint that holds more than tensors and plain values, before anything else reads it.
 
     Raises:
-        TemperError: reading it would call functions that the file names.
+        TemperError: reading it would call functions that a file names; or a part of it is missing or damaged.
     """
-    if path is None or not Path(path).is_file():
+    if path is None:
         return
-    import torch
-
-    try:
-        torch.load(path, map_location="meta", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise TemperError(
-            f"ckpt_path={path}: refused, since it holds more than tensors and plain values, and reading that can run any code "
-            f"({str(error).splitlines()[-1].strip()}); give a checkpoint that Temper wrote"
-        ) from error
-    except RuntimeError as error:
-        raise TemperError(f"ckpt_path={path}: not a checkpoint, or a damaged one ({str(error).splitlines()[0]})") from error
+    if is_in_parts(path):
+        load_file(Path(path) / COMMON)
+        Parts(Path(path))
+    elif Path(path).is_file():
+        load_file(Path(path))
 
 
 def _checkpoint(config: Any, verb: str) -> None:
@@ -115,4 +154,4 @@ def _checkpoint(config: Any, verb: str) -> None:
         raise TemperError(f"ckpt_path={path}: no such checkpoint; give one that exists, or drop the flag to begin anew")
 
 
-CHECKS: tuple[Callable[[Any, str], None], ...] = (_clipping, _accumulation, _precision, _strategy, _network, _checkpoint)
+CHECKS: tuple[Callable[[Any, str], None], ...] = (_clipping, _accumulation, _precision, _strategy, _in_parts, _network, _checkpoint)

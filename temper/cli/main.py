@@ -4,24 +4,29 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Sequence
 from typing import Any, TextIO
 
 # No hub is needed unless a user names one; the telemetry and tips of dependencies are noise here.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import lightning.pytorch as L
+import torch
 import transformers
-from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
+from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
 from lightning.pytorch.cli import LightningCLI
 
+from temper.cli.checkpoint_io import with_atomic_checkpoints
 from temper.cli.checks import check_checkpoint, check_config, check_environment
 from temper.cli.loggers import DEFAULT_ROOT, prepare_loggers, with_defaults
 from temper.cli.parser import TemperParser
 from temper.cli.run_lock import hold_run_folder
-from temper.cli.save_config import SaveConfig
+from temper.cli.save_config import SaveConfig, as_saved
+from temper.cli.slurm import cluster_plugins, resumed_from
 from temper.cli.tokenizer import fill_tokenizer
 from temper.cli.trainer import OFF_DEVICE, SafetyTrainer
 from temper.errors import TemperError
+from temper.slurm import in_job
 
 PREFIX = "TEMPER"  # of environment variables
 VERBS = {
@@ -31,15 +36,17 @@ VERBS = {
     "predict": LightningCLI.subcommands()["predict"],
     "preview": {"model", "datamodule"},
     "export": {"model", "datamodule"},
+    "plan": {"model", "datamodule"},
 }
-LOOKING = ("preview", "export")  # verbs that run no loop: they need no device, and leave the run folder alone
+LOOKING = ("preview", "export", "plan")  # verbs that run no loop: they need no device, and leave the run folder alone
 
 
 class TemperCLI(LightningCLI):
-    """``python train.py {fit,validate,test,predict,preview,export} --config a.yaml --config b.yaml --key value``."""
+    """``python train.py {fit,validate,test,predict,preview,export,plan} --config a.yaml --config b.yaml --key value``."""
 
-    def __init__(self, args: list[str] | None = None) -> None:
+    def __init__(self, args: list[str] | None = None, in_every_fit: Sequence[type[L.Callback]] = ()) -> None:
         self._lock: TextIO | None = None
+        self._in_every_fit = in_every_fit
         try:
             super().__init__(
                 L.LightningModule,
@@ -74,14 +81,27 @@ class TemperCLI(LightningCLI):
         assert isinstance(self.parser, TemperParser)
         check_environment(self.parser.known_variables(PREFIX))
         config = self.config[self.subcommand]
+        self._given = config.clone()
         if self.subcommand in LOOKING:
             for option, value in OFF_DEVICE.items():
                 config.trainer[option] = value
-        if self.subcommand != "preview":  # which needs nothing of what is checked: neither weights nor a device
+        if self.subcommand not in ("preview", "plan"):  # which need nothing of what is checked: neither weights nor a device
             check_config(config, self.subcommand)
         self._asked = config.clone()
+        if self.subcommand == "fit" and in_job():
+            saved = as_saved(self._parser(self.subcommand), config)
+            config.ckpt_path = resumed_from(config.trainer.default_root_dir or DEFAULT_ROOT, saved) or config.ckpt_path
+        self._resumed = self.subcommand == "fit" and bool(config.get("ckpt_path"))
         prepare_loggers(config)
-        fill_tokenizer(config)
+        if self.subcommand == "plan" and "tokenizer" in (config.data.get("init_args") or {}):
+            # Text files: no row is read, and neither files nor tokenizer need be here.
+            config.data = Namespace({"class_path": "lightning.pytorch.LightningDataModule"})  # type: ignore[no-untyped-call]
+        else:
+            fill_tokenizer(config)
+
+    def after_instantiate_classes(self) -> None:
+        """`plan` has to know what the other verbs would run on."""
+        self.trainer.asked = self._given  # type: ignore[attr-defined]
 
     def _parse_ckpt_path(self) -> None:
         """Lightning reads hyperparameters from a checkpoint: refuse one that is not safe to read first."""
@@ -94,17 +114,30 @@ class TemperCLI(LightningCLI):
         # What was filled in follows from the rest; saved, it would stick to this folder and this model in the next run.
         self.config[self.subcommand] = self._asked
         config["default_root_dir"] = config.get("default_root_dir") or DEFAULT_ROOT
+        config["plugins"] = with_atomic_checkpoints(cluster_plugins(config, alone=self.subcommand in LOOKING))
         if self.subcommand not in LOOKING:
             self._lock = hold_run_folder(config["default_root_dir"])
-        config["logger"] = with_defaults(config.get("logger"), config["default_root_dir"])
+        if self.subcommand == "fit":
+            callbacks = [*callbacks, *self._missing(config.get("callbacks"))]
+        config["logger"] = with_defaults(config.get("logger"), config["default_root_dir"], self._resumed)
         return super()._instantiate_trainer(config, callbacks)
 
+    def _missing(self, chosen: Any) -> list[L.Callback]:
+        """Callbacks of every fit that the config does not give with settings of its own."""
+        present = chosen if isinstance(chosen, list) else [chosen]
+        return [kind() for kind in self._in_every_fit if not any(isinstance(one, kind) for one in present)]
 
-def main(args: list[str] | None = None) -> None:
-    """Run the command line; a user's mistake is one line on standard error and exit status 2."""
+
+def main(args: list[str] | None = None, in_every_fit: Sequence[type[L.Callback]] = ()) -> None:
+    """Run the command line; a user's mistake is one line on standard error and exit status 2.
+
+    Args:
+        args: Words of the command; None takes those of this process.
+        in_every_fit: Callbacks that a fit has without being asked for.
+    """
     _quieten()
     try:
-        TemperCLI(args)
+        TemperCLI(args, in_every_fit)
     except ValueError as error:
         mistake: BaseException | None = error
         while mistake is not None and not isinstance(mistake, TemperError):
@@ -119,6 +152,8 @@ def _quieten() -> None:
     """Drop messages that are always printed here and never ask for anything."""
     # Neither progress bars of single files nor tips belong in a log.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # whoever imports DeepSpeed, it need not wonder
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     for logger, noise in (
         ("lightning.pytorch.utilities.rank_zero", ("litlogger", "litmodels")),
@@ -127,10 +162,15 @@ def _quieten() -> None:
         logging.getLogger(logger).addFilter(lambda record, noise=noise: not any(word in record.getMessage() for word in noise))  # type: ignore[misc]
     for pattern in (
         ".*does not have many workers.*",
+        ".*`srun` command is available on your system but is not used.*",  # in a job that is an error here, elsewhere no matter
         ".*Your `IterableDataset` has `__len__`.*",
         ".*exists and is not empty.*",
         ".*is_gradient_checkpointing. is deprecated.*",
         ".*You have overridden `on_before_batch_transfer`.*",
         ".*`isinstance.treespec, LeafSpec.`.*",
+        ".*It is recommended to use .*sync_dist=True.*",  # figures are summed over ranks before they are logged
+        ".*your dataloader is not resumable.*",  # it asks the run where it stands
+        ".*Using ModelCheckpoint with manual optimization.*",  # steps are over when it saves
+        ".*torch.distributed.(all_gather_into_tensor|reduce_scatter_tensor). is deprecated.*",  # DeepSpeed's calls, every one of them
     ):
         warnings.filterwarnings("ignore", pattern)

@@ -6,6 +6,7 @@ from typing import Any
 import lightning.pytorch as L
 from lightning.pytorch.cli import SaveConfigCallback
 
+from temper.cli.snapshot import write_snapshot
 from temper.run_folder import write_text
 
 
@@ -22,12 +23,7 @@ class SaveConfig(SaveConfigCallback):
         """Save on the first rank; validation and test keep theirs beside the training's."""
         folder = Path(trainer.default_root_dir)
         name = "config" if stage == "fit" else f"config_{getattr(stage, 'value', stage)}"
-        # Arguments of the verb that were not given would keep other verbs from reading the file: `preview`, `export`.
-        config = self.config.clone()
-        for argument in ("ckpt_path", "weights_only"):
-            if config.get(argument) is None:
-                config.pop(argument, None)
-        text = self.parser.dump(config, skip_none=False)
+        text = as_saved(self.parser, self.config)
         target = folder / f"{name}.yaml"
         if target.exists() and target.read_text() != text:
             number = 1
@@ -35,3 +31,17 @@ class SaveConfig(SaveConfigCallback):
                 number += 1
             target.rename(folder / f"{name}.{number}.yaml")
         write_text(target, text)
+        if stage == "fit":
+            write_snapshot(folder)
+
+
+def as_saved(parser: Any, config: Any) -> str:
+    """The text of a verb's ``config.yaml``.
+
+    Arguments of the verb that were not given would keep other verbs from reading the file: `preview`, `export`.
+    """
+    config = config.clone()
+    for argument in ("ckpt_path", "weights_only"):
+        if config.get(argument) is None:
+            config.pop(argument, None)
+    return str(parser.dump(config, skip_none=False))

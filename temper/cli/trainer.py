@@ -6,6 +6,7 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 
+from temper.checkpoint_parts import COMMON, Parts, is_in_parts, load_file
 from temper.errors import TemperError
 
 # What a verb that computes nothing on a device runs with, whatever the config asks for: a login node will do.
@@ -17,8 +18,11 @@ OFF_DEVICE: dict[str, Any] = {
 class SafetyTrainer(L.Trainer):
     """The Trainer: how, where and how long.
 
-    It is Lightning's; `preview` and `export` are verbs of the command line beside fit, validate, test and predict.
+    It is Lightning's; `preview`, `export` and `plan` are verbs of the command line beside fit, validate, test and predict.
     """
+
+    #: The config as it was given, before `OFF_DEVICE`: set by the command line.
+    asked: Any = None
 
     def preview(
         self,
@@ -82,8 +86,8 @@ class SafetyTrainer(L.Trainer):
             model: The objective; its network is built.
             datamodule: The data; their tokenizer is saved with the network.
             folder: Target, relative to where you are; replaced as a whole.
-            ckpt_path: Checkpoint whose weights are taken; null: the network as it is before training, for example an adapter
-                folder to be merged.
+            ckpt_path: Checkpoint whose weights are taken, in one file or in parts; null: the network as it is before training,
+                for example an adapter folder to be merged.
             merge: Merge adapters into the weights; false writes the adapter alone.
 
         Raises:
@@ -96,6 +100,49 @@ class SafetyTrainer(L.Trainer):
         run, step = (None, 0) if ckpt_path is None else (Path(self.default_root_dir), _load(model, ckpt_path))
         export_module(model, data, Path(folder), merge, run, step)
         print(f"written to {folder}")
+
+    def plan(
+        self,
+        model: L.LightningModule,
+        datamodule: L.LightningDataModule | None = None,
+        device_gib: float = 80.0,
+        tflops: float = 312.0,
+        mfu: float = 0.4,
+        sequence_length: int | None = None,
+        devices_total: int | None = None,
+        json: str | None = None,
+    ) -> None:
+        """Show what training would need, without weights, rows or a device: memory by part, communication, operations, time.
+
+        Args:
+            model: The objective.
+            datamodule: The data; their batch sizes and longest row count, and no file of theirs is read.
+            device_gib: Memory of a device, in GiB.
+            tflops: Rate of a device in 10^12 operations per second, dense, in the precision of the run (an A100 in bfloat16: 312).
+            mfu: Share of it that training reaches.
+            sequence_length: Tokens in a row; null: the data's limit.
+            devices_total: Number of devices; null: trainer.devices times trainer.num_nodes.
+            json: Write the same, and more, to this file; sizes are in bytes.
+
+        Raises:
+            TemperError: something that cannot be planned, or a number that makes no sense.
+        """
+        from rich.console import Console
+
+        from temper.cli.plan import plan_of
+        from temper.plan.report import Device
+        from temper.plan.terminal import print_plan
+        from temper.run_folder import write_json
+
+        numbers = {"device_gib": device_gib, "tflops": tflops, "mfu": mfu}
+        for flag, value in (numbers | {"sequence_length": sequence_length, "devices_total": devices_total}).items():
+            if value is not None and not value > 0:
+                raise TemperError(f"--{flag}={value}: give a number > 0")
+        found = plan_of(model, datamodule, self.asked, Device(device_gib, tflops, mfu), sequence_length, devices_total)
+        print_plan(found, Console())
+        if json is not None:
+            write_json(Path(json), found.as_json())
+            print(f"written to {json}")
 
     def _attach(self, model: L.LightningModule, datamodule: L.LightningDataModule | None) -> Any:
         """Make module, data and Trainer known to each other, as Lightning does when it runs a loop."""
@@ -115,8 +162,12 @@ def _load(model: L.LightningModule, ckpt_path: str) -> int:
     Raises:
         TemperError: a trained weight is missing, or there are weights that the network does not have.
     """
-    checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=True)
-    saved = checkpoint["state_dict"]
+    folder = Path(ckpt_path)
+    if is_in_parts(folder):
+        checkpoint, saved = load_file(folder / COMMON), Parts(folder).weights()
+    else:
+        checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=True)
+        saved = checkpoint["state_dict"]
     network: Any = model.network
     weights = {name.removeprefix("network."): value for name, value in saved.items() if name.startswith("network.")}
     missing, unknown = network.load_state_dict(weights, strict=False)

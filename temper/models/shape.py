@@ -1,5 +1,7 @@
 """Networks with random weights."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
@@ -15,22 +17,30 @@ def from_shape(shape: ShapeSpec, tokenizer: PreTrainedTokenizerBase, attention: 
     Raises:
         TemperError: the heads do not divide the width.
     """
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    config = llama_config(shape, len(tokenizer), **ids)
+    config._attn_implementation = attention
+    # On the CPU, wherever training will be: a seed is one network, and no device's generator is touched.
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(shape.seed)
+        return LlamaForCausalLM(config)
+
+
+def llama_config(shape: ShapeSpec, vocab_size: int, **special_ids: Any) -> LlamaConfig:
+    """The architecture of a shape.
+
+    Raises:
+        TemperError: the heads do not divide the width.
+    """
     if shape.hidden_size % shape.n_heads:
         raise TemperError(f"{FLAG}.shape: n_heads={shape.n_heads} does not divide hidden_size={shape.hidden_size}")
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
+    return LlamaConfig(
+        vocab_size=vocab_size,
         hidden_size=shape.hidden_size,
         intermediate_size=shape.intermediate_size,
         num_hidden_layers=shape.n_layers,
         num_attention_heads=shape.n_heads,
         max_position_embeddings=shape.max_length,
         tie_word_embeddings=False,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        **special_ids,
     )
-    config._attn_implementation = attention
-    # On the CPU, wherever training will be: a seed is one network, and no device's generator is touched.
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        torch.default_generator.manual_seed(shape.seed)
-        return LlamaForCausalLM(config)

@@ -2,8 +2,10 @@
 
 import json
 import logging
+import re
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,11 @@ from snakemake_interface_logger_plugins.registry import LoggerPluginRegistry
 
 SHOWN = {"harmful_score": "HS", "refusal_rate": "refusal", "safe_accuracy": "safe", "fine_tune_accuracy": "FA"}
 TAIL = 15  # lines of a failed stage's log
+RESTARTED = re.compile(r"Trying to restart job (\d+)")  # Snakemake has no event for it
 
 
 class LogHandler(LogHandlerBase):
-    """Prints ``stage, seconds, figures`` when a stage is done, and the end of its log if it failed."""
+    """Prints ``stage, seconds, figures`` when a stage is done, the end of its log if it failed, and how often it was tried."""
 
     writes_to_stream = True
     writes_to_file = False
@@ -27,6 +30,7 @@ class LogHandler(LogHandlerBase):
     def __post_init__(self) -> None:
         self.console = Console()
         self._jobs: dict[int, dict[str, Any]] = {}
+        self._failures: Counter[int] = Counter()
         self._done = self._total = 0
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -41,7 +45,9 @@ class LogHandler(LogHandlerBase):
         elif name == "job_finished":
             self._finished(self._jobs.get(record.__dict__["job_id"]))
         elif name == "job_error":
-            self._failed(self._jobs.get(record.__dict__["jobid"]))
+            self._failed(self._jobs.get(record.__dict__["jobid"]), record.__dict__.get("rule_msg") or "")
+        elif again := RESTARTED.search(record.getMessage()):
+            self._restarted(int(again[1]))
         elif record.levelno >= logging.ERROR:
             self.console.print(record.getMessage(), style="red", highlight=False, markup=False)
 
@@ -51,16 +57,26 @@ class LogHandler(LogHandlerBase):
         self._done += 1
         seconds = time.perf_counter() - job["started"]
         line = f"[green]done[/green] {self._done:>3}/{self._total}  {self._title(job):<34}{seconds:>6.0f} s"
+        if failures := self._failures[job["jobid"]]:
+            line += f"   attempt {failures + 1}"
         self.console.print(f"{line}   [dim]{self._figures(job)}[/dim]", highlight=False, soft_wrap=True)
 
-    def _failed(self, job: dict[str, Any] | None) -> None:
+    def _failed(self, job: dict[str, Any] | None, reason: str) -> None:
         if job is None:
             return
+        self._failures[job["jobid"]] += 1
         log = Path(str(next(iter(job["log"]), "")))
-        self.console.print(f"[red]failed[/red]  {self._title(job)}; its log is {log}", highlight=False)
+        title = f"[red]failed[/red]  {self._title(job)}, attempt {self._failures[job['jobid']]}; its log is {log}"
+        self.console.print(title, highlight=False, soft_wrap=True)
+        if reason:  # of a scheduler: out of time or memory, cancelled
+            self.console.print(f"  {reason.splitlines()[0].partition('For further error details')[0]}", highlight=False, markup=False)
         if log.is_file():
             for line in log.read_text(errors="replace").splitlines()[-TAIL:]:
                 self.console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+
+    def _restarted(self, jobid: int) -> None:
+        if job := self._jobs.get(jobid):
+            self.console.print(f"[yellow]again[/yellow]   {self._title(job)}, attempt {self._failures[jobid] + 1}", highlight=False)
 
     def _title(self, job: dict[str, Any]) -> str:
         wildcards = dict(job["wildcards"] or {})

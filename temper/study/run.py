@@ -13,6 +13,7 @@ from typing import TextIO
 from rich.console import Console
 
 from temper.errors import TemperError
+from temper.study.cluster import slurm_words
 from temper.study.progress import register
 from temper.study.settings import load_study
 
@@ -29,6 +30,7 @@ def main(argv: list[str] | None = None) -> int:
         console = Console(width=110)  # logs and pipes: no terminal to fit into
     try:
         study = load_study(options.study)
+        snakemake_words = [*slurm_words(snakemake_words), *snakemake_words]
         folder = Path(options.runs) / study["name"]
         lock = _hold(folder)
     except TemperError as mistake:

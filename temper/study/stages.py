@@ -20,7 +20,8 @@ SFT = "configs/objective/sft.yaml"  # any module serves to evaluate
 TRAINING_CODE = (
     "train.py", "lightning_modules", "datamodules", "callbacks", "strategies",
     "temper/cli", "temper/data", "temper/edit", "temper/judges", "temper/losses", "temper/metrics", "temper/models",
-    "temper/proxy", "temper/synthetic", "temper/schedules.py", "temper/run_folder.py", "configs",
+    "temper/proxy", "temper/synthetic", "temper/schedules.py", "temper/checkpoint_parts.py", "temper/random_state.py", "temper/slurm.py",
+    "temper/run_folder.py", "configs",
 )  # fmt: skip
 REPORT_CODE = ("temper/report", "temper/study/report.py", "temper/study/routes.py", "temper/run_folder.py")
 

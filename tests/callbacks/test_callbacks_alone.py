@@ -32,7 +32,8 @@ def _products(folder: Path) -> set[str]:
 
 
 def test_every_callback_of_the_project_is_known_here():
-    assert set(PRODUCTS) | {"SafetySteering", "SampleGenerations"} == set(callbacks.__all__)  # these leave no file of their own
+    silent = {"Preemption", "SafetySteering", "SampleGenerations"}  # these leave no file of their own
+    assert set(PRODUCTS) | silent == set(callbacks.__all__)
 
 
 @pytest.mark.parametrize("name", PRODUCTS)

@@ -147,7 +147,7 @@ def test_metrics_are_read_with_their_filters_and_errors():
 
 
 def _setup(callback: UtilityEvaluation, network: bool = True, stage: str = "fit") -> None:
-    trainer = SimpleNamespace(is_global_zero=True, datamodule=Data())
+    trainer = SimpleNamespace(is_global_zero=True, strategy=None, datamodule=Data())
     callback.setup(trainer, Module() if network else L.LightningModule(), stage)
 
 

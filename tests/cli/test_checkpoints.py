@@ -30,7 +30,7 @@ def _last(folder: Path) -> Path:
 def test_a_run_resumes_from_a_checkpoint_of_plain_values(temper, tmp_path):
     temper("fit", tmp_path / "a", *BOOSTER, *CHECKPOINTS, data="alignment")
     state = torch.load(_last(tmp_path / "a"), weights_only=True)
-    assert state["global_step"] == 2 and state["booster"]["held"]
+    assert state["global_step"] == 2 and state["vectors"]["held"]
     temper("fit", tmp_path / "b", *BOOSTER, "--trainer.max_steps=3", f"--ckpt_path={_last(tmp_path / 'a')}", *CHECKPOINTS, data="alignment")
     assert torch.load(_last(tmp_path / "b"), weights_only=True)["global_step"] == 3
 

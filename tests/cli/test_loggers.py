@@ -116,3 +116,30 @@ def test_what_was_filled_in_does_not_stick_to_the_saved_config(temper, tmp_path,
     assert (tmp_path / "run" / "wandb" / "metrics.csv").exists()
     saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert saved["trainer"]["logger"][0]["init_args"]["save_dir"] == "."
+
+
+def _rows(folder: Path, column: str) -> dict[str, str]:
+    header, *rows = (line.split(",") for line in (folder / "metrics.csv").read_text().splitlines())
+    return {row[header.index("step")]: row[header.index(column)] for row in rows if row[header.index(column)]}
+
+
+def test_a_resumed_run_keeps_the_rows_from_before(temper, tmp_path):
+    saving = (
+        "--trainer.enable_checkpointing=true", "--trainer.callbacks+=ModelCheckpoint", f"--trainer.callbacks.dirpath={tmp_path}",
+        "--trainer.callbacks.every_n_train_steps=2", "--trainer.callbacks.save_top_k=1", "--trainer.callbacks.filename=two",
+    )  # fmt: skip
+    temper("fit", tmp_path / "whole", "--trainer.max_steps=4")
+    temper("fit", tmp_path / "run", "--trainer.max_steps=3", *saving)
+    before = _rows(tmp_path / "run", "loss/instruct")
+    assert set(before) == {"0", "1", "2"}, "one step further than the checkpoint: it is taken again"
+    temper("fit", tmp_path / "run", "--trainer.max_steps=4", f"--ckpt_path={tmp_path / 'two.ckpt'}")
+    assert _rows(tmp_path / "run", "loss/instruct") == _rows(tmp_path / "whole", "loss/instruct")
+    assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == len(
+        (tmp_path / "whole" / "metrics.csv").read_text().splitlines()
+    )
+
+
+def test_a_run_that_begins_anew_begins_a_new_file(temper, tmp_path):
+    temper("fit", tmp_path, "--trainer.max_steps=3")
+    temper("fit", tmp_path, "--trainer.max_steps=1")
+    assert set(_rows(tmp_path, "loss/instruct")) == {"0"}

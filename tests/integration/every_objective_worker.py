@@ -1,4 +1,4 @@
-"""Trains every objective for three steps; started by test_every_objective_ddp.py, alone or by torchrun."""
+"""Trains every objective for three steps under several strategies; started by test_every_objective_distributed.py, alone or by torchrun."""
 
 import argparse
 import os
@@ -9,34 +9,55 @@ import torch
 
 torch.set_num_threads(1)
 
+from datamodules.base import StreamDataModule  # noqa: E402
+from lightning_modules import ObjectiveModule  # noqa: E402
 from temper.errors import TemperError  # noqa: E402
-from tests.objective_cases import CASES  # noqa: E402
+from tests.objective_cases import CASES, PERTURBING, Case  # noqa: E402
 from tests.objectives import fit, make_module  # noqa: E402
+
+
+def train(case: Case, strategy: str, single: bool, micro_batch_size: int | None, folder: Path) -> list[torch.Tensor] | str:
+    """Whole weights afterwards, or why the strategy was refused. ``ddp+resume`` stops after two steps and goes on in a new module."""
+    strategy, _, resume = strategy.partition("+")
+    devices = int(os.environ.get("WORLD_SIZE", "1"))
+    settings = {"devices": devices, "strategy": strategy if devices > 1 else "auto"}
+    try:
+        checkpoint = None
+        if resume:
+            checkpoint = str(folder / f"{strategy}-{case}.ckpt")
+            fit(*make(case, single, micro_batch_size), 2, **settings).save_checkpoint(checkpoint)
+        module, data = make(case, single, micro_batch_size)
+        trainer = fit(module, data, 3, checkpoint, **settings)
+    except TemperError as refusal:
+        return str(refusal)
+    gather = getattr(trainer.strategy, "gather", torch.Tensor.detach)
+    return [gather(parameter).clone() for parameter in module.parameters()]
+
+
+def make(case: Case, single: bool, micro_batch_size: int | None) -> tuple[ObjectiveModule, StreamDataModule]:
+    """A new module and its data."""
+    data = case.make_data()
+    size = None if case.batch_statistic else micro_batch_size
+    optimizer = partial(torch.optim.AdamW, lr=1e-2, eps=1e-3)
+    module = make_module(case.kind, data, max_grad_norm=0.5, micro_batch_size=size, optimizer=optimizer, **case.settings)
+    if single:
+        module.network.float()
+    return module, data
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--micro_batch_size", type=int)
-    parser.add_argument("--strategy", default="ddp")
-    parser.add_argument("--single", action="store_true", help="float32: DeepSpeed has no other")
+    parser.add_argument("--strategies", nargs="+", default=["auto"])
+    parser.add_argument("--single", nargs="*", default=[], help="strategies in float32, because they have nothing finer")
+    parser.add_argument("--perturbing", nargs="*", default=[], help="strategies that train the objectives that perturb alone")
     options = parser.parse_args()
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    results: dict[str, list[torch.Tensor] | str] = {}
-    for case in CASES:
-        data = case.make_data()
-        size = None if case.batch_statistic else options.micro_batch_size
-        optimizer = partial(torch.optim.AdamW, lr=1e-2, eps=1e-3)
-        torch.manual_seed(7)
-        module = make_module(case.kind, data, max_grad_norm=0.5, micro_batch_size=size, optimizer=optimizer, **case.settings)
-        try:
-            if options.single:
-                module.network.float()
-            trainer = fit(module, data, 3, devices=ranks, strategy=options.strategy if ranks > 1 else "auto")
-            gather = getattr(trainer.strategy, "gather", torch.Tensor.detach)
-            results[str(case)] = [gather(p).clone() for p in module.parameters()]
-        except TemperError as refusal:
-            results[str(case)] = str(refusal)
+    results = {
+        f"{strategy}: {case}": train(case, strategy, strategy in options.single, options.micro_batch_size, options.out.parent)
+        for strategy in options.strategies
+        for case in (PERTURBING if strategy in options.perturbing else CASES)
+    }
     if int(os.environ.get("RANK", "0")) == 0:
         torch.save(results, options.out)
 

@@ -69,7 +69,7 @@ def train(
     if save is not None:
         trainer.save_checkpoint(save)
     gather = getattr(trainer.strategy, "gather", lambda parameter: parameter.detach())
-    return {name: gather(parameter).clone() for name, parameter in module.named_parameters() if parameter.requires_grad}
+    return {name: gather(parameter).cpu().clone() for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 
 def main() -> None:

@@ -138,7 +138,7 @@ def test_a_module_generates_up_to_the_datamodules_end():
     module = AnswersMixin()
     module.network, module.max_new_tokens = NETWORK, None
     ids, mask = _prompts([3, 5, 4, 6], seed=2)
-    module._trainer = SimpleNamespace(datamodule=SimpleNamespace(max_new_tokens=20, stop_ids=ENDS))
+    module._trainer = SimpleNamespace(strategy=None, datamodule=SimpleNamespace(max_new_tokens=20, stop_ids=ENDS))
     found = module.generate({"input_ids": ids, "attention_mask": mask})
     expected = _alone(NETWORK, ids, mask, 20, ENDS)
     assert _cut(found, expected) == expected

@@ -85,3 +85,17 @@ def test_errors_of_snakemake_itself_are_shown_and_its_chatter_is_not(screen):
     assert "MissingInputException" in screen.event(None, level=logging.ERROR, msg="MissingInputException: no rule")
     assert screen.event(None, level=logging.INFO, msg="Select jobs to execute") == ""
     assert screen.event("progress", done=1, total=5) == ""
+
+
+def test_a_stage_that_is_tried_again_says_how_often(screen, tmp_path):
+    names = {"log": [tmp_path / "log.txt"], "seed": "0", "objective": "sft"}
+    screen.start(7, "align", **names)
+    failed = screen.event("job_error", jobid=7, rule_msg="SLURM-job '12' failed, SLURM status is: 'TIMEOUT'. For further error details see")
+    assert "align sft seed 0, attempt 1" in failed and "status is: 'TIMEOUT'." in failed and "further" not in failed
+    again = screen.event(None, msg="Trying to restart job 7.")
+    assert again.split()[0] == "again" and "align sft seed 0, attempt 2" in again
+    screen.start(7, "align", **names)
+    assert "attempt 2" in screen.event("job_error", jobid=7)
+    screen.event(None, msg="Trying to restart job 7.")
+    screen.start(7, "align", **names)
+    assert screen.event("job_finished", job_id=7).rstrip().endswith("attempt 3")

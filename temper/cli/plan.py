@@ -1,0 +1,129 @@
+"""From a config to what `temper.plan` reckons with. Nothing here needs a device, weights or rows."""
+
+from typing import Any
+
+from temper.errors import TemperError
+from temper.plan import Plan, Setup, make_plan
+from temper.plan.optimizers import state_bytes
+from temper.plan.report import Device
+from temper.plan.shapes import model_shape
+from temper.plan.sources import find_architecture
+from temper.plan.strategies import STRATEGIES
+
+# Lightning's names of the precisions that objectives have.
+PRECISIONS = {name: full for full, names in {
+    "32-true": ("None", "32", "32-true"), "bf16-mixed": ("bf16", "bf16-mixed"), "bf16-true": ("bf16-true",),
+}.items() for name in names}  # fmt: skip
+CLASSES = {"SingleDeviceStrategy": "auto", "DDPStrategy": "ddp", "FSDP2Strategy": "fsdp2", "ZeROStrategy": "zero"}
+ARGUMENTS = ("gather_dtype", "offload_optimizer", "offload_parameters", "bucket_size")  # of strategies, that a plan depends on
+
+
+def plan_of(module: Any, data: Any, asked: Any, device: Device, sequence_length: int | None, devices_total: int | None) -> Plan:
+    """The plan of a run.
+
+    Args:
+        module: The objective.
+        data: Data that could be made without files; else anything.
+        asked: The config, before a verb changed it.
+        device: What the run is held against.
+        sequence_length: Tokens in a row; None: the data's limit.
+        devices_total: Number of devices; None: the Trainer's.
+
+    Raises:
+        TemperError: something that cannot be planned, or is missing.
+    """
+    if not hasattr(module, "cost"):
+        raise TemperError(f"model={type(module).__name__} says nothing of what a step costs: a plan is for objectives that train a network")
+    spec, arguments = module.network_spec, asked.data.get("init_args") or {}
+    found = find_architecture(spec, _vocabulary(data, arguments))
+    cost, lora = module.cost(), spec.lora or found.adapter
+    devices = _devices(asked.trainer) if devices_total is None else devices_total
+    strategy, options = _strategy(asked.trainer.strategy, devices)
+    setup = Setup(
+        strategy=strategy,
+        devices=devices,
+        sequence_length=_length(data, arguments) if sequence_length is None else sequence_length,
+        batch_sizes=_batch_sizes(arguments, [each.stream for each in cost.passes]),
+        micro_batch_size=module.micro_batch_size,
+        precision=_precision(asked.trainer.precision),
+        dtype=spec.dtype,
+        quantization=spec.quantization,
+        lora=lora,
+        activation_checkpointing=spec.activation_checkpointing,
+        attention=spec.attention,
+        fused_loss=module.fused_loss,
+        on_cpu=asked.trainer.accelerator == "cpu",
+        **options,
+    )
+    state = state_bytes(module.optimizer_factory) if cost.optimizer else 0.0
+    if not STRATEGIES[strategy].exact:  # moments are as exact as the weights
+        state *= setup.trained_bytes / 4 if state >= 4 else 1
+    setup = Setup(**{**vars(setup), "state_bytes": state})
+    return make_plan(type(module).__name__, model_shape(found), setup, cost, device)
+
+
+def _vocabulary(data: Any, arguments: Any) -> int | None:
+    """Tokens of the data's tokenizer, if it can be had."""
+    if hasattr(data, "tokenizer"):
+        return len(data.tokenizer)
+    if not arguments.get("tokenizer"):
+        return None
+    from temper.data.tokenizers import load_tokenizer
+
+    return len(load_tokenizer(arguments["tokenizer"]))
+
+
+def _length(data: Any, arguments: Any) -> int:
+    language = getattr(data, "language", None)
+    if language is not None:
+        return int(language.spec.prompt_length + language.spec.response_length)
+    if arguments.get("max_length"):
+        return int(arguments["max_length"])
+    raise TemperError("--sequence_length: these data have no limit of their own; give the tokens in a row")
+
+
+def _batch_sizes(arguments: Any, streams: list[str | None]) -> dict[str | None, int]:
+    """Rows per step of every stream: ``harmful_batch_size`` for ``harmful`` and ``harmful_pairs``, ``batch_size`` for others."""
+    if arguments.get("batch_size") is None:
+        raise TemperError("data: they have no batch_size, which says how many rows a step has; a plan needs it")
+    found: dict[str | None, int] = {None: int(arguments["batch_size"])}
+    for stream in filter(None, streams):
+        own = [f"{word}_batch_size" for word in reversed(stream.split("_"))]
+        found[stream] = int(next((arguments[name] for name in own if arguments.get(name) is not None), found[None]))
+    return found
+
+
+def _devices(trainer: Any) -> int:
+    """Devices of the Trainer, over all nodes."""
+    asked = trainer.devices
+    words = asked.split(",") if isinstance(asked, str) and "," in asked else asked
+    if isinstance(words, list):
+        return len(words) * int(trainer.num_nodes)
+    if str(words) in ("auto", "-1"):
+        if trainer.accelerator == "cpu":
+            return int(trainer.num_nodes)
+        raise TemperError(f"trainer.devices={asked}: how many that will be is not known here; give --devices_total=8, for example")
+    return int(words) * int(trainer.num_nodes)
+
+
+def _strategy(asked: Any, devices: int) -> tuple[str, dict[str, Any]]:
+    """A key of `STRATEGIES`, and the strategy's own options."""
+    options: dict[str, Any] = {}
+    if isinstance(asked, str):
+        name = "ddp" if asked.startswith("ddp") else asked
+    else:
+        given = asked.get("init_args") or {}
+        name = CLASSES.get(asked["class_path"].rpartition(".")[2], asked["class_path"])
+        name = f"zero{given['stage']}" if name == "zero" else name
+        options = {option: given[option] for option in ARGUMENTS if given.get(option) is not None}
+    if name == "auto" and devices > 1:
+        name = "ddp"  # as Lightning chooses
+    if name not in STRATEGIES:
+        raise TemperError(f"trainer.strategy={name}: no plan is known for it; choose one of {', '.join(STRATEGIES)}")
+    return name, options
+
+
+def _precision(asked: Any) -> str:
+    if str(asked) not in PRECISIONS:
+        raise TemperError(f"trainer.precision={asked}: not one that objectives have; use 32-true, bf16-mixed or bf16-true")
+    return PRECISIONS[str(asked)]

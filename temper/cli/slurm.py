@@ -1,0 +1,87 @@
+"""Under SLURM: which plugin says who is who, and from which checkpoint a requeued job goes on."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+
+from temper.errors import TemperError
+from temper.slurm import in_job, preempted_checkpoints
+
+TRAINED = ("model", "data", "seed_everything")  # parts of a config that a checkpoint belongs to
+
+
+def cluster_plugins(trainer: Any, alone: bool) -> list[Any]:
+    """The Trainer's plugins, with SLURM's environment among them.
+
+    Lightning's own handler saves and requeues from inside the signal handler, which can see displaced weights and wait for
+    ranks that got no signal: it is switched off, and `callbacks.Preemption` does its work between two steps.
+
+    Args:
+        trainer: The Trainer's settings.
+        alone: Whether the verb runs no loop, so that one process does it, whatever the job has.
+
+    Raises:
+        TemperError: the tasks that SLURM starts are not the devices of the Trainer, or nobody started the others.
+    """
+    plugins = trainer["plugins"] or []
+    plugins = list(plugins) if isinstance(plugins, list) else [plugins]
+    if not in_job() or any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
+        return plugins
+    if alone or os.environ["SLURM_NTASKS"] == "1":
+        return [*plugins, LightningEnvironment()]  # this process starts the others itself, if it has several devices
+    _check_tasks(trainer)
+    return [*plugins, SLURMEnvironment(auto_requeue=False)]
+
+
+def _check_tasks(trainer: Any) -> None:
+    tasks = int(os.environ["SLURM_NTASKS"])
+    if "SLURM_STEP_ID" not in os.environ:
+        raise TemperError(f"SLURM_NTASKS={tasks}, but srun did not start this process and nobody starts the others; put srun before python")
+    asked = (("devices", "SLURM_NTASKS_PER_NODE", "--ntasks-per-node"), ("num_nodes", "SLURM_NNODES", "--nodes"))
+    for option, variable, flag in asked:
+        given, wanted = os.environ.get(variable), str(trainer[option])
+        if given is not None and wanted.isdecimal() and given != wanted:
+            raise TemperError(
+                f"trainer.{option}={wanted}, but the SLURM job has {flag}={given}; give --trainer.{option}={given}, or change the job"
+            )
+    if "SLURM_NTASKS_PER_NODE" not in os.environ:
+        raise TemperError(f"the SLURM job has --ntasks={tasks}; say how many tasks each node has: --ntasks-per-node, one per device")
+
+
+def resumed_from(folder: str | Path, config_yaml: str) -> Path | None:
+    """The checkpoint that a job in this folder goes on from; None begins anew.
+
+    Args:
+        folder: The run folder.
+        config_yaml: The run's config; what is trained must be what the checkpoint was trained on.
+
+    Raises:
+        TemperError: the checkpoint belongs to a run with another model, other data or another seed.
+    """
+    checkpoints = preempted_checkpoints(folder)
+    saved = Path(folder) / "config.yaml"
+    if not checkpoints:
+        return None
+    if saved.exists():
+        then, now = (yaml.safe_load(text) for text in (saved.read_text(encoding="utf-8"), config_yaml))
+        for key in TRAINED:
+            for name, before, after in _differences(key, then.get(key), now.get(key)):
+                raise TemperError(
+                    f"{checkpoints[-1]} was left by a job with {name}={before}, and this one has {after}; "
+                    "delete it to begin anew, or give another trainer.default_root_dir"
+                )
+    return checkpoints[-1]
+
+
+def _differences(name: str, left: Any, right: Any) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(left, dict) and isinstance(right, dict):
+        for key in left | right:
+            yield from _differences(f"{name}.{key}", left.get(key), right.get(key))
+    elif left != right:
+        yield name, left, right
