@@ -48,6 +48,8 @@ class PartsCheckpoints:
             self._save_part(checkpoint, partial)
         except TemperError as error:
             mistake = str(error)
+        except Exception as error:  # whatever it is: the other ranks are not to wait for this one
+            mistake = f"{type(error).__name__}: {error}"
         mistakes = gather_objects(mistake)
         if strategy.is_global_zero:
             if any(mistakes):
