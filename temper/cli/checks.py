@@ -97,7 +97,6 @@ def _in_parts(config: Any, verb: str) -> None:
     if name not in IN_PARTS or verb != "fit":
         return
     if name.startswith("zero"):
-        check_deepspeed()
         options = {} if isinstance(strategy, str) else strategy.get("init_args") or {}
         if options.get("offload_parameters") and name != "zero3":
             raise TemperError(
@@ -119,6 +118,8 @@ def _in_parts(config: Any, verb: str) -> None:
             f"model.init_args.optimizer={optimizer}: its state is not shaped like the weights, and {name} cuts it as they are cut; use "
             "torch.optim.AdamW, or ddp"
         )
+    if name.startswith("zero"):
+        check_deepspeed()
 
 
 def _network(config: Any, verb: str) -> None:
