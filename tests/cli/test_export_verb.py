@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from temper.checkpoint_parts import COMMON, save_file, save_part
+
 LORA = ("--model.init_args.network.lora.rank=2", "--model.init_args.network.lora.targets=[q_proj]")
 
 
@@ -26,6 +28,19 @@ def run(temper, tmp_path_factory) -> Path:
 
 def test_the_export_of_a_checkpoint_is_that_of_the_run(command_line, run, tmp_path):
     command_line("export", f"--config={run / 'config.yaml'}", f"--ckpt_path={_checkpoint(run)}", f"--folder={tmp_path / 'out'}")
+    assert _files(tmp_path / "out") == _files(run / "export")
+
+
+def test_the_export_of_a_checkpoint_in_parts_is_that_of_the_run(command_line, run, tmp_path):
+    checkpoint, folder = torch.load(_checkpoint(run), weights_only=True), tmp_path / "parts.ckpt"
+    state = checkpoint.pop("state_dict")
+    shapes, sizes = {name: list(tensor.shape) for name, tensor in state.items()}, {name: tensor.numel() for name, tensor in state.items()}
+    cuts = [{name: (0, size // 3) for name, size in sizes.items()}, {name: (size // 3, size) for name, size in sizes.items()}]
+    for rank, ranges in enumerate(cuts):
+        pieces = {name: tensor.flatten()[slice(*ranges[name])] for name, tensor in state.items()}
+        save_part(folder, rank, 2, shapes, ranges, {"weights": pieces})
+    save_file(checkpoint, folder / COMMON)
+    command_line("export", f"--config={run / 'config.yaml'}", f"--ckpt_path={folder}", f"--folder={tmp_path / 'out'}")
     assert _files(tmp_path / "out") == _files(run / "export")
 
 
