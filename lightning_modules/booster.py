@@ -123,8 +123,8 @@ class BoosterModule(ObjectiveModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the held gradient up again, so that a resumed run refreshes when it would have."""
         super().on_load_checkpoint(checkpoint)
-        if state := checkpoint.get("booster"):
-            self.held, self.held_for = Vector(list(checkpoint["vectors"]["held"].values())), state["held_for"]
+        if held := checkpoint.get("vectors", {}).get("held"):  # an evaluation under FSDP2 or ZeRO reads no vectors
+            self.held, self.held_for = Vector(list(held.values())), checkpoint["booster"]["held_for"]
 
     def on_train_start(self) -> None:
         """Put a held gradient that was read from a checkpoint where the weights are: the module is moved after it is read."""

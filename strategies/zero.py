@@ -109,6 +109,15 @@ class ZeROStrategy(PartsCheckpoints, DeepSpeedStrategy):
         )
         return engine, wrapped
 
+    def _initialize_deepspeed_inference(self, model: nn.Module) -> None:
+        """Evaluation alone: without an optimizer there is something to cut in stage 3 only."""
+        if self.stage != 3:
+            self.model = model.to(self.root_device)
+            return
+        import deepspeed
+
+        self.model, *_ = deepspeed.initialize(config=self.config, model=model, model_parameters=[], dist_init_required=False)
+
     # -- steps
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
