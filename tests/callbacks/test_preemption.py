@@ -293,7 +293,7 @@ def whole_of_two(tmp_path_factory) -> Callable[[str], list[torch.Tensor]]:
 @pytest.mark.distributed
 @pytest.mark.parametrize(
     ("rank", "name", "status", "strategy"),
-    [(0, "SIGTERM", 143, "ddp"), (1, "SIGTERM", 143, "fsdp2"), (1, "SIGUSR1", ASK_AGAIN, "ddp"), (1, "SIGUSR1", ASK_AGAIN, "zero3")],
+    [(0, "SIGTERM", 143, "fsdp2"), (1, "SIGUSR1", ASK_AGAIN, "zero3")],  # ddp: tests/slurm
 )
 def test_a_signal_to_one_rank_of_two_stops_both(whole_of_two, tmp_path, rank, name, status, strategy):
     done = two_ranks(tmp_path, "--strategy", strategy, "--rank", rank, "--step", 3, "--signal", name)

@@ -15,7 +15,7 @@ import torch.distributed as dist  # noqa: E402
 from callbacks import RunCard, SafetyEvaluation  # noqa: E402
 from datamodules import SyntheticAlignment  # noqa: E402
 from lightning_modules import BoosterModule, SFTModule  # noqa: E402
-from temper.models import LoRASpec, NetworkSpec, ShapeSpec  # noqa: E402
+from temper.models import NetworkSpec, ShapeSpec  # noqa: E402
 from tests.objectives import fit  # noqa: E402
 
 
@@ -38,28 +38,20 @@ def main() -> None:
     parser.add_argument("--devices", type=int, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--objective", default="booster")
-    parser.add_argument("--optimizer", default="adamw")
     parser.add_argument("--refresh_every", type=int, default=1)
     parser.add_argument("--micro_batch_size", type=int)
-    parser.add_argument("--lora", action="store_true")
     options = parser.parse_args()
     data = SyntheticAlignment(
         preset="tiny", n_alignment=24, n_harmful=12, batch_size=8, harmful_batch_size=4, n_eval=9, eval_batch_size=4, seed=1
     )
-    spec = NetworkSpec(
-        shape=ShapeSpec(hidden_size=32, n_layers=2, n_heads=2, intermediate_size=64, seed=3),
-        lora=LoRASpec(rank=2, alpha=4) if options.lora else None,
-    )
-    optimizer = {"adamw": partial(torch.optim.AdamW, lr=1e-3, eps=1e-4), "sgd": partial(torch.optim.SGD, lr=0.1, momentum=0.9)}[
-        options.optimizer
-    ]
+    spec = NetworkSpec(shape=ShapeSpec(hidden_size=32, n_layers=2, n_heads=2, intermediate_size=64, seed=3))
+    optimizer = partial(torch.optim.AdamW, lr=1e-3, eps=1e-4)
     settings = {"optimizer": optimizer, "max_grad_norm": 0.5, "micro_batch_size": options.micro_batch_size}
     if options.objective == "booster":
         module = BoosterModule(spec, lam=2.0, alpha=0.05, refresh_every=options.refresh_every, **settings)
     else:
         module = SFTModule(spec, **settings)
-    torch.manual_seed(7)  # LoRA's initial weights come from the global stream
-    sizes = count_reductions(1000 if not options.lora else 200)
+    sizes = count_reductions(1000)
     trainer = fit(
         module, data, 4, devices=options.devices, strategy="ddp" if options.devices > 1 else "auto",
         limit_val_batches=1.0, val_check_interval=4, check_val_every_n_epoch=None,

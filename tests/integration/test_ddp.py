@@ -38,9 +38,7 @@ def largest_difference(left: list[torch.Tensor], right: list[torch.Tensor]) -> f
 @pytest.mark.parametrize(
     ("words", "reductions"),
     [
-        (("--optimizer", "sgd"), 2 * 4),
         (("--micro_batch_size", "3"), 2 * 4),
-        (("--lora",), 2 * 4),
         (("--refresh_every", "3"), (3 + 1 + 1 + 3)),  # refreshed at steps 0 and 3, held in between
         (("--objective", "sft"), 4),
     ],
