@@ -1,15 +1,16 @@
 """Judge free-running answers at validation."""
 
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
 import torch
-import torch.distributed as dist
 
 from callbacks.evaluation import EvaluationCallback
 from callbacks.safety_tables import print_tables
+from strategies.ranks import gather_objects
 from temper.errors import TemperError
 from temper.judges import Judge, Judgement
 from temper.metrics import SafetyFigures, agreements
@@ -84,7 +85,7 @@ class SafetyEvaluation(EvaluationCallback):
         for name, found in figures.items():
             prefix = "eval" if name == headline else f"eval/{name}"
             pl_module.log_dict({f"{prefix}/{figure}": torch.tensor(f["value"]) for figure, f in found.items()}, rank_zero_only=True)
-        rows = sorted(_gather(self.rows), key=lambda row: row["id"])
+        rows = sorted(chain.from_iterable(gather_objects(self.rows)), key=lambda row: row["id"])
         if not trainer.is_global_zero:
             return
         unsafe = [row["judges"] for row in rows if row["kind"] == "unsafe"]
@@ -99,11 +100,3 @@ class SafetyEvaluation(EvaluationCallback):
     on_test_epoch_start = on_validation_epoch_start
     on_test_batch_end = on_validation_batch_end
     on_test_epoch_end = on_validation_epoch_end
-
-
-def _gather(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    if not dist.is_initialized():
-        return rows
-    parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, rows)
-    return [row for part in parts for row in part]

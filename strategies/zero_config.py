@@ -4,7 +4,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from lightning.pytorch.plugins.precision import DeepSpeedPrecision
+from lightning.pytorch.plugins.precision import DeepSpeedPrecision, MixedPrecision
 from torch import nn
 
 
@@ -30,8 +30,8 @@ class ZeROPrecision(DeepSpeedPrecision):
         """Autocast for ``bf16-mixed``."""
         if self.precision != "bf16-mixed":
             return self.tensor_init_context()
-        # No cache: it would hand the weights of the first pass to a pass at displaced ones.
-        return torch.autocast("cuda" if torch.cuda.is_available() else "cpu", dtype=torch.bfloat16, cache_enabled=False)
+        # Lightning's own, which keeps no cache: that would hand the weights of the first pass to a pass at displaced ones.
+        return MixedPrecision("bf16-mixed", "cuda" if torch.cuda.is_available() else "cpu").forward_context()
 
 
 def settings(stage: int, offload_optimizer: bool, offload_parameters: bool, bucket_size: int) -> dict[str, Any]:
