@@ -13,8 +13,9 @@ from temper.errors import TemperError
 from temper.models.build import check_network
 from temper.models.folder import FLAG
 from temper.models.spec import NetworkSpec
+from temper.plan.strategies import STRATEGIES
 
-STRATEGIES = ("auto", "ddp", "fsdp2", "zero1", "zero2", "zero3")
+CLASSES = {"SingleDeviceStrategy": "auto", "DDPStrategy": "ddp", "FSDP2Strategy": "fsdp2"}  # short names of strategies given by class
 IN_PARTS = ("fsdp2", "zero1", "zero2", "zero3")  # weights or optimizer state are cut over ranks
 
 
@@ -77,9 +78,10 @@ def strategy_name(strategy: Any) -> str:
     """Short name of what ``trainer.strategy`` says: a name, or a class with arguments (its own name where it has no short one)."""
     if isinstance(strategy, str):
         return strategy
-    kind = str(strategy.get("class_path", "")).rpartition(".")[2]
+    path = str(strategy.get("class_path", ""))
+    kind = path.rpartition(".")[2]
     stage = (strategy.get("init_args") or {}).get("stage", 2)
-    return {"FSDP2Strategy": "fsdp2", "ZeROStrategy": f"zero{stage}"}.get(kind, kind)
+    return f"zero{stage}" if kind == "ZeROStrategy" else CLASSES.get(kind, path)
 
 
 def _strategy(config: Any, verb: str) -> None:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from temper.cli.checks import strategy_name
 from temper.errors import TemperError
 from temper.plan import Plan, Setup, make_plan
 from temper.plan.optimizers import state_bytes
@@ -14,7 +15,6 @@ from temper.plan.strategies import STRATEGIES
 PRECISIONS = {name: full for full, names in {
     "32-true": ("None", "32", "32-true"), "bf16-mixed": ("bf16", "bf16-mixed"), "bf16-true": ("bf16-true",),
 }.items() for name in names}  # fmt: skip
-CLASSES = {"SingleDeviceStrategy": "auto", "DDPStrategy": "ddp", "FSDP2Strategy": "fsdp2", "ZeROStrategy": "zero"}
 ARGUMENTS = ("gather_dtype", "offload_optimizer", "offload_parameters", "bucket_size")  # of strategies, that a plan depends on
 
 
@@ -108,16 +108,11 @@ def _devices(trainer: Any) -> int:
 
 def _strategy(asked: Any, devices: int) -> tuple[str, dict[str, Any]]:
     """A key of `STRATEGIES`, and the strategy's own options."""
-    options: dict[str, Any] = {}
-    if isinstance(asked, str):
-        name = "ddp" if asked.startswith("ddp") else asked
-    else:
-        given = asked.get("init_args") or {}
-        name = CLASSES.get(asked["class_path"].rpartition(".")[2], asked["class_path"])
-        name = f"zero{given['stage']}" if name == "zero" else name
-        options = {option: given[option] for option in ARGUMENTS if given.get(option) is not None}
-    if name == "auto" and devices > 1:
-        name = "ddp"  # as Lightning chooses
+    given = {} if isinstance(asked, str) else asked.get("init_args") or {}
+    options = {option: given[option] for option in ARGUMENTS if given.get(option) is not None}
+    name = strategy_name(asked)
+    if (name == "auto" and devices > 1) or name.startswith("ddp"):
+        name = "ddp"  # the first as Lightning chooses
     if name not in STRATEGIES:
         raise TemperError(f"trainer.strategy={name}: no plan is known for it; choose one of {', '.join(STRATEGIES)}")
     return name, options
