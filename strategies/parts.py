@@ -1,6 +1,5 @@
 """Checkpoints of strategies under which no rank holds all weights."""
 
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from strategies.ranks import gather_objects
 from temper.checkpoint_parts import COMMON, WEIGHTS, Parts, is_in_parts, load_file, save_file, save_part
 from temper.errors import TemperError
+from temper.run_folder import replace_folder
 
 
 class PartsCheckpoints:
@@ -101,12 +101,10 @@ class PartsCheckpoints:
 
 
 def _replace(folder: Path, partial: Path) -> None:
-    """Give a complete checkpoint its name: two renames, and no moment with half of one under it."""
+    """Give a complete checkpoint its name."""
     old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.is_dir():
-        os.replace(folder, old)
-    elif folder.exists():
+    shutil.rmtree(old, ignore_errors=True)  # of a run that was killed
+    if folder.is_file():
         folder.unlink()
-    os.replace(partial, folder)
+    replace_folder(folder, partial, old)
     shutil.rmtree(old, ignore_errors=True)

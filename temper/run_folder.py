@@ -19,6 +19,24 @@ def write_text(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
+def replace_folder(folder: Path, staging: Path, old: Path) -> None:
+    """Give a complete folder the name of another one: two renames, and no moment with half a folder under it.
+
+    Args:
+        folder: The name; what has it now, if anything, moves to ``old`` and stays there.
+        staging: What takes its place, on the same file system.
+        old: Does not exist.
+    """
+    if folder.exists():
+        os.replace(folder, old)
+    try:
+        os.replace(staging, folder)
+    except BaseException:
+        if old.exists():
+            os.replace(old, folder)
+        raise
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file a person can read."""
     write_text(path, json.dumps(content, indent=2) + "\n")

@@ -27,15 +27,24 @@ def check_network(spec: NetworkSpec) -> None:
         TemperError: neither or both of path and shape; a folder that is missing, holds no model, or is not safe to
             read; options that contradict each other, or that this machine cannot honour.
     """
-    if (spec.path is None) == (spec.shape is None):
-        found = "both" if spec.path else "neither"
-        raise TemperError(f"{FLAG}: {found} of path and shape given; set exactly one, for example --{FLAG}.path=runs/demo/base/export")
+    check_source(spec)
     for refusal in _refusals(spec):
         raise TemperError(f"{FLAG}.{refusal}")
     if spec.quantization is not None:
         check_bitsandbytes(spec.quantization)
     if spec.path is not None and (spec.local_files_only or Path(spec.path).is_dir()):
         _check_path(spec, spec_folder(spec))
+
+
+def check_source(spec: NetworkSpec) -> None:
+    """Refuse a network that comes from nowhere, or from two places.
+
+    Raises:
+        TemperError: neither or both of path and shape.
+    """
+    if (spec.path is None) == (spec.shape is None):
+        found = "both" if spec.path else "neither"
+        raise TemperError(f"{FLAG}: {found} of path and shape given; set exactly one, for example --{FLAG}.path=runs/demo/base/export")
 
 
 def _refusals(spec: NetworkSpec) -> Iterator[str]:

@@ -1,7 +1,6 @@
 """Write a network as a folder that plain transformers (or PEFT) loads."""
 
 import copy
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from temper.models.adapters import merged_copy, save_adapter
 from temper.models.card import model_card
 from temper.models.lora import is_adapted
+from temper.run_folder import replace_folder
 
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 
@@ -100,20 +100,14 @@ def replacing(folder: Path) -> Iterator[Path]:
     """An empty folder to write to, which takes the place of ``folder`` if the body succeeds and goes away if it raises."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    old = staging.with_name(f"{staging.name}-old")  # moved aside, not removed: two renames, and no moment with half a folder
+    old = staging.with_name(f"{staging.name}-old")
     try:
         yield staging
         staging.chmod(0o755)
         for file in staging.rglob("*"):
             if file.is_file():
                 file.chmod(0o644)  # safetensors writes files that nobody else can read
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(staging, folder)
-    except BaseException:
-        if old.exists() and not folder.exists():
-            os.replace(old, folder)
-        raise
+        replace_folder(folder, staging, old)
     finally:
         for left_over in (staging, old) if folder.exists() else (staging,):
             shutil.rmtree(left_over, ignore_errors=True)

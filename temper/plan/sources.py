@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from temper.errors import TemperError
+from temper.models.build import check_source
 from temper.models.folder import FLAG, first_line, is_adapter, read_json
 from temper.models.shape import llama_config
 from temper.models.spec import LoRASpec, NetworkSpec
@@ -41,9 +42,7 @@ def find_architecture(spec: NetworkSpec, vocabulary: int | None = None) -> Archi
     Raises:
         TemperError: neither or both of path and shape; a shape whose vocabulary is not known; a path that is nowhere to be found.
     """
-    if (spec.path is None) == (spec.shape is None):
-        found = "both" if spec.path else "neither"
-        raise TemperError(f"{FLAG}: {found} of path and shape given; set exactly one, for example --{FLAG}.path=meta-llama/Llama-2-7b-hf")
+    check_source(spec)
     if spec.shape is not None:
         if vocabulary is None:
             raise TemperError(
