@@ -4,15 +4,13 @@
 """
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.integration.strategy_runs import ACCELERATOR, LAUNCHER, ROOT, largest_difference, run_cases
+from tests.integration.strategy_runs import ACCELERATOR, ROOT, largest_difference, run_cases, train_py
 
 DEVICE = os.environ.get(ACCELERATOR, "gpu")
 RANKS = 2 if DEVICE == "cpu" else min(torch.cuda.device_count(), 4)
@@ -64,14 +62,6 @@ def test_a_run_that_was_interrupted_ends_as_one_that_was_not(runs, strategy: str
     found = largest_difference(runs[1][f"{strategy} resumed"], runs[1][f"{strategy} uninterrupted"])
     print(f"\n{strategy}: resumed and uninterrupted differ by {found:.1e}", end="")
     assert found < 1e-5
-
-
-def train_py(*words: str) -> str:
-    """A command of the README on this machine's accelerator; its output."""
-    environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER}
-    done = subprocess.run([sys.executable, "train.py", *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout
 
 
 def small_run(folder: Path, *words: str) -> list[str]:

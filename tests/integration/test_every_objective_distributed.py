@@ -1,6 +1,5 @@
 """Every objective under every strategy: two real processes with micro-batches of one row equal one process with the whole batch."""
 
-import os
 import subprocess
 import sys
 from itertools import product
@@ -9,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.integration.strategy_runs import LAUNCHER, ROOT, TORCHRUN
+from tests.integration.strategy_runs import ROOT, TORCHRUN, worker_environment
 from tests.objective_cases import CASES, PERTURBING, Case
 
 pytestmark = pytest.mark.distributed
@@ -22,10 +21,8 @@ Results = dict[str, list[torch.Tensor] | str]
 
 
 def train(out: Path, *words: str, launcher: tuple[str, ...] = ()) -> Results:
-    environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER}
-    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *launcher, "tests/integration/every_objective_worker.py", f"--out={out}", *words]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1500)
+    done = subprocess.run(command, cwd=ROOT, env=worker_environment(PYTHONPATH=str(ROOT)), capture_output=True, text=True, timeout=1500)
     assert done.returncode == 0, done.stderr[-4000:]
     return torch.load(out)
 

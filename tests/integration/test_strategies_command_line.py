@@ -1,25 +1,14 @@
 """The command line with two real processes: train in parts, evaluate the checkpoint under other strategies, export it."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.integration.strategy_runs import LAUNCHER, ROOT
+from tests.integration.strategy_runs import train_py
 
 pytestmark = pytest.mark.distributed
 FILES = ("trainer/cpu", "trainer/fsdp2", "objective/booster", "model/tiny", "data/alignment")
 SIZES = {"n_eval": 16, "n_alignment": 64, "n_harmful": 32, "batch_size": 16, "harmful_batch_size": 16}
-
-
-def train_py(*words: object) -> None:
-    environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER} | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "train.py", *map(str, words)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
 
 
 @pytest.fixture(scope="module")
