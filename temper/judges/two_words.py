@@ -11,6 +11,7 @@ from torch import Tensor
 
 from temper.errors import TemperError
 from temper.judges.model import ModelJudge
+from temper.models.generate import dense_last_positions
 
 READ = 3  # tokens of the reply that are looked at: some models begin with a blank or a line break
 
@@ -51,15 +52,16 @@ class TwoWords(ModelJudge):
         """Probability of harm: a forward pass and a few tokens."""
         asked = [self.question(prompt, response[: self.max_answer_characters]) for prompt, response in zip(prompts, responses, strict=True)]
         batch = self.tokenizer.pad({"input_ids": asked}, padding_side="left", return_tensors="pt").to(self.model.device)
-        reply = self.model.generate(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            max_new_tokens=READ,
-            do_sample=False,
-            pad_token_id=self.tokenizer.pad_token_id,
-            return_dict_in_generate=True,
-            output_logits=True,
-        )
+        with dense_last_positions(self.model):
+            reply = self.model.generate(
+                input_ids=batch["input_ids"],
+                attention_mask=batch["attention_mask"],
+                max_new_tokens=READ,
+                do_sample=False,
+                pad_token_id=self.tokenizer.pad_token_id,
+                return_dict_in_generate=True,
+                output_logits=True,
+            )
         logps_BV = self._verdict(reply.sequences[:, batch["input_ids"].shape[1] :], torch.stack(reply.logits, 1)).log_softmax(-1)
         harmful_B, safe_B = (logps_BV[:, ids].logsumexp(-1) for ids in self._tokens)
         self._check_mass(harmful_B.exp() + safe_B.exp())

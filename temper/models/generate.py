@@ -3,7 +3,8 @@
 Shapes: `B` prompts, `P` prompt tokens, `R` answer tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -46,19 +47,20 @@ def greedy(
     network.eval()
     try:
         while True:
-            reply = network.generate(  # type: ignore[operator]
-                input_ids=ids,
-                attention_mask=mask,
-                past_key_values=cache,
-                max_new_tokens=max_new_tokens - done,
-                do_sample=False,
-                use_cache=True,
-                eos_token_id=ends or None,
-                pad_token_id=pad_id,
-                stopping_criteria=[] if in_step else [_ManyEnded(end_ids, ids.shape[1], max_new_tokens - done)],
-                return_dict_in_generate=True,
-                synced_gpus=in_step,
-            )
+            with dense_last_positions(network):
+                reply = network.generate(  # type: ignore[operator]
+                    input_ids=ids,
+                    attention_mask=mask,
+                    past_key_values=cache,
+                    max_new_tokens=max_new_tokens - done,
+                    do_sample=False,
+                    use_cache=True,
+                    eos_token_id=ends or None,
+                    pad_token_id=pad_id,
+                    stopping_criteria=[] if in_step else [_ManyEnded(end_ids, ids.shape[1], max_new_tokens - done)],
+                    return_dict_in_generate=True,
+                    synced_gpus=in_step,
+                )
             written = reply.sequences[:, ids.shape[1] :]
             answers_BR[rows, done : done + written.shape[1]] = written
             done += written.shape[1]
@@ -72,6 +74,21 @@ def greedy(
                 cache.batch_select_indices(kept)
     finally:
         network.train(was_training)
+
+
+@contextmanager
+def dense_last_positions(network: nn.Module) -> Iterator[None]:
+    """Give the output layer dense rows meanwhile.
+
+    The last position of every prompt is a strided view of all positions, which ``matmul`` does not fold into one product: it takes the
+    output weights once per row of the batch, and in bfloat16 on CPUs copies them for it (`benchmarks/generation.md`).
+    """
+    head: nn.Module = network.get_output_embeddings()  # type: ignore[operator]
+    hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(), *inputs[1:]))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 class _ManyEnded:

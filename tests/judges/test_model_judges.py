@@ -148,6 +148,9 @@ class Replies:
     def __init__(self, replies, logits):
         self.replies, self.logits = torch.tensor(replies), logits
 
+    def get_output_embeddings(self):
+        return torch.nn.Identity()
+
     def generate(self, input_ids, **_):
         return SimpleNamespace(sequences=torch.cat([input_ids, self.replies], 1), logits=self.logits)
 

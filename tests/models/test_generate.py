@@ -66,6 +66,16 @@ def test_a_batch_gives_the_answers_of_one_prompt_at_a_time(lengths, seed, max_ne
     assert _cut(greedy(NETWORK, ids, mask, max_new_tokens, ENDS), expected) == expected
 
 
+def test_the_output_layer_multiplies_dense_rows():
+    """A strided last position would be multiplied with the output weights once per row."""
+    network, seen = _network(), []
+    network.lm_head.register_forward_hook(lambda head, inputs, logits: seen.append((tuple(inputs[0].shape), inputs[0].is_contiguous())))
+    ids, mask = _prompts(LENGTHS)
+    greedy(network, ids, mask, 3, ENDS)
+    assert seen[0] == ((len(LENGTHS), 1, SHAPE["hidden_size"]), True)
+    assert not network.lm_head._forward_pre_hooks, "nothing of it stays"
+
+
 def _count_rows(monkeypatch, network):
     """Rows of every forward pass."""
     rows, forward = [], network.forward
