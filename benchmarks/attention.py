@@ -1,7 +1,7 @@
 """Attention implementations in training: python benchmarks/attention.py [--model models/smollm2-135m-instruct] [--repeats 5].
 
-Forward and backward pass of a LoRA adapter (fp32, rank 16 on q, k, v, o) on a bfloat16 base, over rows that each hold two packed
-sequences, with the implementations in turn. Times are medians; the first turn is not counted.
+Forward and backward pass of a LoRA adapter (fp32, rank 16 on q, k, v, o) on a bfloat16 and on a float32 base, over rows that each
+hold two packed sequences, with the implementations in turn. Times are medians; the first turn is not counted.
 """
 
 import argparse
