@@ -1,7 +1,8 @@
-"""Plain against fused log-probabilities: python benchmarks/fused_loss.py [--tokens 4096 --vocabulary 50304 --width 576].
+"""Three ways to log-probabilities: python benchmarks/fused_loss.py [--tokens 4096 --vocabulary 50304 --width 576].
 
-Peak memory is that of a process of its own for each, over what it had before (gradients are in it for both); times are
-medians of interleaved runs in one process.
+Logits of every position (for losses that read the logits), of the positions before labelled tokens (what every other objective
+does), and none at all (``fused_loss``). Peak memory is that of a process of its own for each, over what it had before (gradients
+are in it for all); times are medians of interleaved runs in one process.
 """
 
 import argparse
@@ -13,12 +14,20 @@ from pathlib import Path
 
 import torch
 
-from temper.losses import hidden_logps, token_logps
+from temper.losses import hidden_logps, labelled_logps, labelled_positions, token_logps
+
+WAYS = {
+    "every position": lambda hidden, weight, labels: token_logps(hidden @ weight.T, labels),
+    "labelled positions": lambda hidden, weight, labels: labelled_logps(
+        hidden.flatten(0, 1).index_select(0, labelled_positions(labels)) @ weight.T, labels
+    ),
+    "fused": hidden_logps,
+}
 
 
 def step(kind: str, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """NLL and its gradient over hidden states and output matrix."""
-    logps, mask = hidden_logps(hidden, weight, labels) if kind == "fused" else token_logps(hidden @ weight.T, labels)
+    logps, mask = WAYS[kind](hidden, weight, labels)
     loss = -(logps * mask).sum() / mask.sum()
     return loss.detach(), torch.cat([g.flatten() for g in torch.autograd.grad(loss, (hidden, weight))])
 
@@ -47,7 +56,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=576)
     parser.add_argument("--all", action="store_true", help="label every token, instead of the second half")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--memory", choices=["plain", "fused"], help=argparse.SUPPRESS)
+    parser.add_argument("--memory", choices=list(WAYS), help=argparse.SUPPRESS)
     options = parser.parse_args()
     data = inputs(options)
     if options.memory:
@@ -55,7 +64,7 @@ def main() -> None:
         step(options.memory, *data)
         print(peak_mib() - before)
         return
-    times: dict[str, list[float]] = {"plain": [], "fused": []}
+    times: dict[str, list[float]] = {kind: [] for kind in WAYS}
     results = {}
     for _ in range(options.repeats):
         for kind, spent in times.items():
@@ -68,9 +77,11 @@ def main() -> None:
     for kind, spent in times.items():
         memory = float(subprocess.run([*command, "--memory", kind], capture_output=True, text=True, check=True).stdout)
         print(f"| {kind} | {memory:,.0f} | {statistics.median(spent):.2f} |")
-    (loss, gradient), (other_loss, other_gradient) = results["plain"], results["fused"]
-    error = (gradient - other_gradient).norm() / gradient.norm()
-    print(f"\nloss differs by {abs(loss - other_loss):.1e}, gradient by {error:.1e} (relative)")
+    loss, gradient = results["every position"]
+    for kind, (other_loss, other_gradient) in results.items():
+        error = (gradient - other_gradient).norm() / gradient.norm()
+        print(f"\n{kind}: loss differs by {abs(loss - other_loss):.1e}, gradient by {error:.1e} (relative)", end="")
+    print()
 
 
 if __name__ == "__main__":

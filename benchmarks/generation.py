@@ -3,10 +3,12 @@
 Greedy answers to harmless questions of different lengths, as a safety evaluation writes them. Three ways: each prompt alone
 through transformers' `generate`; batches in the order of the file, all padded to its longest prompt; and what an evaluation
 does (`EvalSet`: batches by length; `greedy`: rows that have ended leave their batch). Times are medians of interleaved runs
-in one process; all three must write the same tokens.
+in one process; all three must write the same tokens. --last-position compares, on the first batch, what transformers gives the output layer
+(a strided view) with dense rows, in two precisions.
 """
 
 import argparse
+import contextlib
 import itertools
 import statistics
 import time
@@ -16,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from temper.data import Batch, EvalSet, pad_left, select
 from temper.models.generate import greedy
+from temper.models.output_layer import dense_last_positions
 
 PLACES = ("the sea", "a forest", "the desert", "the mountains", "a river", "a city park", "the savanna", "a cave")
 SHORT = ("Name {n} animals that live in {place}.", "What is {n} times {n}?")
@@ -76,6 +79,23 @@ def by_length(network, rows: Batch, new_tokens: int, batch_size: int) -> dict[in
     return answers
 
 
+def last_position(network, rows: Batch, options: argparse.Namespace) -> None:
+    """Print a table of seconds for the prompt pass and for whole answers, with and without dense rows for the output layer."""
+    prompt = {name: rows[name][: options.batch_size] for name in ("input_ids", "attention_mask")}
+    print("| | as transformers does it | dense | same tokens |\n|---|---|---|---|")
+    for dtype, new_tokens in itertools.product((torch.bfloat16, torch.float32), (1, options.new_tokens)):
+        network.to(dtype)
+        answers, times = {}, {name: [] for name in ("strided", "dense")}
+        for _, name in itertools.product(range(options.repeats), times):
+            with dense_last_positions(network) if name == "dense" else contextlib.nullcontext():
+                start = time.perf_counter()
+                answers[name] = network.generate(**prompt, max_new_tokens=new_tokens, do_sample=False).tolist()
+                times[name].append(time.perf_counter() - start)
+        same = sum(left == right for left, right in zip(*answers.values(), strict=True))
+        seconds = " | ".join(f"{statistics.median(spent):.1f}" for spent in times.values())
+        print(f"| {dtype}, {new_tokens} new tokens | {seconds} | {same} of {len(answers['dense'])} |".replace("torch.", ""))
+
+
 WAYS = {"one by one": one_by_one, "batches in file order": in_file_order, "batches by length": by_length}
 
 
@@ -87,11 +107,15 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--last-position", action="store_true", help="that comparison alone, on one batch")
     options = parser.parse_args()
     tokenizer = AutoTokenizer.from_pretrained(options.model, local_files_only=True)
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
     network = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32, local_files_only=True).to(device).eval()
     rows = {name: value.to(device) for name, value in prompts(tokenizer, questions(options.prompts)).items()}
+    if options.last_position:
+        last_position(network, rows, options)
+        return
     lengths = rows["attention_mask"].sum(1)
     times: dict[str, list[float]] = {name: [] for name in WAYS}
     answers: dict[str, dict[int, list[int]]] = {}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from temper.errors import TemperError
 from temper.judges.model import ModelJudge
-from temper.models.generate import dense_last_positions
+from temper.models.output_layer import dense_last_positions
 
 READ = 3  # tokens of the reply that are looked at: some models begin with a blank or a line break
 

@@ -3,12 +3,13 @@
 Shapes: `B` prompts, `P` prompt tokens, `R` answer tokens.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from temper.models.output_layer import dense_last_positions
 
 # Finished rows are taken out of a batch when they are this share of it, and answers may still grow by so many tokens: below
 # that, starting again costs what it saves.
@@ -74,21 +75,6 @@ def greedy(
                 cache.batch_select_indices(kept)
     finally:
         network.train(was_training)
-
-
-@contextmanager
-def dense_last_positions(network: nn.Module) -> Iterator[None]:
-    """Give the output layer dense rows meanwhile.
-
-    The last position of every prompt is a strided view of all positions, which ``matmul`` does not fold into one product: it takes the
-    output weights once per row of the batch, and in bfloat16 on CPUs copies them for it (`benchmarks/generation.md`).
-    """
-    head: nn.Module = network.get_output_embeddings()  # type: ignore[operator]
-    hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(), *inputs[1:]))
-    try:
-        yield
-    finally:
-        hook.remove()
 
 
 class _ManyEnded:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from temper.errors import TemperError
 from temper.losses import MeanTerms, hidden_logps, token_logps
 from temper.models.blocks import decoder_layers
-from temper.models.score import output_layer
+from temper.models.output_layer import output_layer
 
 FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "norm_f")  # Llama and its kin, GPT-2, GPT-NeoX and OPT, Phi, MPT
 

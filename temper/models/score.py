@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from temper.data.packing import Packing, plan_packing
 from temper.data.rows import LENGTHS
 from temper.errors import TemperError
-from temper.losses import IGNORE_INDEX, Scores, hidden_logps, token_logps
+from temper.losses import IGNORE_INDEX, Scores, hidden_logps, labelled_logps, labelled_positions, token_logps
+from temper.models.output_layer import only_positions, output_layer
 
 Rows = dict[str, Any]
 
@@ -18,7 +19,8 @@ def score(network: nn.Module, rows: Rows, logits: bool = False, hidden: bool = F
 
     Rows of two sequences (``B x 2 x T``: chosen and rejected, original and substitute, ...) go through
     the network as one batch of ``2 B``. Rows that carry ``lengths`` (numpy, ``B`` or ``B x 2``) are packed for
-    the forward pass where that saves tokens: the scores are those of the rows as they came.
+    the forward pass where that saves tokens: the scores are those of the rows as they came. Unless they are asked for,
+    logits are computed only where they predict a label; on a GPU this waits for the device to say how many there are.
 
     Args:
         network: A causal LM of transformers, or PEFT's wrapper around one.
@@ -46,9 +48,13 @@ def score(network: nn.Module, rows: Rows, logits: bool = False, hidden: bool = F
         decoder, head = output_layer(network)
         out = decoder(**inputs, output_hidden_states=hidden, use_cache=False)
         logps, mask = hidden_logps(out.last_hidden_state, head.weight, targets, head.bias)
-    else:
+    elif logits:
         out = network(**inputs, output_hidden_states=hidden, use_cache=False)
         logps, mask = token_logps(out.logits, targets)
+    else:
+        with only_positions(network, labelled_positions(targets)):
+            out = network(**inputs, output_hidden_states=hidden, use_cache=False)
+        logps, mask = labelled_logps(out.logits[0], targets)
     if plan is not None:
         mask = labels[:, 1:] != IGNORE_INDEX
         logps = _unpack(nn.functional.pad(logps, (0, 1)), plan)[:, :-1].where(mask, 0.0)
@@ -103,26 +109,3 @@ def _plan(network: nn.Module, rows: Rows, width: int) -> Packing | None:
 def _unpack(packed: Tensor, plan: Packing) -> Tensor:
     """``P x C x ...`` back to ``R x T x ...``."""
     return packed.flatten(0, 1)[plan.slots_RT]
-
-
-def output_layer(network: nn.Module) -> tuple[nn.Module, nn.Linear]:
-    """The decoder below the output layer, and the output layer, of a causal LM.
-
-    Raises:
-        TemperError: the logits are not simply ``hidden @ weight.T + bias``: an adapter on the output
-            layer, or logits that are capped or scaled (Gemma 2, Cohere, Granite, ...).
-    """
-    lm: Any = network
-    if hasattr(lm, "get_base_model"):
-        lm = lm.get_base_model()
-    config, head = lm.config, lm.get_output_embeddings()
-    for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
-        if getattr(config, name, None) not in (None, 1, 1.0):
-            raise TemperError(
-                f"model.init_args.fused_loss=true: {type(lm).__name__} changes its logits ({name}={getattr(config, name)}); set it to false"
-            )
-    if type(head) is not nn.Linear:
-        raise TemperError(
-            f"model.init_args.fused_loss=true: the output layer is a {type(head).__name__}, not a plain Linear; set it to false"
-        )
-    return getattr(lm, lm.base_model_prefix), head

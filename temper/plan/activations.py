@@ -20,7 +20,7 @@ class Activations:
         kept: For the backward pass, over all layers, with the setup's choice about checkpointing.
         layer: One layer's, with the short-lived tensors of its backward pass.
         working: Of a layer, what its backward pass adds to what is kept: those tensors, and what checkpointing computes again.
-        logits: Around the loss, at its peak: what it keeps and its short-lived tensors.
+        logits: Around the loss, at its peak: what it keeps and its short-lived tensors; as if every token were labelled.
         head: Gradient of the output layer's weights, which is there when the backward pass of the layers begins.
     """
 

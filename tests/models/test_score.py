@@ -9,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import (
     AutoModelForCausalLM,
+    CohereConfig,
+    Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
@@ -23,7 +25,8 @@ from temper.data.rows import LENGTHS
 from temper.errors import TemperError
 from temper.losses import nll
 from temper.models import LoRASpec, NetworkSpec, ShapeSpec, build_network, score
-from temper.models.score import keeps_sequences_apart, output_layer
+from temper.models.output_layer import output_layer
+from temper.models.score import keeps_sequences_apart
 from temper.synthetic import build_tokenizer, language_spec
 
 VOCABULARY = 20
@@ -127,6 +130,18 @@ def test_fused_works_with_and_without_an_adapter(lora: LoRASpec | None):
     torch.testing.assert_close(score(model, rows(0), fused=True).sums, score(model, rows(0)).sums, rtol=1e-5, atol=1e-5)
 
 
+def test_an_adapter_on_the_output_layer_learns_the_same_with_and_without_all_logits():
+    tokenizer = build_tokenizer(language_spec("tiny"))
+    shape = ShapeSpec(hidden_size=16, n_layers=1, n_heads=2, intermediate_size=32)
+    model = build_network(NetworkSpec(shape=shape, lora=LoRASpec(rank=2, targets=["lm_head", "q_proj"])), tokenizer)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    every, some = (torch.autograd.grad(score(model, rows(0), logits=full).sums.sum(), list(trained.values())) for full in (True, False))
+    for name, left, right in zip(trained, every, some, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-6)
+        assert left.any() or "lora_A" in name  # B begins at 0, so that A has no gradient yet
+    assert any("lm_head" in name for name in trained)
+
+
 def test_fused_is_refused_where_it_would_be_wrong():
     with pytest.raises(TemperError, match="fused_loss=true: this loss needs the logits"):
         score(network(), rows(0), logits=True, fused=True)
@@ -148,6 +163,34 @@ FAMILIES = {
     "qwen2": lambda: Qwen2Config(**TINY, intermediate_size=16, num_key_value_heads=1),
 }
 TINY = {"vocab_size": VOCABULARY, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "initializer_range": 0.5}
+
+
+CAUSAL_LMS = FAMILIES | {
+    "gemma2, capped logits": lambda: Gemma2Config(
+        **TINY, intermediate_size=16, num_key_value_heads=1, head_dim=4, final_logit_softcapping=2.0, attn_logit_softcapping=5.0
+    ),
+    "cohere, scaled logits": lambda: CohereConfig(**TINY, intermediate_size=16, num_key_value_heads=1, logit_scale=0.3),
+    "mamba": lambda: MambaConfig(vocab_size=VOCABULARY, hidden_size=8, num_hidden_layers=1, state_size=4, initializer_range=0.5),
+}
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize("family", CAUSAL_LMS)
+def test_logits_are_computed_where_they_predict_a_label_and_nowhere_else(family: str, pairs: bool):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(CAUSAL_LMS[family]()).double().eval()
+    batch = pair_rows(rows(1), rows(2, width=7)) if pairs else rows(1)
+    seen: list[int] = []
+    model.get_output_embeddings().register_forward_hook(lambda _head, _inputs, out: seen.append(out.shape[:-1].numel()))
+    gradients = []
+    for logits in (True, False):
+        found = score(model, batch, logits=logits)
+        weights = torch.linspace(-1, 1, found.sums.numel(), dtype=torch.float64).view_as(found.sums)
+        gradients.append([found.logps, *torch.autograd.grad((found.sums * weights).sum(), list(model.parameters()))])
+    for left, right in zip(*gradients, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-9, atol=1e-12)
+    assert seen == [batch["labels"].numel(), int((batch["labels"][..., 1:] != -100).sum())]
+    assert not model.get_output_embeddings()._forward_pre_hooks, "nothing of it stays"
 
 
 def packed(batch: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
