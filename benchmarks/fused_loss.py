@@ -16,11 +16,16 @@ import torch
 
 from temper.losses import hidden_logps, labelled_logps, labelled_positions, token_logps
 
+
+def of_labelled(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of the positions before labelled tokens."""
+    index = labelled_positions(labels)
+    return labelled_logps(hidden.flatten(0, 1).index_select(0, index) @ weight.T, labels, index)
+
+
 WAYS = {
     "every position": lambda hidden, weight, labels: token_logps(hidden @ weight.T, labels),
-    "labelled positions": lambda hidden, weight, labels: labelled_logps(
-        hidden.flatten(0, 1).index_select(0, labelled_positions(labels)) @ weight.T, labels
-    ),
+    "labelled positions": of_labelled,
     "fused": hidden_logps,
 }
 

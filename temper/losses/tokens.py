@@ -44,17 +44,16 @@ def token_logps(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return -nll.view_as(targets), targets != IGNORE_INDEX
 
 
-def labelled_logps(logits_NV: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """`token_logps` of logits that were computed at the positions before labelled tokens only (`labelled_positions`)."""
-    targets = labels[..., 1:]
-    mask = targets != IGNORE_INDEX
-    nll = F.cross_entropy(exact(logits_NV), targets[mask], reduction="none")
-    return torch.zeros_like(targets, dtype=nll.dtype).masked_scatter(mask, -nll), mask
-
-
 def labelled_positions(labels: Tensor) -> Tensor:
-    """Places, in ``... x T`` flattened, whose logits predict a labelled token."""
+    """Places, in ``... x T`` flattened, whose logits predict a labelled token; ``N`` of them, which a GPU is waited for to say."""
     return F.pad(labels[..., 1:] != IGNORE_INDEX, (0, 1)).flatten().nonzero().squeeze(1)
+
+
+def labelled_logps(logits_NV: Tensor, labels: Tensor, index_N: Tensor) -> tuple[Tensor, Tensor]:
+    """`token_logps` of logits at `labelled_positions` only."""
+    nll = F.cross_entropy(exact(logits_NV), labels.flatten()[index_N + 1], reduction="none")
+    logps = nll.new_zeros(labels.numel()).index_copy(0, index_N, -nll).view_as(labels)
+    return logps[..., :-1], labels[..., 1:] != IGNORE_INDEX
 
 
 def hidden_logps(hidden: Tensor, weight_VD: Tensor, labels: Tensor, bias_V: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ def score(network: nn.Module, rows: Rows, logits: bool = False, hidden: bool = F
     Rows of two sequences (``B x 2 x T``: chosen and rejected, original and substitute, ...) go through
     the network as one batch of ``2 B``. Rows that carry ``lengths`` (numpy, ``B`` or ``B x 2``) are packed for
     the forward pass where that saves tokens: the scores are those of the rows as they came. Unless they are asked for,
-    logits are computed only where they predict a label; on a GPU this waits for the device to say how many there are.
+    logits are computed only where they predict a label.
 
     Args:
         network: A causal LM of transformers, or PEFT's wrapper around one.
@@ -52,9 +52,10 @@ def score(network: nn.Module, rows: Rows, logits: bool = False, hidden: bool = F
         out = network(**inputs, output_hidden_states=hidden, use_cache=False)
         logps, mask = token_logps(out.logits, targets)
     else:
-        with only_positions(network, labelled_positions(targets)):
+        index = labelled_positions(targets)
+        with only_positions(network, index):
             out = network(**inputs, output_hidden_states=hidden, use_cache=False)
-        logps, mask = labelled_logps(out.logits[0], targets)
+        logps, mask = labelled_logps(out.logits[0], targets, index)
     if plan is not None:
         mask = labels[:, 1:] != IGNORE_INDEX
         logps = _unpack(nn.functional.pad(logps, (0, 1)), plan)[:, :-1].where(mask, 0.0)
