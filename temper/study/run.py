@@ -1,6 +1,7 @@
 """``python -m temper.study.run STUDY.yaml``: Snakemake with one line per stage and the result table.
 
-Everything after the study is handed to Snakemake, so ``--cores 8`` and ``--executor slurm`` work.
+Everything after the study is handed to Snakemake: ``--executor slurm`` works, and files of a study's folder, such as
+``runs/demo/seed1/attack/sft/mild/p0.1/evaluation.json``, make it run those stages and what they need.
 """
 
 import argparse
@@ -8,14 +9,16 @@ import fcntl
 import os
 import sys
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
+import yaml
 from rich.console import Console
 
 from temper.errors import TemperError
 from temper.study.cluster import slurm_words
 from temper.study.progress import register
 from temper.study.settings import load_study
+from temper.study.stages import report_inputs
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,9 +41,12 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     console.print(f"[bold]{study['title']}[/bold]  [dim]{options.study} -> {folder}[/dim]")
     dry_run = bool({"-n", "--dry-run", "--dryrun"} & set(snakemake_words))
-    status = _snakemake(options, snakemake_words if dry_run else ["--logger", register(), *snakemake_words])
+    status = _snakemake(options, snakemake_words if dry_run else [*snakemake_words, "--logger", register()])
     if status == 0 and not dry_run and (folder / "report.html").exists():
-        _show(console, study, folder)
+        if _is_reported(study, folder):
+            _show(console, study, folder)
+        else:
+            console.print(f"{folder / 'report.html'} is that of an earlier run: without naming stages, this command makes it again")
     lock.close()
     return status
 
@@ -60,10 +66,10 @@ def _snakemake(options: argparse.Namespace, words: list[str]) -> int:
     from snakemake.cli import main as snakemake
 
     arguments = [
+        *words,  # first: an option with several values, such as --config, would take a named stage for one of them
         "--snakefile", str(Path("studies") / "Snakefile"), "--cores", options.cores,
         # Our own lock replaces Snakemake's, which a killed run would leave behind.
         "--nolock", "--rerun-incomplete", "--config", f"study={options.study}", f"runs={options.runs}",
-        *words,
     ]  # fmt: skip
     try:
         snakemake(arguments)
@@ -72,7 +78,15 @@ def _snakemake(options: argparse.Namespace, words: list[str]) -> int:
     return 0
 
 
-def _show(console: Console, study: dict[str, object], folder: Path) -> None:
+def _is_reported(study: dict[str, Any], folder: Path) -> bool:
+    """Whether the report is of this study and its stages as they are now; it need not be when only named stages were run."""
+    if yaml.safe_load((folder / "study.yaml").read_text()) != study:
+        return False
+    written = (folder / "report.html").stat().st_mtime_ns
+    return all(stage.exists() and stage.stat().st_mtime_ns <= written for stage in map(Path, report_inputs(study, str(folder))))
+
+
+def _show(console: Console, study: dict[str, Any], folder: Path) -> None:
     import pandas as pd
 
     from temper.report.headline import headline

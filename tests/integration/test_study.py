@@ -49,17 +49,17 @@ class Study:
     def write(self, content: dict[str, Any]) -> None:
         self.file.write_text(yaml.safe_dump(content | {"base": str(self.project / content["base"])}))
 
-    def start(self) -> subprocess.Popen:
+    def start(self, *words: str) -> subprocess.Popen:
         """The runner, in a process group of its own."""
-        command = [sys.executable, "-m", "temper.study.run", str(self.file), "--runs", str(self.runs), "--cores", "2"]
+        command = [sys.executable, "-m", "temper.study.run", str(self.file), "--runs", str(self.runs), "--cores", "2", *words]
         quiet = {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "200"}
         return subprocess.Popen(
             command, cwd=self.project, env=os.environ | quiet, start_new_session=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
 
-    def run(self) -> tuple[int, str]:
-        process = self.start()
+    def run(self, *words: str) -> tuple[int, str]:
+        process = self.start(*words)
         try:
             output, _ = process.communicate(timeout=400)
         finally:
@@ -150,6 +150,21 @@ def test_a_change_of_the_attack_runs_the_attack_alone_again(finished):
     study.write(_micro())
     assert study.run()[0] == 0
     assert (study.results / "results.csv").read_text() == results, "and back again"
+
+
+@pytest.mark.slow
+def test_a_named_stage_runs_alone_and_the_report_before_it_is_not_shown_as_its_own(finished):
+    study, report = finished[0], (finished[0].results / "report.html").read_bytes()
+    micro = _micro()
+    micro["attacks"]["hard"] = {"label": "a harder attack", "lr": 1e-2, "steps": 10}
+    study.write(micro)
+    stage = study.results / "seed0/attack/sft/hard/p0.2"
+    status, output = study.run(str(stage / "evaluation.json"))
+    assert status == 0 and (stage / "export").is_dir(), output
+    assert "report.html is that of an earlier run" in output and "Traceback" not in output and "HS" not in output.split("done")[-1][80:]
+    study.write(_micro())
+    assert "is that of an earlier run" not in study.run()[1]
+    assert (study.results / "report.html").read_bytes() == report
 
 
 @pytest.mark.slow
