@@ -24,7 +24,7 @@ def fill_tokenizer(config: Any) -> None:
     network = (config.model.get("init_args") or {}).get("network") or {}
     if network.get("path") is None:
         raise TemperError(
-            f"data.init_args.tokenizer is not set, and data={config.data.class_path.rpartition('.')[2]} need one: the network has no "
+            f"data.init_args.tokenizer is not set, and data={config.data.class_path.rpartition('.')[2]} needs one: the network has no "
             "folder to take it from (model.init_args.network.path); give a folder with tokenizer.json"
         )
     spec = NetworkSpec(**{name: network[name] for name in ("path", "revision", "local_files_only", "trust_remote_code")})

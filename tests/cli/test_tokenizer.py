@@ -58,7 +58,7 @@ def test_an_adapter_with_a_tokenizer_has_its_own(tiny_run, adapter):
 
 
 def test_a_network_from_random_weights_has_none():
-    with pytest.raises(TemperError, match=r"data.init_args.tokenizer is not set, and data=Text need one.*network.path"):
+    with pytest.raises(TemperError, match=r"data.init_args.tokenizer is not set, and data=Text needs one.*network.path"):
         _filled(None, tokenizer=None)
 
 
