@@ -42,7 +42,7 @@ def test_the_folder_is_held_while_the_study_runs(monkeypatch, tmp_path):
 
 def test_everything_after_the_study_goes_to_snakemake(snakemake, tmp_path):
     main(["studies/ci.yaml", "--runs", str(tmp_path), "--cores", "3", "--retries", "2", "--keep-going"])
-    assert snakemake == [["3", "--logger", "temper", "--retries", "2", "--keep-going"]]
+    assert snakemake == [["3", "--retries", "2", "--keep-going", "--logger", "temper"]]
 
 
 def test_a_mistake_in_the_study_is_one_line_and_runs_nothing(snakemake, write_study, tmp_path, capsys):
