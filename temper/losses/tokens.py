@@ -51,9 +51,7 @@ def labelled_positions(labels: Tensor) -> Tensor:
 
 def labelled_logps(logits_NV: Tensor, labels: Tensor, index_N: Tensor) -> tuple[Tensor, Tensor]:
     """`token_logps` of logits at `labelled_positions` only."""
-    nll = F.cross_entropy(exact(logits_NV), labels.flatten()[index_N + 1], reduction="none")
-    logps = nll.new_zeros(labels.numel()).index_copy(0, index_N, -nll).view_as(labels)
-    return logps[..., :-1], labels[..., 1:] != IGNORE_INDEX
+    return _spread(-F.cross_entropy(exact(logits_NV), labels.flatten()[index_N + 1], reduction="none"), labels, index_N)
 
 
 def hidden_logps(hidden: Tensor, weight_VD: Tensor, labels: Tensor, bias_V: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -72,17 +70,22 @@ def hidden_logps(hidden: Tensor, weight_VD: Tensor, labels: Tensor, bias_V: Tens
     Returns:
         As `token_logps`.
     """
-    targets = labels[..., 1:]
-    mask = targets != IGNORE_INDEX
+    index_N = labelled_positions(labels)
     nll = F.linear_cross_entropy(
-        exact(hidden[..., :-1, :][mask]),
+        exact(hidden.flatten(0, -2).index_select(0, index_N)),
         exact(weight_VD),
-        targets[mask],
+        labels.flatten()[index_N + 1],
         linear_bias=None if bias_V is None else exact(bias_V),
         reduction="none",
         options=torch.nn.LinearCrossEntropyOptions(),
     )
-    return torch.zeros_like(targets, dtype=nll.dtype).masked_scatter(mask, -nll), mask
+    return _spread(-nll, labels, index_N)
+
+
+def _spread(logps_N: Tensor, labels: Tensor, index_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of ``N`` labelled positions at their places, 0 elsewhere, and the mask: both ``... x (T - 1)``."""
+    logps = logps_N.new_zeros(labels.numel()).index_copy(0, index_N, logps_N).view_as(labels)
+    return logps[..., :-1], labels[..., 1:] != IGNORE_INDEX
 
 
 def nll(scores: Scores) -> MeanTerms:

@@ -130,12 +130,11 @@ def test_every_stage_starts_from_the_model_of_the_one_before(finished):
 
 def test_run_again_a_study_does_nothing(finished):
     study, _ = finished
-    before, report, start = study.written(), (study.results / "report.html").stat().st_mtime_ns, time.monotonic()
+    before, report = study.written(), (study.results / "report.html").stat().st_mtime_ns
     status, output = study.run()
     assert status == 0 and "done" not in output
     assert study.written() == before and (study.results / "report.html").stat().st_mtime_ns == report
-    assert time.monotonic() - start < 60
-    assert "Harmful score" in output or "HS" in output, "the table is shown all the same"
+    assert "Report:" in output, "the table is shown all the same"
 
 
 @pytest.mark.slow
@@ -161,7 +160,7 @@ def test_a_named_stage_runs_alone_and_the_report_before_it_is_not_shown_as_its_o
     stage = study.results / "seed0/attack/sft/hard/p0.2"
     status, output = study.run(str(stage / "evaluation.json"))
     assert status == 0 and (stage / "export").is_dir(), output
-    assert "report.html is that of an earlier run" in output and "Traceback" not in output and "HS" not in output.split("done")[-1][80:]
+    assert "report.html is that of an earlier run" in output and "Report:" not in output
     study.write(_micro())
     assert "is that of an earlier run" not in study.run()[1]
     assert (study.results / "report.html").read_bytes() == report
