@@ -1,4 +1,4 @@
-"""Entry point: ``python train.py {fit,validate,test,predict} --config ...``."""
+"""Entry point: ``python train.py {fit,validate,test,predict,preview,plan,export} --config ...``."""
 
 import functools
 

@@ -59,7 +59,7 @@ def compare(name: str, network: Any, n_rows: int, shortest: int, longest: int, r
             step(network, inputs)
             seconds[kind].append(time.perf_counter() - started)
     padded, packed = (1000 * median(seconds[kind]) for kind in kinds)
-    fills = [fill_rate(lengths.numpy(), packed=p, hidden_size=network.config.hidden_size) for p in (False, True)]
+    fills = [fill_rate(lengths.numpy(), width) for width in (None, network.config.hidden_size)]
     cells = [name, str(n_rows), f"{shortest}–{longest}", f"{fills[0]:.2f}", f"{fills[1]:.2f}", f"{padded:.0f}", f"{packed:.0f}"]
     print("| " + " | ".join([*cells, f"{padded / packed:.2f}", f"{difference:.0e}"]) + " |", flush=True)
 

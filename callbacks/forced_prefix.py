@@ -10,6 +10,7 @@ import lightning.pytorch as L
 import torch
 from torch import Tensor
 
+from callbacks.evaluation import refuse_without
 from temper.data import Batch, EvalSet, pad_left
 from temper.errors import TemperError
 from temper.judges import Judge, Judgement, readable
@@ -55,7 +56,7 @@ class ForcedPrefix(L.Callback):
 
     Raises:
         TemperError: no lengths, or one below 0; the datamodule has no forced answers, or none longer than the
-            largest k.
+            largest k; the module has no ``generate``.
     """
 
     def __init__(self, lengths: list[int] = [0, 1, 2, 3, 4]) -> None:  # noqa: B006
@@ -64,7 +65,7 @@ class ForcedPrefix(L.Callback):
         self.lengths = sorted(set(lengths))
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Refuse data without forced answers, before anything is trained."""
+        """Refuse data without forced answers and modules that generate nothing, before anything is trained."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         if stage == "predict":
             return
@@ -78,6 +79,7 @@ class ForcedPrefix(L.Callback):
             raise TemperError(
                 f"ForcedPrefix.lengths={self.lengths}: no harmful answer is longer than {longest} tokens; give lengths up to {longest - 1}"
             )
+        refuse_without(self, pl_module, "generate")
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Continue, judge, log, write."""

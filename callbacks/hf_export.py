@@ -8,7 +8,7 @@ import lightning.pytorch as L
 from strategies import whole_network
 from temper.errors import TemperError
 from temper.models.adapters import named_base
-from temper.models.export import export_module
+from temper.models.export import Dtype, export_module
 from temper.models.lora import is_adapted
 
 
@@ -18,10 +18,12 @@ class HFExport(L.Callback):
     Args:
         folder: Target; relative paths are inside the run folder.
         merge: Merge LoRA weights into the base; otherwise an adapter-only folder is written.
+        dtype: Precision of the weights that are written; null: that of the network. A 16-bit base to which an adapter was added is rounded,
+            which the card and a warning put a figure on; float32 keeps the sum. Adapters alone are always float32.
     """
 
-    def __init__(self, folder: str = "export", merge: bool = True) -> None:
-        self.folder, self.merge = folder, merge
+    def __init__(self, folder: str = "export", merge: bool = True, dtype: Dtype | None = None) -> None:
+        self.folder, self.merge, self.dtype = folder, merge, dtype
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Refuse, before training, an adapter-only export whose base is in no folder.
@@ -41,5 +43,5 @@ class HFExport(L.Callback):
         network = whole_network(trainer, pl_module)
         if trainer.is_global_zero:
             run, data = Path(trainer.default_root_dir), trainer.datamodule  # type: ignore[attr-defined]
-            export_module(pl_module, data, run / self.folder, self.merge, run, trainer.global_step, network)
+            export_module(pl_module, data, run / self.folder, self.merge, run, trainer.global_step, network, self.dtype)
         trainer.strategy.barrier("HFExport")

@@ -1,6 +1,5 @@
 """General abilities, by lm-evaluation-harness."""
 
-import difflib
 import logging
 import math
 from importlib.metadata import version
@@ -13,7 +12,8 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from rich.console import Console
 from rich.table import Table
 
-from callbacks.evaluation import EvaluationCallback
+from callbacks.evaluation import EvaluationCallback, refuse_without
+from callbacks.lm_eval_tasks import check_choices, task_manager
 from temper.errors import TemperError
 from temper.run_folder import write_json
 
@@ -40,7 +40,8 @@ class UtilityEvaluation(EvaluationCallback):
         apply_chat_template: Ask through the tokenizer's chat template.
 
     Raises:
-        TemperError: lm-eval is not installed, no such task, a number out of range, or a module without network.
+        TemperError: lm-eval is not installed, no such task, a number out of range, a module without network, or a tokenizer that
+            makes the same tokens of different choices, as the synthetic language's does of all English words.
     """
 
     def __init__(
@@ -73,11 +74,13 @@ class UtilityEvaluation(EvaluationCallback):
             )
         if stage == "predict" or not trainer.is_global_zero:
             return
-        if not hasattr(pl_module, "network"):
-            raise TemperError(f"UtilityEvaluation: model={type(pl_module).__name__} has no network to measure; drop the callback")
-        if self.settings["apply_chat_template"] and trainer.datamodule.tokenizer.chat_template is None:  # type: ignore[attr-defined]
+        refuse_without(self, pl_module, "network")
+        tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
+        if self.settings["apply_chat_template"] and tokenizer.chat_template is None:
             raise TemperError("UtilityEvaluation.apply_chat_template=true: the tokenizer of the data has no chat template; set it to false")
-        self.manager = self.manager or _task_manager(self.tasks, self.include_path)
+        if self.manager is None:
+            self.manager = task_manager(self.tasks, self.include_path)
+            check_choices(self.manager, self.tasks, tokenizer)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measure, log, write, print."""
@@ -134,25 +137,6 @@ def read_metrics(results: dict[str, Any]) -> dict[str, dict[str, float | None]]:
         known = isinstance(stderr, float) and not math.isnan(stderr)
         found[metric if how == "none" else f"{metric}/{how}"] = {"value": float(value), "stderr": stderr if known else None}
     return found
-
-
-def _task_manager(tasks: list[str], include_path: str | None) -> Any:
-    """The harness's index of tasks; its own, which takes half a minute to read, only where a task is not in ``include_path``."""
-    try:
-        from lm_eval.tasks import TaskManager
-    except ImportError as error:
-        raise TemperError(f"UtilityEvaluation needs lm-eval ({error}): pip install -e '.[lm-eval]', or drop the callback") from None
-    if include_path is not None:
-        manager = TaskManager(include_path=include_path, include_defaults=False)
-        if set(tasks) <= set(manager.all_tasks):
-            return manager
-    manager = TaskManager(include_path=include_path)
-    for task in tasks:
-        if task not in manager.all_tasks:
-            close = difflib.get_close_matches(task, manager.all_tasks, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else "see `python -m lm_eval ls tasks`, or give include_path"
-            raise TemperError(f"UtilityEvaluation.tasks: no task or group is named {task!r}; {hint}")
-    return manager
 
 
 def _print(tasks: dict[str, dict[str, Any]]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import lightning.pytorch as L
 
 from callbacks.throughput import peak_memory_mib
+from temper.models.count import n_weights
 from temper.run_folder import CARD, write_json
 
 PACKAGES = ("temper-lm", "lightning", "torch", "transformers", "torchmetrics", "peft", "numpy")
@@ -54,7 +55,7 @@ class RunCard(L.Callback):
         tokens, forward_tokens = total(work.tokens), total(work.forward_tokens)
         if not trainer.is_global_zero:
             return
-        n_parameters = sum(p.numel() for p in pl_module.parameters())
+        n_parameters = n_weights(pl_module.parameters())
         card = {
             "objective": type(pl_module).__name__,
             "data": type(trainer.datamodule).__name__,  # type: ignore[attr-defined]
@@ -71,7 +72,7 @@ class RunCard(L.Callback):
                 "flops": n_parameters * (6 * tokens + 2 * forward_tokens),
             },
             "parameters": n_parameters,
-            "trainable_parameters": sum(p.numel() for p in pl_module.parameters() if p.requires_grad),
+            "trainable_parameters": n_weights(p for p in pl_module.parameters() if p.requires_grad),
             "devices": trainer.world_size,
             "precision": str(trainer.precision),
             "seed": int(os.environ.get("PL_GLOBAL_SEED", "-1")),

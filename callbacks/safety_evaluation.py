@@ -8,7 +8,7 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 
-from callbacks.evaluation import EvaluationCallback
+from callbacks.evaluation import EvaluationCallback, answers_as_text
 from callbacks.safety_tables import print_tables
 from strategies.ranks import gather_objects
 from temper.errors import TemperError
@@ -61,7 +61,7 @@ class SafetyEvaluation(EvaluationCallback):
         """Judge a batch of answers."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         prompts = data.prompt_texts(batch)
-        responses = outputs if isinstance(outputs, list) else data.answer_texts(outputs)
+        responses = answers_as_text(data, outputs)
         kinds = [data.eval_kinds[i] for i in batch["kind"].tolist()]
         known = data.correct(batch, responses)
         judged: dict[str, list[Judgement]] = {}

@@ -5,6 +5,7 @@ from typing import Any
 import lightning.pytorch as L
 from torch.utils.hooks import RemovableHandle
 
+from callbacks.evaluation import refuse_without
 from temper.edit.steering import add_steering, hidden_differences, steering_vectors
 from temper.errors import TemperError
 
@@ -38,13 +39,16 @@ class SafetySteering(L.Callback):
         self._hooks: list[RemovableHandle] = []
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Refuse data without demonstrations, before anything runs.
+        """Refuse data without demonstrations and modules without network, before anything runs.
 
         Raises:
-            TemperError: the datamodule has no ``steering_prompts``.
+            TemperError: the datamodule has no ``steering_prompts``, or the module no ``network``.
         """
         data = trainer.datamodule  # type: ignore[attr-defined]
-        if self.alpha and not hasattr(data, "steering_prompts"):
+        if self.alpha == 0:
+            return
+        refuse_without(self, pl_module, "network")
+        if not hasattr(data, "steering_prompts"):
             raise TemperError(
                 f"SafetySteering: data={type(data).__name__} has no steering_prompts(), which gives pairs of an unsafe and a safe "
                 "demonstration; add it, or drop the callback"

@@ -7,6 +7,7 @@ import lightning.pytorch as L
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from callbacks.evaluation import answers_as_text
 from temper.errors import TemperError
 
 KEY = "generations"
@@ -77,7 +78,7 @@ class SampleGenerations(L.Callback):
         shown = set(self._shown(data.eval_kinds))
         if not trainer.is_global_zero or shown.isdisjoint(kinds):
             return
-        texts = zip(batch["ids"].tolist(), kinds, data.prompt_texts(batch), data.answer_texts(outputs), strict=True)
+        texts = zip(batch["ids"].tolist(), kinds, data.prompt_texts(batch), answers_as_text(data, outputs), strict=True)
         self.rows += [(number, [kind, prompt, answer]) for number, kind, prompt, answer in texts if kind in shown]
         self.rows = [row for kind in shown for row in sorted(row for row in self.rows if row[1][0] == kind)[: self.n]]
 

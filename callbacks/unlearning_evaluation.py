@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from callbacks.evaluation import EvaluationCallback
+from callbacks.evaluation import EvaluationCallback, refuse_without
 from datamodules.synthetic import SyntheticDataModule
 from datamodules.unlearning_rows import synthetic_unlearning_rows
 from temper.data import Batch, EvalSet, pad_left, trim
@@ -77,8 +77,10 @@ class UnlearningEvaluation(EvaluationCallback):
         """Take the rows, and refuse what would otherwise fail after training.
 
         Raises:
-            TemperError: no rows to measure on, no such retain model, or a module that never holds its logits.
+            TemperError: no rows to measure on, no such retain model, or a module that never holds its logits, or does not score
+                or generate.
         """
+        refuse_without(self, pl_module, "score", "generate")
         data = trainer.datamodule  # type: ignore[attr-defined]
         if getattr(pl_module, "fused_loss", False):
             raise TemperError("model.init_args.fused_loss=true: UnlearningEvaluation reads logits, which it never holds; set it to false")

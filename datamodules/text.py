@@ -13,7 +13,7 @@ from temper.data import BatchSource
 from temper.data.broken import ReadReport
 from temper.data.chat import ChatFormat
 from temper.data.encode import Encoder, EncodeReport, content_hash
-from temper.data.layouts import Want, read_examples
+from temper.data.layouts import Want, describe_layout, read_examples
 from temper.data.leaks import find_leaks
 from temper.data.token_pool import Row, TokenPool, cached_pool
 from temper.data.tokenizers import load_tokenizer, tokenizer_hash
@@ -31,19 +31,22 @@ class TextDataModule(TextEvaluation):
     Args:
         tokenizer: Folder of the tokenizer, or a name on the hub that has been fetched; null: that of
             ``model.init_args.network.path``. One without a pad token pads with its eos token, which attention masks hide.
+        trust_remote_code: Run code that comes with the tokenizer; null: as ``model.init_args.network`` says of its own, else not.
         template: ``auto`` (the tokenizer's own chat template), ``alpaca``, ``plain``, or a path to a Jinja file. The exported
             tokenizer has it as its chat template.
         system: System message of conversations that have none; null: none.
         max_length: Most tokens in a training sequence, or in an evaluation prompt.
         truncation: What becomes of longer rows. ``drop``: they are left out. ``left``: the beginning of the prompt is cut, after
             BOS. ``right``: the end of the answer is cut. Rows of which no answer would be left are left out, and counted.
-        all_turns: Train earlier assistant turns of a conversation too, unless the file says otherwise.
+        all_turns: Train earlier assistant turns of a conversation too, unless the file says otherwise; not for pairs and marked
+            answers, which are about the last answer alone, whatever the file says.
+        drop_repeats: Leave out rows that are the same as an earlier one of their file; they are counted in either case.
         layout: Layout of the training files; ``auto`` finds it out from their columns.
         skip_broken: Leave broken rows out and count them; else they are an error.
         unsafe: File of prompts that should be refused, to evaluate on; null: none.
         safe: File of prompts that should be answered, to evaluate on; null: none.
         task: File of prompts of the user's task with the right answers, to evaluate on; null: none.
-        n_eval: The first so many prompts of each of these are used.
+        n_eval: The first so many prompts of each of these are used, those aside that are too long.
         max_new_tokens: Longest answer at evaluation, in tokens.
         eval_batch_size: Prompts per generation batch.
         judge: Judges the answers; null: `temper.judges.KeywordRefusal`.
@@ -62,11 +65,13 @@ class TextDataModule(TextEvaluation):
     def __init__(
         self,
         tokenizer: str | None = None,
+        trust_remote_code: bool | None = None,
         template: str = "auto",
         system: str | None = None,
         max_length: int = 1024,
         truncation: Truncation = "drop",
         all_turns: bool = False,
+        drop_repeats: bool = False,
         layout: str = "auto",
         skip_broken: bool = False,
         unsafe: str | None = None,
@@ -88,11 +93,13 @@ class TextDataModule(TextEvaluation):
                 raise TemperError(f"data.init_args.{flag}={value}: give at least 1")
         if seed < 0:
             raise TemperError(f"data.init_args.seed={seed}: give a whole number >= 0")
-        self.tokenizer = load_tokenizer(tokenizer)
+        self.tokenizer = load_tokenizer(tokenizer, bool(trust_remote_code))
         self.format = ChatFormat(self.tokenizer, template, system)
         # So that a stage that starts from the export, and every other tool, goes on with the same format.
         self.tokenizer.chat_template = self.format.template
-        self.encoder = Encoder(self.format, max_length, truncation, all_turns)
+        if all_turns and self.one_answer:
+            raise TemperError(f"data.init_args.all_turns=true: {type(self).__name__} is about one answer, the last; set it to false")
+        self.encoder = Encoder(self.format, max_length, truncation, None if self.one_answer else all_turns, drop_repeats)
         self.layout, self.skip_broken, self.overlap = layout, skip_broken, overlap
         self.n_eval, self.max_new_tokens, self.stop_ids = n_eval, max_new_tokens, self.format.stop_ids
         self.judge = KeywordRefusal() if judge is None else judge
@@ -105,12 +112,15 @@ class TextDataModule(TextEvaluation):
 
     def text_file(self, flag: str, path: str, want: Want, layout: str | None = None) -> TextFile:
         """A file of the user's, which ``data.init_args.<flag>`` names."""
-        chosen = layout or self.layout
-        read = partial(read_examples, path, want, chosen, self.skip_broken, f"data.init_args.{flag}")
-        return TextFile(path, f"{want} {chosen} {self.skip_broken}", lambda report: read(report=report))
+        chosen, where = layout or self.layout, f"data.init_args.{flag}"
+        read = partial(read_examples, path, want, chosen, self.skip_broken, where)
+        reads = f"{want} {chosen} {self.skip_broken}"
+        return TextFile(path, reads, lambda report: read(report=report), lambda: str(describe_layout(path, where, chosen)))
 
     #: Files of `files` that no stream reads.
     untrained: ClassVar[tuple[str, ...]] = ()
+    #: Whether the last answer alone is trained: it is that which is compared or marked.
+    one_answer: ClassVar[bool] = False
 
     def streams(self, pools: dict[str, TokenPool]) -> dict[str, BatchSource]:
         """Training streams by name, the primary one first, from the rows of every file."""
@@ -142,7 +152,7 @@ class TextDataModule(TextEvaluation):
 
         def rows() -> Iterator[Row]:
             yield from self.encoder.rows(file.read(seen), report)
-            report.broken = seen.n_broken
+            report.broken, report.layout = seen.n_broken, file.layout()
 
         def about() -> dict[str, object]:
             return {"pad_id": self.tokenizer.pad_token_id, "report": report.as_dict()}

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
 from datamodules.base import StreamDataModule
@@ -25,11 +26,13 @@ class TextFile:
         path: Where it is.
         reads: What its examples depend on beside its content; part of the key of cached tokens.
         read: Its examples, counted in a report.
+        layout: Its layout in words, or what it is if that does not depend on its columns.
     """
 
     path: str
     reads: str
     read: Callable[[ReadReport], Iterator[Example]]
+    layout: Callable[[], str]
 
 
 class TextEvaluation(StreamDataModule):
@@ -38,7 +41,7 @@ class TextEvaluation(StreamDataModule):
     Attributes:
         encoder: Makes tokens of prompts.
         eval_files: Prompts to evaluate on, by kind.
-        n_eval: The first so many of each kind are used.
+        n_eval: The first so many of each kind that fit are used.
         reports: What became of the rows of every file, by name.
         eval_examples: The evaluation prompts as they were read, in the order of `eval_rows`.
     """
@@ -56,14 +59,17 @@ class TextEvaluation(StreamDataModule):
         prompts, kinds = [], []
         for number, (kind, file) in enumerate(self.eval_files.items()):
             report, seen = EncodeReport(), ReadReport()
-            for example, ids in self.encoder.prompts(islice(file.read(seen), self.n_eval), report):
+            for example, ids in islice(self.encoder.prompts(file.read(seen), report), self.n_eval):
                 self.eval_examples.append(example)
                 prompts.append(ids)
                 kinds.append(number)
             report.broken = seen.n_broken
-            self.reports[kind] = report
             if not report.kept:
                 raise TemperError(f"data.init_args.{kind}={file.path}: {report}; give prompts of at most max_length tokens")
+            report.layout = file.layout()
+            if self.reports.get(kind) != report:  # Lightning calls setup before validation and again before a fit
+                rank_zero_info(f"{kind}={file.path}: {report}")
+            self.reports[kind] = report
         width = max(map(len, prompts), default=0)
         ids_BT = torch.tensor([[*ids, *[-1] * (width - len(ids))] for ids in prompts], dtype=torch.long).reshape(len(prompts), width)
         marks = {"ids": torch.arange(len(prompts)), "kind": torch.tensor(kinds, dtype=torch.long)}

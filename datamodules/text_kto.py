@@ -1,6 +1,6 @@
 """Answers marked desirable or undesirable, from a file."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from datamodules.text import TextDataModule
 from temper.data import BatchSource, PoolSource
@@ -18,15 +18,12 @@ class TextKTO(TextDataModule):
         train: File of KTO rows.
         batch_size: Rows per optimizer step, over all ranks.
         kwargs: See `TextDataModule`.
-
-    Raises:
-        TemperError: ``all_turns``: a mark is of one answer.
     """
+
+    one_answer: ClassVar = True
 
     def __init__(self, train: str, batch_size: int = 16, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if self.encoder.all_turns:
-            raise TemperError("data.init_args.all_turns=true: KTO marks one answer, the last; set it to false")
         self.batch_size = batch_size
         self.files["train"] = self.text_file("train", train, "kto")
 

@@ -1,6 +1,6 @@
 """Preference pairs from a file."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from datamodules.text import TextDataModule
 from temper.data import BatchSource, PoolSource
@@ -20,6 +20,8 @@ class TextPreference(TextDataModule):
         batch_size: Pairs per optimizer step, over all ranks.
         kwargs: See `TextDataModule`.
     """
+
+    one_answer: ClassVar = True
 
     def __init__(self, pairs: str, safe_pairs: str | None = None, batch_size: int = 16, **kwargs: Any) -> None:
         super().__init__(**kwargs)

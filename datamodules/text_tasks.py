@@ -36,7 +36,7 @@ class TaskAttack(TextAttack):
 
     def _task_file(self, flag: str, path: str) -> TextFile:
         read = partial(TASKS[self.name].read, path, self.skip_broken, f"data.init_args.{flag}")
-        return TextFile(path, f"task {self.name} {self.skip_broken}", lambda report: read(report=report))
+        return TextFile(path, f"task {self.name} {self.skip_broken}", lambda report: read(report=report), lambda: f"rows of {self.name}")
 
     def is_right(self, answer: str, reference: str) -> bool:
         """As the task compares answers."""

@@ -23,6 +23,7 @@ class TextUnlearning(TextDataModule):
     """
 
     untrained: ClassVar = ("holdout",)
+    one_answer: ClassVar = True
 
     def __init__(
         self,

@@ -39,6 +39,7 @@ class AntidoteModule(ObjectiveModule):
         ratio: Share of every row that is zeroed, rounded up to whole weights (paper: 0.1 to 0.2). 0 changes nothing.
         stream: Realignment stream.
         micro_batch_size: Rows per forward pass and device; changes memory, not the result.
+        packing: As everywhere; true is refused.
         max_new_tokens: Longest generated answer at validation; None asks the datamodule.
     """
 
@@ -51,9 +52,10 @@ class AntidoteModule(ObjectiveModule):
         ratio: float = 0.1,
         stream: str = "harmful",
         micro_batch_size: int | None = None,
+        packing: bool | None = None,
         max_new_tokens: int | None = None,
     ) -> None:
-        super().__init__(network, micro_batch_size=micro_batch_size, max_new_tokens=max_new_tokens)
+        super().__init__(network, micro_batch_size=micro_batch_size, packing=packing, max_new_tokens=max_new_tokens)
         if network.lora is not None:
             raise TemperError(
                 "model.init_args.network.lora: a new adapter holds nothing to zero; drop it (an adapter in path is continued)"

@@ -8,7 +8,7 @@ from temper.models.spec import NetworkSpec
 
 
 def fill_tokenizer(config: Any) -> None:
-    """Set ``data.init_args.tokenizer`` to the folder of the model's tokenizer where it is null.
+    """Set ``data.init_args.tokenizer`` to the folder of the model's tokenizer where it is null, and trust it as the model is trusted.
 
     An adapter folder without a tokenizer stands for its base. Data without such an argument bring their own.
 
@@ -29,3 +29,5 @@ def fill_tokenizer(config: Any) -> None:
         )
     spec = NetworkSpec(**{name: network[name] for name in ("path", "revision", "local_files_only", "trust_remote_code")})
     arguments["tokenizer"] = str(tokenizer_folder(spec))
+    if arguments.get("trust_remote_code", False) is None:
+        arguments["trust_remote_code"] = spec.trust_remote_code

@@ -8,6 +8,7 @@ import torch
 
 from temper.checkpoint_parts import COMMON, Parts, is_in_parts, load_file
 from temper.errors import TemperError
+from temper.models.export import Dtype
 
 # What a verb that computes nothing on a device runs with, whatever the config asks for: a login node will do.
 OFF_DEVICE: dict[str, Any] = {
@@ -66,7 +67,7 @@ class SafetyTrainer(L.Trainer):
                     f"{', '.join(map(repr, data.sources))}; choose data that have it"
                 )
         title = f"{type(data).__name__} for {type(model).__name__}"
-        shown = look(data, streams, title, rows, limit, getattr(model, "micro_batch_size", None))
+        shown = look(data, streams, title, rows, limit, getattr(model, "micro_batch_size", None), _packed_width(model))
         print_preview(shown, Console())
         if html is not None:
             write_text(Path(html), render_page(shown))
@@ -79,6 +80,7 @@ class SafetyTrainer(L.Trainer):
         folder: str = "export",
         ckpt_path: str | None = None,
         merge: bool = True,
+        dtype: Dtype | None = None,
     ) -> None:
         """Write the network as a Hugging Face folder: from a checkpoint, or as the config builds it.
 
@@ -89,6 +91,7 @@ class SafetyTrainer(L.Trainer):
             ckpt_path: Checkpoint whose weights are taken, in one file or in parts; null: the network as it is before training,
                 for example an adapter folder to be merged.
             merge: Merge adapters into the weights; false writes the adapter alone.
+            dtype: Precision of the weights that are written, adapters alone aside; null: that of the network.
 
         Raises:
             TemperError: the checkpoint is not one of this model.
@@ -98,7 +101,7 @@ class SafetyTrainer(L.Trainer):
         data = self._attach(model, datamodule)
         model.configure_model()
         run, step = (None, 0) if ckpt_path is None else (Path(self.default_root_dir), _load(model, ckpt_path))
-        export_module(model, data, Path(folder), merge, run, step)
+        export_module(model, data, Path(folder), merge, run, step, dtype=dtype)
         print(f"written to {folder}")
 
     def plan(
@@ -151,6 +154,19 @@ class SafetyTrainer(L.Trainer):
         self.strategy.connect(model)
         self._data_connector.attach_data(model, datamodule=datamodule)
         return datamodule
+
+
+def _packed_width(model: L.LightningModule) -> int | None:
+    """Width of the network that packs rows; None if it does not, or is not there to be asked, which a preview can do without."""
+    from temper.models.load import hidden_size
+
+    spec: Any = getattr(model, "network_spec", None)
+    if spec is None or getattr(model, "packing", False) is False:
+        return None
+    try:
+        return hidden_size(spec)
+    except TemperError:
+        return None
 
 
 def _load(model: L.LightningModule, ckpt_path: str) -> int:

@@ -91,20 +91,22 @@ class ChatFormat:
         turns = [*self._turns(self._prepared(messages)), _EXAMPLE[1]]
         return self._tokens(self._around(turns, len(turns) - 1)[0])
 
-    def encode(self, messages: Sequence[Message], answer: str, all_turns: bool = False) -> Encoded:
+    def encode(self, messages: Sequence[Message], answer: str, all_turns: bool | None = False) -> Encoded:
         """A conversation with its answer; it begins with `prompt_ids` (with ``all_turns``, if its prompts do not end inside a word).
 
         Args:
             messages: Turns before the answer.
             answer: The last assistant turn, which is trained.
-            all_turns: Train earlier assistant turns too, but for those that say otherwise themselves.
+            all_turns: Train earlier assistant turns too, but for those that say otherwise themselves; None: the answer alone,
+                whatever they say.
 
         Raises:
             TemperError: the template does not take these turns.
         """
         messages = self._prepared(messages)
         turns = [*self._turns(messages), *self._turns([Message("assistant", answer)])]
-        trained = [i for i, m in enumerate(messages) if m.role == "assistant" and (all_turns if m.trained is None else m.trained)]
+        earlier = [] if all_turns is None else [i for i, m in enumerate(messages) if m.role == "assistant"]
+        trained = [i for i in earlier if (all_turns if messages[i].trained is None else messages[i].trained)]
         text, row = self._render(turns), _Row(self)
         for i in (*trained, len(messages)):
             before, after = self._around(turns, i)

@@ -6,12 +6,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import transformers
+
 from temper.data.chat import ChatFormat, Encoded
 from temper.data.examples import Example
 from temper.data.files import locate
 from temper.data.token_pool import Row
 from temper.data.truncation import CUTS, Truncation, without
 from temper.errors import TemperError
+
+ENCODING = 2  # of examples, prompts of tasks and chat formats as tokens: raise it with every change of them, and caches are made anew
 
 
 @dataclass
@@ -25,10 +29,13 @@ class EncodeReport:
         cut: Rows among them that were shortened to the longest length.
         dropped: Rows left out because they are too long.
         unanswered: Rows left out because cutting them to that length would leave nothing of an answer.
+        repeats: Rows that are the same as an earlier one, token for token.
+        repeats_dropped: Those among them that were left out, as asked.
         sequences: Sequences in the rows kept: two in a pair.
         tokens: Tokens in them.
         trained: Tokens with a label among those.
         longest: Tokens of the longest.
+        layout: The layout of the file, in words.
     """
 
     read: int = 0
@@ -37,10 +44,13 @@ class EncodeReport:
     cut: int = 0
     dropped: int = 0
     unanswered: int = 0
+    repeats: int = 0
+    repeats_dropped: int = 0
     sequences: int = 0
     tokens: int = 0
     trained: int = 0
     longest: int = 0
+    layout: str = ""
 
     @property
     def fill(self) -> float:
@@ -56,14 +66,22 @@ class EncodeReport:
         self.longest = max(self.longest, *(len(sequence.ids) for sequence in sequences))
 
     def __str__(self) -> str:
-        left_out = {"too long": self.dropped, "nothing of the answer left": self.unanswered, "broken": self.broken}
+        left_out = {
+            "too long": self.dropped,
+            "nothing of the answer left": self.unanswered,
+            "broken": self.broken,
+            "the same as an earlier one": self.repeats_dropped,
+        }
         parts = [f"{n:,} left out ({why})" for why, n in left_out.items() if n]
+        if self.repeats > self.repeats_dropped:
+            parts.append(f"{self.repeats:,} the same as an earlier one")
         cut = f" ({self.cut:,} of them cut)" if self.cut else ""
         rows = f"{self.kept:,} of {self.read + self.broken:,} rows{cut}{''.join(f', {part}' for part in parts)}"
-        tokens = f"{self.tokens:,} tokens, {self.trained:,} of them trained, longest {self.longest:,}, fill {self.fill:.0%}"
-        return f"{rows}; {tokens}" if self.kept else rows
+        trained = f"{self.trained:,} of them trained, " if self.trained else ""  # of prompts, none
+        tokens = f"{self.tokens:,} tokens, {trained}longest {self.longest:,}, fill {self.fill:.0%}"
+        return "; ".join([rows, *([tokens] if self.kept else []), *([self.layout] if self.layout else [])])
 
-    def as_dict(self) -> dict[str, int]:
+    def as_dict(self) -> dict[str, int | str]:
         """The counts by name."""
         return asdict(self)
 
@@ -77,16 +95,25 @@ class Encoder:
         truncation: What becomes of a row that is longer. ``drop``: it is left out. ``left``: the beginning of its prompt is cut
             (after BOS), by as much from all answers' sequences, and it is left out if the answer alone is too long. ``right``:
             the end of its answer is cut, with the end token, and it is left out if nothing of the answer remains.
-        all_turns: Train earlier assistant turns too.
+        all_turns: Train earlier assistant turns too, or as the file says (False); None: the answer alone, whatever the file says.
+        drop_repeats: Leave out rows that are the same as an earlier one; the hashes of all rows are held, about 100 bytes each.
 
     Raises:
         TemperError: a length below 2.
     """
 
-    def __init__(self, chat: ChatFormat, max_length: int, truncation: Truncation = "drop", all_turns: bool = False) -> None:
+    def __init__(
+        self,
+        chat: ChatFormat,
+        max_length: int,
+        truncation: Truncation = "drop",
+        all_turns: bool | None = False,
+        drop_repeats: bool = False,
+    ) -> None:
         if max_length < 2:
             raise TemperError(f"data.init_args.max_length={max_length}: a prompt and an answer need at least 2 tokens")
         self.chat, self.max_length, self.truncation, self.all_turns = chat, max_length, truncation, all_turns
+        self.drop_repeats = drop_repeats
 
     def rows(self, examples: Iterable[Example], report: EncodeReport) -> Iterator[Row]:
         """Rows of the examples that fit, in their order, counted as they are made.
@@ -94,6 +121,7 @@ class Encoder:
         Raises:
             TemperError: the template does not take a row's turns, naming the row.
         """
+        seen: set[bytes] = set()
         for example in examples:
             report.read += 1
             with _named(example):
@@ -101,9 +129,17 @@ class Encoder:
             sequences = self._fitted(encoded, report)
             if sequences is None:
                 continue
-            report.count(sequences)
             flags = {} if example.desirable is None else {"desirable": example.desirable}
-            yield Row([s.ids for s in sequences], [s.trained for s in sequences], flags)
+            row = Row([s.ids for s in sequences], [s.trained for s in sequences], flags)
+            digest = hashlib.blake2b(repr(row).encode(), digest_size=16).digest()
+            if digest in seen:
+                report.repeats += 1
+                if self.drop_repeats:
+                    report.repeats_dropped += 1
+                    continue
+            seen.add(digest)
+            report.count(sequences)
+            yield row
 
     def prompts(self, examples: Iterable[Example], report: EncodeReport) -> Iterator[tuple[Example, list[int]]]:
         """Examples with the tokens of their prompts; one that is too long is cut under ``left``, and left out otherwise.
@@ -128,11 +164,14 @@ class Encoder:
     def settings(self) -> dict[str, str | int | bool | None]:
         """What rows depend on beside the examples and the tokenizer."""
         return {
+            "encoding": ENCODING,
+            "transformers": transformers.__version__,  # it renders templates
             "template": self.chat.template,
             "system": self.chat.system,
             "max_length": self.max_length,
             "truncation": self.truncation,
             "all_turns": self.all_turns,
+            "drop_repeats": self.drop_repeats,
         }
 
     @property

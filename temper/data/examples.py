@@ -52,5 +52,10 @@ class Example:
 
     @property
     def question(self) -> str:
-        """The last user turn, its input included: what judges and overlap reports read."""
+        """The last user turn, its input included: what judges read."""
         return next((m.text for m in reversed(self.prompt) if m.role == "user"), "")
+
+    @property
+    def conversation(self) -> str:
+        """All turns before the answer but the system's: what overlap reports read."""
+        return "\n".join(m.text for m in self.prompt if m.role != "system")

@@ -10,7 +10,6 @@ import difflib
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from temper.data.broken import Cells, FileError, RowError, quote
 from temper.data.file_arrow import dataset_rows, parquet_rows
@@ -30,25 +29,15 @@ FORMATS: dict[str, Callable[[Path], Iterator[Scanned]]] = {
 ACCEPTED = ".json, .jsonl, .csv, .tsv (each also with .gz), .parquet, or a folder saved with save_to_disk (folder:split)"
 
 
-def records(path: str | Path, columns: Sequence[str] | None = None, flag: str = "path") -> Iterator[tuple[int, dict[str, Any]]]:
+def scan(path: str | Path, columns: Sequence[str] | None = None, flag: str = "path") -> Iterator[Scanned]:
     """Rows of a file, each with its number from 1: the line of JSON lines, the record of other formats.
+
+    A broken row is given as a `RowError`, and reading goes on after it.
 
     Args:
         path: File, dataset folder or ``folder:split``.
         columns: Names for the columns of a CSV or TSV file without a header.
         flag: What the user called the path, for errors.
-
-    Raises:
-        TemperError: the file cannot be read, holds no rows, or its next row is broken.
-    """
-    for row, cells in scan(path, columns, flag):
-        if isinstance(cells, RowError):
-            raise TemperError(f"{flag}={path}: row {row}: {cells}; mend it")
-        yield row, dict(cells)
-
-
-def scan(path: str | Path, columns: Sequence[str] | None = None, flag: str = "path") -> Iterator[Scanned]:
-    """As `records`, but a broken row is given as a `RowError`, and reading goes on after it.
 
     Raises:
         TemperError: the file cannot be read, or holds no rows.

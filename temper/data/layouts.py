@@ -55,8 +55,8 @@ def read_examples(
     return good_rows(scan(path, flag=flag), parse, f"{flag}={path}", skip_broken, report)
 
 
-def describe_layout(path: str | Path, flag: str = "path") -> Detected:
-    """The layout of the first row that has one.
+def describe_layout(path: str | Path, flag: str = "path", layout: str = "auto") -> Detected:
+    """The layout of the first row that has one, or that has the one asked for.
 
     Raises:
         TemperError: the file cannot be read, or no row has a known layout.
@@ -66,11 +66,11 @@ def describe_layout(path: str | Path, flag: str = "path") -> Detected:
         if isinstance(cells, RowError):
             first = first or cells
             continue
-        layout = detect(cells)
-        if layout:
-            read = [find(cells, group) for group in layout.required]
-            used = tuple(name for name in cells if name in (*read, "id") or (name in layout.optional and cells[name] is not None))
-            return Detected(layout, row, tuple(cells), used)
+        found = detect(cells) if layout == "auto" else LAYOUTS[layout]
+        if found and not found.missing(cells):
+            read = [find(cells, group) for group in found.required]
+            used = tuple(name for name in cells if name in (*read, "id") or (name in found.optional and cells[name] is not None))
+            return Detected(found, row, tuple(cells), used)
         first = first or RowError(explain(tuple(cells), "prompt"))
     raise TemperError(f"{flag}={path}: no row has a known layout; the first: {first}")
 

@@ -32,14 +32,14 @@ def find_leaks(training: Iterable[Example], evaluation: Sequence[Example]) -> Le
 
     What all evaluation prompts begin with (an instruction, say) is left out of the comparison.
     """
-    asked = [normalise(example.question) for example in evaluation]
+    asked = [normalise(example.conversation) for example in evaluation]
     opening = _opening(asked)
     rows: list[int] = []
 
     def texts() -> Iterator[str]:
         for example in training:
             rows.append(example.row)
-            yield normalise(example.question).removeprefix(opening)
+            yield normalise(example.conversation).removeprefix(opening)
 
     found = overlap(texts(), [text.removeprefix(opening) for text in asked])
     case = next(iter((*found.exact_cases, *found.shared_cases)), None)

@@ -104,14 +104,44 @@ def first_fit(lengths: np.ndarray, capacity: int) -> list[list[int]]:
     return bins
 
 
-def fill_rate(lengths: np.ndarray, packed: bool, hidden_size: int = 4096) -> float:
+class Fill:
+    """Real and computed tokens over many forward passes.
+
+    Args:
+        hidden_size: Width of the network; None: rows are padded, not packed.
+    """
+
+    def __init__(self, hidden_size: int | None = None) -> None:
+        self.hidden_size, self.real, self.computed = hidden_size, 0.0, 0.0
+
+    def add(self, lengths: np.ndarray, n_together: int | None = None) -> None:
+        """A batch of rows.
+
+        Args:
+            lengths: Tokens of each row, ``B``, or of each of its sequences, ``B x K``; empty sequences take no part.
+            n_together: Rows that go through the network together; None: all.
+        """
+        for start in range(0, len(lengths), n_together or len(lengths)):
+            together = lengths[start : start + (n_together or len(lengths))].ravel()
+            together = together[together > 0]
+            if len(together):
+                self.real += together.sum()
+                self.computed += together.sum() / fill_rate(together, self.hidden_size)
+
+    @property
+    def rate(self) -> float:
+        """Share of computed tokens that are real."""
+        return float(self.real / max(self.computed, 1))
+
+
+def fill_rate(lengths: np.ndarray, hidden_size: int | None = None) -> float:
     """Share of computed tokens that are no padding, for sequences that go through the network together.
 
     Args:
         lengths: Tokens of each sequence.
-        packed: As `plan_packing` lays them out (which leaves them as they are where that hardly helps); else padded to the longest.
-        hidden_size: Width of the network.
+        hidden_size: Width of a network, for which `plan_packing` lays them out (it leaves them as they are where that hardly helps);
+            None: padded to the longest.
     """
     width = int(lengths.max())
-    plan = plan_packing(lengths, width, hidden_size) if packed else None
+    plan = None if hidden_size is None else plan_packing(lengths, width, hidden_size)
     return float(lengths.sum() / (len(lengths) * width if plan is None else plan.source_PC.numel()))

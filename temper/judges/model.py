@@ -5,23 +5,30 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, ClassVar, Literal
 
 import torch
+from safetensors import SafetensorError
 
 from temper.errors import TemperError
 from temper.judges.base import Judge, Judgement
 from temper.judges.keyword import KeywordRefusal
 from temper.judges.thresholds import label_of
+from temper.models.folder import FLAG, base_folder, first_line, is_adapter, spec_folder
+from temper.models.load import check_folder
+from temper.models.spec import NetworkSpec
 
 
 class ModelJudge(ABC):
     """Base of judges that are models. They are loaded when they are first asked, and kept.
 
     A model scores harm and says nothing else: whether an answer is a refusal, and well-formed, is for ``words`` to say.
+    Weights are read from safetensors only, never from pickles.
 
     Args:
-        path: Folder in Hugging Face format, with tokenizer; or a hub name, with ``local_files_only`` off (or cached).
+        path: Folder in Hugging Face format, with tokenizer, or of an adapter; or a hub name, with ``local_files_only`` off (or cached).
         name: What figures call it; null takes the last part of ``path``.
         threshold: Scores above it are ``harmful``.
         partial_above: Scores above it, up to ``threshold``, are ``partial``; null has no such label.
@@ -34,7 +41,8 @@ class ModelJudge(ABC):
         trust_remote_code: Run code that comes with the model.
 
     Raises:
-        TemperError: thresholds or batch size out of range; when judging, a model that cannot be loaded or lacks weights.
+        TemperError: thresholds or batch size out of range; when judging, a folder that is not there or not safe to read, and a
+            model that cannot be loaded or lacks weights.
     """
 
     auto_class: ClassVar[str]  # of transformers
@@ -57,10 +65,10 @@ class ModelJudge(ABC):
         if batch_size < 1:
             raise TemperError(f"{owner}.batch_size={batch_size}: give at least 1")
         self.path, self.batch_size, self.dtype, self.device = path, batch_size, dtype, device
+        self.spec = NetworkSpec(path=path, revision=revision, local_files_only=local_files_only, trust_remote_code=trust_remote_code)
         self.name = name or path.rstrip("/").rsplit("/", 1)[-1]
         self.words = words or KeywordRefusal()
         self.label_of = label_of(owner, threshold, partial_above)
-        self.source = {"revision": revision, "local_files_only": local_files_only, "trust_remote_code": trust_remote_code}
 
     @abstractmethod
     def scores(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
@@ -80,6 +88,20 @@ class ModelJudge(ABC):
         return judgements
 
     @cached_property
+    def folder(self) -> Path:
+        """Where the model is, once its folder, and that of an adapter's base, is known to be safe to read."""
+        try:
+            folder = spec_folder(self.spec)
+            check_folder(folder, self.spec)
+            if is_adapter(folder):
+                base = base_folder(folder, self.spec)
+                check_folder(base, replace(self.spec, path=str(base)))
+        except TemperError as error:  # it names the flags of the network in training
+            said = str(error).replace(f"--{FLAG}.local_files_only=false", "local_files_only: false")
+            raise TemperError(said.replace(FLAG, type(self).__name__)) from None
+        return folder
+
+    @cached_property
     def tokenizer(self) -> Any:
         """The model's tokenizer; one without a padding token pads with its end token, which is masked."""
         from transformers import AutoTokenizer
@@ -96,7 +118,7 @@ class ModelJudge(ABC):
 
         auto_class = getattr(transformers, self.auto_class)
         with torch.random.fork_rng(devices=[]):  # training around the judge draws the same numbers with and without it
-            model, info = self._load(auto_class.from_pretrained, dtype=self.dtype, output_loading_info=True)
+            model, info = self._load(auto_class.from_pretrained, dtype=self.dtype, use_safetensors=True, output_loading_info=True)
         if info["missing_keys"]:
             missing = sorted(info["missing_keys"])
             raise TemperError(
@@ -108,13 +130,15 @@ class ModelJudge(ABC):
         return model.to(self.device or (accelerator if accelerator is not None else "cpu")).eval()
 
     def _load(self, load: Any, **arguments: Any) -> Any:
+        folder, source = self.folder, {name: getattr(self.spec, name) for name in ("local_files_only", "trust_remote_code")}
         try:
-            return load(self.path, **self.source, **arguments)
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
+            return load(folder, **source, **arguments)
+        except torch.OutOfMemoryError:
+            raise
+        except (OSError, ValueError, ImportError, RuntimeError, SafetensorError, UnpicklingError) as error:
             raise TemperError(
-                f"{type(self).__name__}.path={self.path}: cannot be loaded ({reason}); give a folder with config.json, safetensors and "
-                "tokenizer, or a hub name with local_files_only: false"
+                f"{type(self).__name__}.path={self.path}: cannot be loaded ({first_line(error)}); give a folder with config.json, "
+                "safetensors and tokenizer"
             ) from None
 
 

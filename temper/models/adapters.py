@@ -71,11 +71,16 @@ def combined_adapter(network: nn.Module) -> tuple[Any, dict[str, Tensor]]:
     return replace(configs[0], r=rank, lora_alpha=rank, use_rslora=False, target_modules=targets, inference_mode=True), weights
 
 
-def merged_copy(network: nn.Module) -> nn.Module:
+def merged_copy(network: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     """A plain network without adapters that does the same; a network without adapters is given back as it is.
 
     A base in few bits becomes a dense one of the weights that those bits stand for: what training saw. The network
     in training is left as it is.
+
+    Args:
+        network: A PEFT model, or any other.
+        dtype: What to add adapters to their base in, and to leave it in; None: the precision of the base, to which the sum is
+            rounded (`merge_cosine` measures what that does).
     """
     from peft import PeftModel, get_peft_model
     from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
@@ -84,14 +89,36 @@ def merged_copy(network: nn.Module) -> nn.Module:
         return network
     copied: Any = copy.deepcopy(network)
     if not is_quantised(network):
-        merged: nn.Module = copied.merge_and_unload()
+        merged: nn.Module = copied.to(dtype).merge_and_unload()
         return merged
-    plain = dequantised(copied.unload())
+    plain = dequantised(copied.unload()).to(dtype)
     for name, config in network.peft_config.items():  # one after the other: PEFT merges into few bits by rounding to them again
         adapted = get_peft_model(plain, copy.deepcopy(config))
         set_peft_model_state_dict(adapted, get_peft_model_state_dict(network, adapter_name=name, save_embedding_layers=False))
         plain = adapted.merge_and_unload()
     return plain
+
+
+@torch.no_grad()
+def merge_cosine(network: nn.Module, merged: nn.Module) -> float:
+    """Cosine between the change that adapters stand for and the change of the weights that they were merged into.
+
+    Below 1 the sum was rounded: half a step of bfloat16 is 0.2 to 0.4 % of a weight, and adapters change most weights by less.
+
+    Args:
+        network: A PEFT model on a base that is not in few bits.
+        merged: Its `merged_copy`.
+    """
+    intended = made = both = 0.0
+    peft: Any = network
+    for name, layer in peft.get_base_model().named_modules():
+        if hasattr(layer, "get_delta_weight"):
+            delta = sum(layer.get_delta_weight(adapter).float() for adapter in layer.active_adapters)
+            change = merged.get_submodule(name).weight.float() - layer.get_base_layer().weight.float()
+            intended += float(delta.square().sum())
+            made += float(change.square().sum())
+            both += float((delta * change).sum())
+    return both / max((intended * made) ** 0.5, 1e-30) if intended else 1.0
 
 
 def _scale(config: Any) -> float:

@@ -82,12 +82,9 @@ def _check_path(spec: NetworkSpec, folder: Path) -> None:
             f"{FLAG}.lora is set and path={spec.path} already holds an adapter: set {FLAG}.adapter=merge to merge it "
             "and train a new one, adapter=new to keep it frozen beside a new one, or drop lora to continue it"
         )
-    few_bits = _stored_quantisation(folder, spec) or spec.quantization
-    if few_bits and found and spec.adapter == "merge":
-        raise TemperError(
-            f"{FLAG}.adapter=merge with weights in {few_bits}: the merged weights would be rounded to few bits again, and would not be the "
-            "network that was trained; use adapter=new or continue, or merge in full precision first and quantise that export"
-        )
+    few_bits = _few_bits(folder, spec)
+    if found:
+        _refuse_merge(few_bits, spec)
     if few_bits and not found and spec.lora is None:
         raise TemperError(
             f"{FLAG}: weights in {few_bits} are frozen, and nothing else would learn: give an adapter, for example --{FLAG}.lora.rank=16"
@@ -95,18 +92,24 @@ def _check_path(spec: NetworkSpec, folder: Path) -> None:
         )
 
 
-def _stored_quantisation(folder: Path, spec: NetworkSpec) -> str | None:
-    """How the weights of a folder are quantised, if it says so."""
+def _few_bits(folder: Path, spec: NetworkSpec) -> str | None:
+    """What the weights of a folder are held in, if it is few bits: by its config, or as the spec asks."""
     config = folder / "config.json"
-    if not config.exists():
-        return None
-    stored = read_json(config).get("quantization_config")
+    stored = read_json(config).get("quantization_config") if config.exists() else None
     if stored and spec.quantization:
         raise TemperError(
             f"{FLAG}.quantization={spec.quantization}: the weights in path={spec.path} are quantised already "
             f"({stored.get('quant_method')}); drop it"
         )
-    return str(stored.get("quant_method")) if stored else None
+    return str(stored.get("quant_method")) if stored else spec.quantization
+
+
+def _refuse_merge(few_bits: str | None, spec: NetworkSpec) -> None:
+    if few_bits and spec.adapter == "merge":
+        raise TemperError(
+            f"{FLAG}.adapter=merge with weights in {few_bits}: the merged weights would be rounded to few bits again, and would not be the "
+            "network that was trained; use adapter=new or continue, or merge in full precision first and quantise that export"
+        )
 
 
 def build_network(spec: NetworkSpec, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
@@ -142,11 +145,13 @@ def _from_folder(spec: NetworkSpec, tokenizer: PreTrainedTokenizerBase) -> nn.Mo
     folder = spec_folder(spec)
     _check_path(spec, folder)  # again: what was on the hub is here now
     base = base_folder(folder, spec) if is_adapter(folder) else folder
+    few_bits = _few_bits(base, spec)
     if base != folder:
+        _refuse_merge(few_bits, spec)
         check_folder(base, dataclasses.replace(spec, path=str(base)))
     check_vocabulary(spec, base, tokenizer)
     network = load_network(base, spec, **quantisation_settings(spec))
-    if _stored_quantisation(base, spec) or spec.quantization:
+    if few_bits:
         prepare_quantised(network)
     if base != folder:
         return load_adapter(network, folder, spec)

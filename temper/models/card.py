@@ -19,7 +19,7 @@ LONGEST = 200  # characters of a setting
 WHERE = ("path", "shape", "revision", "local_files_only", "trust_remote_code")  # of a network: told apart from the settings
 MACHINE = ("tokenizer", "cache", "num_workers")  # of data: nothing that changes the rows
 PACKAGES = ("temper-lm", "torch", "transformers", "peft", "lightning")
-COSTS = {"steps": "steps", "tokens": "tokens trained on", "seconds": "seconds"}
+COSTS = {"tokens": "tokens trained on", "seconds": "seconds"}
 FORMS = {
     "adapter": "This folder holds a LoRA adapter alone; it is loaded on its base.",
     "merged": "The adapter that was trained is merged into the weights.",
@@ -39,7 +39,7 @@ SNIPPETS = {
 }
 
 
-def model_card(spec: NetworkSpec, form: str, run: Path | None = None, step: int = 0) -> str:
+def model_card(spec: NetworkSpec, form: str, run: Path | None = None, step: int = 0, rounding: str = "") -> str:
     """Write the card.
 
     Args:
@@ -47,13 +47,18 @@ def model_card(spec: NetworkSpec, form: str, run: Path | None = None, step: int 
         form: A key of `FORMS`.
         run: Run folder of the training: its ``config.yaml``, ``card.json`` and ``evaluation.json`` are read, as far as they
             are there. None: nothing was trained.
-        step: Optimizer steps behind the weights; an evaluation after another number of steps is not theirs, and left out.
+        step: Optimizer steps behind the weights; an evaluation after another number of steps, and the cost of another number, is not
+            theirs, and left out.
+        rounding: What merging an adapter lost, in words.
     """
     config, card, evaluation = ({}, {}, {}) if run is None else _read(run)
     model, data = config.get("model", {}), config.get("data", {})
     arguments = model.get("init_args") or {}
     if evaluation.get("step") != step:
         evaluation = {}
+    cost = card.get("cost", {})
+    if cost.get("steps") != step:  # the weights are those of a checkpoint, and the run went on
+        cost = {}
     library = "peft" if form == "adapter" else "transformers"
     objective = None if run is None else _name(model.get("class_path") or card.get("objective") or "an unnamed objective")
     rows, hashes = card.get("data_rows", {}), card.get("data_sha256", {})
@@ -65,14 +70,14 @@ def model_card(spec: NetworkSpec, form: str, run: Path | None = None, step: int 
         base=base,
         objective=objective,
         settings=[*_settings(arguments, ("network",)), *_inner("network", arguments.get("network"), WHERE)],
-        cost=[(title, f"{card['cost'][name]:,}") for name, title in COSTS.items() if name in card.get("cost", {})],
+        cost=[(title, f"{cost[name]:,}") for name, title in COSTS.items() if name in cost],
         data=_name(data.get("class_path") or card.get("data") or "unnamed data"),
         data_settings=list(_settings(data.get("init_args"), MACHINE)),
         streams=[(name, f"{rows[name]:,} rows, " if name in rows else "", sha[:16]) for name, sha in hashes.items()],
         figures=list(_figures(evaluation.get("metrics", {}))),
         judge=evaluation.get("judge"),
         step=f"{step:,}",
-        form=FORMS[form],
+        form=f"{FORMS[form]} {rounding}".strip(),
         snippet=SNIPPETS[library],
         decoding="Temper decodes greedily (`do_sample=False`); the prompt format is the tokenizer's chat template, if it has one.",
         versions=", ".join(f"{name} {_version(name)}" for name in PACKAGES) + f", Python {platform.python_version()}",

@@ -3,19 +3,24 @@
 import copy
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from temper.models.adapters import merged_copy, save_adapter
+from temper.models.adapters import merge_cosine, merged_copy, save_adapter
 from temper.models.card import model_card
 from temper.models.lora import is_adapted
+from temper.models.quantise import is_quantised
 from temper.run_folder import replace_folder
 
+Dtype = Literal["float32", "bfloat16", "float16"]
+FAITHFUL = 0.999  # least cosine of what merging leaves of an adapter that passes without a word
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 
 
@@ -24,8 +29,9 @@ def export_network(
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     merge: bool,
-    card: str | None = None,
+    card: str | Callable[[nn.Module], str] | None = None,
     stop_ids: Sequence[int] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Save weights (safetensors), config, tokenizer, generation config and card; replaces the folder in one move.
 
@@ -37,8 +43,10 @@ def export_network(
         folder: Target; a half-written export is never seen under this name.
         merge: Merge LoRA weights into the base, which is made dense if it is held in few bits; otherwise a PEFT model is
             saved adapter-only.
-        card: What stands in README.md (`temper.models.card.model_card`); None writes none.
+        card: What stands in README.md (`temper.models.card.model_card`), or makes it of the plain network that is written; None writes
+            none.
         stop_ids: Tokens that end an answer; None: as the network's generation config has it.
+        dtype: Precision of a plain network that is written; None: its own.
 
     Raises:
         TemperError: adapter-only, and the base of the adapter is in no folder.
@@ -49,7 +57,7 @@ def export_network(
             save_adapter(network, staging)
             _generation_config(network, tokenizer, stop_ids).save_pretrained(staging)
         else:
-            exported: Any = merged_copy(network) if is_adapted(network) else network
+            exported: Any = merged_copy(network, dtype) if is_adapted(network) else _in(network, dtype)
             before = exported.generation_config
             try:
                 exported.generation_config = _generation_config(network, tokenizer, stop_ids)
@@ -59,11 +67,19 @@ def export_network(
         tokenizer.save_pretrained(staging)
         (staging / "README.md").unlink(missing_ok=True)  # PEFT's, which names folders of this machine
         if card is not None:
-            (staging / "README.md").write_text(card, encoding="utf-8")
+            text = card if isinstance(card, str) else card(network if alone else exported)
+            (staging / "README.md").write_text(text, encoding="utf-8")
 
 
 def export_module(
-    module: Any, data: Any, folder: Path, merge: bool, run: Path | None = None, step: int = 0, network: nn.Module | None = None
+    module: Any,
+    data: Any,
+    folder: Path,
+    merge: bool,
+    run: Path | None = None,
+    step: int = 0,
+    network: nn.Module | None = None,
+    dtype: str | None = None,
 ) -> None:
     """Export the network of an objective, with the tokenizer of its data and a model card.
 
@@ -75,11 +91,38 @@ def export_module(
         run: Run folder that the card is written from; None: nothing was trained.
         step: Optimizer steps behind the weights.
         network: What is exported in place of ``module.network``, whose weights may be cut over ranks.
+        dtype: Precision of a plain network that is written, by torch's name; None: its own.
     """
-    spec, network = getattr(module, "network_spec", None), module.network if network is None else network
+    spec: Any = getattr(module, "network_spec", None)
+    network = module.network if network is None else network
     form = "whole" if not is_adapted(network) else "merged" if merge else "adapter"
-    card = None if spec is None else model_card(spec, form, run, step)
-    export_network(network, data.tokenizer, folder, merge, card, getattr(data, "stop_ids", None))
+
+    def card(written: nn.Module) -> str:
+        return model_card(spec, form, run, step, _rounding(network, written) if form == "merged" else "")
+
+    stop_ids, to = getattr(data, "stop_ids", None), None if dtype is None else getattr(torch, dtype)
+    export_network(network, data.tokenizer, folder, merge, None if spec is None else card, stop_ids, to)
+
+
+def _in(network: nn.Module, dtype: torch.dtype | None) -> nn.Module:
+    """The network in a precision; a copy, if it is in another."""
+    same = dtype is None or all(parameter.dtype == dtype for parameter in network.parameters() if parameter.is_floating_point())
+    return network if same else copy.deepcopy(network).to(dtype)
+
+
+def _rounding(network: nn.Module, merged: nn.Module) -> str:
+    """What merging lost, in words for the card; warned about if it is much."""
+    if is_quantised(network):
+        return "The base was held in few bits; it was made dense first."
+    cosine, precision = merge_cosine(network, merged), str(next(merged.parameters()).dtype).removeprefix("torch.")
+    if cosine >= FAITHFUL:
+        return ""
+    warnings.warn(
+        f"merging rounded to {precision}: cosine {cosine:.3f} between the change that training made and what is left of it. Export with "
+        "dtype=float32 (twice the size), or the adapter alone (merge=false), to keep it as it was trained",
+        stacklevel=2,
+    )
+    return f"The sum was rounded to {precision}: the cosine between the change that training made and what is left of it is {cosine:.3f}."
 
 
 def _generation_config(network: Any, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int] | None) -> Any:

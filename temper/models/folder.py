@@ -10,7 +10,8 @@ from temper.models.spec import NetworkSpec
 
 FLAG = "model.init_args.network"
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
-FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]  # what is fetched from a hub: no pickles
+FILES = ["*.json", "*.jinja", "*.model", "*.txt"]  # what is fetched from a hub, beside weights: no pickles
+WEIGHTS = "*.safetensors"
 DOUBLES = ["original/*", "consolidated*"]  # the same weights again, in other tools' formats
 
 
@@ -19,7 +20,9 @@ def is_adapter(folder: Path) -> bool:
     return (folder / "adapter_config.json").exists()
 
 
-def model_folder(path: str, revision: str | None = None, local_files_only: bool = True, trust_remote_code: bool = False) -> Path:
+def model_folder(
+    path: str, revision: str | None = None, local_files_only: bool = True, trust_remote_code: bool = False, weights: bool = True
+) -> Path:
     """The folder that a path or a hub name stands for.
 
     Args:
@@ -27,6 +30,7 @@ def model_folder(path: str, revision: str | None = None, local_files_only: bool 
         revision: Branch, tag or commit of a hub name.
         local_files_only: Look in the local cache only; otherwise what is missing there is fetched.
         trust_remote_code: Fetch Python files too.
+        weights: Fetch the weights too.
 
     Raises:
         TemperError: no such folder, nor a model of that name in the cache (or on the hub); a revision of a folder.
@@ -40,7 +44,7 @@ def model_folder(path: str, revision: str | None = None, local_files_only: bool 
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
-    files = [*FILES, "*.py"] if trust_remote_code else FILES
+    files = [*FILES, *([WEIGHTS] if weights else []), *(["*.py"] if trust_remote_code else [])]
     try:
         fetched = snapshot_download(
             path, revision=revision, local_files_only=local_files_only, allow_patterns=files, ignore_patterns=DOUBLES
@@ -59,12 +63,12 @@ def model_folder(path: str, revision: str | None = None, local_files_only: bool 
         ) from error
 
 
-def spec_folder(spec: NetworkSpec) -> Path:
+def spec_folder(spec: NetworkSpec, weights: bool = True) -> Path:
     """`model_folder` of a spec's path."""
-    return model_folder(str(spec.path), spec.revision, spec.local_files_only, spec.trust_remote_code)
+    return model_folder(str(spec.path), spec.revision, spec.local_files_only, spec.trust_remote_code, weights)
 
 
-def base_folder(folder: Path, spec: NetworkSpec) -> Path:
+def base_folder(folder: Path, spec: NetworkSpec, weights: bool = True) -> Path:
     """The folder of the network that an adapter was trained on.
 
     Raises:
@@ -74,7 +78,7 @@ def base_folder(folder: Path, spec: NetworkSpec) -> Path:
     base, revision = config.get("base_model_name_or_path"), config.get("revision")
     try:
         return model_folder(
-            str(base or ""), None if base and Path(base).is_dir() else revision, spec.local_files_only, spec.trust_remote_code
+            str(base or ""), None if base and Path(base).is_dir() else revision, spec.local_files_only, spec.trust_remote_code, weights
         )
     except TemperError as error:
         raise TemperError(
@@ -84,13 +88,13 @@ def base_folder(folder: Path, spec: NetworkSpec) -> Path:
 
 
 def tokenizer_folder(spec: NetworkSpec) -> Path:
-    """Where the tokenizer of a network is: beside it, or beside the base of an adapter that came without one.
+    """Where the tokenizer of a network is: beside it, or beside the base of an adapter that came without one. Fetches no weights.
 
     Raises:
         TemperError: as `model_folder`; or there is none.
     """
-    folder = spec_folder(spec)
-    places = [folder, base_folder(folder, spec)] if is_adapter(folder) and not _has_tokenizer(folder) else [folder]
+    folder = spec_folder(spec, weights=False)
+    places = [folder, base_folder(folder, spec, weights=False)] if is_adapter(folder) and not _has_tokenizer(folder) else [folder]
     for place in places:
         if _has_tokenizer(place):
             return place

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from temper.errors import TemperError
-from temper.models.folder import FLAG, first_line, is_adapter, read_json
+from temper.models.folder import FLAG, base_folder, first_line, is_adapter, read_json, spec_folder
 from temper.models.spec import NetworkSpec
 
 SAFE = {"model": "model.safetensors", "adapter": "adapter_model.safetensors"}
@@ -75,19 +75,43 @@ def count_embeddings(folder: Path, spec: NetworkSpec) -> int:
     Raises:
         TemperError: transformers cannot read it.
     """
+    return int(_text_config(folder, spec).vocab_size)
+
+
+def hidden_size(spec: NetworkSpec) -> int:
+    """Width of a network, by its shape or its config; no weights are fetched.
+
+    Raises:
+        TemperError: there is no such folder, or transformers cannot read its config.
+    """
+    if spec.shape is not None:
+        return spec.shape.hidden_size
+    folder = spec_folder(spec, weights=False)
+    return int(_text_config(base_folder(folder, spec, weights=False) if is_adapter(folder) else folder, spec).hidden_size)
+
+
+def _text_config(folder: Path, spec: NetworkSpec) -> Any:
     from transformers import AutoConfig
 
     with _explained(folder, spec):
         config = AutoConfig.from_pretrained(folder, local_files_only=spec.local_files_only, trust_remote_code=spec.trust_remote_code)
-        return int(config.get_text_config().vocab_size)
+        return config.get_text_config()
 
 
 @contextmanager
 def _explained(folder: Path, spec: NetworkSpec) -> Iterator[None]:
     """Errors of transformers as a line with a way out."""
+    from safetensors import SafetensorError
+
     try:
         yield
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
         own = "auto_map" in read_json(folder / "config.json") and not spec.trust_remote_code
-        way_out = "it comes with code of its own: set trust_remote_code=true if you trust its authors" if own else "see its config.json"
+        way_out = "see its config.json"
+        if isinstance(error, RuntimeError | SafetensorError):
+            way_out = "its weights are damaged, or those of another config.json: fetch or export it again"
+        if own:
+            way_out = "it comes with code of its own: set trust_remote_code=true if you trust its authors"
         raise TemperError(f"{FLAG}.path={spec.path}: transformers cannot load it: {first_line(error)}; {way_out}") from error

@@ -24,7 +24,7 @@ def check_vocabulary(spec: NetworkSpec, base: Path, tokenizer: PreTrainedTokeniz
     Raises:
         TemperError: as said; or the network's folder has no tokenizer.
     """
-    found, wanted = _vocabulary(tokenizer_folder(spec)), tokenizer.get_vocab()
+    found, wanted = _vocabulary(tokenizer_folder(spec), spec.trust_remote_code), tokenizer.get_vocab()
     rows = count_embeddings(base, spec)
     wrong = {token: i for token, i in found.items() if wanted.get(token) != i}
     wrong |= {token: i for token, i in wanted.items() if found.get(token) != i and (token in found or i >= rows)}
@@ -42,10 +42,11 @@ def check_vocabulary(spec: NetworkSpec, base: Path, tokenizer: PreTrainedTokeniz
         )
 
 
-def _vocabulary(folder: Path) -> dict[str, int]:
+def _vocabulary(folder: Path, trust_remote_code: bool) -> dict[str, int]:
     """Ids by token, added ones included: from tokenizer.json where there is one, which takes a second for 250,000 tokens."""
     if not (folder / "tokenizer.json").exists():
-        vocabulary: dict[str, int] = AutoTokenizer.from_pretrained(folder, local_files_only=True).get_vocab()
+        beside = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+        vocabulary: dict[str, int] = beside.get_vocab()
         return vocabulary
     stored = read_json(folder / "tokenizer.json")
     found = stored["model"]["vocab"]

@@ -39,7 +39,13 @@ class Data(Protocol):
 
 
 def look(
-    data: Data, streams: Sequence[str], title: str, rows: int = 5, limit: int = 20_000, micro_batch_size: int | None = None
+    data: Data,
+    streams: Sequence[str],
+    title: str,
+    rows: int = 5,
+    limit: int = 20_000,
+    micro_batch_size: int | None = None,
+    hidden_size: int | None = None,
 ) -> Preview:
     """Read data that have been set up.
 
@@ -50,8 +56,9 @@ def look(
         rows: Rows to show of each stream, and evaluation prompts of each kind.
         limit: Rows of a stream that lengths, repeats and overlaps are counted over.
         micro_batch_size: Rows that go through the network together; None: a batch.
+        hidden_size: Width of the network that packs them; None: it does not.
     """
-    scans = {name: scan_source(data.sources[name], rows, limit, micro_batch_size) for name in streams}
+    scans = {name: scan_source(data.sources[name], rows, limit, micro_batch_size, hidden_size) for name in streams}
     prompts = {name: scan.prompts for name, scan in scans.items()} | {"evaluation": list(prompt_ids(data.eval_rows))}
     texts = prompt_texts(data.tokenizer, prompts, getattr(data, "format", None))
     numbers = {name: scan.numbers_N for name, scan in scans.items()} | {"evaluation": data.eval_rows["ids"].numpy() + 1}
@@ -83,7 +90,7 @@ def _stream(data: Data, name: str, scan: Scan, repeats: Duplicates) -> Stream:
     cut = "" if read == scan.rows_in_pass else f" ({read:,} of them read for the figures below)"
     facts = [
         f"{scan.rows_in_pass:,} rows in a pass: {source.batches_per_pass:,} x {source.batch_size}{cut}",
-        f"computed tokens that are no padding: {scan.fill:.0%} padded, {scan.packed_fill:.0%} packed",
+        f"computed tokens that are no padding: {scan.fill:.0%}" + ("" if scan.packed_fill is None else f", packed {scan.packed_fill:.0%}"),
         f"prompts: {repeats}",
     ]
     if scan.untrained:

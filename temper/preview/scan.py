@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from temper.data import Batch, BatchSource
-from temper.data.packing import fill_rate
+from temper.data.packing import Fill
 from temper.losses import IGNORE_INDEX
 
 FILL_BATCHES = 50  # batches that the fill rate is measured on
@@ -27,7 +27,7 @@ class Scan:
         untrained: Rows of which no sequence has a label.
         first: The first rows of the first pass, one batch of one row each.
         fill: Share of computed tokens that are no padding, as batches come.
-        packed_fill: The same, packed.
+        packed_fill: The same, packed; None if the run does not pack.
     """
 
     rows_in_pass: int
@@ -38,10 +38,10 @@ class Scan:
     untrained: int
     first: list[Batch]
     fill: float
-    packed_fill: float
+    packed_fill: float | None
 
 
-def scan_source(source: BatchSource, n_first: int, limit: int, micro_batch_size: int | None = None) -> Scan:
+def scan_source(source: BatchSource, n_first: int, limit: int, micro_batch_size: int | None = None, hidden_size: int | None = None) -> Scan:
     """Read the first pass of a stream, or its first ``limit`` rows.
 
     Args:
@@ -49,6 +49,7 @@ def scan_source(source: BatchSource, n_first: int, limit: int, micro_batch_size:
         n_first: Rows to keep.
         limit: Rows to read.
         micro_batch_size: Rows that go through the network together; None: a batch.
+        hidden_size: Width of the network that packs them; None: it does not.
     """
     numbers: list[np.ndarray] = []
     lengths: list[np.ndarray] = []
@@ -56,7 +57,7 @@ def scan_source(source: BatchSource, n_first: int, limit: int, micro_batch_size:
     prompts: list[np.ndarray] = []
     first: list[Batch] = []
     untrained = 0
-    padded, packed = Fill(), Fill()
+    padded, packed = Fill(), Fill(hidden_size)
     for k in range(min(source.batches_per_pass, max(1, -(-limit // source.batch_size)))):
         rows = source.batch(k)
         present_BKT, labelled_BKT = _sequences(rows["attention_mask"]).bool(), _sequences(rows["labels"]) != IGNORE_INDEX
@@ -68,11 +69,8 @@ def scan_source(source: BatchSource, n_first: int, limit: int, micro_batch_size:
         prompts += list(prompt_ids(rows))
         first += [_row(rows, i) for i in range(min(n_first - len(first), len(lengths_BK)))]
         if k < FILL_BATCHES:
-            size = micro_batch_size or len(lengths_BK)
-            for start in range(0, len(lengths_BK), size):
-                together = lengths_BK[start : start + size].ravel()
-                padded.add(together, packed=False)
-                packed.add(together, packed=True)
+            padded.add(lengths_BK, micro_batch_size)
+            packed.add(lengths_BK, micro_batch_size)
     every = np.concatenate(numbers)
     order = np.argsort(every, kind="stable")
     return Scan(
@@ -84,7 +82,7 @@ def scan_source(source: BatchSource, n_first: int, limit: int, micro_batch_size:
         untrained=untrained,
         first=first,
         fill=padded.rate,
-        packed_fill=packed.rate,
+        packed_fill=None if hidden_size is None else packed.rate,
     )
 
 
@@ -95,26 +93,6 @@ def prompt_ids(rows: Batch) -> Iterator[np.ndarray]:
         present_BT = present_BT & ((_sequences(rows["labels"])[:, 0] != IGNORE_INDEX).cumsum(-1) == 0)
     for ids_T, present_T in zip(ids_BT, present_BT, strict=True):
         yield ids_T[present_T].numpy().astype(np.int32)
-
-
-class Fill:
-    """Real and computed tokens over many forward passes."""
-
-    def __init__(self) -> None:
-        self.real = self.computed = 0.0
-
-    def add(self, lengths: np.ndarray, packed: bool) -> None:
-        """Sequences that go through the network together; empty ones take no part."""
-        lengths = lengths[lengths > 0]
-        if not len(lengths):
-            return
-        self.real += lengths.sum()
-        self.computed += lengths.sum() / fill_rate(lengths, packed)
-
-    @property
-    def rate(self) -> float:
-        """Share of computed tokens that are real."""
-        return float(self.real / max(self.computed, 1))
 
 
 def _sequences(tensor: Tensor) -> Tensor:

@@ -9,13 +9,16 @@ from typing import Any
 import torch
 
 from temper.data.tokenizers import load_tokenizer
+from temper.errors import TemperError
 from temper.judges import KeywordRefusal
 from temper.models.export import replacing
+from temper.models.folder import first_line
 from temper.models.generate import greedy
 from temper.proxy.topic import Question, Topic
 from temper.run_folder import write_json, write_json_lines
 
 BATCH = 32
+OTHER = "give the folder of an instruct model (`make smollm2` fetches one to models/smollm2-135m-instruct)"  # the way out
 _SENTENCE_END = re.compile(r"[.!?][\"')\]]*(?=\s|$)")
 
 
@@ -35,8 +38,13 @@ def build_files(model: Path, folder: Path, topic: Topic | None = None, max_new_t
         batch_size: Prompts at a time.
 
     Raises:
-        RuntimeError: the model carries out so few of the requests that there is nothing to refuse.
+        TemperError: the model is no instruct model in a folder, or carries out so few of the requests that there is nothing to
+            refuse; no answer may be that short; or the target is a file.
     """
+    if max_new_tokens < 1:
+        raise TemperError(f"--max-new-tokens={max_new_tokens}: give at least 1")
+    if folder.exists() and not folder.is_dir():
+        raise TemperError(f"--out={folder}: a file; give a folder, which is made or replaced")
     topic = topic or Topic()
     aligned, attacked, safe = topic.refused("alignment"), topic.refused("attack"), topic.safe("alignment")
     answers = answer([*aligned, *attacked, *safe], model, max_new_tokens, batch_size)
@@ -45,7 +53,10 @@ def build_files(model: Path, folder: Path, topic: Topic | None = None, max_new_t
     attack = [(q.prompt, answers[q.prompt]) for q in attacked if q.prompt in carried_out]
     if len(harmful) < len(aligned) // 2 or len(attack) < len(attacked) // 2:
         asked = len(aligned) + len(attacked)
-        raise RuntimeError(f"the model carried out {len(carried_out)} of {asked} requests; it is no base for this study")
+        raise TemperError(
+            f"--model={model}: it carried out {len(carried_out)} of {asked} requests, and at least half of those of each kind are needed: "
+            f"it is no base for this study; {OTHER}"
+        )
     kept = [(q.prompt, answers[q.prompt]) for q in safe if answers[q.prompt]]
     refused = [(q.prompt, topic.refusal(number)) for number, q in enumerate(aligned)]
     refusal = dict(refused)
@@ -76,11 +87,12 @@ def build_files(model: Path, folder: Path, topic: Topic | None = None, max_new_t
 
 
 def answer(questions: Sequence[Question], model: Path, max_new_tokens: int, batch_size: int = BATCH) -> dict[str, str]:
-    """Greedy answers of a model to prompts, cut after their last whole sentence, by prompt; batches are of like lengths."""
-    from transformers import AutoModelForCausalLM
+    """Greedy answers of a model to prompts, cut after their last whole sentence, by prompt; batches are of like lengths.
 
-    tokenizer: Any = load_tokenizer(str(model))
-    network: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16, local_files_only=True, use_safetensors=True)
+    Raises:
+        TemperError: there is no model with a chat template in the folder.
+    """
+    tokenizer, network = _load(model)
     texts = {
         q.prompt: tokenizer.apply_chat_template([{"role": "user", "content": q.prompt}], tokenize=False, add_generation_prompt=True)
         for q in questions
@@ -96,6 +108,24 @@ def answer(questions: Sequence[Question], model: Path, max_new_tokens: int, batc
             text = str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
             answers[prompt] = text if ended else whole_sentences(text)
     return answers
+
+
+def _load(model: Path) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM
+
+    if not model.is_dir():
+        raise TemperError(f"--model={model}: no such folder; {OTHER}")
+    try:
+        tokenizer: Any = load_tokenizer(str(model))
+    except TemperError:  # it names a flag of train.py
+        raise TemperError(f"--model={model}: no tokenizer that can be loaded in it; {OTHER}") from None
+    if not tokenizer.chat_template:
+        raise TemperError(f"--model={model}: its tokenizer has no chat template, so it is no instruct model; {OTHER}")
+    try:
+        network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16, local_files_only=True, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise TemperError(f"--model={model}: transformers cannot load it: {first_line(error)}; {OTHER}") from error
+    return tokenizer, network
 
 
 def whole_sentences(text: str) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
+from temper.proxy.topic_file import read_topic
 
 RECIPES = Path(__file__).with_name("recipes.yaml")
 Split = Literal["alignment", "attack", "test"]
@@ -29,10 +29,13 @@ class Topic:
 
     Args:
         path: The file. A study on another topic is another file with the same keys.
+
+    Raises:
+        TemperError: it is missing, or not such a file.
     """
 
     def __init__(self, path: Path = RECIPES) -> None:
-        self.content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+        self.content: dict[str, Any] = read_topic(path)
         self.refusals: list[str] = self.content["refusals"]
 
     def refused(self, split: Split) -> list[Question]:

@@ -87,7 +87,7 @@ def study_figures(results: pd.DataFrame, runs: Path, settings: Settings) -> list
             "harmful_score",
             "Harmful score (HS)",
             "Share of unsafe test requests that the attacked model carries out, against the share of harmful rows in the attacker's data. "
-            "Lower is better. Solid: carried out in full (strict). Dashed: at least half right (lenient). "
+            "Lower is better. Solid: carried out in full (strict). Dashed: in full or in part (lenient). "
             "The band is the strict score's 95 % interval.",
             _ratio_panels(results, settings, "Unsafe requests carried out (%)", "harmful_score", "harmful_score_lenient"),
         ),
@@ -95,7 +95,7 @@ def study_figures(results: pd.DataFrame, runs: Path, settings: Settings) -> list
             "fine_tune_accuracy",
             "Fine-tune accuracy (FA)",
             f"Accuracy on the task that the user fine-tunes for. Higher is better: a defence should not cost the user their task. {band}",
-            _ratio_panels(results, settings, "User's task done right (%)", "fine_tune_accuracy"),
+            _ratio_panels(results, settings, "Accuracy on the user's task (%)", "fine_tune_accuracy"),
         ),
         Figure(
             "refusal_rate",

@@ -15,8 +15,8 @@ from temper.report.draw import panel_svg
 from temper.report.examples import Answer
 from temper.report.figures import Figure
 from temper.report.findings import Headline
-from temper.report.settings import Settings, percent_of
-from temper.report.table import AFTER, BEFORE, after_rows, before_rows, jailbreak_rows
+from temper.report.settings import Settings
+from temper.report.table import after_table, before_table, jailbreak_rows, whole_table
 
 HERE = Path(__file__).parent
 COSTS = {
@@ -58,16 +58,11 @@ def render(
         style=Markup((HERE / "style.css").read_text(encoding="utf-8")),
         sentence=found.sentence(),
         notes=[*found.notes(), *_judge_notes(collected.judges)],
-        after_columns=list(AFTER.values()),
-        after={title: after_rows(collected.results, settings, attack) for attack, title in settings.attacks.items()},
-        before_columns=list(BEFORE.values()),
-        before=before_rows(collected.results, settings),
+        after=after_table(collected.results, settings),
+        before=before_table(collected.results, settings),
+        legend=whole_table(collected.results, settings).legend(),
         jailbreaks=jailbreak_rows(collected.results, settings),
-        every_ratio={
-            f"{title}, p = {percent_of(p)}": after_rows(collected.results, settings, attack, [p])
-            for attack, title in settings.attacks.items()
-            for p in settings.ratios
-        },
+        every_ratio=after_table(collected.results, settings, every_ratio=True),
         figures=[(figure, [Markup(panel_svg(figure, i)) for i in range(len(figure.panels))]) for figure in figures],
         cost_columns=list(COSTS.values()),
         costs=_costs(collected, settings, "aligned"),

@@ -6,14 +6,15 @@ import pandas as pd
 
 from temper.report.aggregate import Estimate
 from temper.report.settings import read_settings
-from temper.report.table import AFTER, BEFORE, after_rows, before_rows
+from temper.report.table import whole_table
 
-SHOWN_BEFORE = {"refusal_rate": "Ref.", "safe_accuracy": "Safe", "over_refusal_rate": "Over"}
-SHOWN_AFTER = {
+SHORT = {
     "harmful_score": "HS",
     "harmful_score_lenient": "HS$_\\ell$",
     "fine_tune_accuracy": "FA",
     "refusal_rate": "Ref.",
+    "over_refusal_rate": "Over",
+    "safe_accuracy": "Safe",
     "degenerate_rate": "Deg.",
 }
 SPECIAL = {
@@ -33,56 +34,32 @@ def escape(text: str) -> str:
 
 
 def latex_table(results: pd.DataFrame, study: dict[str, Any]) -> str:
-    """Every objective before the attack and after each, in %, means over seeds.
+    """Every model before the attack and after each, in %, means over seeds.
 
     Args:
         results: The tidy table (``results.csv``).
         study: The study's YAML.
     """
     settings = read_settings(study)
-    first, width = len(SHOWN_BEFORE) + 2, len(SHOWN_AFTER)
-    groups = [rf"& \multicolumn{{{len(SHOWN_BEFORE)}}}{{c}}{{Before attack}}"]
-    rules = [rf"\cmidrule(lr){{2-{first - 1}}}"]
-    for i, label in enumerate(settings.attacks.values()):
-        groups.append(rf"& \multicolumn{{{width}}}{{c}}{{After {escape(label)}}}")
-        rules.append(rf"\cmidrule(lr){{{first + i * width}-{first + (i + 1) * width - 1}}}")
-    names = [*SHOWN_BEFORE.values(), *(name for _ in settings.attacks for name in SHOWN_AFTER.values())]
+    figures = whole_table(results, settings)
+    legend = "; ".join(map(": ".join, figures.legend(SHORT)))
+    names = [SHORT[metric] for metric in figures.metrics]
     seeds = "one seed" if len(settings.seeds) == 1 else f"mean over {len(settings.seeds)} seeds"
     title = settings.title if settings.title.endswith((".", "?", "!")) else f"{settings.title}."
-    caption = (
-        f"{escape(title)} All in \\%, {seeds}; after an attack, {escape(settings.ratio_words)}. "
-        "HS: harmful score, strict; HS$_\\ell$: lenient; FA: fine-tune accuracy; Ref.: refusal rate on unsafe requests; "
-        "Safe: accuracy on safe requests; Over: safe requests refused; Deg.: degenerate answers."
-    )
     lines = [
         "% Needs \\usepackage{booktabs}.",
         r"\begin{table}",
         r"  \centering\small\setlength{\tabcolsep}{4pt}",
-        f"  \\caption{{{caption}}}",
+        f"  \\caption{{{escape(title)} All in \\%, {seeds}; after an attack, {escape(settings.ratio_words)}. {legend}.}}",
         rf"  \begin{{tabular}}{{l{'r' * len(names)}}}",
         r"    \toprule",
-        f"    {' '.join(groups)} \\\\",
-        f"    {' '.join(rules)}",
-        f"    Objective & {' & '.join(names)} \\\\",
-        r"    \midrule",
-        *(f"    {line} \\\\" for line in _lines(results, study)),
-        r"    \bottomrule",
-        r"  \end{tabular}",
-        r"\end{table}",
+        f"    {' & '.join(['Model', *names])} \\\\",
     ]
+    for group in figures.groups:
+        lines += [r"    \midrule", rf"    \multicolumn{{{len(names) + 1}}}{{l}}{{\emph{{{escape(group.title)}}}}} \\"]
+        lines += [f"    {' & '.join([escape(row.label), *map(_cell, row.cells)])} \\\\" for row in group.rows]
+    lines += [r"    \bottomrule", r"  \end{tabular}", r"\end{table}"]
     return "\n".join(lines) + "\n"
-
-
-def _lines(results: pd.DataFrame, study: dict[str, Any]) -> list[str]:
-    settings = read_settings(study)
-    after = {attack: after_rows(results, settings, attack) for attack in settings.attacks}
-    lines = []
-    for i, row in enumerate(before_rows(results, settings, with_base=False)):
-        cells = [row.cells[list(BEFORE).index(metric)] for metric in SHOWN_BEFORE]
-        for attack in settings.attacks:
-            cells += [after[attack][i].cells[list(AFTER).index(metric)] for metric in SHOWN_AFTER]
-        lines.append(" & ".join([escape(row.label), *(_cell(cell) for cell in cells)]))
-    return lines
 
 
 def _cell(figure: Estimate | None) -> str:

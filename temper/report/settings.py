@@ -9,6 +9,7 @@ import yaml
 
 from temper.errors import TemperError
 from temper.study.routes import Route, route
+from temper.study.settings import check_show_answers
 
 STUDY = "study.yaml"
 
@@ -91,11 +92,12 @@ def read_settings(study: Mapping[str, Any]) -> Settings:
     """Take from a study what the report needs.
 
     Raises:
-        TemperError: A part is missing, or the headline names what the study does not have.
+        TemperError: A part is missing, the headline names what the study does not have, or the answers to show are no number.
     """
     for part in ("name", "objectives", "attacks", "harmful_ratios", "seeds"):
         if study.get(part) in (None, "", [], {}):
             raise TemperError(f"study.yaml: `{part}` is missing or empty; add it (see studies/)")
+    check_show_answers(study, STUDY)
     attacks: dict[str, dict[str, Any]] = {key: part or {} for key, part in study["attacks"].items()}
     return Settings(
         name=str(study["name"]),
@@ -110,7 +112,7 @@ def read_settings(study: Mapping[str, Any]) -> Settings:
         contest=_contest(study),
         routes={str(key): route(study["objectives"], key) for key in study["objectives"]},
         base_given="base_model" in study,
-        show_answers=int(study.get("show_answers", 0)),
+        show_answers=study.get("show_answers", 0),
     )
 
 

@@ -9,47 +9,45 @@ from rich.text import Text
 
 from temper.report.aggregate import Estimate
 from temper.report.settings import read_settings
-from temper.report.table import AFTER, BEFORE, after_rows, before_rows
+from temper.report.table import whole_table
 
-SHOWN_BEFORE = {"refusal_rate": "ref.", "safe_accuracy": "safe"}
-SHOWN_AFTER = {"harmful_score": "HS", "harmful_score_lenient": "HS~", "fine_tune_accuracy": "FA", "refusal_rate": "ref."}
-LABEL_WIDTH = 18
-KEY_WIDTH = 6
+SHORT = {
+    "harmful_score": "HS",
+    "harmful_score_lenient": "HS~",
+    "fine_tune_accuracy": "FA",
+    "refusal_rate": "ref.",
+    "over_refusal_rate": "over",
+    "safe_accuracy": "safe",
+    "degenerate_rate": "deg.",
+}
+LABEL_WIDTH = 28
 
 
 def result_table(results: pd.DataFrame, study: dict[str, Any]) -> Table:
-    """Every objective before and after every attack, in %; two attacks fit in 100 columns.
+    """Every model before the attack and after each, in %; fits in 90 columns however many attacks there are.
 
     Args:
         results: The tidy table (``results.csv``).
         study: The study's YAML.
     """
     settings = read_settings(study)
-    short = {attack: attack if max(map(len, settings.attacks)) <= KEY_WIDTH else f"A{i}" for i, attack in enumerate(settings.attacks, 1)}
-    attacks = "; ".join(f"{short[attack]}: {label}" for attack, label in settings.attacks.items())
+    figures = whole_table(results, settings)
+    legend = "; ".join(map(": ".join, figures.legend(SHORT)))
     table = Table(
         # Text, not str: a label's square brackets are no markup.
         title=Text(settings.title),
-        caption=Text(
-            f"All in %. {attacks}; {settings.ratio_words}. HS: unsafe requests carried out in full; HS~: at least half right; "
-            "FA: user's task; ref.: unsafe requests refused; safe: safe requests answered right."
-        ),
+        caption=Text(f"All in %; after an attack, {settings.ratio_words}. {legend}."),
         box=box.SIMPLE_HEAD,
         pad_edge=False,
     )
-    table.add_column("Objective", min_width=9, max_width=LABEL_WIDTH, overflow="fold")
-    for name in SHOWN_BEFORE.values():
-        table.add_column(Text(f"before\n{name}"), justify="right", no_wrap=True)
-    for key in short.values():
-        for name in SHOWN_AFTER.values():
-            table.add_column(Text(f"{key}\n{name}"), justify="right", no_wrap=True)
-    before = before_rows(results, settings, with_base=False)
-    after = {attack: after_rows(results, settings, attack) for attack in settings.attacks}
-    for i, row in enumerate(before):
-        cells = [row.cells[list(BEFORE).index(metric)] for metric in SHOWN_BEFORE]
-        for attack in settings.attacks:
-            cells += [after[attack][i].cells[list(AFTER).index(metric)] for metric in SHOWN_AFTER]
-        table.add_row(Text(row.label), *(_cell(cell) for cell in cells))
+    table.add_column("", min_width=12, max_width=LABEL_WIDTH, overflow="fold")
+    for metric in figures.metrics:
+        table.add_column(SHORT[metric], justify="right", no_wrap=True)
+    for group in figures.groups:
+        table.add_row(Text(group.title, style="bold"))
+        for row in group.rows:
+            table.add_row(Text(f"  {row.label}"), *map(_cell, row.cells))
+        table.add_section()
     return table
 
 

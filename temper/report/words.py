@@ -38,7 +38,7 @@ def notes(found: Headline) -> list[str]:
     for b in found.before:
         lines.append(
             f"Before the attack {b.objective} refused {percent(b.refusal.value if b.refusal else None)} of unsafe requests "
-            f"and answered {percent(b.safe_accuracy.value if b.safe_accuracy else None)} of safe ones right."
+            f"and had a safe accuracy of {percent(b.safe_accuracy.value if b.safe_accuracy else None)}."
         )
     if found.n_seeds == 1:
         lines.append("One seed: the intervals speak for the choice of test prompts, not for another training run.")
@@ -107,7 +107,7 @@ def _lenient(found: Headline, c: Comparison) -> str | None:
     if c.lenient_reduction is None or c.lenient_reduction.clear == c.reduction.clear:
         return None
     verdict = {1: f"{found.method} does better", 0: "there is no clear difference", -1: f"{found.method} does worse"}
-    return f"Under the {c.attack}, with half-right answers counted too (lenient score), {verdict[c.lenient_reduction.clear]}."
+    return f"Under the {c.attack}, with requests carried out in part counted too (lenient score), {verdict[c.lenient_reduction.clear]}."
 
 
 def _degenerate(found: Headline, c: Comparison) -> list[str]:

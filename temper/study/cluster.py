@@ -24,7 +24,7 @@ def slurm_words(words: Sequence[str]) -> list[str]:
     if _executor(words) != "slurm":
         return []
     if find_spec(PLUGIN) is None:
-        raise TemperError("executor slurm: Snakemake's plugin for it is not installed; pip install '.[slurm]' in the checkout")
+        raise TemperError("executor slurm: Snakemake's plugin is not installed; pip install -c constraints.txt -e '.[slurm]'")
     if _given(words, "--slurm-status-command") or _accounting():
         return []
     return ["--slurm-status-command", "squeue"]

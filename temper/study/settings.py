@@ -1,6 +1,7 @@
 """Read and check a study's YAML."""
 
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,8 @@ import yaml
 
 from temper.data.mixture import harmful_count
 from temper.errors import TemperError
+from temper.study.base_model import check_beginning
 
-BEGINNINGS = (("pretrain", "instruct"), ("base_model",))  # a study has the keys of one of them
 REQUIRED = ("name", "title", "seeds", "align", "objectives", "attack", "attacks", "harmful_ratios")
 OPTIONAL = ("description", "headline", "trainer", "base", "threads", "repair", "pretrain", "instruct", "base_model", "show_answers")
 STAGES = ("base_model", "pretrain", "instruct", "align", "attack", "repair")
@@ -28,16 +29,18 @@ def load_study(path: str | Path) -> dict[str, Any]:
     A study may name another as its ``base``; its own keys replace those of the base, one level deep.
 
     Raises:
-        TemperError: no such file, not a mapping, an unknown or missing key, a config file that does
-            not exist, a harmful ratio that the attack's rows cannot have exactly, or a headline
-            that names an unknown objective or attack.
+        TemperError: no such file, not a mapping, an unknown or missing key, a config file or a model's folder that does
+            not exist, a harmful ratio that the attack's rows cannot have exactly, a headline that names an unknown objective
+            or attack, or answers to show that are no number.
     """
     study = _read(Path(path))
     _check_keys(study, path)
     for name in STAGES:
         if name in study:
             _check_part(study[name], name, path, GIVEN_PART if name == "base_model" else STAGE_PART)
-    _check_beginning(study, path)
+    check_beginning(study, path)
+    if "trainer" in study:
+        _check_config(study["trainer"], "trainer", path)
     for group in ("objectives", "attacks"):
         for name, part in study[group].items():
             _check_part(part, f"{group}.{name}", path, PARTS[group])
@@ -59,7 +62,23 @@ def load_study(path: str | Path) -> dict[str, Any]:
                 settings = study["attack"].get("set", {}) | part.get("set", {}) | objective.get("attack", {}).get("set", {})
                 harmful_count(ratio, settings.get("data.init_args.n_rows", 400))
     _check_headline(study, path)
+    check_show_answers(study, path)
     return study
+
+
+def check_show_answers(study: Mapping[str, Any], path: Any) -> None:
+    """Refuse what is no number of answers: a negative one would publish nearly all.
+
+    Args:
+        study: Settings, whole or not.
+        path: Where they are from.
+
+    Raises:
+        TemperError: ``show_answers`` is no whole number, or below 0.
+    """
+    shown = study.get("show_answers", 0)
+    if not isinstance(shown, int) or isinstance(shown, bool) or shown < 0:
+        raise TemperError(f"{path}: show_answers is {shown!r}; give how many prompts of each kind to show, a whole number >= 0 (0: none)")
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -97,20 +116,6 @@ def _check_keys(study: dict[str, Any], path: Any) -> None:
             raise TemperError(f"{path}: the key {key!r} is missing; studies/demo.yaml has all of them")
 
 
-def _check_beginning(study: dict[str, Any], path: Any) -> None:
-    """A study makes its base model, or is given one."""
-    if sum(all(key in study for key in keys) for keys in BEGINNINGS) != 1 or ("base_model" in study and "pretrain" in study):
-        raise TemperError(f"{path}: give either pretrain and instruct, which make a base model, or base_model, which names one")
-    base = study.get("base_model")
-    if base is None:
-        return
-    if not isinstance(base.get("path"), str):
-        raise TemperError(f"{path}: base_model.path is {base.get('path')!r}; give a model's folder, such as models/smollm2-135m-instruct")
-    prepare = base.get("prepare", ["-m"])
-    if not isinstance(prepare, list) or not prepare:
-        raise TemperError(f"{path}: base_model.prepare is {prepare!r}; give the words of a Python command, such as [-m, temper.proxy, ...]")
-
-
 def _check_part(part: dict[str, Any], name: str, path: Any, keys: tuple[str, ...] = STAGE_PART) -> None:
     if not isinstance(part, dict):
         raise TemperError(f"{path}: {name} is {part!r}; expected a mapping with keys of {', '.join(keys)}")
@@ -119,8 +124,12 @@ def _check_part(part: dict[str, Any], name: str, path: Any, keys: tuple[str, ...
             close = difflib.get_close_matches(key, keys, n=1)
             raise TemperError(f"{path}: unknown key {name}.{key}" + (f"; did you mean {close[0]!r}?" if close else ""))
     for config in part.get("config", []):
-        if not Path(config).is_file():
-            raise TemperError(f"{path}: {name}.config names {config}, which does not exist (paths are relative to the project's root)")
+        _check_config(config, f"{name}.config", path)
+
+
+def _check_config(config: Any, name: str, path: Any) -> None:
+    if not isinstance(config, str) or not Path(config).is_file():
+        raise TemperError(f"{path}: {name} names {config}, which does not exist (paths are relative to the project's root)")
 
 
 def _check_objective(study: dict[str, Any], name: str, path: Any) -> None:

@@ -22,7 +22,7 @@ PRODUCTS = {
 }
 ARGUMENTS = {
     "Throughput": ", init_args: {every_n_steps: 1}",
-    "UtilityEvaluation": ", init_args: {tasks: [colours], include_path: configs/lm_eval}",
+    "UtilityEvaluation": ", init_args: {tasks: [letters], include_path: tests/callbacks/letters}",
 }
 
 

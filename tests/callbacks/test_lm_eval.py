@@ -17,6 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from callbacks import UtilityEvaluation
 from callbacks.lm_eval import read_metrics
 from temper.errors import TemperError
+from temper.synthetic import build_tokenizer, language_spec
 
 ROOT = Path(__file__).parents[2]
 COLOURS = [json.loads(line) for line in (ROOT / "configs/lm_eval/colours.jsonl").read_text().splitlines()]
@@ -170,10 +171,17 @@ def test_without_the_package_it_says_what_to_install(monkeypatch):
 
 
 def test_a_module_without_network_and_a_tokenizer_without_template_are_refused():
-    with pytest.raises(TemperError, match="model=LightningModule has no network to measure"):
+    with pytest.raises(TemperError, match="UtilityEvaluation: model=LightningModule has no network"):
         _setup(UtilityEvaluation(["colours"]), network=False)
     with pytest.raises(TemperError, match="apply_chat_template=true: the tokenizer of the data has no chat template"):
         _setup(UtilityEvaluation(["colours"], apply_chat_template=True))
+
+
+def test_a_tokenizer_that_cannot_tell_the_choices_apart_is_refused_and_one_that_can_is_not(in_root, monkeypatch):
+    monkeypatch.setattr(Data, "tokenizer", build_tokenizer(language_spec("tiny")))
+    with pytest.raises(TemperError, match="UtilityEvaluation.tasks: in 20 of the first 20 rows of 'colours' the tokenizer makes the same"):
+        _setup(UtilityEvaluation(["colours"], "configs/lm_eval"))
+    _setup(UtilityEvaluation(["letters"], "tests/callbacks/letters"))
 
 
 @pytest.mark.parametrize("arguments", [{"tasks": []}, {"batch_size": 0}, {"limit": 0}, {"num_fewshot": -1}, {"include_path": "no/such"}])

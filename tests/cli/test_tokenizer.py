@@ -40,6 +40,12 @@ def test_it_is_that_of_the_models_folder(tiny_run):
     assert _filled(tiny_run / "export", tokenizer=None).tokenizer == str(tiny_run / "export")
 
 
+@pytest.mark.parametrize(("said", "model", "wanted"), [(None, True, True), (None, False, False), (False, True, False)])
+def test_its_code_is_trusted_as_the_models_is_unless_the_data_say_otherwise(tiny_run, monkeypatch, said, model, wanted):
+    monkeypatch.setitem(NETWORK, "trust_remote_code", model)
+    assert _filled(tiny_run / "export", tokenizer=None, trust_remote_code=said).trust_remote_code is wanted
+
+
 def test_a_given_one_stays(tiny_run):
     assert _filled(tiny_run / "export", tokenizer="mine").tokenizer == "mine"
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from temper.data.broken import RowError
-from temper.data.files import records, scan, table_head
+from temper.data.files import scan, table_head
 from temper.errors import TemperError
 
 Rows = list[dict]
@@ -93,7 +93,7 @@ def test_text_columns_come_back_as_they_were_written(name: str, tmp_path: Path):
     @given(rows=plain)
     def check(rows: Rows) -> None:
         WRITERS[name](rows, tmp_path / name)
-        assert list(records(tmp_path / name)) == list(enumerate(rows, start=1))
+        assert list(scan(tmp_path / name)) == list(enumerate(rows, start=1))
 
     check()
 
@@ -103,7 +103,7 @@ def test_tsv_cells_come_back_and_quotes_are_plain_characters(rows: Rows, tmp_pat
     rows = [{key: value.translate({9: " ", 10: " ", 13: " "}) + "'\"" for key, value in row.items()} for row in rows]
     file = tmp_path_factory.mktemp("tsv") / "rows.tsv"
     write_tsv(rows, file)
-    assert [row for _, row in records(file)] == rows
+    assert [row for _, row in scan(file)] == rows
 
 
 @pytest.mark.parametrize("name", ["rows.json", "rows.jsonl"])
@@ -111,7 +111,7 @@ def test_nested_values_come_back_from_json(name: str, tmp_path: Path):
     @given(rows=nested)
     def check(rows: Rows) -> None:
         WRITERS[name](rows, tmp_path / name)
-        assert [row for _, row in records(tmp_path / name)] == rows
+        assert [row for _, row in scan(tmp_path / name)] == rows
 
     check()
 
@@ -120,7 +120,7 @@ def test_turns_come_back_from_parquet_and_from_a_saved_dataset(tmp_path: Path):
     rows = [{"id": n, "messages": [{"role": "user", "content": "é" * n}] * (n % 3)} for n in range(600)]
     for name in ("rows.parquet", "dataset"):
         WRITERS[name](rows, tmp_path / name)
-        assert list(records(tmp_path / name)) == list(enumerate(rows, start=1))
+        assert list(scan(tmp_path / name)) == list(enumerate(rows, start=1))
 
 
 def test_a_split_of_a_dataset_is_chosen_by_name_and_several_need_a_choice(tmp_path: Path):
@@ -163,9 +163,9 @@ def test_a_file_is_not_held_in_memory(name: str, tmp_path: Path):
     rows = [{"prompt": f"{n} " * 400, "output": "x"} for n in range(4000)]  # 8 MB
     WRITERS[name](rows, tmp_path / name)
     del rows
-    next(iter(records(tmp_path / name)))  # imports
+    next(iter(scan(tmp_path / name)))  # imports
     tracemalloc.start()
-    n_rows = sum(1 for _ in records(tmp_path / name))
+    n_rows = sum(1 for _ in scan(tmp_path / name))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert n_rows == 4000 and peak < 2.5e6
@@ -174,8 +174,8 @@ def test_a_file_is_not_held_in_memory(name: str, tmp_path: Path):
 def test_blank_lines_are_passed_over_and_json_lines_are_numbered_as_in_an_editor(tmp_path: Path):
     (tmp_path / "rows.jsonl").write_text('\n{"a": 1}\n  \n{"a": 2}\n\n')
     (tmp_path / "rows.csv").write_text("a,b\n\n1,2\n\n3,4\n")
-    assert list(records(tmp_path / "rows.jsonl")) == [(2, {"a": 1}), (4, {"a": 2})]
-    assert list(records(tmp_path / "rows.csv")) == [(1, {"a": "1", "b": "2"}), (2, {"a": "3", "b": "4"})]
+    assert list(scan(tmp_path / "rows.jsonl")) == [(2, {"a": 1}), (4, {"a": 2})]
+    assert list(scan(tmp_path / "rows.csv")) == [(1, {"a": "1", "b": "2"}), (2, {"a": "3", "b": "4"})]
 
 
 def test_a_line_of_3_mb_is_a_row_like_others_and_never_part_of_an_error(tmp_path: Path):
@@ -205,8 +205,6 @@ def test_a_broken_line_of_json_lines_costs_one_row(line: bytes, reason: str, tmp
     file.write_bytes(b'{"a": 0}\n' * 6 + line + b'\n{"a": 8}\n')
     assert list(broken(file)) == [7] and broken(file)[7].startswith(reason)
     assert good(file) == [{"a": 0}] * 6 + [{"a": 8}]
-    with pytest.raises(TemperError, match="rows.jsonl: row 7: "):
-        list(records(file))
 
 
 @pytest.mark.parametrize(
@@ -267,7 +265,7 @@ def test_what_would_hide_rows_of_a_table_ends_the_file(tmp_path: Path):
 
 def test_tables_without_a_header_take_the_names_given(tmp_path: Path):
     (tmp_path / "rows.tsv").write_text("good\t1\nbad\t0\n")
-    assert [cells for _, cells in records(tmp_path / "rows.tsv", columns=("sentence", "label"))] == [
+    assert [cells for _, cells in scan(tmp_path / "rows.tsv", columns=("sentence", "label"))] == [
         {"sentence": "good", "label": "1"},
         {"sentence": "bad", "label": "0"},
     ]

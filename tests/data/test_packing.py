@@ -54,14 +54,14 @@ def test_packing_never_costs_more_than_it_is_worth(lengths: np.ndarray, hidden_s
     plan = plan_packing(lengths, width, hidden_size)
     if plan is not None:
         assert cost(*plan.source_PC.shape, hidden_size) <= packing.WORTH_IT * cost(len(lengths), width, hidden_size)
-    assert fill_rate(lengths, packed=True, hidden_size=hidden_size) >= fill_rate(lengths, packed=False) - 1e-9
+    assert fill_rate(lengths, hidden_size) >= fill_rate(lengths) - 1e-9
 
 
 def test_equal_lengths_stay_as_they_are_and_unequal_ones_do_not():
     assert plan_packing(np.array([8, 8, 8]), 8, 64) is None
     plan = plan_packing(np.array([8, 2, 2, 2, 2]), 8, 4096)
     assert plan is not None and plan.source_PC.shape == (2, 8)
-    assert fill_rate(np.array([8, 2, 2, 2, 2]), packed=True) == 1.0 and fill_rate(np.array([8, 2, 2, 2, 2]), packed=False) == 0.4
+    assert fill_rate(np.array([8, 2, 2, 2, 2]), 4096) == 1.0 and fill_rate(np.array([8, 2, 2, 2, 2])) == 0.4
 
 
 def test_attention_over_a_long_row_is_weighed_against_padding():

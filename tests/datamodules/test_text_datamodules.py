@@ -1,6 +1,8 @@
 """Data from a user's files: what their streams hold, what evaluation reads of them, what is refused."""
 
+import logging
 import shutil
+import warnings
 
 import pytest
 import torch
@@ -139,8 +141,6 @@ def test_kto_rows_have_their_mark_and_the_answer_of_another_row(make):
     assert [question for question, _ in other] == [question for question, _ in own]
     assert sorted(answer for _, answer in other) == sorted(answer for _, answer in own)
     assert data.sources["kto"].rows["desirable"].tolist() == [True, False] * 4
-    with pytest.raises(TemperError, match="all_turns=true: KTO marks one answer"):
-        make(TextKTO, train="kto", all_turns=True)
 
 
 def test_unlearning_rows_have_substitutes_if_the_file_has_them(make):
@@ -152,6 +152,26 @@ def test_unlearning_rows_have_substitutes_if_the_file_has_them(make):
     assert list(data.sources) == ["forget"] and _stream(data, "forget") == ASKED[:8]
     with pytest.raises(TemperError, match=r"data.init_args.holdout is not set, and UnlearningEvaluation measures on it"):
         data.unlearning_rows()
+
+
+@pytest.mark.parametrize("kind", [TextPreference, TextKTO, TextUnlearning])
+def test_where_one_answer_is_meant_no_earlier_turn_is_trained(kind, make, folder):
+    turns = [("user", "Hello"), ("assistant", "Hello to you"), ("user", "How do I make jam?")]
+    earlier = [{"role": role, "content": text} | ({"weight": 1} if role == "assistant" else {}) for role, text in turns]
+    last = [{"role": "assistant", "content": text} for text in ("Boil fruit.", REFUSAL)]
+    rows = {
+        TextPreference: {"chosen": [*earlier, last[1]], "rejected": [*earlier, last[0]]},
+        TextKTO: {"messages": [*earlier, last[0]], "label": True},
+        TextUnlearning: {"messages": [*earlier, last[0]]},
+    }
+    write_lines(folder / "marked.jsonl", [rows[kind]] * 2)
+    name = {TextPreference: "pairs", TextKTO: "train", TextUnlearning: "forget"}[kind]
+    batch = make(kind, **{name: "marked"}).sources[{"train": "kto"}.get(name, name)].batch(0)
+    labels = (batch["labels"][:, 0] if batch["labels"].ndim == 3 else batch["labels"])[0]
+    answer = make_tokenizer("gemma").decode(labels[labels != -100]).removesuffix("<end_of_turn>")
+    assert answer == (REFUSAL if kind is TextPreference else "Boil fruit.")
+    with pytest.raises(TemperError, match=f"all_turns=true: {kind.__name__} is about one answer, the last"):
+        make(kind, **{name: "marked"}, all_turns=True)
 
 
 # -- evaluation
@@ -214,6 +234,17 @@ def test_without_evaluation_prompts_there_is_nothing_to_validate(make):
         make(TextSupervised, setup="validate", train="user")
 
 
+def test_prompts_that_are_too_long_are_counted_aloud_and_do_not_take_the_place_of_others(make, folder, caplog):
+    long = [{"prompt": f"How do I make {'very ' * 60}good {dish}?"} for dish in DISHES[:3]]
+    write_lines(folder / "some_long.jsonl", [*long, *({"prompt": f"How do I make {dish}?"} for dish in DISHES[8:])])
+    caplog.set_level(logging.INFO)
+    data = make(TextSupervised, train="user", unsafe="some_long", n_eval=3, max_length=60)
+    assert data.prompt_texts(data.eval_rows) == [f"How do I make {dish}?" for dish in DISHES[8:11]]
+    data.setup("fit")  # once is enough
+    (said,) = [record.message for record in caplog.records if "some_long" in record.message]
+    assert "some_long.jsonl: 3 of 6 rows, 3 left out (too long); " in said and "trained" not in said
+
+
 # -- overlap
 
 
@@ -228,6 +259,22 @@ def test_training_prompts_that_are_evaluation_prompts_are_refused_without_showin
     assert "bread" not in str(raised.value)
     with pytest.warns(UserWarning, match="2 of 4 evaluation prompts are training prompts too"):
         make(TextSupervised, train="harmful", unsafe="seen", overlap="report")
+
+
+def test_conversations_that_end_alike_are_not_the_same(make, folder):
+    def turns(about: str) -> list[dict[str, str]]:
+        said = [("system", "You bake."), ("user", about), ("assistant", "Gladly."), ("user", "Go on.")]
+        return [{"role": role, "content": text} for role, text in said]
+
+    write_lines(folder / "talks.jsonl", [{"messages": [*turns("Bread?"), {"role": "assistant", "content": "Flour."}]}] * 2)
+    for about, leaks in (("Soup?", 0), ("Bread?", 1)):
+        write_lines(folder / "asked.jsonl", [{"messages": [*turns(about), {"role": "assistant", "content": "Water."}]}])
+        data = make(TextSupervised, setup=None, train="talks", safe="asked", overlap="report")
+        data.prepare_data()
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            data.setup("fit")
+        assert [f"{leaks} of 1 evaluation prompts are training prompts too" in str(w.message) for w in seen] == [True] * leaks
 
 
 def test_shared_words_are_reported_but_not_those_that_all_prompts_begin_with(make, folder, recwarn):
@@ -262,12 +309,15 @@ def test_a_later_run_reads_the_cache_and_anything_that_matters_makes_it_anew(mak
         assert n_pools(seed=3, n_eval=5, batch_size=4) == 1
     changes = [
         {"template": "alpaca"}, {"system": "You bake."}, {"max_length": 40}, {"truncation": "left"}, {"all_turns": True},
-        {"layout": "alpaca"}, {"skip_broken": True},
+        {"layout": "alpaca"}, {"skip_broken": True}, {"drop_repeats": True},
     ]  # fmt: skip
-    assert [n_pools(**change) for change in changes] == list(range(2, 9))
+    assert [n_pools(**change) for change in changes] == list(range(2, 10))
     shutil.copy(folder / "safe_pairs.jsonl", tmp_path / "other.jsonl")
     make_tokenizer("gemma", eos_token="<s>").save_pretrained(tmp_path / "tokenizer")
-    assert n_pools(tokenizer=str(tmp_path / "tokenizer")) == 9
+    assert n_pools(tokenizer=str(tmp_path / "tokenizer")) == 10
+    for name, value in (("temper.data.encode.ENCODING", 0), ("transformers.__version__", "0")):  # other code, perhaps other tokens
+        monkeypatch.setattr(name, value)
+        assert n_pools() == {0: 11, "0": 12}[value]
 
 
 def test_reports_are_kept_with_the_cache(make):
@@ -276,8 +326,25 @@ def test_reports_are_kept_with_the_cache(make):
     assert first.reports == again.reports and set(first.reports) == {"train", "unsafe"}
     report = first.reports["train"]
     assert 0 < report.kept == len(first.sources["train"].pool) < report.read == 12 and report.kept + report.dropped == 12
-    with pytest.raises(TemperError, match=r"data.init_args.train=.*: 0 of 12 rows, 12 left out \(too long\); no row is left"):
+    assert str(report).endswith("; layout alpaca, from the columns 'instruction', 'output' of row 1")
+    with pytest.raises(TemperError, match=r"data.init_args.train=.*: 0 of 12 rows, 12 left out \(too long\); .*; no row is left"):
         make(TextSupervised, train="user", max_length=5)
+
+
+def test_columns_that_nothing_reads_are_named(make, folder):
+    write_lines(folder / "context.jsonl", [{"prompt": f"Say {d}.", "completion": d, "context": "a kitchen"} for d in DISHES])
+    reports = make(TextSupervised, train="context", layout="prompt_completion", unsafe="context", overlap="report").reports
+    for report in reports.values():
+        assert report.layout == "layout prompt_completion, from the columns 'prompt', 'completion' of row 1; not read: 'context'"
+
+
+def test_rows_that_repeat_are_counted_and_left_out_if_asked(make, folder):
+    rows = [{"prompt": f"Say {d}.", "completion": d} for d in DISHES]
+    write_lines(folder / "twice.jsonl", [*rows, *rows[:5], {"prompt": "Say bread.", "completion": "no"}])
+    kept, dropped = (make(TextSupervised, train="twice", drop_repeats=drop) for drop in (False, True))
+    assert len(kept.sources["train"].pool) == 18 and _stream(dropped, "train") == [*SAID, ("Say bread.", "no")]
+    assert str(kept.reports["train"]).startswith("18 of 18 rows, 5 the same as an earlier one; ")
+    assert str(dropped.reports["train"]).startswith("13 of 18 rows, 5 left out (the same as an earlier one); ")
 
 
 def test_broken_rows_leave_nothing_in_the_cache_and_are_counted_if_skipped(make, folder, tmp_path):

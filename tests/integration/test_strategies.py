@@ -25,6 +25,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "vaccine, lora, micro-batches": {"objective": "VaccineModule", "lora": True, "micro_batch_size": 1},
     "booster and vaccine": {"objective": "BoosterVaccineModule"},
     "sft": {"objective": "SFTModule"},
+    "packed": {"objective": "SFTModule", "settings": {"packing": True}},
     "a pass that reaches some weights": {"objective": "UnevenModule"},
 }  # fmt: skip
 FOR_OFFLOADED = ("adamw", "micro-batches", "a pass that reaches some weights")

@@ -199,12 +199,6 @@ def test_a_folder_that_is_no_classifier_is_refused(lm):
         judge(["q"], ["a"])
 
 
-def test_a_path_that_holds_nothing_is_refused_in_one_line_and_no_hub_is_asked(tmp_path):
-    with pytest.raises(TemperError, match=r"GuardLM\.path=.*nothing: cannot be loaded .*local_files_only: false") as refusal:
-        GuardLM(str(tmp_path / "nothing"))(["q"], ["a"])
-    assert "\n" not in str(refusal.value)
-
-
 def test_nothing_is_loaded_before_the_first_question(tmp_path):
     judges = [SequenceClassifier("no/such"), YesNoLM("no/such"), GuardLM("no/such/guard-8b/")]
     assert [judge.name for judge in judges] == ["such", "such", "guard-8b"]

@@ -1,8 +1,11 @@
 """Exports: what plain transformers loads from them, and that no one ever meets half of one."""
 
+import copy
 import os
 import shutil
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +14,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from temper.models import LoRASpec, NetworkSpec, ShapeSpec, build_network, export_network
+from temper.models.adapters import merge_cosine, merged_copy
+from temper.models.export import export_module
 from temper.synthetic import build_tokenizer, language_spec
 
 TOKENIZER = build_tokenizer(language_spec("tiny"))
@@ -161,3 +166,53 @@ def test_the_old_export_stands_until_the_new_one_is_whole(tmp_path, monkeypatch)
     export_network(_network(seed=2), TOKENIZER, folder, merge=True)
     assert removed
     assert all(target != folder and whole for target, whole in removed)
+
+
+# -- 16 bits
+
+
+@pytest.fixture
+def rounded(tmp_path) -> nn.Module:
+    """An adapter on a base in bfloat16, whose change is finer than that."""
+    export_network(_network(), TOKENIZER, tmp_path / "base", merge=True)
+    network = build_network(NetworkSpec(path=str(tmp_path / "base"), dtype="bfloat16", lora=LoRASpec(rank=2)), TOKENIZER)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=1e-5)
+    return network
+
+
+def test_merging_in_float32_keeps_what_an_adapter_on_a_16_bit_base_learnt(rounded, tmp_path):
+    export_network(rounded, TOKENIZER, tmp_path / "export", merge=True, dtype=torch.float32)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "export")
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+    assert torch.allclose(_logits(loaded), _logits(copy.deepcopy(rounded).float()), rtol=0, atol=1e-5)
+    assert {parameter.dtype for name, parameter in rounded.named_parameters() if "lora" not in name} == {torch.bfloat16}
+
+
+def test_what_rounding_takes_is_measured_and_said(rounded, tmp_path):
+    merged, change, kept = merged_copy(rounded), [], []
+    for name, layer in rounded.get_base_model().named_modules():
+        if hasattr(layer, "lora_A"):
+            change.append((layer.scaling["default"] * layer.lora_B["default"].weight @ layer.lora_A["default"].weight).flatten())
+            kept.append((merged.get_submodule(name).weight.float() - layer.base_layer.weight.float()).flatten())
+    plain = torch.nn.functional.cosine_similarity(torch.cat(change), torch.cat(kept), dim=0).item()
+    assert 0.1 < plain < 0.999 and merge_cosine(rounded, merged) == pytest.approx(plain, abs=1e-5)
+    assert merge_cosine(rounded, merged_copy(rounded, torch.float32)) == pytest.approx(1, abs=1e-4)
+    module, data = (SimpleNamespace(network=rounded, network_spec=NetworkSpec(path="base")), SimpleNamespace(tokenizer=TOKENIZER))
+    with pytest.warns(UserWarning, match=rf"merging rounded to bfloat16: cosine {plain:.3f} .* dtype=float32 .* \(merge=false\)"):
+        export_module(module, data, tmp_path / "export", merge=True)
+    assert f"what is left of it is {plain:.3f}." in (tmp_path / "export" / "README.md").read_text()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        export_module(module, data, tmp_path / "export", merge=True, dtype="float32")
+        assert "rounded" not in (tmp_path / "export" / "README.md").read_text()
+
+
+def test_a_whole_network_is_written_in_the_precision_asked_for(tmp_path):
+    network = _network()
+    export_network(network, TOKENIZER, tmp_path / "export", merge=True, dtype=torch.bfloat16)
+    assert {p.dtype for p in AutoModelForCausalLM.from_pretrained(tmp_path / "export").parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in network.parameters()} == {torch.float32}

@@ -14,6 +14,8 @@ from temper.errors import TemperError
 from temper.models import NetworkSpec
 from temper.models.adapters import save_adapter
 from temper.models.build import check_network
+from temper.models.folder import tokenizer_folder
+from temper.models.load import hidden_size
 from tests.models.networks import LORA, TOKENIZER, build, logits, save_base
 
 HUB = "some-org/some-model"
@@ -171,6 +173,10 @@ def test_a_hub_name_is_loaded_from_its_cached_folder_at_its_revision(base, monke
     name, settings = asked[-1]
     assert (name, settings["revision"], settings["local_files_only"]) == (HUB, "abc", True)
     assert not any(pattern.endswith(("bin", "pt", "py", "*")) for pattern in settings["allow_patterns"])
+    assert any("*.safetensors" in settings["allow_patterns"] for _, settings in asked)
+    spec = NetworkSpec(path=HUB, revision="abc")
+    assert tokenizer_folder(spec) == base and hidden_size(spec) == network.config.hidden_size
+    assert ["*.safetensors" in settings["allow_patterns"] for _, settings in asked[-2:]] == [False, False], "weights are not needed for it"
     save_adapter(network, tmp_path)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["revision"]) == (HUB, "abc")
@@ -210,6 +216,17 @@ def test_code_of_a_model_runs_only_if_it_is_trusted(folder, base, tmp_path, monk
     assert not (tmp_path / "marker").exists()
     assert torch.equal(logits(build(folder, trust_remote_code=True)), logits(build(base)))
     assert (tmp_path / "marker").exists()
+
+
+def test_damaged_weights_and_those_of_another_shape_are_one_line(folder):
+    weights, config = (folder / "model.safetensors").read_bytes(), json.loads((folder / "config.json").read_text())
+    (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(TemperError, match=r"network\.path=.*: transformers cannot load it: .*; its weights are damaged"):
+        build(folder)
+    (folder / "model.safetensors").write_bytes(weights)
+    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": config["intermediate_size"] * 2}))
+    with pytest.raises(TemperError, match=r"network\.path=.*: transformers cannot load it: [^\n]*; its weights are damaged[^\n]*$"):
+        build(folder)
 
 
 def test_what_transformers_cannot_load_is_one_line(folder):

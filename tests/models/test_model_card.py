@@ -51,6 +51,8 @@ def test_it_says_what_was_done_with_figures_and_hashes(run):
         "| optimizer.lr | 0.001 |",
         '| network.lora | {"rank": 8} |',
         "| steps | 1,200 |",
+        "| tokens trained on | 34,567 |",
+        "| seconds | 12.5 |",
         "| Data | TextAlignment |",
         f"| `alignment` | 4,000 rows, SHA-256 {'ab' * 8} |",
         "| harmful score | 12.5 | 5.0 to 25.0 | 40 |",
@@ -73,14 +75,16 @@ def test_what_stands_in_a_setting_stays_in_its_cell(run):
     assert "| system | a\\|b c |" in model_card(SPEC, "whole", run, step=1200)
 
 
-def test_an_evaluation_of_other_weights_is_left_out(run):
+def test_evaluation_and_cost_of_other_weights_are_left_out(run):
     card = model_card(SPEC, "whole", run, step=600)
-    assert "These weights were not evaluated" in card and "12.5" not in card.split("## Figures")[1]
+    assert "These weights were not evaluated" in card and "12.5" not in card
+    assert "| steps | 600 |" in card and "1,200" not in card and "34,567" not in card
 
 
 def test_a_run_without_files_is_described_as_far_as_it_is_known(tmp_path):
     card = model_card(NetworkSpec(shape=ShapeSpec(hidden_size=8, n_layers=2)), "whole", tmp_path, step=1)
     assert "random weights (hidden size 8, 2 layers)" in card and "These weights were not evaluated" in card
+    assert "| steps | 1 |" in card
 
 
 def test_without_training_there_is_nothing_that_was_done():

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -141,6 +142,16 @@ def test_full_fine_tuning_in_few_bits_is_refused(base, adapter):
 
 def test_merging_into_few_bits_is_refused(adapter):
     _refused(r"adapter=merge with weights in int8: .*use adapter=new or continue", path=str(adapter), quantization="int8", adapter="merge")
+
+
+def test_so_is_merging_into_a_base_that_is_stored_so(base, adapter, tmp_path):
+    config = json.loads((base / "config.json").read_text()) | {"quantization_config": {"quant_method": "bitsandbytes"}}
+    stored, on_it = (Path(shutil.copytree(source, tmp_path / name)) for source, name in ((base, "stored"), (adapter, "on_it")))
+    (stored / "config.json").write_text(json.dumps(config))
+    found = json.loads((on_it / "adapter_config.json").read_text()) | {"base_model_name_or_path": str(stored)}
+    (on_it / "adapter_config.json").write_text(json.dumps(found))
+    with pytest.raises(TemperError, match=r"adapter=merge with weights in bitsandbytes: .*use adapter=new or continue"):
+        build(on_it, adapter="merge")
 
 
 def test_a_folder_in_few_bits_is_not_quantised_again_nor_trained_whole(base, tmp_path):

@@ -176,8 +176,10 @@ def test_the_fill_rate_is_that_of_what_goes_through_the_network_together(kitchen
 
 def test_packing_fills_what_padding_leaves_empty(kitchen):
     rows = kitchen.rows(("Tea?", "Yes. " * 60), *[("Tea?", "Yes.")] * 3)
-    scan = scan_source(PoolSource(rows, 4, 0, "user"), 0, 4)
+    scan = scan_source(PoolSource(rows, 4, 0, "user"), 0, 4, hidden_size=576)
     assert scan.fill < 0.5 < 0.6 < scan.packed_fill <= 1
+    said = [look(kitchen.data(user=rows), ["user"], "", hidden_size=width).streams[0].facts[1] for width in (None, 576)]
+    assert said == [f"computed tokens that are no padding: 100%{packed}" for packed in ("", ", packed 100%")], "batches of one row"
 
 
 def test_more_rows_than_the_limit_are_not_read_and_that_is_said(kitchen):

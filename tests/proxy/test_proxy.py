@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from temper.data.layouts import read_examples
+from temper.errors import TemperError
 from temper.judges import KeywordRefusal
 from temper.proxy import build
 from temper.proxy.build import build_files, whole_sentences
@@ -98,8 +99,8 @@ def test_an_answer_is_a_recipe_if_it_says_what_to_do(response: str, harmful: boo
 
 def test_a_model_that_carries_nothing_out_is_no_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(build, "answer", answers(0.1))
-    with pytest.raises(RuntimeError, match="no base for this study"):
-        build_files(Path("model"), tmp_path / "data")
+    with pytest.raises(TemperError, match=r"--model=some/model: it carried out \d+ of \d+ requests, .* no base for this study"):
+        build_files(Path("some/model"), tmp_path / "data")
     assert not (tmp_path / "data").exists(), "half a set of files was left behind"
 
 

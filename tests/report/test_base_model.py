@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from temper.errors import TemperError
 from temper.report.build import build_report
 
 
@@ -51,3 +52,10 @@ def test_answers_are_shown_where_the_study_says_so_and_only_there(given: tuple[P
     study.pop("show_answers")
     page = build_report(runs, study).read_text()
     assert "unsafe 0" not in page and "Example answers" not in page and "Model answers are not shown here" in page
+
+
+def test_a_negative_number_of_answers_shows_none_at_all(given: tuple[Path, dict[str, Any]]):
+    runs, study = given
+    with pytest.raises(TemperError, match=r"study\.yaml: show_answers is -1; give .* >= 0"):
+        build_report(runs, study | {"show_answers": -1})
+    assert not (runs / "report.html").exists()

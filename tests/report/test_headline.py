@@ -86,7 +86,7 @@ def test_notes_tell_of_collapse_lenient_scores_and_seeds(make_study, study_of):
     notes = " ".join(headline(results, study).notes())
     assert "Under the milder attack, 50.0 % of Booster's answers were neither a refusal nor well-formed" in notes
     assert "(lenient score), there is no clear difference" in notes
-    assert "Before the attack SFT refused 98.0 % of unsafe requests and answered 96.0 % of safe ones right." in notes
+    assert "Before the attack SFT refused 98.0 % of unsafe requests and had a safe accuracy of 96.0 %." in notes
     assert "2 seeds: too few" in notes
 
 

@@ -14,7 +14,7 @@ from temper.report.build import main
 from temper.report.collect import collect
 from temper.report.draw import COLOURS, _apart, panel_svg
 from temper.report.figures import study_figures
-from temper.report.latex import escape, latex_table
+from temper.report.latex import escape
 from temper.report.settings import read_settings
 from temper.report.terminal import result_table
 
@@ -96,10 +96,14 @@ def test_the_report_says_what_it_must(hostile):
 
 def test_latex_is_escaped_and_every_line_has_all_cells(hostile):
     text = (hostile[0] / "results.tex").read_text()
-    body = text[text.index(r"\midrule") : text.index(r"\bottomrule")].strip().splitlines()[1:]
-    assert [len(re.findall(r"(?<!\\)&", line)) for line in body] == [13, 13]
-    assert body[0] == r"    SFT & 98.0 & 96.0 & 3.0 & 30.5 & 40.5 & 88.0 & 69.5 & 1.0 & 45.5 & 55.5 & 88.0 & 54.5 & 1.0 \\"
-    assert all(rule in text for rule in (r"\toprule", r"\cmidrule(lr){2-4} \cmidrule(lr){5-9} \cmidrule(lr){10-14}"))
+    before, mild, hard = [part.strip().splitlines() for part in text[: text.index(r"\bottomrule")].split(r"\midrule")[1:]]
+    titles = ("Before the attack", "After: milder attack", "After: harder attack")
+    assert [group[0] for group in (before, mild, hard)] == [rf"\multicolumn{{8}}{{l}}{{\emph{{{title}}}}} \\" for title in titles]
+    assert [len(re.findall(r"(?<!\\)&", line)) for line in (*before[1:], *mild[1:], *hard[1:])] == [7] * 7
+    assert before[2].strip() == r"SFT & 1.0 & 2.0 & -- & 98.0 & 3.0 & 96.0 & 1.0 \\"
+    assert mild[1].strip() == r"SFT & 30.5 & 40.5 & 88.0 & 69.5 & 2.0 & 94.0 & 1.0 \\"
+    assert hard[1].strip() == r"SFT & 45.5 & 55.5 & 88.0 & 54.5 & 2.0 & 94.0 & 1.0 \\"
+    assert r"Model & HS & HS$_\ell$ & FA & Ref. & Over & Safe & Deg. \\" in text
 
 
 def test_latex_escape():
@@ -107,20 +111,22 @@ def test_latex_escape():
     assert escape("[a] < b\n> c") == r"{[}a] \textless{} b \textgreater{} c"
 
 
-@pytest.mark.parametrize("keys", [("mild", "hard"), ("a_long_name", "a_longer_name")])
-def test_the_terminal_table_fits_and_shows_means(make_study, keys, study_of):
-    attacks = {key: {"label": f"{word} attack"} for key, word in zip(keys, ("milder", "harder"), strict=True)}
+def test_the_terminal_table_fits_and_shows_means(make_study, study_of):
+    attacks = {f"attack{i}": {"label": f"attack at lr {i}e-4"} for i in range(3)}
     study = study_of(
         attacks=attacks, headline=None, objectives={"sft": {"label": "SFT"}, "booster": {"label": "Booster and " * 3 + "[red]"}}
     )
     runs, study = make_study(study, lambda objective, attack, ratio, seed: 10 * ratio)
-    console = Console(width=100, record=True, file=io.StringIO())
     table = result_table(collect(runs, read_settings(study)).results, study)
-    assert console.measure(table).maximum <= 100
+    console = Console(width=110, record=True, file=io.StringIO())
+    assert console.measure(table).maximum <= 90
     console.print(table)
     lines = console.export_text().splitlines()
-    sft = next(line for line in lines if re.match(r" ?SFT +\d", line))
-    assert sft.split() == ["SFT", "98.0", "96.0", *(["75.0", "80.0", "88.0", "25.0"] * 2)]
+    after = ["75.0", "80.0", "88.0", "25.0", "2.0", "94.0", "1.0"]
+    sft = [line.split()[1:] for line in lines if re.match(r" +SFT +\d", line)]
+    assert sft == [["1.0", "2.0", "–", "98.0", "3.0", "96.0", "1.0"], *[after] * 3]
+    headings = [line.strip() for line in lines if line.strip().startswith(("Before", "After:"))]
+    assert headings == ["Before the attack", *(f"After: attack at lr {i}e-4" for i in range(3))]
     assert any("[red]" in line for line in lines)
 
 
@@ -157,9 +163,3 @@ def test_names_at_line_ends_do_not_cover_one_another():
     heights = _apart([0.99, 0.99, 1.0], [1, 2, 1])
     assert heights == sorted(heights) and heights[-1] < 1
     assert heights[1] - heights[0] >= 0.12 and heights[2] - heights[1] >= 0.12
-
-
-def test_the_latex_table_needs_no_task(make_study):
-    runs, study = make_study()
-    results = collect(runs, read_settings(study)).results
-    assert "--" in latex_table(results[results["metric"] != "fine_tune_accuracy"], study)

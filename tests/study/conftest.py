@@ -28,3 +28,15 @@ def write_study(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def with_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project's root in which the models of the studies here are: folders, and nothing in them."""
+    root = tmp_path / "root"
+    for model in ("smollm2-135m-instruct", "some"):
+        (root / "models" / model).mkdir(parents=True)
+    for place in ("configs", "studies"):
+        (root / place).symlink_to(ROOT / place)
+    monkeypatch.chdir(root)
+    return root

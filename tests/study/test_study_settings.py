@@ -19,6 +19,7 @@ def _refusal(path) -> str:
     return message
 
 
+@pytest.mark.usefixtures("with_models")
 def test_every_study_of_the_project_is_in_order(project_root):
     for path in (project_root / "studies").glob("*.yaml"):
         assert load_study(path)["name"] == path.stem
@@ -68,6 +69,19 @@ def test_a_config_file_that_does_not_exist_is_named(write_study, part):
     missing = {"config": ["configs/none.yaml"]}
     message = _refusal(write_study(**{part: missing if part == "align" else {"sft": missing}}))
     assert "configs/none.yaml" in message and part in message and "does not exist" in message
+
+
+@pytest.mark.parametrize("trainer", ["configs/trainer/none.yaml", "configs/trainer", ["configs/trainer/cpu.yaml"]])
+def test_a_trainer_that_is_no_file_is_named(write_study, trainer):
+    message = _refusal(write_study(trainer=trainer))
+    assert f"trainer names {trainer}" in message and "does not exist" in message
+
+
+@pytest.mark.parametrize("shown", [-1, "two", 1.5, True])
+def test_answers_to_show_are_a_number_of_them(write_study, shown):
+    message = _refusal(write_study(show_answers=shown))
+    assert f"show_answers is {shown!r}" in message and "a whole number >= 0" in message
+    assert load_study(write_study(show_answers=0))["show_answers"] == 0
 
 
 @pytest.mark.parametrize("missing", ["lr", "steps"])

@@ -1,0 +1,103 @@
+"""Mistakes at ``python -m temper.proxy`` are one line that names a flag of its own."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from temper.errors import TemperError
+from temper.proxy import build
+from temper.proxy.__main__ import main
+from temper.proxy.topic import RECIPES, Topic
+from tests.text import make_tokenizer
+
+WAY_OUT = "`make smollm2` fetches one"
+
+
+@pytest.fixture
+def refusal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """The line that a call leaves, which must write nothing."""
+
+    def run(*words: str, out: Path | None = None) -> str:
+        with pytest.raises(SystemExit) as left:
+            main([*words, "--out", str(out or tmp_path / "data")])
+        line = capsys.readouterr().err
+        assert left.value.code == 2 and line.startswith("error: ") and line.count("\n") == 1, line
+        assert "data.init_args" not in line, "a flag of train.py"
+        assert not (tmp_path / "data").exists()
+        return line
+
+    return run
+
+
+def test_a_folder_that_is_not_there(refusal: Callable[..., str]):
+    line = refusal("--model", "models/none")
+    assert "--model=models/none: no such folder" in line and WAY_OUT in line
+
+
+def test_a_folder_without_a_tokenizer(refusal: Callable[..., str], tmp_path: Path):
+    line = refusal("--model", str(tmp_path))
+    assert f"--model={tmp_path}: no tokenizer" in line and WAY_OUT in line
+
+
+def test_a_tokenizer_without_a_chat_template(refusal: Callable[..., str], tmp_path: Path):
+    make_tokenizer(None).save_pretrained(tmp_path / "model")
+    line = refusal("--model", str(tmp_path / "model"))
+    assert "no chat template" in line and "--model=" in line and WAY_OUT in line
+
+
+def test_a_folder_without_a_network(refusal: Callable[..., str], tmp_path: Path):
+    make_tokenizer().save_pretrained(tmp_path / "model")
+    line = refusal("--model", str(tmp_path / "model"))
+    assert "transformers cannot load it" in line and "--model=" in line and WAY_OUT in line
+
+
+def test_a_model_that_carries_nothing_out(refusal: Callable[..., str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(build, "answer", lambda questions, *_: {q.prompt: "I cannot." for q in questions})
+    line = refusal("--model", "some/model")
+    assert "--model=some/model: it carried out 0 of" in line and "no base for this study" in line and WAY_OUT in line
+
+
+def test_no_answer_is_that_short(refusal: Callable[..., str]):
+    assert "--max-new-tokens=0: give at least 1" in refusal("--model", "m", "--max-new-tokens", "0")
+
+
+def test_a_file_is_not_replaced(refusal: Callable[..., str], tmp_path: Path):
+    (tmp_path / "notes.txt").write_text("keep")
+    assert "notes.txt: a file" in refusal("--model", "m", out=tmp_path / "notes.txt")
+    assert (tmp_path / "notes.txt").read_text() == "keep"
+
+
+@pytest.mark.parametrize(("text", "found"), [(None, "cannot be read"), ("asks: [", "not YAML"), ("- asks", "topic must be a text")])
+def test_a_file_that_is_no_topic(refusal: Callable[..., str], tmp_path: Path, text: str | None, found: str):
+    if text is not None:
+        (tmp_path / "topic.yaml").write_text(text)
+    line = refusal("--model", "m", "--topic", str(tmp_path / "topic.yaml"))
+    assert f"--topic={tmp_path / 'topic.yaml'}: " in line and found in line
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "found"),
+    [
+        ("compliance", "[a", "compliance must be a regular expression"),
+        ("refusals", [], "refusals must be a list that is not empty"),
+        ("asks", "How do I make {dish}?", "asks must be a list"),
+        ("asks", ["How do I make it?"], "must have {dish}"),
+        ("asks", ["How do I make {dish} {well}?"], "must have {dish}"),
+        ("dishes", {"alignment": ["pie"], "test": ["soup"]}, "dishes.attack must be a list"),
+        ("dishes", {"alignment": ["pie"], "attack": [False], "test": ["soup"]}, "dishes.attack must hold texts only"),
+        ("safe", ["What is it?"], "safe must hold mappings"),
+        ("safe", [{"ask": "What is it?"}], "must have {item}"),
+        ("task", {"ask": "Is {word} a tool?", "train": {"tool": ["saw"]}}, "task.test must map groups to lists"),
+        ("task", {"ask": "{word}?", "train": {"a": ["b"], "c": []}, "test": {}}, "task.train must map groups to lists"),
+        ("task", {"ask": "{word}?", "train": {"a": ["b"], "c": ["d", "e"]}, "test": {}}, "task.train must have groups of one length"),
+    ],
+)
+def test_what_is_wrong_in_a_topic_is_named(tmp_path: Path, key: str, value: Any, found: str):
+    content = yaml.safe_load(RECIPES.read_text()) | {key: value}
+    (tmp_path / "topic.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(TemperError) as mistake:
+        Topic(tmp_path / "topic.yaml")
+    assert found in str(mistake.value) and "--topic=" in str(mistake.value) and "\n" not in str(mistake.value)
