@@ -28,7 +28,8 @@ def check_folder(folder: Path, spec: NetworkSpec) -> None:
     for index in folder.glob("*.index.json"):
         _check_index(index, spec)
     name = SAFE["adapter" if is_adapter(folder) else "model"]
-    if not (folder / name).exists() and not (folder / f"{name}.index.json").exists():
+    in_parts = not is_adapter(folder) and (folder / f"{name}.index.json").exists()  # PEFT reads one file, or the pickle beside it
+    if not (folder / name).exists() and not in_parts:
         pickles = sorted(file.name for pattern in PICKLES for file in folder.glob(pattern))
         if pickles:
             raise TemperError(

@@ -39,5 +39,6 @@ def test_the_documented_command_measures_a_network_and_one_with_an_adapter(valid
 
 
 def test_the_synthetic_language_is_refused_for_a_task_in_english(refused):
+    pytest.importorskip("datasets").disable_progress_bars()  # shown where the task's rows are not in the cache yet
     line = refused(verb="validate", trainer=SETTINGS[:2])
     assert line.startswith("UtilityEvaluation.tasks: in 20 of the first 20 rows of 'colours' the tokenizer makes the same tokens of")

@@ -69,6 +69,15 @@ def test_a_pickle_beside_safetensors_is_not_read(folder, base, tmp_path):
     assert not (tmp_path / "marker").exists()
 
 
+def test_an_index_does_not_stand_for_an_adapter(base, tmp_path):
+    save_adapter(build(base, lora=LORA), tmp_path)
+    (tmp_path / "adapter_model.safetensors").unlink()
+    (tmp_path / "adapter_model.bin").write_bytes(pickle.dumps({"weights": Bomb(tmp_path / "marker")}))
+    (tmp_path / "adapter_model.safetensors.index.json").write_text(json.dumps({"weight_map": {}}))
+    _refused(tmp_path, r"network\.path=.*: adapter_model\.bin is a pickle")
+    assert not (tmp_path / "marker").exists()
+
+
 def test_an_adapter_in_a_pickle_is_refused_unread(base, tmp_path):
     (tmp_path / "adapter").mkdir()
     save_adapter(build(base, lora=LORA), tmp_path / "adapter")
