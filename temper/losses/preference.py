@@ -150,8 +150,3 @@ def pair_scores(preference: Preference, pairs: PairLogps) -> tuple[Tensor, Tenso
         # An answer of no tokens has the sum 0, and the mean 0.
         chosen_N, rejected_N = chosen_N / pairs.chosen_counts_N.clamp(min=1), rejected_N / pairs.rejected_counts_N.clamp(min=1)
     return chosen_N, rejected_N
-
-
-def preference_losses(variant: Variant, pairs: PairLogps, settings: PairSettings) -> Tensor:
-    """Loss of every pair: losses_N, nats."""
-    return PREFERENCE[variant].loss(*pair_scores(PREFERENCE[variant], pairs), settings)

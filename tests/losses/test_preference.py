@@ -13,7 +13,7 @@ from torch import Tensor
 
 from temper.losses import IGNORE_INDEX, Scores, token_logps
 from temper.losses.kto import kto_losses, reference_point
-from temper.losses.preference import PREFERENCE, PairLogps, PairSettings, Variant, preference_losses
+from temper.losses.preference import PREFERENCE, PairLogps, PairSettings, Variant, pair_scores
 
 SEEDS = st.integers(0, 2**31 - 1)
 SETTINGS = {
@@ -22,6 +22,11 @@ SETTINGS = {
 }  # fmt: skip
 # What TRL calls each, and whose loss it is.
 TRL_DPO = {"sigmoid": "sigmoid", "robust": "robust", "hinge": "hinge", "ipo": "ipo", "sigmoid_norm": "sigmoid_norm"}
+
+
+def _losses(variant: Variant, pairs: PairLogps, settings: PairSettings) -> Tensor:
+    """Loss of every pair, as `DPOModule` puts it together."""
+    return PREFERENCE[variant].loss(*pair_scores(PREFERENCE[variant], pairs), settings)
 
 
 def _pairs(seed: int, n: int = 5, scale: float = 8.0) -> tuple[list[Tensor], PairLogps]:
@@ -60,7 +65,7 @@ def _plain(variant: str, lc, lr, nc, nr, rc, rr, beta=0.1, label_smoothing=0.0, 
 def test_loss_and_gradient_are_those_of_plain_arithmetic(variant, seed, beta):
     leaves, pairs = _pairs(seed)
     settings = {"beta": beta} | SETTINGS[variant]
-    losses = preference_losses(variant, pairs, PairSettings(**settings))
+    losses = _losses(variant, pairs, PairSettings(**settings))
     plain = torch.stack([_plain(variant, *row, **settings) for row in zip(*vars(pairs).values(), strict=True)])
     assert losses.dtype == torch.float64
     assert losses.tolist() == pytest.approx(plain.tolist(), rel=1e-10, abs=1e-12)
@@ -90,14 +95,14 @@ def test_the_reference_point_is_a_mean_never_below_zero_and_never_trained():
 def test_a_policy_that_is_its_reference_loses_log_2_exactly(variant):
     leaves, pairs = _pairs(0)
     pairs = PairLogps(**vars(pairs) | {"reference_chosen_N": leaves[0].detach(), "reference_rejected_N": leaves[1].detach()})
-    losses = preference_losses(variant, pairs, PairSettings())
+    losses = _losses(variant, pairs, PairSettings())
     assert losses.tolist() == [math.log(2)] * 5
 
 
 @pytest.mark.parametrize("variant", ["cdpo", "robust"])
 def test_without_label_smoothing_it_is_dpo(variant):
     _, pairs = _pairs(1)
-    assert preference_losses(variant, pairs, PairSettings()).equal(preference_losses("sigmoid", pairs, PairSettings()))
+    assert _losses(variant, pairs, PairSettings()).equal(_losses("sigmoid", pairs, PairSettings()))
 
 
 @pytest.mark.parametrize("variant", PREFERENCE)
@@ -105,8 +110,8 @@ def test_every_pair_may_have_a_beta_of_its_own(variant):
     _, pairs = _pairs(2)
     betas = torch.tensor([0.1, 0.01, 0.5, 1.0, 0.1], dtype=torch.float64)
     settings = SETTINGS[variant]
-    together = preference_losses(variant, pairs, PairSettings(**settings | {"beta": betas}))
-    apart = [preference_losses(variant, pairs, PairSettings(**settings | {"beta": float(b)}))[i] for i, b in enumerate(betas)]
+    together = _losses(variant, pairs, PairSettings(**settings | {"beta": betas}))
+    apart = [_losses(variant, pairs, PairSettings(**settings | {"beta": float(b)}))[i] for i, b in enumerate(betas)]
     assert together.tolist() == pytest.approx([loss.tolist() for loss in apart], rel=1e-14)
 
 
@@ -116,9 +121,9 @@ def test_only_variants_with_a_reference_ask_for_one(variant):
     alone = PairLogps(*list(vars(pairs).values())[:4])
     if PREFERENCE[variant].reference:
         with pytest.raises(ValueError, match="compares with a reference"):
-            preference_losses(variant, alone, PairSettings())
+            _losses(variant, alone, PairSettings())
     else:
-        assert preference_losses(variant, alone, PairSettings()).equal(preference_losses(variant, pairs, PairSettings()))
+        assert _losses(variant, alone, PairSettings()).equal(_losses(variant, pairs, PairSettings()))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -126,7 +131,7 @@ def test_orpo_of_an_answer_that_is_certain_is_finite_and_so_is_its_gradient(dtyp
     sums = torch.tensor([0.0, -1e-12, -300.0], dtype=dtype, requires_grad=True)
     counts = torch.ones(3)
     for pair in (PairLogps(sums, sums.flip(0), counts, counts), PairLogps(sums, sums, counts, counts)):
-        losses = preference_losses("orpo", pair, PairSettings())
+        losses = _losses("orpo", pair, PairSettings())
         (gradient,) = torch.autograd.grad(losses.sum(), sums)
         assert torch.isfinite(losses).all()
         assert torch.isfinite(gradient).all()
@@ -153,7 +158,7 @@ def test_logits_of_prompt_and_padding_change_nothing(variant, seed, padding):
     def losses(policy: Tensor, reference: Tensor, labels: Tensor) -> Tensor:
         scores, sums = Scores(*token_logps(policy, labels)), Scores(*token_logps(reference, labels)).sums
         pairs = PairLogps(scores.sums[:, 0], scores.sums[:, 1], scores.counts[:, 0], scores.counts[:, 1], sums[:, 0], sums[:, 1])
-        return preference_losses(variant, pairs, PairSettings(**SETTINGS[variant]))
+        return _losses(variant, pairs, PairSettings(**SETTINGS[variant]))
 
     wide = lambda tensor: torch.cat([tensor, torch.full((3, 2, padding, 6), 7.0, dtype=torch.float64)], 2)  # noqa: E731
     wide_labels = torch.nn.functional.pad(labels, (0, padding), value=IGNORE_INDEX)
@@ -219,7 +224,7 @@ def test_trls_dpo_trainer_has_the_same_loss_and_gradient(variant, trl):
     trainer = _host(loss_types=[TRL_DPO[variant]], **settings)
     given = inputs | {"ref_chosen_logps": reference[:5], "ref_rejected_logps": reference[5:]}
     theirs = trl.DPOTrainer._compute_loss(trainer, _Fixed(leaf * mask), given, False)
-    ours = preference_losses(variant, _ours(leaf, mask, reference, 5), PairSettings(**settings)).mean()
+    ours = _losses(variant, _ours(leaf, mask, reference, 5), PairSettings(**settings)).mean()
     _assert_same(ours, theirs, leaf)
 
 
@@ -240,7 +245,7 @@ def test_trls_cpo_trainer_has_the_same_loss_and_gradient(variant, trl):
         scores = pairs.chosen_N / pairs.chosen_counts_N, pairs.rejected_N / pairs.rejected_counts_N
         trainer = _host(loss_type="simpo", simpo_gamma=settings["gamma"], beta=settings["beta"])
     theirs = CPOTrainer.cpo_loss(trainer, *scores)[0].mean()
-    _assert_same(preference_losses(variant, pairs, PairSettings(**settings)).mean(), theirs, leaf)
+    _assert_same(_losses(variant, pairs, PairSettings(**settings)).mean(), theirs, leaf)
 
 
 @pytest.mark.slow
@@ -268,7 +273,7 @@ def test_trls_orpo_trainer_has_the_same_loss_and_gradient(trl, monkeypatch):
     theirs, _ = ORPOTrainer.get_batch_loss_metrics(trainer, model, {"chosen_labels": labels[: len(lengths) - 1]})
     scores = Scores(*token_logps(logits, labels))
     pairs = PairLogps(scores.sums[:1], scores.sums[1:], scores.counts[:1], scores.counts[1:])
-    _assert_same(preference_losses("orpo", pairs, PairSettings(beta=0.3)).mean(), theirs, logits)
+    _assert_same(_losses("orpo", pairs, PairSettings(beta=0.3)).mean(), theirs, logits)
 
 
 @pytest.mark.parametrize("lowered", [-20.0, 20.0])
