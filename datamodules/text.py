@@ -115,7 +115,7 @@ class TextDataModule(TextEvaluation):
         chosen, where = layout or self.layout, f"data.init_args.{flag}"
         read = partial(read_examples, path, want, chosen, self.skip_broken, where)
         reads = f"{want} {chosen} {self.skip_broken}"
-        return TextFile(path, reads, lambda report: read(report=report), lambda: str(describe_layout(path, where, chosen)))
+        return TextFile(path, reads, lambda report: read(report=report), lambda: str(describe_layout(path, where, chosen, want)))
 
     #: Files of `files` that no stream reads.
     untrained: ClassVar[tuple[str, ...]] = ()

@@ -55,8 +55,8 @@ def read_examples(
     return good_rows(scan(path, flag=flag), parse, f"{flag}={path}", skip_broken, report)
 
 
-def describe_layout(path: str | Path, flag: str = "path", layout: str = "auto") -> Detected:
-    """The layout of the first row that has one, or that has the one asked for.
+def describe_layout(path: str | Path, flag: str = "path", layout: str = "auto", want: Want = "supervised") -> Detected:
+    """The layout of the first row that has one, or that has the one asked for, and what is read of it where ``want`` is wanted.
 
     Raises:
         TemperError: the file cannot be read, or no row has a known layout.
@@ -68,7 +68,8 @@ def describe_layout(path: str | Path, flag: str = "path", layout: str = "auto") 
             continue
         found = detect(cells) if layout == "auto" else LAYOUTS[layout]
         if found and not found.missing(cells):
-            read = [find(cells, group) for group in found.required]
+            groups = (*found.required, SUBSTITUTE) if want == "unlearning" else found.required
+            read = [find(cells, group) for group in groups]
             used = tuple(name for name in cells if name in (*read, "id") or (name in found.optional and cells[name] is not None))
             return Detected(found, row, tuple(cells), used)
         first = first or RowError(explain(tuple(cells), "prompt"))

@@ -336,6 +336,11 @@ def test_columns_that_nothing_reads_are_named(make, folder):
     reports = make(TextSupervised, train="context", layout="prompt_completion", unsafe="context", overlap="report").reports
     for report in reports.values():
         assert report.layout == "layout prompt_completion, from the columns 'prompt', 'completion' of row 1; not read: 'context'"
+    read = {
+        name: make(kind, **{name: "forget"}).reports[name].layout for kind, name in ((TextUnlearning, "forget"), (TextSupervised, "train"))
+    }
+    assert read["forget"].endswith("columns 'prompt', 'completion', 'substitute' of row 1")
+    assert read["train"].endswith("columns 'prompt', 'completion' of row 1; not read: 'substitute'")
 
 
 def test_rows_that_repeat_are_counted_and_left_out_if_asked(make, folder):
