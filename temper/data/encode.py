@@ -4,9 +4,8 @@ import contextlib
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
-
-import transformers
 
 from temper.data.chat import ChatFormat, Encoded
 from temper.data.examples import Example
@@ -15,6 +14,7 @@ from temper.data.token_pool import Row
 from temper.data.truncation import CUTS, Truncation, without
 from temper.errors import TemperError
 
+TRANSFORMERS = version("transformers")  # renders templates
 ENCODING = 2  # of examples, prompts of tasks and chat formats as tokens: raise it with every change of them, and caches are made anew
 
 
@@ -29,8 +29,8 @@ class EncodeReport:
         cut: Rows among them that were shortened to the longest length.
         dropped: Rows left out because they are too long.
         unanswered: Rows left out because cutting them to that length would leave nothing of an answer.
-        repeats: Rows that are the same as an earlier one, token for token.
-        repeats_dropped: Those among them that were left out, as asked.
+        repeats: Rows kept that are the same as an earlier one, token for token.
+        repeats_dropped: Such rows left out, as asked.
         sequences: Sequences in the rows kept: two in a pair.
         tokens: Tokens in them.
         trained: Tokens with a label among those.
@@ -73,7 +73,7 @@ class EncodeReport:
             "the same as an earlier one": self.repeats_dropped,
         }
         parts = [f"{n:,} left out ({why})" for why, n in left_out.items() if n]
-        if self.repeats > self.repeats_dropped:
+        if self.repeats:
             parts.append(f"{self.repeats:,} the same as an earlier one")
         cut = f" ({self.cut:,} of them cut)" if self.cut else ""
         rows = f"{self.kept:,} of {self.read + self.broken:,} rows{cut}{''.join(f', {part}' for part in parts)}"
@@ -132,11 +132,10 @@ class Encoder:
             flags = {} if example.desirable is None else {"desirable": example.desirable}
             row = Row([s.ids for s in sequences], [s.trained for s in sequences], flags)
             digest = hashlib.blake2b(repr(row).encode(), digest_size=16).digest()
-            if digest in seen:
-                report.repeats += 1
-                if self.drop_repeats:
-                    report.repeats_dropped += 1
-                    continue
+            if digest in seen and self.drop_repeats:
+                report.repeats_dropped += 1
+                continue
+            report.repeats += digest in seen
             seen.add(digest)
             report.count(sequences)
             yield row
@@ -165,7 +164,7 @@ class Encoder:
         """What rows depend on beside the examples and the tokenizer."""
         return {
             "encoding": ENCODING,
-            "transformers": transformers.__version__,  # it renders templates
+            "transformers": TRANSFORMERS,
             "template": self.chat.template,
             "system": self.chat.system,
             "max_length": self.max_length,
