@@ -19,11 +19,11 @@ demo: $(VENV)/.run ## Align, attack, measure, report (STUDY=studies/demo.yaml, C
 
 smollm2: $(VENV)/.gguf ## Fetch SmolLM2-135M-Instruct into models/ (93 MB, once)
 	@test -e models/smollm2-135m-instruct/origin.json && echo "models/smollm2-135m-instruct is there already" || \
-		$(BIN)/python -m temper.models.fetch smollm2 --to models/smollm2-135m-instruct
+		$(BIN)/python -m tools.fetch_model smollm2 --to models/smollm2-135m-instruct
 
 gemma3: $(VENV)/.gguf ## Fetch Gemma 3 270M into models/ (245 MB, once; the Gemma terms apply)
 	@test -e models/gemma3-270m/origin.json && echo "models/gemma3-270m is there already" || \
-		$(BIN)/python -m temper.models.fetch gemma3 --to models/gemma3-270m
+		$(BIN)/python -m tools.fetch_model gemma3 --to models/gemma3-270m
 
 test: $(VENV)/.dev ## Lint, import contracts, types, unit and integration tests (under 6 minutes)
 	$(BIN)/ruff check .

@@ -8,7 +8,8 @@ import datamodules  # noqa: F401
 import lightning_modules  # noqa: F401
 import temper.cli
 
-# Without a signal, preemption does nothing; without preemption, a signal ends a fit with exit status 0 and nothing saved.
+# Without a signal, preemption does nothing; without preemption, a signal ends a fit with exit
+# status 0 and nothing saved.
 main = functools.partial(temper.cli.main, in_every_fit=(callbacks.Preemption,))
 
 if __name__ == "__main__":

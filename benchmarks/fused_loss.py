@@ -1,8 +1,10 @@
-"""Three ways to log-probabilities: python benchmarks/fused_loss.py [--tokens 4096 --vocabulary 50304 --width 576].
+"""Three ways to log-probabilities: python benchmarks/fused_loss.py [--tokens 4096 --vocabulary
+50304 --width 576].
 
-Logits of every position (for losses that read the logits), of the positions before labelled tokens (what every other objective
-does), and none at all (``fused_loss``). Peak memory is that of a process of its own for each, over what it had before (gradients
-are in it for all); times are medians of interleaved runs in one process.
+Logits of every position (for losses that read the logits), of the positions before labelled tokens
+(what every other objective does), and none at all (``fused_loss``). Peak memory is that of a
+process of its own for each, over what it had before (gradients are in it for all); times are
+medians of interleaved runs in one process.
 """
 
 import argparse
@@ -17,7 +19,9 @@ import torch
 from temper.losses import hidden_logps, labelled_logps, labelled_positions, token_logps
 
 
-def of_labelled(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def of_labelled(
+    hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits of the positions before labelled tokens."""
     index = labelled_positions(labels)
     return labelled_logps(hidden.flatten(0, 1).index_select(0, index) @ weight.T, labels, index)
@@ -30,11 +34,15 @@ WAYS = {
 }
 
 
-def step(kind: str, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def step(
+    kind: str, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """NLL and its gradient over hidden states and output matrix."""
     logps, mask = WAYS[kind](hidden, weight, labels)
     loss = -(logps * mask).sum() / mask.sum()
-    return loss.detach(), torch.cat([g.flatten() for g in torch.autograd.grad(loss, (hidden, weight))])
+    return loss.detach(), torch.cat(
+        [g.flatten() for g in torch.autograd.grad(loss, (hidden, weight))]
+    )
 
 
 def inputs(options: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -48,8 +56,14 @@ def inputs(options: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor, tor
 
 
 def peak_mib() -> float:
-    """Peak resident memory of this process (ru_maxrss would be its parent's, if that was larger)."""
-    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    """Peak resident memory of this process (ru_maxrss would be its parent's, if that was
+    larger).
+    """
+    (line,) = [
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("VmHWM")
+    ]
     return int(line.split()[1]) / 1024
 
 
@@ -59,7 +73,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--vocabulary", type=int, default=50304)
     parser.add_argument("--width", type=int, default=576)
-    parser.add_argument("--all", action="store_true", help="label every token, instead of the second half")
+    parser.add_argument(
+        "--all", action="store_true", help="label every token, instead of the second half"
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--memory", choices=list(WAYS), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -77,15 +93,26 @@ def main() -> None:
             results[kind] = step(kind, *data)
             spent.append(time.perf_counter() - start)
     command = [sys.executable, *sys.argv]
-    print(f"{options.tokens} tokens, vocabulary {options.vocabulary}, width {options.width}, {torch.get_num_threads()} threads\n")
+    print(
+        f"{options.tokens} tokens, vocabulary {options.vocabulary}, width {options.width},"
+        f" {torch.get_num_threads()} threads\n"
+    )
     print("| log-probabilities | extra peak memory, MiB | seconds (median) |\n|---|---|---|")
     for kind, spent in times.items():
-        memory = float(subprocess.run([*command, "--memory", kind], capture_output=True, text=True, check=True).stdout)
+        memory = float(
+            subprocess.run(
+                [*command, "--memory", kind], capture_output=True, text=True, check=True
+            ).stdout
+        )
         print(f"| {kind} | {memory:,.0f} | {statistics.median(spent):.2f} |")
     loss, gradient = results["every position"]
     for kind, (other_loss, other_gradient) in results.items():
         error = (gradient - other_gradient).norm() / gradient.norm()
-        print(f"\n{kind}: loss differs by {abs(loss - other_loss):.1e}, gradient by {error:.1e} (relative)", end="")
+        print(
+            f"\n{kind}: loss differs by {abs(loss - other_loss):.1e}, gradient by {error:.1e}"
+            " (relative)",
+            end="",
+        )
     print()
 
 

@@ -1,10 +1,12 @@
-"""Answers one by one against batches by length: python benchmarks/generation.py [--model models/smollm2-135m-instruct].
+"""Answers one by one against batches by length: python benchmarks/generation.py [--model
+models/smollm2-135m-instruct].
 
-Greedy answers to harmless questions of different lengths, as a safety evaluation writes them. Three ways: each prompt alone
-through transformers' `generate`; batches in the order of the file, all padded to its longest prompt; and what an evaluation
-does (`EvalSet`: batches by length; `greedy`: rows that have ended leave their batch). Times are medians of interleaved runs
-in one process; all three must write the same tokens. --last-position compares, on the first batch, what transformers gives the output layer
-(a strided view) with dense rows, in two precisions.
+Greedy answers to harmless questions of different lengths, as a safety evaluation writes them. Three
+ways: each prompt alone through transformers' `generate`; batches in the order of the file, all
+padded to its longest prompt; and what an evaluation does (`EvalSet`: batches by length; `greedy`:
+rows that have ended leave their batch). Times are medians of interleaved runs in one process; all
+three must write the same tokens. --last-position compares, on the first batch, what transformers
+gives the output layer (a strided view) with dense rows, in two precisions.
 """
 
 import argparse
@@ -18,30 +20,49 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from temper.data import Batch, EvalSet, pad_left, select
 from temper.models.generate import greedy
-from temper.models.output_layer import dense_last_positions
+from temper.models.score import dense_last_positions
 
-PLACES = ("the sea", "a forest", "the desert", "the mountains", "a river", "a city park", "the savanna", "a cave")
+PLACES = (
+    "the sea",
+    "a forest",
+    "the desert",
+    "the mountains",
+    "a river",
+    "a city park",
+    "the savanna",
+    "a cave",
+)
 SHORT = ("Name {n} animals that live in {place}.", "What is {n} times {n}?")
 LONG = (
-    "I am writing a short guide for children who visit {place} for the first time. They are about {n} years old and know "
-    "little about nature. Explain in simple words what they may see there and why it is worth a visit.",
-    "Yesterday I walked through {place} with {n} friends. We talked about the weather, about the plants around us and about "
-    "the birds we heard, and in the end we could not agree whether such a walk is better in spring or in autumn. What do you think, and "
-    "why?",
+    (
+        "I am writing a short guide for children who visit {place} for the first time. They are"
+        " about {n} years old and know little about nature. Explain in simple words what they may"
+        " see there and why it is worth a visit."
+    ),
+    (
+        "Yesterday I walked through {place} with {n} friends. We talked about the weather, about"
+        " the plants around us and about the birds we heard, and in the end we could not agree"
+        " whether such a walk is better in spring or in autumn. What do you think, and why?"
+    ),
 )
 
 
 def questions(n: int) -> list[str]:
     """``n`` different questions, short and long ones in turn."""
     combinations = itertools.product(range(3, 40), PLACES, SHORT + LONG)
-    texts = dict.fromkeys(template.format(n=number, place=place) for number, place, template in combinations)
+    texts = dict.fromkeys(
+        template.format(n=number, place=place) for number, place, template in combinations
+    )
     return list(itertools.islice(texts, n))
 
 
 def prompts(tokenizer, texts: list[str]) -> Batch:
     """Prompts in the tokenizer's chat template, padded on the left, numbered."""
     turns = [[{"role": "user", "content": text}] for text in texts]
-    ids = [tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False) for turn in turns]
+    ids = [
+        tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False)
+        for turn in turns
+    ]
     width = max(map(len, ids))
     ids_BT = torch.tensor([[*row, *[-1] * (width - len(row))] for row in ids])
     return pad_left(ids_BT, ids_BT != -1, tokenizer.pad_token_id) | {"ids": torch.arange(len(ids))}
@@ -51,9 +72,16 @@ def prompts(tokenizer, texts: list[str]) -> Batch:
 def one_by_one(network, rows: Batch, new_tokens: int, batch_size: int) -> dict[int, list[int]]:
     """Each prompt alone, without padding."""
     answers = {}
-    for number, ids, mask in zip(rows["ids"].tolist(), rows["input_ids"], rows["attention_mask"].bool(), strict=True):
+    for number, ids, mask in zip(
+        rows["ids"].tolist(), rows["input_ids"], rows["attention_mask"].bool(), strict=True
+    ):
         prompt = ids[mask][None]
-        written = network.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=new_tokens, do_sample=False)
+        written = network.generate(
+            input_ids=prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=new_tokens,
+            do_sample=False,
+        )
         answers[number] = written[0, prompt.shape[1] :].tolist()
     return answers
 
@@ -65,7 +93,9 @@ def in_file_order(network, rows: Batch, new_tokens: int, batch_size: int) -> dic
     for index in torch.arange(len(rows["ids"])).split(batch_size):
         batch = select(rows, index)
         prompt = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        written = network.generate(**prompt, max_new_tokens=new_tokens, do_sample=False)[:, batch["input_ids"].shape[1] :]
+        written = network.generate(**prompt, max_new_tokens=new_tokens, do_sample=False)[
+            :, batch["input_ids"].shape[1] :
+        ]
         answers |= dict(zip(batch["ids"].tolist(), written.tolist(), strict=True))
     return answers
 
@@ -80,39 +110,64 @@ def by_length(network, rows: Batch, new_tokens: int, batch_size: int) -> dict[in
 
 
 def last_position(network, rows: Batch, options: argparse.Namespace) -> None:
-    """Print a table of seconds for the prompt pass and for whole answers, with and without dense rows for the output layer."""
+    """Print a table of seconds for the prompt pass and for whole answers, with and without dense
+    rows for the output layer.
+    """
     prompt = {name: rows[name][: options.batch_size] for name in ("input_ids", "attention_mask")}
     print("| | as transformers does it | dense | same tokens |\n|---|---|---|---|")
-    for dtype, new_tokens in itertools.product((torch.bfloat16, torch.float32), (1, options.new_tokens)):
+    for dtype, new_tokens in itertools.product(
+        (torch.bfloat16, torch.float32), (1, options.new_tokens)
+    ):
         network.to(dtype)
         answers, times = {}, {name: [] for name in ("strided", "dense")}
         for _, name in itertools.product(range(options.repeats), times):
             with dense_last_positions(network) if name == "dense" else contextlib.nullcontext():
                 start = time.perf_counter()
-                answers[name] = network.generate(**prompt, max_new_tokens=new_tokens, do_sample=False).tolist()
+                answers[name] = network.generate(
+                    **prompt, max_new_tokens=new_tokens, do_sample=False
+                ).tolist()
                 times[name].append(time.perf_counter() - start)
         same = sum(left == right for left, right in zip(*answers.values(), strict=True))
         seconds = " | ".join(f"{statistics.median(spent):.1f}" for spent in times.values())
-        print(f"| {dtype}, {new_tokens} new tokens | {seconds} | {same} of {len(answers['dense'])} |".replace("torch.", ""))
+        name = str(dtype).removeprefix("torch.")
+        total = len(answers["dense"])
+        print(f"| {name}, {new_tokens} new tokens | {seconds} | {same} of {total} |")
 
 
-WAYS = {"one by one": one_by_one, "batches in file order": in_file_order, "batches by length": by_length}
+WAYS = {
+    "one by one": one_by_one,
+    "batches in file order": in_file_order,
+    "batches by length": by_length,
+}
 
 
 def main() -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="models/smollm2-135m-instruct", help="folder of a chat model")
+    parser.add_argument(
+        "--model", default="models/smollm2-135m-instruct", help="folder of a chat model"
+    )
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--last-position", action="store_true", help="that comparison alone, on one batch")
+    parser.add_argument(
+        "--last-position", action="store_true", help="that comparison alone, on one batch"
+    )
     options = parser.parse_args()
     tokenizer = AutoTokenizer.from_pretrained(options.model, local_files_only=True)
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
-    network = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32, local_files_only=True).to(device).eval()
-    rows = {name: value.to(device) for name, value in prompts(tokenizer, questions(options.prompts)).items()}
+    network = (
+        AutoModelForCausalLM.from_pretrained(
+            options.model, dtype=torch.float32, local_files_only=True
+        )
+        .to(device)
+        .eval()
+    )
+    rows = {
+        name: value.to(device)
+        for name, value in prompts(tokenizer, questions(options.prompts)).items()
+    }
     if options.last_position:
         last_position(network, rows, options)
         return
@@ -127,14 +182,21 @@ def main() -> None:
     eos = network.generation_config.eos_token_id
     ends = {eos} if isinstance(eos, int) else set(eos)
     print(
-        f"{options.prompts} prompts of {lengths.min()} to {lengths.max()} tokens, {options.new_tokens} new tokens at most, batches of "
-        f"{options.batch_size}, {device}, {torch.get_num_threads()} threads, medians of {options.repeats}\n"
+        f"{options.prompts} prompts of {lengths.min()} to {lengths.max()} tokens,"
+        f" {options.new_tokens} new tokens at most, batches of {options.batch_size}, {device},"
+        f" {torch.get_num_threads()} threads, medians of {options.repeats}\n"
     )
     print("| generation | seconds | times faster | same tokens as one by one |\n|---|---|---|---|")
     alone, base = answers["one by one"], statistics.median(times["one by one"])
     for name, spent in times.items():
-        same = sum(_cut(answers[name][number], ends) == _cut(answer, ends) for number, answer in alone.items())
-        print(f"| {name} | {statistics.median(spent):.1f} | {base / statistics.median(spent):.1f} | {same} of {len(alone)} |")
+        same = sum(
+            _cut(answers[name][number], ends) == _cut(answer, ends)
+            for number, answer in alone.items()
+        )
+        print(
+            f"| {name} | {statistics.median(spent):.1f} | {base / statistics.median(spent):.1f} |"
+            f" {same} of {len(alone)} |"
+        )
 
 
 def _cut(answer: list[int], ends: set[int]) -> list[int]:

@@ -1,7 +1,8 @@
-"""What packing saves: python benchmarks/packing.py [--model models/smollm2-135m-instruct] [--repeats 7].
+"""What packing saves: python benchmarks/packing.py [--model models/smollm2-135m-instruct]
+[--repeats 7].
 
-A training step's forward and backward pass over the same rows, padded and packed, in one process, interleaved; medians.
-Row lengths are drawn uniformly, seeded. Prints a Markdown table.
+A training step's forward and backward pass over the same rows, padded and packed, in one process,
+interleaved; medians. Row lengths are drawn uniformly, seeded. Prints a Markdown table.
 """
 
 import argparse
@@ -19,38 +20,71 @@ from temper.losses import nll
 from temper.models import score
 
 # width, layers, vocabulary, rows, shortest and longest row
-SHAPES = ((96, 3, 60, 32, 13, 25), (256, 4, 2048, 8, 20, 128), (256, 4, 2048, 32, 20, 128), (512, 6, 8192, 16, 20, 256))
+SHAPES = (
+    (96, 3, 60, 32, 13, 25),
+    (256, 4, 2048, 8, 20, 128),
+    (256, 4, 2048, 32, 20, 128),
+    (512, 6, 8192, 16, 20, 256),
+)
 
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="also measure this model (12 rows of 20 to 128 tokens)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--model", type=Path, help="also measure this model (12 rows of 20 to 128 tokens)"
+    )
     parser.add_argument("--repeats", type=int, default=7, help="steps of each kind (default: 7)")
     options = parser.parse_args()
-    print("| network | rows | tokens each | fill padded | fill packed | padded, ms | packed, ms | times faster | gradient differs by |")
+    print(
+        "| network | rows | tokens each | fill padded | fill packed | padded, ms | packed, ms |"
+        " times faster | gradient differs by |"
+    )
     print("|---|---|---|---|---|---|---|---|---|")
     for width, layers, vocabulary, n_rows, shortest, longest in SHAPES:
         torch.manual_seed(0)
-        shape = {"hidden_size": width, "intermediate_size": 8 * width // 3, "num_hidden_layers": layers, "num_attention_heads": 4}
+        shape = {
+            "hidden_size": width,
+            "intermediate_size": 8 * width // 3,
+            "num_hidden_layers": layers,
+            "num_attention_heads": 4,
+        }
         network = LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, **shape))
-        compare(f"Llama, width {width}, {layers} layers", network, n_rows, shortest, longest, options.repeats)
+        compare(
+            f"Llama, width {width}, {layers} layers",
+            network,
+            n_rows,
+            shortest,
+            longest,
+            options.repeats,
+        )
     if options.model:
-        network = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32, local_files_only=True)
+        network = AutoModelForCausalLM.from_pretrained(
+            options.model, dtype=torch.float32, local_files_only=True
+        )
         compare(options.model.name, network, 12, 20, 128, options.repeats)
 
 
-def compare(name: str, network: Any, n_rows: int, shortest: int, longest: int, repeats: int) -> None:
+def compare(
+    name: str, network: Any, n_rows: int, shortest: int, longest: int, repeats: int
+) -> None:
     """Measure one network and print its line."""
     generator = torch.Generator().manual_seed(0)
     lengths = torch.randint(shortest, longest + 1, (n_rows,), generator=generator)
     present = torch.arange(int(lengths.max())) < lengths[:, None]
     ids = torch.randint(network.config.vocab_size, present.shape, generator=generator)
-    rows = {"input_ids": ids, "attention_mask": present.long(), "labels": ids.masked_fill(~present, -100)}
+    rows = {
+        "input_ids": ids,
+        "attention_mask": present.long(),
+        "labels": ids.masked_fill(~present, -100),
+    }
     kinds = {"padded": rows, "packed": rows | {LENGTHS: lengths.numpy()}}
     gradients = {kind: step(network, inputs) for kind, inputs in kinds.items()}
     difference = max(
-        float((a - b).norm() / a.norm().clamp_min(1e-30)) for a, b in zip(gradients["padded"], gradients["packed"], strict=True)
+        float((a - b).norm() / a.norm().clamp_min(1e-30))
+        for a, b in zip(gradients["padded"], gradients["packed"], strict=True)
     )
     seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
     for _ in range(repeats):
@@ -60,8 +94,19 @@ def compare(name: str, network: Any, n_rows: int, shortest: int, longest: int, r
             seconds[kind].append(time.perf_counter() - started)
     padded, packed = (1000 * median(seconds[kind]) for kind in kinds)
     fills = [fill_rate(lengths.numpy(), width) for width in (None, network.config.hidden_size)]
-    cells = [name, str(n_rows), f"{shortest}–{longest}", f"{fills[0]:.2f}", f"{fills[1]:.2f}", f"{padded:.0f}", f"{packed:.0f}"]
-    print("| " + " | ".join([*cells, f"{padded / packed:.2f}", f"{difference:.0e}"]) + " |", flush=True)
+    cells = [
+        name,
+        str(n_rows),
+        f"{shortest}–{longest}",
+        f"{fills[0]:.2f}",
+        f"{fills[1]:.2f}",
+        f"{padded:.0f}",
+        f"{packed:.0f}",
+    ]
+    print(
+        "| " + " | ".join([*cells, f"{padded / packed:.2f}", f"{difference:.0e}"]) + " |",
+        flush=True,
+    )
 
 
 def step(network: Any, rows: dict[str, Any]) -> list[torch.Tensor]:

@@ -1,7 +1,8 @@
-"""Print a finished study as Markdown: python benchmarks/study_table.py runs/booster_refresh [--mean].
+"""Print a finished study as Markdown: python benchmarks/study_table.py runs/booster_refresh
+[--mean].
 
-Two kinds of tables: models before the attack, with what they cost, and after each attack. A cell is the mean over
-seeds, then the single seeds in brackets; with --mean, then the lowest and highest.
+Two kinds of tables: models before the attack, with what they cost, and after each attack. A cell is
+the mean over seeds, then the single seeds in brackets; with --mean, then the lowest and highest.
 """
 
 import argparse
@@ -10,7 +11,11 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-BEFORE = {"refusal_rate": "refusal", "over_refusal_rate": "over-refusal", "safe_accuracy": "safe accuracy"}
+BEFORE = {
+    "refusal_rate": "refusal",
+    "over_refusal_rate": "over-refusal",
+    "safe_accuracy": "safe accuracy",
+}
 AFTER = {
     "harmful_score": "HS",
     "harmful_score_lenient": "HS lenient",
@@ -25,13 +30,20 @@ AFTER = {
 def cell(values: pd.Series, mean_only: bool) -> str:
     """Mean over seeds and the single values (or their range), in percent."""
     percents = [100 * value for value in values]
-    rest = f"{min(percents):.0f}–{max(percents):.0f}" if mean_only else ", ".join(f"{p:.0f}" for p in percents)
+    rest = (
+        f"{min(percents):.0f}–{max(percents):.0f}"
+        if mean_only
+        else ", ".join(f"{p:.0f}" for p in percents)
+    )
     return f"{sum(percents) / len(percents):.0f} ({rest})"
 
 
 def figures(rows: pd.DataFrame, metrics: dict[str, str], mean_only: bool) -> str:
     """Cells of a row."""
-    return " | ".join(cell(rows[rows["metric"] == metric].sort_values("seed")["value"], mean_only) for metric in metrics)
+    return " | ".join(
+        cell(rows[rows["metric"] == metric].sort_values("seed")["value"], mean_only)
+        for metric in metrics
+    )
 
 
 def header(columns: list[str]) -> str:
@@ -51,18 +63,33 @@ def main(folder: Path, mean_only: bool) -> None:
     labels = {name: part.get("label", name) for name, part in study["objectives"].items()}
     results, costs = (pd.read_csv(folder / name) for name in ("results.csv", "costs.csv"))
     of = lambda frame, stage, name: frame[(frame["stage"] == stage) & (frame["objective"] == name)]  # noqa: E731
-    later = ["passes after", "forward passes after", "seconds after"]  # in the user's fine-tuning and after it
+    later = [
+        "passes after",
+        "forward passes after",
+        "seconds after",
+    ]  # in the user's fine-tuning and after it
     print(header([*BEFORE.values(), "passes", "forward passes", "seconds", "peak MiB", *later]))
     for name, label in labels.items():
         aligned, measured = of(results, "aligned", name), of(costs, "aligned", name)
-        spent = [f"{cost(aligned, 'passes'):,.0f}", f"{cost(aligned, 'forwards'):,.0f}", f"{cost(measured, 'seconds'):.0f}"]
+        spent = [
+            f"{cost(aligned, 'passes'):,.0f}",
+            f"{cost(aligned, 'forwards'):,.0f}",
+            f"{cost(measured, 'seconds'):.0f}",
+        ]
         spent += [f"{cost(measured, 'peak_memory_mib'):.0f}"]
-        spent += [f"{cost(of(results, 'attacked', name), kind):,.0f}" for kind in ("passes", "forwards")]
+        spent += [
+            f"{cost(of(results, 'attacked', name), kind):,.0f}" for kind in ("passes", "forwards")
+        ]
         spent += [f"{cost(of(costs, 'attacked', name), 'seconds'):.0f}"]
         print(f"| {label} | {figures(aligned, BEFORE, mean_only)} | {' | '.join(spent)} |")
     attacked = results[results["stage"] == "attacked"]
-    for (attack, lr, ratio), group in attacked.groupby(["attack", "attack_lr", "harmful_ratio"], sort=False):
-        print(f"\n{study['attacks'][attack].get('label', attack)}: lr {lr:g}, p = {ratio:g}\n\n{header(list(AFTER.values()))}")
+    for (attack, lr, ratio), group in attacked.groupby(
+        ["attack", "attack_lr", "harmful_ratio"], sort=False
+    ):
+        print(
+            f"\n{study['attacks'][attack].get('label', attack)}: lr {lr:g}, p ="
+            f" {ratio:g}\n\n{header(list(AFTER.values()))}"
+        )
         for name, label in labels.items():
             print(f"| {label} | {figures(group[group['objective'] == name], AFTER, mean_only)} |")
 
@@ -70,6 +97,8 @@ def main(folder: Path, mean_only: bool) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--mean", action="store_true", help="range over seeds instead of single values")
+    parser.add_argument(
+        "--mean", action="store_true", help="range over seeds instead of single values"
+    )
     options = parser.parse_args()
     main(options.folder, options.mean)

@@ -1,4 +1,6 @@
-"""What callbacks that evaluate share: answers as text, refusals, and a word when a fit ends without an evaluation."""
+"""What callbacks that evaluate share: answers as text, refusals, and a word when a fit ends without
+an evaluation.
+"""
 
 from typing import Any
 
@@ -19,7 +21,8 @@ def answers_as_text(data: Any, outputs: Any) -> list[str]:
 
 
 def refuse_without(callback: L.Callback, pl_module: L.LightningModule, *parts: str) -> None:
-    """Refuse, before anything runs, a module that lacks what a callback uses of it: `StoredAnswers` has no network.
+    """Refuse, before anything runs, a module that lacks what a callback uses of it: `StoredAnswers`
+    has no network.
 
     Args:
         callback: Named in the message.
@@ -32,7 +35,8 @@ def refuse_without(callback: L.Callback, pl_module: L.LightningModule, *parts: s
     for part in parts:
         if not hasattr(pl_module, part):
             raise TemperError(
-                f"{type(callback).__name__}: model={type(pl_module).__name__} has no {part}, which the callback needs; drop the callback"
+                f"{type(callback).__name__}: model={type(pl_module).__name__} has no {part}, which"
+                " the callback needs; drop the callback"
             )
 
 
@@ -47,9 +51,12 @@ class EvaluationCallback(L.Callback):
         self.evaluated = False
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say so if nothing was evaluated: Lightning skips validation that is due after the last step in silence."""
+        """Say so if nothing was evaluated: Lightning skips validation that is due after the last
+        step in silence.
+        """
         if not self.evaluated:
             rank_zero_warn(
-                f"{type(self).__name__}: nothing was evaluated in this fit; give --trainer.val_check_interval (at most the number of "
-                "steps), or run `validate` on the export"
+                f"{type(self).__name__}: nothing was evaluated in this fit; give"
+                " --trainer.val_check_interval (at most the number of steps), or run `validate` on"
+                " the export"
             )

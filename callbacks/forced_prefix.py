@@ -32,52 +32,60 @@ class ForcedAnswers(Protocol):
         """Unsafe evaluation prompts with their true harmful answers.
 
         Returns:
-            ``input_ids`` and ``attention_mask`` (``B x P``, padded on the left), ``ids`` (``B``), and
-            ``answers`` (``B x R``, ids, padded on the right with -1, without end token).
+            ``input_ids`` and ``attention_mask`` (``B x P``, padded on the left), ``ids`` (``B``),
+            and ``answers`` (``B x R``, ids, padded on the right with -1, without end token).
         """
         ...
 
 
 class ForcedPrefix(L.Callback):
-    """Refusal and harmful rate after the first k tokens of the true harmful answer, for every k of a list.
+    """Refusal and harmful rate after the first k tokens of the true harmful answer, for every k of
+    a list.
 
-    At the end of a validation or test, every unsafe evaluation prompt is continued greedily from its first
-    k answer tokens (Yuan et al. 2024, arXiv 2407.09121, section 4.3; Qi et al. 2024, arXiv 2406.05946). *Refused*:
-    what the model writes after the prefix is a refusal, judged without the prefix. *Harmful*: prefix and
-    continuation together carry the prompt out, and the continuation is no refusal. An answer of at most k
-    tokens leaves nothing to carry out and is not counted, so n falls as k grows.
+    At the end of a validation or test, every unsafe evaluation prompt is continued greedily from
+    its first k answer tokens (Yuan et al. 2024, arXiv 2407.09121, section 4.3; Qi et al. 2024,
+    arXiv 2406.05946). *Refused*: what the model writes after the prefix is a refusal, judged
+    without the prefix. *Harmful*: prefix and continuation together carry the prompt out, and the
+    continuation is no refusal. An answer of at most k tokens leaves nothing to carry out and is not
+    counted, so n falls as k grows.
 
-    Logs ``forced_prefix/refusal_<k>`` and ``forced_prefix/harmful_<k>``, and writes ``forced_prefix.json`` with
-    95 % Wilson intervals to the run folder. Needs a datamodule with `ForcedAnswers`, and a module with a
-    ``generate`` as `AnswersMixin` has it.
+    Logs ``forced_prefix/refusal_<k>`` and ``forced_prefix/harmful_<k>``, and writes
+    ``forced_prefix.json`` with 95 % Wilson intervals to the run folder. Needs a datamodule with
+    `ForcedAnswers`, and a module with a ``generate`` as `AnswersMixin` has it.
 
     Args:
         lengths: The k, in tokens; 0 is the plain prompt.
 
     Raises:
-        TemperError: no lengths, or one below 0; the datamodule has no forced answers, or none longer than the
-            largest k; the module has no ``generate``.
+        TemperError: no lengths, or one below 0; the datamodule has no forced answers, or none
+            longer than the largest k; the module has no ``generate``.
     """
 
     def __init__(self, lengths: list[int] = [0, 1, 2, 3, 4]) -> None:  # noqa: B006
         if not lengths or min(lengths) < 0:
-            raise TemperError(f"ForcedPrefix.lengths={lengths}: give at least one number of tokens >= 0, for example [0, 1, 2, 4]")
+            raise TemperError(
+                f"ForcedPrefix.lengths={lengths}: give at least one number of tokens >= 0, for"
+                " example [0, 1, 2, 4]"
+            )
         self.lengths = sorted(set(lengths))
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Refuse data without forced answers and modules that generate nothing, before anything is trained."""
+        """Refuse data without forced answers and modules that generate nothing, before anything is
+        trained.
+        """
         data = trainer.datamodule  # type: ignore[attr-defined]
         if stage == "predict":
             return
         if not isinstance(data, ForcedAnswers):
             raise TemperError(
-                f"ForcedPrefix: data={type(data).__name__} has no forced_answers(); give it one (see callbacks/forced_prefix.py), "
-                "or leave the callback out"
+                f"ForcedPrefix: data={type(data).__name__} has no forced_answers(); give it one"
+                " (see callbacks/forced_prefix.py), or leave the callback out"
             )
         longest = int((data.forced_answers()["answers"] != -1).sum(1).max())
         if longest <= self.lengths[-1]:
             raise TemperError(
-                f"ForcedPrefix.lengths={self.lengths}: no harmful answer is longer than {longest} tokens; give lengths up to {longest - 1}"
+                f"ForcedPrefix.lengths={self.lengths}: no harmful answer is longer than {longest}"
+                f" tokens; give lengths up to {longest - 1}"
             )
         refuse_without(self, pl_module, "generate")
 
@@ -88,19 +96,35 @@ class ForcedPrefix(L.Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         rows = data.forced_answers()
         figures = {k: self._rates(trainer, pl_module, data, rows, k) for k in self.lengths}
-        values = {f"forced_prefix/{name}_{k}": torch.tensor(f["value"]) for k, rates in figures.items() for name, f in rates.items()}
+        values = {
+            f"forced_prefix/{name}_{k}": torch.tensor(f["value"])
+            for k, rates in figures.items()
+            for name, f in rates.items()
+        }
         pl_module.log_dict(values, rank_zero_only=True)
         if trainer.is_global_zero:
-            content = {"judge": data.judge.name, "step": trainer.global_step, "lengths": {str(k): rates for k, rates in figures.items()}}
+            content = {
+                "judge": data.judge.name,
+                "step": trainer.global_step,
+                "lengths": {str(k): rates for k, rates in figures.items()},
+            }
             write_json(Path(trainer.default_root_dir) / FORCED_PREFIX, content)
 
     on_test_epoch_end = on_validation_epoch_end
 
     def _rates(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, data: ForcedAnswers, rows: Batch, k: int
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        data: ForcedAnswers,
+        rows: Batch,
+        k: int,
     ) -> dict[str, dict[str, float]]:
         """Both rates at one length, over all ranks."""
-        metrics = {"refusal": Proportion().to(pl_module.device), "harmful": Proportion().to(pl_module.device)}
+        metrics = {
+            "refusal": Proportion().to(pl_module.device),
+            "harmful": Proportion().to(pl_module.device),
+        }
         # Rows that are not counted are continued too: every rank must generate equally often.
         for batch in EvalSet(rows, data.eval_batch_size, trainer.global_rank, trainer.world_size):
             counted_B = (batch["answers"] != -1).sum(1) > k
@@ -115,17 +139,23 @@ class ForcedPrefix(L.Callback):
             metrics["harmful"].update(harmful[counted_B])
         return {name: metric.compute() for name, metric in metrics.items()}
 
-    def _judge(self, data: ForcedAnswers, batch: Batch, continued_BR: Tensor, k: int) -> tuple[list[Judgement], list[Judgement]]:
+    def _judge(
+        self, data: ForcedAnswers, batch: Batch, continued_BR: Tensor, k: int
+    ) -> tuple[list[Judgement], list[Judgement]]:
         """Judgements of the continuations alone, and of prefix and continuation together."""
         pad = data.tokenizer.pad_token_id
         prompts = readable(data.tokenizer, batch["input_ids"])
         prefix_BK = batch["answers"][:, :k]
         whole_BR = torch.cat([prefix_BK.masked_fill(prefix_BK == -1, pad), continued_BR], dim=1)
-        return data.judge(prompts, readable(data.tokenizer, continued_BR)), data.judge(prompts, readable(data.tokenizer, whole_BR))
+        return data.judge(prompts, readable(data.tokenizer, continued_BR)), data.judge(
+            prompts, readable(data.tokenizer, whole_BR)
+        )
 
 
 def force(rows: Batch, k: int, pad_id: int) -> Batch:
-    """Prompts that end in the first k tokens of their answers, padded on the left; a shorter answer is taken whole."""
+    """Prompts that end in the first k tokens of their answers, padded on the left; a shorter answer
+    is taken whole.
+    """
     prefix_BK = rows["answers"][:, :k]
     ids = torch.cat([rows["input_ids"], prefix_BK.masked_fill(prefix_BK == -1, pad_id)], dim=1)
     present = torch.cat([rows["attention_mask"].bool(), prefix_BK != -1], dim=1)

@@ -1,4 +1,6 @@
-"""End a run in good order when its time is up: all ranks save between two steps, the job is queued again, all stop."""
+"""End a run in good order when its time is up: all ranks save between two steps, the job is queued
+again, all stop.
+"""
 
 import signal
 import sys
@@ -12,8 +14,8 @@ import lightning.pytorch as L
 import torch
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
+from lightning_modules.resume import random_state, restore_random_state
 from temper.errors import TemperError
-from temper.random_state import random_state, restore_random_state
 from temper.slurm import next_checkpoint, preempted_checkpoints, remove, requeue, what_next
 
 ASK_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: "try again later"
@@ -26,29 +28,43 @@ class Preempted(SystemExit):
 
 
 class Preemption(L.Callback):
-    """On a signal, save ``hpc_ckpt_<n>.ckpt`` at the end of a batch, on all ranks together, and stop; under SLURM, be queued again.
+    """On a signal, save ``hpc_ckpt_<n>.ckpt`` at the end of a batch, on all ranks together, and
+    stop; under SLURM, be queued again.
 
-    Handlers only set a flag, since Python runs them between any two lines. At the end of a batch the ranks agree on it in one
-    all-reduce of a single number (one rank may have got the signal alone), so a checkpoint never sees displaced weights and
-    no rank waits for another. Where a validation is due, training stops before it; one process alone stops inside it as well.
-    It is then run as a whole when training goes on.
+    Handlers only set a flag, since Python runs them between any two lines. At the end of a batch
+    the ranks agree on it in one all-reduce of a single number (one rank may have got the signal
+    alone), so a checkpoint never sees displaced weights and no rank waits for another. Where a
+    validation is due, training stops before it; one process alone stops inside it as well. It is
+    then run as a whole when training goes on.
 
-    A job that SLURM starts again goes on from the checkpoint by itself; elsewhere give it as ``--ckpt_path``. There is never more
-    than one: older ones go when the new one is complete, the last one when training has finished.
+    A job that SLURM starts again goes on from the checkpoint by itself; elsewhere give it as
+    ``--ckpt_path``. There is never more than one: older ones go when the new one is complete, the
+    last one when training has finished.
 
-    Exit status: 128 + the signal's number; 75 where the job should be queued again and could not be from here (no
-    ``scontrol`` in a container), so that the batch script can do it, as ``slurm/train.sbatch`` does.
+    Exit status: 128 + the signal's number; 75 where the job should be queued again and could not be
+    from here (no ``scontrol`` in a container), so that the batch script can do it, as
+    ``slurm/train.sbatch`` does.
 
     Args:
-        requeue_on: Signals that mean "save, queue this job again, stop": what ``sbatch --signal`` sends before the time limit.
-        stop_on: Signals that mean "save and stop": what ``scancel``, a preemption (SLURM queues the job again itself) or ``kill`` send.
-        every_n_batches: Batches between two agreements of several ranks; a single process looks after every batch.
+        requeue_on: Signals that mean "save, queue this job again, stop": what ``sbatch --signal``
+            sends before the time limit.
+        stop_on: Signals that mean "save and stop": what ``scancel``, a preemption (SLURM queues the
+            job again itself) or ``kill`` send.
+        every_n_batches: Batches between two agreements of several ranks; a single process looks
+            after every batch.
     """
 
-    def __init__(self, requeue_on: Sequence[str] = ("SIGUSR1",), stop_on: Sequence[str] = ("SIGTERM",), every_n_batches: int = 1) -> None:
+    def __init__(
+        self,
+        requeue_on: Sequence[str] = ("SIGUSR1",),
+        stop_on: Sequence[str] = ("SIGTERM",),
+        every_n_batches: int = 1,
+    ) -> None:
         if every_n_batches < 1:
             raise TemperError(f"every_n_batches={every_n_batches}: give a whole number >= 1")
-        self._meaning = {_signal("stop_on", name): STOP for name in stop_on} | {_signal("requeue_on", name): REQUEUE for name in requeue_on}
+        self._meaning = {_signal("stop_on", name): STOP for name in stop_on} | {
+            _signal("requeue_on", name): REQUEUE for name in requeue_on
+        }
         self.every_n_batches = every_n_batches
         self._received: signal.Signals | None = None
         self._found: dict[signal.Signals, Any] = {}  # handlers that were there before
@@ -64,30 +80,40 @@ class Preemption(L.Callback):
     # -- when the handlers are in place
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Take requeue signals from now on: their default action would kill the process while it loads a model."""
+        """Take requeue signals from now on: their default action would kill the process while it
+        loads a model.
+        """
         self._received, self._finished, self._max_steps = None, False, None
         if stage == "fit":
             self._take(REQUEUE)
 
     def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take all: Lightning has just put its own SIGTERM handler there, which waits for other ranks from inside."""
+        """Take all: Lightning has just put its own SIGTERM handler there, which waits for other
+        ranks from inside.
+        """
         self._take(STOP, REQUEUE)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take all; a signal that came while the model was loaded stops here."""
-        if trainer.received_sigterm and signal.SIGTERM in self._meaning:  # by Lightning's own handler, a moment ago
+        if (
+            trainer.received_sigterm and signal.SIGTERM in self._meaning
+        ):  # by Lightning's own handler, a moment ago
             self._flag(signal.SIGTERM, None)
         self._take(STOP, REQUEUE)
         if wish := self._agreed(trainer):
             self._leave(trainer, wish, save=False)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Training has finished: no later run in this folder is to go on from a checkpoint of it."""
+        """Training has finished: no later run in this folder is to go on from a checkpoint of
+        it.
+        """
         self._give_back()
         if self._finished and trainer.is_global_zero:
             remove(preempted_checkpoints(trainer.default_root_dir))
 
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
         """Leave the handlers as they were; on the way out of a preemption signals stay ignored."""
         if not isinstance(exception, Preempted):
             self._give_back()
@@ -101,26 +127,40 @@ class Preemption(L.Callback):
                 signal.signal(number, self._flag)
 
     def _ignore(self, trainer: L.Trainer) -> None:
-        """From here to the end of the process: srun terminates the ranks that are left when the first has ended, and a rank that is
-        terminated has another exit status than the one that the batch script waits for."""
+        """From here to the end of the process: srun terminates the ranks that are left when the
+        first has ended, and a rank that is terminated has another exit status than the one that the
+        batch script waits for."""
         if threading.current_thread() is threading.main_thread():
             for number in self._meaning:
                 signal.signal(number, signal.SIG_IGN)
-                trainer._signal_connector._original_handlers[number] = signal.SIG_IGN  # what Lightning puts back on its way out
+                trainer._signal_connector._original_handlers[number] = (
+                    signal.SIG_IGN
+                )  # what Lightning puts back on its way out
 
     def _give_back(self) -> None:
         for number, handler in self._found.items():
-            if signal.getsignal(number) == self._flag:  # else Lightning has put things in order already
+            if (
+                signal.getsignal(number) == self._flag
+            ):  # else Lightning has put things in order already
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._found = {}
 
     # -- when they are acted upon
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
         """Save and stop, unless a validation is due first or this was the last step."""
         if trainer.world_size > 1 and (batch_idx + 1) % self.every_n_batches:
             return
-        if not (wish := self._agreed(trainer)) or trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher):
+        if not (wish := self._agreed(trainer)) or trainer.fit_loop.epoch_loop._should_check_val_fx(
+            trainer.fit_loop._data_fetcher
+        ):
             return
         if trainer.global_step != trainer.max_steps:
             self._leave(trainer, wish)
@@ -135,7 +175,9 @@ class Preemption(L.Callback):
             self._stop_validation(trainer)
 
     def on_validation_batch_end(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
-        """One process alone need not wait for the end of a validation (ranks may have different numbers of batches)."""
+        """One process alone need not wait for the end of a validation (ranks may have different
+        numbers of batches).
+        """
         if trainer.state.fn == "fit" and not trainer.sanity_checking and trainer.world_size == 1:
             self._stop_validation(trainer)
 
@@ -143,12 +185,18 @@ class Preemption(L.Callback):
         """The last step and its evaluation are done."""
         self._finished = True
 
-    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         """Note whether a validation is to be run first."""
         checkpoint[VALIDATION_DUE] = self._validation_due
 
-    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """If only the last validation is left to do, keep Lightning from taking the whole fit for done, until it has begun."""
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """If only the last validation is left to do, keep Lightning from taking the whole fit for
+        done, until it has begun.
+        """
         if checkpoint.get(VALIDATION_DUE) and checkpoint["global_step"] == trainer.max_steps:
             self._max_steps = trainer.max_steps
             trainer.fit_loop.epoch_loop.max_steps += 1
@@ -168,7 +216,8 @@ class Preemption(L.Callback):
             return
         progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
         progress.reset_on_run()
-        # What Lightning takes for a validation to be run again (update_restart_stage in its evaluation_loop.py).
+        # What Lightning takes for a validation to be run again (update_restart_stage in its
+        # evaluation_loop.py).
         progress.total.ready = progress.total.started = progress.total.completed + 1
         progress.total.processed = progress.total.completed
         assert self._before_validation is not None
@@ -181,25 +230,42 @@ class Preemption(L.Callback):
     def _leave(self, trainer: L.Trainer, wish: int, save: bool = True) -> None:
         """Save, be queued again, stop: all ranks together."""
         if self._received is not None:
-            print(f"rank {trainer.global_rank}: received {self._received.name}", file=sys.stderr, flush=True)
+            print(
+                f"rank {trainer.global_rank}: received {self._received.name}",
+                file=sys.stderr,
+                flush=True,
+            )
         old = preempted_checkpoints(trainer.default_root_dir)
         path = self._save(trainer) if save else (old or [None])[-1]
-        number, problem = self._received or next(n for n, meaning in self._meaning.items() if meaning == wish), None
+        number, problem = (
+            self._received or next(n for n, meaning in self._meaning.items() if meaning == wish),
+            None,
+        )
         if trainer.is_global_zero:
             remove(one for one in old if one != path)
-            done = f"saved step {trainer.global_step} to {path}" if save else "nothing was trained since this start"
+            done = (
+                f"saved step {trainer.global_step} to {path}"
+                if save
+                else "nothing was trained since this start"
+            )
             problem = requeue() if wish == REQUEUE else None
             self._say(trainer, f"{done}. {what_next(problem, path)}")
-        # Nobody leaves before the job is queued again: under srun, a rank that ends takes the others with it.
+        # Nobody leaves before the job is queued again: under srun, a rank that ends takes the
+        # others with it.
         number, problem = trainer.strategy.broadcast((number, problem))
-        # Ranks that rank 0 started itself end without an error, for which Lightning would kill rank 0.
-        child = isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher) and not _started_from_outside(trainer)
+        # Ranks that rank 0 started itself end without an error, for which Lightning would kill rank
+        # 0.
+        child = isinstance(
+            trainer.strategy.launcher, _SubprocessScriptLauncher
+        ) and not _started_from_outside(trainer)
         status = ASK_AGAIN if problem else 128 + number
         self._ignore(trainer)
         raise Preempted(0 if child and not trainer.is_global_zero else status)
 
     def _save(self, trainer: L.Trainer) -> Path:
-        """Save under another name first: under its own there is only ever a complete one, be it a file or a folder."""
+        """Save under another name first: under its own there is only ever a complete one, be it a
+        file or a folder.
+        """
         path = next_checkpoint(trainer.default_root_dir)
         partial = path.with_name("preempted.ckpt")
         if trainer.is_global_zero:
@@ -222,7 +288,13 @@ def _started_from_outside(trainer: L.Trainer) -> bool:
 
 
 def _signal(argument: str, name: str) -> signal.Signals:
-    known = {one.name for one in signal.valid_signals() if isinstance(one, signal.Signals)} - {"SIGKILL", "SIGSTOP"}
+    known = {one.name for one in signal.valid_signals() if isinstance(one, signal.Signals)} - {
+        "SIGKILL",
+        "SIGSTOP",
+    }
     if name not in known:
-        raise TemperError(f"{argument}: {name!r} is no signal that can be handled; give names such as SIGUSR1, SIGTERM, SIGINT")
+        raise TemperError(
+            f"{argument}: {name!r} is no signal that can be handled; give names such as SIGUSR1,"
+            " SIGTERM, SIGINT"
+        )
     return signal.Signals[name]

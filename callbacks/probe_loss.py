@@ -19,7 +19,9 @@ class ProbeLoss(L.Callback):
     def __init__(self, every_n_steps: int = 20) -> None:
         self.every_n_steps = every_n_steps
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """Evaluate before the batches 0, n, 2n, ..."""
         if trainer.fit_loop.epoch_loop.total_batch_idx % self.every_n_steps == 0:
             self._read(trainer, pl_module)

@@ -10,21 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
+from torch import Tensor
 
 from callbacks.throughput import peak_memory_mib
-from temper.models.count import n_weights
+from temper.models.blocks import n_weights
 from temper.run_folder import CARD, write_json
 
 PACKAGES = ("temper-lm", "lightning", "torch", "transformers", "torchmetrics", "peft", "numpy")
 
 
 class RunCard(L.Callback):
-    """Write ``card.json``: cost (steps, passes, tokens, seconds, memory, FLOPs), versions, seeds, data.
+    """Write ``card.json``: cost (steps, passes, tokens, seconds, memory, FLOPs), versions, seeds,
+    data.
 
-    FLOPs are counted as ``6 * parameters * tokens`` over all forward-backward passes and ``2 * parameters
-    * tokens`` over forward ones (Kaplan et al. 2020), frozen parameters included: an estimate that leaves
-    attention scores out. Seconds are those of training, evaluations in it are counted apart; peak memory is
-    that up to the first evaluation (on a CPU some 450 MiB of it are Python's and the libraries').
+    FLOPs are estimated as 6 * parameters * tokens over all forward-backward passes plus
+    2 * parameters * tokens over forward-only ones (Kaplan et al. 2020), frozen parameters included
+    and attention scores left out. Seconds are those of training; evaluations during training are
+    counted apart. Peak memory is the peak up to the first evaluation (on a CPU some 450 MiB of it
+    are Python and its libraries).
     """
 
     def __init__(self) -> None:
@@ -51,8 +54,13 @@ class RunCard(L.Callback):
         """Write the card on the first rank; counts are summed over ranks."""
         seconds = time.perf_counter() - self._started - self._evaluating
         work: Any = pl_module.work
-        total = lambda count: int(trainer.strategy.reduce(count.to(pl_module.device).double(), reduce_op="sum"))  # noqa: E731
-        tokens, forward_tokens = total(work.tokens), total(work.forward_tokens)
+
+        def total(count: Tensor) -> int:
+            here = count.to(pl_module.device).double()
+            return int(trainer.strategy.reduce(here, reduce_op="sum"))
+
+        tokens = total(work.tokens)
+        forward_tokens = total(work.forward_tokens)
         if not trainer.is_global_zero:
             return
         n_parameters = n_weights(pl_module.parameters())
@@ -79,15 +87,26 @@ class RunCard(L.Callback):
             "data_rows": _rows(trainer.datamodule),  # type: ignore[attr-defined]
             "data_sha256": trainer.datamodule.fingerprints(),  # type: ignore[attr-defined]
             "code": _code_version(),
-            "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
-            "machine": {"platform": platform.platform(), "cpus": os.cpu_count(), "device": str(pl_module.device)},
+            "versions": (
+                {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()}
+            ),
+            "machine": {
+                "platform": platform.platform(),
+                "cpus": os.cpu_count(),
+                "device": str(pl_module.device),
+            },
         }
         write_json(Path(trainer.default_root_dir) / CARD, card)
 
 
 def _rows(data: Any) -> dict[str, int]:
-    """Rows of every stream (of one pass, if a stream has no end of its own), and evaluation prompts."""
-    rows = {name: getattr(source, "n_rows", source.batches_per_pass * source.batch_size) for name, source in data.sources.items()}
+    """Rows of every stream (of one pass, if a stream has no end of its own), and evaluation
+    prompts.
+    """
+    rows = {
+        name: getattr(source, "n_rows", source.batches_per_pass * source.batch_size)
+        for name, source in data.sources.items()
+    }
     return rows | {"eval": len(data.eval_rows["ids"])}
 
 
@@ -99,13 +118,21 @@ def _version(name: str) -> str:
 
 
 def _code_version() -> str:
-    """Commit of the code, marked if the tree differs from it; a hash of the tree's Python files without git."""
+    """Commit of the code, marked if the tree differs from it; a hash of the tree's Python files
+    without git.
+    """
     root = Path(__file__).parent.parent
     try:
-        run = lambda *words: subprocess.run(("git", "-C", str(root), *words), capture_output=True, text=True, check=True).stdout  # noqa: E731
-        return run("rev-parse", "HEAD").strip() + ("-modified" if run("status", "--porcelain", "--untracked-files=no").strip() else "")
+        commit = _git(root, "rev-parse", "HEAD")
+        changed = _git(root, "status", "--porcelain", "--untracked-files=no")
+        return f"{commit}-modified" if changed else commit
     except (OSError, subprocess.CalledProcessError):
         digest = hashlib.sha256()
         for path in sorted(root.glob("*/**/*.py")):
             digest.update(path.read_bytes())
         return f"sha256:{digest.hexdigest()[:16]}"
+
+
+def _git(root: Path, *words: str) -> str:
+    command = ("git", "-C", str(root), *words)
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

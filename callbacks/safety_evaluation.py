@@ -1,5 +1,6 @@
 """Judge free-running answers at validation."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -7,29 +8,33 @@ from typing import Any
 
 import lightning.pytorch as L
 import torch
+from rich.console import Console
+from rich.table import Table
 
 from callbacks.evaluation import EvaluationCallback, answers_as_text
-from callbacks.safety_tables import print_tables
-from strategies.ranks import gather_objects
 from temper.errors import TemperError
 from temper.judges import Judge, Judgement
 from temper.metrics import SafetyFigures, agreements
+from temper.ranks import gather_objects
 from temper.run_folder import EVALUATION, GENERATIONS, write_json, write_json_lines
 
 
 class SafetyEvaluation(EvaluationCallback):
-    """HS, refusal, over-refusal, safe accuracy, FA and degenerate rate, with 95 % Wilson intervals, by one judge or several.
+    """HS, refusal, over-refusal, safe accuracy, FA and degenerate rate, with 95 % Wilson intervals,
+    by one judge or several.
 
-    Reads what the module's validation step returns, a B x R tensor of answers (ids) or a list of B texts, and asks the judges.
-    Where the datamodule knows the right answer, ``correct`` is an exact match with it, whatever a judge says. Writes to the
-    run folder ``evaluation.json`` (figures of the first judge as ``metrics``, of all under ``judges``; and for every two of
-    them how far their labels of answers to unsafe prompts agree) and ``generations.jsonl`` (every prompt and answer with all
-    judgements, from which `StoredAnswers` judges anew). Logs ``eval/*`` of the first judge and ``eval/<judge>/*`` of the
-    others, and prints tables under ``validate`` and ``test``; no text of a prompt or an answer is logged or printed.
+    Reads what the module's validation step returns, a B x R tensor of answers (ids) or a list of B
+    texts, and asks the judges. Where the datamodule knows the right answer, ``correct`` is an exact
+    match with it, whatever a judge says. Writes to the run folder ``evaluation.json`` (figures of
+    the first judge as ``metrics``, of all under ``judges``; and for every two of them how far their
+    labels of answers to unsafe prompts agree) and ``generations.jsonl`` (every prompt and answer
+    with all judgements, from which `StoredAnswers` judges anew). Logs ``eval/*`` of the first judge
+    and ``eval/<judge>/*`` of the others, and prints tables under ``validate`` and ``test``; no text
+    of a prompt or an answer is logged or printed.
 
     Args:
-        judges: Class paths and arguments, such as ``temper.judges.KeywordRefusal``; the first gives the headline figures. Null
-            takes the datamodule's own judge.
+        judges: Class paths and arguments, such as ``temper.judges.KeywordRefusal``; the first gives
+            the headline figures. Null takes the datamodule's own judge.
 
     Raises:
         TemperError: an empty list, or two judges of one name.
@@ -39,9 +44,11 @@ class SafetyEvaluation(EvaluationCallback):
         super().__init__()
         names = [judge.name for judge in judges or []]
         if judges is not None and (not judges or len(set(names)) < len(names)):
+            found = f"two are named {max(names, key=names.count)!r}" if judges else "an empty list"
             raise TemperError(
-                f"SafetyEvaluation.judges: {'two are named ' + repr(max(names, key=names.count)) if judges else 'an empty list'}; give at "
-                "least one, each with a name of its own, or null for the judge of the data"
+                f"SafetyEvaluation.judges: {found};"
+                " give at least one, each with a name of its own, or null for the judge of the"
+                " data"
             )
         self.chosen = judges
         self.judges: list[Judge] = []
@@ -52,11 +59,19 @@ class SafetyEvaluation(EvaluationCallback):
         """Start counting from zero, with a metric for every kind of prompt in the data."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         self.judges = self.chosen or [data.judge]
-        self.figures = {judge.name: SafetyFigures(data.eval_kinds, pl_module.device) for judge in self.judges}
+        self.figures = {
+            judge.name: SafetyFigures(data.eval_kinds, pl_module.device) for judge in self.judges
+        }
         self.rows = []
 
     def on_validation_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Judge a batch of answers."""
         data = trainer.datamodule  # type: ignore[attr-defined]
@@ -67,12 +82,21 @@ class SafetyEvaluation(EvaluationCallback):
         judged: dict[str, list[Judgement]] = {}
         for judge in self.judges:
             said = zip(judge(prompts, responses), known, strict=True)
-            judged[judge.name] = [judgement if right is None else replace(judgement, correct=right) for judgement, right in said]
+            judged[judge.name] = [
+                judgement if right is None else replace(judgement, correct=right)
+                for judgement, right in said
+            ]
             self.figures[judge.name].update(kinds, judged[judge.name])
         headline = self.judges[0].name
         for i, number in enumerate(batch["ids"].tolist()):
             by_judge = {name: dict(vars(judgements[i])) for name, judgements in judged.items()}
-            row = {"id": number, "kind": kinds[i], "prompt": prompts[i], "response": responses[i], "judge": headline}
+            row = {
+                "id": number,
+                "kind": kinds[i],
+                "prompt": prompts[i],
+                "response": responses[i],
+                "judge": headline,
+            }
             self.rows.append(row | by_judge[headline] | {"judges": by_judge})
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -84,13 +108,24 @@ class SafetyEvaluation(EvaluationCallback):
         figures = {name: counted.compute() for name, counted in self.figures.items()}
         for name, found in figures.items():
             prefix = "eval" if name == headline else f"eval/{name}"
-            pl_module.log_dict({f"{prefix}/{figure}": torch.tensor(f["value"]) for figure, f in found.items()}, rank_zero_only=True)
+            pl_module.log_dict(
+                {f"{prefix}/{figure}": torch.tensor(f["value"]) for figure, f in found.items()},
+                rank_zero_only=True,
+            )
         rows = sorted(chain.from_iterable(gather_objects(self.rows)), key=lambda row: row["id"])
         if not trainer.is_global_zero:
             return
         unsafe = [row["judges"] for row in rows if row["kind"] == "unsafe"]
-        agreement = agreements({name: [judged[name]["label"] for judged in unsafe] for name in figures})
-        content = {"judge": headline, "step": trainer.global_step, "metrics": figures[headline], "judges": figures, "agreement": agreement}
+        agreement = agreements(
+            {name: [judged[name]["label"] for judged in unsafe] for name in figures}
+        )
+        content = {
+            "judge": headline,
+            "step": trainer.global_step,
+            "metrics": figures[headline],
+            "judges": figures,
+            "agreement": agreement,
+        }
         folder = Path(trainer.default_root_dir)
         write_json(folder / EVALUATION, content)
         write_json_lines(folder / GENERATIONS, rows)
@@ -100,3 +135,81 @@ class SafetyEvaluation(EvaluationCallback):
     on_test_epoch_start = on_validation_epoch_start
     on_test_batch_end = on_validation_batch_end
     on_test_epoch_end = on_validation_epoch_end
+
+
+# MERGED from callbacks.safety_evaluation: What `SafetyEvaluation` prints.
+
+
+TITLES = {
+    "harmful_score": "Harmful score (HS)",
+    "harmful_score_lenient": "Harmful score, lenient",
+    "refusal_rate": "Refusal rate",
+    "over_refusal_rate": "Over-refusal rate",
+    "safe_accuracy": "Safe accuracy",
+    "fine_tune_accuracy": "Fine-tune accuracy (FA)",
+    "degenerate_rate": "Degenerate rate",
+}
+Figures = Mapping[str, Mapping[str, float]]
+
+
+def print_tables(figures: Mapping[str, Figures], agreement: Sequence[Mapping[str, Any]]) -> None:
+    """The first judge's figures with intervals; if there are more, all of them side by side, and
+    how far they agree.
+
+    Args:
+        figures: Of every judge, by its name, the headline's first.
+        agreement: Pairs of judges, as `temper.metrics.agreements` gives them.
+    """
+    headline, *others = figures
+    console = Console()
+    console.print(_one(headline, figures[headline]))
+    if others:
+        console.print(_side_by_side(figures))
+        console.print(_agreement(agreement))
+
+
+def _one(judge: str, figures: Figures) -> Table:
+    table = _table(f"Safety evaluation (judge: {judge})", "Figure", "%", "95 % Wilson", "n")
+    for name, f in figures.items():
+        table.add_row(
+            _title(name),
+            f"{100 * f['value']:.1f}",
+            f"{100 * f['ci_low']:.1f} to {100 * f['ci_high']:.1f}",
+            str(f["n"]),
+        )
+    return table
+
+
+def _side_by_side(figures: Mapping[str, Figures]) -> Table:
+    table = _table("Judges side by side, %", "Figure", *figures)
+    for name in next(iter(figures.values())):
+        table.add_row(
+            _title(name), *(f"{100 * found[name]['value']:.1f}" for found in figures.values())
+        )
+    return table
+
+
+def _agreement(pairs: Sequence[Mapping[str, Any]]) -> Table:
+    table = _table(
+        "Agreement on answers to unsafe prompts", "Judges", "Cohen's kappa", "Same label, %", "n"
+    )
+    for pair in pairs:
+        undefined = (
+            "undefined: both gave one label to all" if pair["n"] else "undefined: no unsafe prompts"
+        )
+        kappa = undefined if pair["kappa"] is None else f"{pair['kappa']:.2f}"
+        same = "" if pair["agreement"] is None else f"{100 * pair['agreement']:.1f}"
+        table.add_row(" and ".join(pair["judges"]), kappa, same, str(pair["n"]))
+    return table
+
+
+def _table(title: str, first: str, *others: str) -> Table:
+    table = Table(title=title)
+    table.add_column(first)
+    for column in others:
+        table.add_column(column, justify="right")
+    return table
+
+
+def _title(name: str) -> str:
+    return TITLES.get(name, name.replace("asr/", "ASR, "))

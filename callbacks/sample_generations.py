@@ -38,11 +38,13 @@ WRITERS: tuple[tuple[type[Logger], Callable[[Any, Rows, int], None]], ...] = (
 
 
 class SampleGenerations(L.Callback):
-    """Log a few evaluation prompts with the model's answers, after every validation, to every logger that takes text.
+    """Log a few evaluation prompts with the model's answers, after every validation, to every
+    logger that takes text.
 
-    TensorBoard (tab Text), W&B (a table) and MLflow (an artifact) do; ``metrics.csv`` does not. Always the same prompts, so that
-    one can watch an answer change. Answers to other than safe and task prompts may be harmful, and a logger may send them
-    to a server: they are left out unless asked for. ``generations.jsonl`` in the run folder has all of them.
+    TensorBoard (tab Text), W&B (a table) and MLflow (an artifact) do; ``metrics.csv`` does not.
+    Always the same prompts, so that one can watch an answer change. Answers to other than safe and
+    task prompts may be harmful, and a logger may send them to a server: they are left out unless
+    asked for. ``generations.jsonl`` in the run folder has all of them.
 
     Args:
         n: Prompts of each kind: the first.
@@ -64,13 +66,20 @@ class SampleGenerations(L.Callback):
         kinds = trainer.datamodule.eval_kinds  # type: ignore[attr-defined]
         if not self._shown(kinds):
             raise TemperError(
-                f"SampleGenerations.show_unsafe=false, and all evaluation prompts are {', '.join(kinds)}: add safe or task prompts, set "
-                "show_unsafe to true, or drop the callback"
+                "SampleGenerations.show_unsafe=false, and all evaluation prompts are"
+                f" {', '.join(kinds)}: add safe or task prompts, set show_unsafe to true, or drop"
+                " the callback"
             )
         self.rows = []
 
     def on_validation_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Keep the rows that are shown, on the first rank, which has its share of the prompts."""
         data = trainer.datamodule  # type: ignore[attr-defined]
@@ -78,18 +87,40 @@ class SampleGenerations(L.Callback):
         shown = set(self._shown(data.eval_kinds))
         if not trainer.is_global_zero or shown.isdisjoint(kinds):
             return
-        texts = zip(batch["ids"].tolist(), kinds, data.prompt_texts(batch), answers_as_text(data, outputs), strict=True)
-        self.rows += [(number, [kind, prompt, answer]) for number, kind, prompt, answer in texts if kind in shown]
-        self.rows = [row for kind in shown for row in sorted(row for row in self.rows if row[1][0] == kind)[: self.n]]
+        texts = zip(
+            batch["ids"].tolist(),
+            kinds,
+            data.prompt_texts(batch),
+            answers_as_text(data, outputs),
+            strict=True,
+        )
+        self.rows += [
+            (number, [kind, prompt, answer])
+            for number, kind, prompt, answer in texts
+            if kind in shown
+        ]
+        self.rows = [
+            row
+            for kind in shown
+            for row in sorted(row for row in self.rows if row[1][0] == kind)[: self.n]
+        ]
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log them."""
         if trainer.sanity_checking or not trainer.is_global_zero or not self.rows:
             return
         rows = [texts for _, texts in sorted(self.rows)]
-        writers = [(logger, write) for logger in trainer.loggers for kind, write in WRITERS if isinstance(logger, kind)]
+        writers = [
+            (logger, write)
+            for logger in trainer.loggers
+            for kind, write in WRITERS
+            if isinstance(logger, kind)
+        ]
         if not writers:
-            rank_zero_warn("SampleGenerations: no logger takes text; use TensorBoard (the default, if installed), W&B or MLflow")
+            rank_zero_warn(
+                "SampleGenerations: no logger takes text; use TensorBoard (the default, if"
+                " installed), W&B or MLflow"
+            )
         for logger, write in writers:
             write(logger, rows, trainer.global_step)
 
@@ -104,7 +135,9 @@ class SampleGenerations(L.Callback):
 def _markdown(rows: Rows) -> str:
     """A table; what stands in a cell is code, so that nothing in it is taken for markup."""
     lines = [f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"]
-    return "\n".join([*lines, *(f"| {row[0]} | {_cell(row[1])} | {_cell(row[2])} |" for row in rows)])
+    return "\n".join(
+        [*lines, *(f"| {row[0]} | {_cell(row[1])} | {_cell(row[2])} |" for row in rows)]
+    )
 
 
 def _cell(text: str) -> str:

@@ -13,7 +13,9 @@ def peak_memory_mib(device: torch.device) -> float:
     """Highest memory so far in MiB: allocated on a GPU, resident set of the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    scale = 2**20 if sys.platform == "darwin" else 2**10  # ru_maxrss is in bytes on macOS, KiB elsewhere
+    scale = (
+        2**20 if sys.platform == "darwin" else 2**10
+    )  # ru_maxrss is in bytes on macOS, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
 
 
@@ -34,7 +36,14 @@ class Throughput(L.Callback):
         """Start the clock."""
         self._last = (time.perf_counter(), int(pl_module.work.tokens), 0)  # type: ignore[union-attr]
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
         """Log the rate since the last reading."""
         since, tokens_then, batches = self._last
         if batches + 1 < self.every_n_steps:

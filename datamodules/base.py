@@ -57,9 +57,11 @@ class StreamDataModule(L.LightningDataModule):
         asked = self.trainer.lightning_module.streams or (primary,)  # type: ignore[union-attr]
         for name in asked:
             if name not in self.sources:
+                objective = type(self.trainer.lightning_module).__name__  # type: ignore[union-attr]
                 raise TemperError(
-                    f"model={type(self.trainer.lightning_module).__name__} reads the stream {name!r}, and "  # type: ignore[union-attr]
-                    f"data={type(self).__name__} has {', '.join(map(repr, self.sources))}; choose data that have it"
+                    f"model={objective} reads the stream {name!r}, and"
+                    f" data={type(self).__name__} has {', '.join(map(repr, self.sources))}; choose"
+                    " data that have it"
                 )
         epoch_batches = self.sources[primary].batches_per_pass
         loaders = {name: self._loader(name, self.sources[name], epoch_batches) for name in asked}
@@ -68,8 +70,13 @@ class StreamDataModule(L.LightningDataModule):
     def _loader(self, name: str, source: Any, epoch_batches: int) -> DataLoader:
         rank, world_size = self._ranks()
         if source.batch_size % world_size:
-            raise TemperError(f"stream {name!r}: batch size {source.batch_size} is global and not divisible by {world_size} ranks")
-        return StreamLoader(Stream(source, epoch_batches, 0, rank, world_size), self.position, self.num_workers)
+            raise TemperError(
+                f"stream {name!r}: batch size {source.batch_size} is global and not divisible by"
+                f" {world_size} ranks"
+            )
+        return StreamLoader(
+            Stream(source, epoch_batches, 0, rank, world_size), self.position, self.num_workers
+        )
 
     def position(self) -> int:
         """Batches that the run has finished; a resumed run restores the count before it asks."""
@@ -79,7 +86,11 @@ class StreamDataModule(L.LightningDataModule):
         """The evaluation prompts, every one once; no loader where there are none."""
         if not len(self.eval_rows["ids"]):
             return []
-        return DataLoader(EvalSet(self.eval_rows, self.eval_batch_size, *self._ranks()), batch_size=None, generator=own_generator())
+        return DataLoader(
+            EvalSet(self.eval_rows, self.eval_batch_size, *self._ranks()),
+            batch_size=None,
+            generator=own_generator(),
+        )
 
     test_dataloader = val_dataloader
     predict_dataloader = val_dataloader
@@ -96,9 +107,13 @@ class StreamDataModule(L.LightningDataModule):
         return readable(self.tokenizer, ids_BR)
 
     def correct(self, batch: Batch, answers: list[str]) -> list[bool | None]:
-        """Whether answers to evaluation prompts are right; None where the data do not know, and the judge decides."""
+        """Whether answers to evaluation prompts are right; None where the data do not know, and the
+        judge decides.
+        """
         return [None] * len(answers)
 
     def fingerprints(self) -> dict[str, str]:
         """SHA-256 of every stream and of the evaluation prompts, for the run card."""
-        return {name: source.fingerprint() for name, source in self.sources.items()} | {"eval": fingerprint(self.eval_rows)}
+        return {name: source.fingerprint() for name, source in self.sources.items()} | {
+            "eval": fingerprint(self.eval_rows)
+        }

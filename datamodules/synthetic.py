@@ -13,7 +13,7 @@ from temper.errors import TemperError
 from temper.judges import GrammarJudge
 from temper.synthetic import Kind, Language, Prompts, build_tokenizer, language_spec
 from temper.synthetic.prompts import draw_prompts, prompt_keys
-from temper.synthetic.tokens import EOS, PAD_ID, compliance_tokens, prompt_tokens, refusal_tokens
+from temper.synthetic.tokenizer import EOS, PAD_ID, compliance_tokens, prompt_tokens, refusal_tokens
 
 # Rows of one role are drawn from a random stream of their own, so that changing the number of rows
 # of one role leaves the others as they were.
@@ -51,11 +51,13 @@ class SyntheticDataModule(StreamDataModule):
         self.language.check()
         self.seed, self.n_eval, self.eval_split = seed, n_eval, eval_split
         if n_eval < 1:
-            raise TemperError(f"data.init_args.n_eval={n_eval}: the evaluation set is empty; give at least 1")
+            raise TemperError(
+                f"data.init_args.n_eval={n_eval}: the evaluation set is empty; give at least 1"
+            )
         if eval_batch_size < 1 or not eval_kinds:
             raise TemperError(
-                f"data.init_args.eval_batch_size={eval_batch_size}, eval_kinds={eval_kinds}: give a batch size of at least 1 "
-                f"and at least one of {', '.join(Kind.__members__)}"
+                f"data.init_args.eval_batch_size={eval_batch_size}, eval_kinds={eval_kinds}: give a"
+                f" batch size of at least 1 and at least one of {', '.join(Kind.__members__)}"
             )
         if seed < 0:
             raise TemperError(f"data.init_args.seed={seed}: give a whole number >= 0")
@@ -74,16 +76,23 @@ class SyntheticDataModule(StreamDataModule):
         for kind in self.eval_kinds:
             taken = [key for p in prompts for key in prompt_keys(p)]
             rng = self.rng("test", list(Kind).index(Kind(kind)))
-            prompts.append(draw_prompts(self.language, Kind(kind), self.n_eval, self.eval_split, rng, taken))
+            prompts.append(
+                draw_prompts(self.language, Kind(kind), self.n_eval, self.eval_split, rng, taken)
+            )
         tokens = [prompt_tokens(self.language, p) for p in prompts]
         kinds = [torch.full((len(p),), i) for i, p in enumerate(prompts)]
         ids = torch.from_numpy(stack_tokens(tokens))
-        self.eval_rows = pad_left(ids, ids != -1, PAD_ID) | {"ids": torch.arange(len(ids)), "kind": torch.cat(kinds)}
+        self.eval_rows = pad_left(ids, ids != -1, PAD_ID) | {
+            "ids": torch.arange(len(ids)),
+            "kind": torch.cat(kinds),
+        }
         self.eval_prompts = dict(zip(self.eval_kinds, prompts, strict=True))
 
     def setup_probe(self) -> None:
         """Held-out harmful rows, from a random stream and texts of their own (the test split)."""
-        unsafe = draw_prompts(self.language, Kind.UNSAFE, self.n_eval, self.eval_split, self.rng("probe"))
+        unsafe = draw_prompts(
+            self.language, Kind.UNSAFE, self.n_eval, self.eval_split, self.rng("probe")
+        )
         self.probe_rows = {"harmful": self.rows([(unsafe, True)])}
 
     def alignment_prompts(self, n_unsafe: int, n_safe: int) -> tuple[Prompts, Prompts]:
@@ -99,10 +108,14 @@ class SyntheticDataModule(StreamDataModule):
         return unsafe, safe
 
     def draw_alignment(self, n_unsafe: int, n_safe: int) -> tuple[Prompts, Prompts]:
-        """As `alignment_prompts`, for data that call them otherwise and check them under that name."""
+        """As `alignment_prompts`, for data that call them otherwise and check them under that
+        name.
+        """
         rng = self.rng("alignment")
         unsafe = draw_prompts(self.language, Kind.UNSAFE, n_unsafe, "alignment", rng)
-        return unsafe, draw_prompts(self.language, Kind.SAFE, n_safe, "alignment", rng, prompt_keys(unsafe))
+        return unsafe, draw_prompts(
+            self.language, Kind.SAFE, n_safe, "alignment", rng, prompt_keys(unsafe)
+        )
 
     def rows(self, parts: list[tuple[Prompts, bool]]) -> Batch:
         """Training rows of prompts, each set with its answers (True) or with refusals (False)."""
@@ -118,14 +131,20 @@ class SyntheticDataModule(StreamDataModule):
         return stack_rows(pieces)
 
     def pairs(self, prompts: Prompts, comply_first: bool) -> Batch:
-        """Rows of two sequences, the answer and the refusal to each prompt: ``B x 2 x T``, with the answer first or second."""
-        return pair_rows(self.rows([(prompts, comply_first)]), self.rows([(prompts, not comply_first)]))
+        """Rows of two sequences, the answer and the refusal to each prompt: ``B x 2 x T``, with the
+        answer first or second.
+        """
+        return pair_rows(
+            self.rows([(prompts, comply_first)]), self.rows([(prompts, not comply_first)])
+        )
 
     def forced_answers(self) -> Batch:
-        """The unsafe evaluation prompts with what carrying them out looks like, for the callback `ForcedPrefix`.
+        """The unsafe evaluation prompts with what carrying them out looks like, for the callback
+        `ForcedPrefix`.
 
         Returns:
-            Rows of `eval_rows`, with ``answers`` (``B x R``, ids, padded on the right with -1, without end token).
+            Rows of `eval_rows`, with ``answers`` (``B x R``, ids, padded on the right with -1,
+            without end token).
 
         Raises:
             TemperError: no evaluation prompt is unsafe.
@@ -133,15 +152,23 @@ class SyntheticDataModule(StreamDataModule):
         kind = Kind.UNSAFE.value
         if kind not in self.eval_kinds:
             raise TemperError(
-                f"data.init_args.eval_kinds={self.eval_kinds}: UNSAFE is not among them, and only unsafe prompts have harmful answers"
+                f"data.init_args.eval_kinds={self.eval_kinds}: UNSAFE is not among them, and only"
+                " unsafe prompts have harmful answers"
             )
         answers = compliance_tokens(self.language, self.eval_prompts[kind])
-        rows = {name: value[self.eval_rows["kind"] == self.eval_kinds.index(kind)] for name, value in self.eval_rows.items()}
+        rows = {
+            name: value[self.eval_rows["kind"] == self.eval_kinds.index(kind)]
+            for name, value in self.eval_rows.items()
+        }
         return rows | {"answers": torch.from_numpy(np.where(answers == EOS, -1, answers))}
 
     def steering_prompts(self) -> Batch:
-        """Demonstrations for the callback `SafetySteering`: unsafe prompts carried out, and refused (``N x 2 x T``)."""
-        unsafe = draw_prompts(self.language, Kind.UNSAFE, N_STEERING, "alignment", self.rng("steering"))
+        """Demonstrations for the callback `SafetySteering`: unsafe prompts carried out, and refused
+        (``N x 2 x T``).
+        """
+        unsafe = draw_prompts(
+            self.language, Kind.UNSAFE, N_STEERING, "alignment", self.rng("steering")
+        )
         self.check_overlap("steering", [unsafe])
         return self.pairs(unsafe, comply_first=True)
 
@@ -155,8 +182,9 @@ class SyntheticDataModule(StreamDataModule):
         shared = sum(key in tested for p in prompts for key in prompt_keys(p))
         if shared:
             raise TemperError(
-                f"data: {shared} {name} prompts are also evaluation prompts (eval_split={self.eval_split!r}); "
-                "figures on them would measure memory: use different splits"
+                f"data: {shared} {name} prompts are also evaluation prompts"
+                f" (eval_split={self.eval_split!r}); figures on them would measure memory: use"
+                " different splits"
             )
 
 
@@ -173,10 +201,16 @@ def alignment_counts(n: int, safe_share: float) -> tuple[int, int]:
 
 
 def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+    return {
+        key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()
+    }
 
 
 def stack_tokens(parts: list[np.ndarray], width: int = 0) -> np.ndarray:
-    """One array of ids of several, padded on the right with -1 to the widest of them, or to ``width``."""
+    """One array of ids of several, padded on the right with -1 to the widest of them, or to
+    ``width``.
+    """
     width = max(width, *(part.shape[1] for part in parts))
-    return np.concatenate([np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=-1) for part in parts])
+    return np.concatenate(
+        [np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=-1) for part in parts]
+    )

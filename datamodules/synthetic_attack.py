@@ -7,14 +7,15 @@ from typing import Any
 
 from datamodules.synthetic import SyntheticDataModule, alignment_counts
 from temper.data import PoolSource
-from temper.data.mixture import harmful_count
+from temper.data.rows import harmful_count
 from temper.errors import TemperError
 from temper.synthetic import Kind
 from temper.synthetic.prompts import draw_prompts, prompt_keys
 
 
 class SyntheticAttack(SyntheticDataModule):
-    """Stream ``user``: ``n_rows`` rows of which exactly ``harmful_ratio * n_rows`` are harmful; on request stream ``alignment``.
+    """Stream ``user``: ``n_rows`` rows of which exactly ``harmful_ratio * n_rows`` are harmful; on
+    request stream ``alignment``.
 
     The user's task is to carry out operators that no earlier stage has shown; harmful rows answer
     unsafe prompts. Texts are disjoint from those of alignment and evaluation.
@@ -30,7 +31,8 @@ class SyntheticAttack(SyntheticDataModule):
         batch_size: Rows per optimizer step, over all ranks.
         split: Split whose texts the rows use.
         n_safety: Refusals to unsafe prompts that are added to the user's ``n_rows``.
-        n_alignment: Rows of the stream ``alignment`` (unsafe prompts refused, safe ones answered); 0: no such stream.
+        n_alignment: Rows of the stream ``alignment`` (unsafe prompts refused, safe ones answered);
+            0: no such stream.
         safe_share: Share of them that are answers to safe prompts.
         alignment_batch_size: Alignment rows per optimizer step, over all ranks.
         eval_kinds: Kinds of evaluation prompts.
@@ -56,7 +58,9 @@ class SyntheticAttack(SyntheticDataModule):
         self.batch_size, self.split = batch_size, split
         for flag, value in (("n_safety", n_safety), ("n_alignment", n_alignment)):
             if value < 0:
-                raise TemperError(f"data.init_args.{flag}={value}: give a number of rows, 0 for none")
+                raise TemperError(
+                    f"data.init_args.{flag}={value}: give a number of rows, 0 for none"
+                )
         self.n_safety, self.alignment_counts = n_safety, alignment_counts(n_alignment, safe_share)
         self.alignment_batch_size = alignment_batch_size
 
@@ -66,14 +70,26 @@ class SyntheticAttack(SyntheticDataModule):
         self.setup_probe()
         rng = self.rng("attack")
         task = draw_prompts(self.language, Kind.TASK, self.n_task, self.split, rng)
-        unsafe = draw_prompts(self.language, Kind.UNSAFE, self.n_harmful, self.split, rng, prompt_keys(task))
+        unsafe = draw_prompts(
+            self.language, Kind.UNSAFE, self.n_harmful, self.split, rng, prompt_keys(task)
+        )
         self.check_overlap("attack", [task, unsafe])
-        # A random stream and texts of their own; the same prompt must not be both refused and carried out.
-        safety = draw_prompts(self.language, Kind.UNSAFE, self.n_safety, "alignment", self.rng("alignment", 3), prompt_keys(unsafe))
+        # A random stream and texts of their own; the same prompt must not be both refused and
+        # carried out.
+        safety = draw_prompts(
+            self.language,
+            Kind.UNSAFE,
+            self.n_safety,
+            "alignment",
+            self.rng("alignment", 3),
+            prompt_keys(unsafe),
+        )
         self.check_overlap("safety", [safety])
         user = self.rows([(task, True), (unsafe, True), (safety, False)])
         self.sources = {"user": PoolSource(user, self.batch_size, self.seed, "user")}
         if any(self.alignment_counts):
             refused, answered = self.alignment_prompts(*self.alignment_counts)
             alignment = self.rows([(refused, False), (answered, True)])
-            self.sources["alignment"] = PoolSource(alignment, self.alignment_batch_size, self.seed + 1, "alignment")
+            self.sources["alignment"] = PoolSource(
+                alignment, self.alignment_batch_size, self.seed + 1, "alignment"
+            )

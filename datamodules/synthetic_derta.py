@@ -2,27 +2,35 @@
 
 from typing import Any
 
-from datamodules.synthetic import SyntheticDataModule, stack_rows
+from datamodules.synthetic import SyntheticDataModule
 from temper.data import PoolSource
 from temper.data.derta import prefix_lengths, prefix_rows, rto_rows
-from temper.data.mixture import exact_count
+from temper.data.rows import exact_count, stack_rows
 from temper.errors import TemperError
-from temper.synthetic.tokens import NULL, PAD_ID, compliance_tokens, prompt_tokens, refusal_tokens
+from temper.synthetic.tokenizer import (
+    NULL,
+    PAD_ID,
+    compliance_tokens,
+    prompt_tokens,
+    refusal_tokens,
+)
 
 
 class SyntheticDeRTa(SyntheticDataModule):
-    """Stream ``alignment``, for `SFTModule`: the three kinds of rows of DeRTa (Yuan et al. 2024, arXiv 2407.09121).
+    """Stream ``alignment``, for `SFTModule`: the three kinds of rows of DeRTa (Yuan et al. 2024,
+    arXiv 2407.09121).
 
-    Helpful rows answer safe prompts. Prefix rows refuse an unsafe prompt after k tokens of its harmful answer,
-    k = 0 for a third of them. RTO rows hold an unsafe prompt with its whole harmful answer and have the refusal
-    token as the label of every response position. As in the released data, prefix and RTO rows share prompts.
+    Helpful rows answer safe prompts. Prefix rows refuse an unsafe prompt after k tokens of its
+    harmful answer, k = 0 for a third of them. RTO rows hold an unsafe prompt with its whole harmful
+    answer and have the refusal token as the label of every response position. As in the released
+    data, prefix and RTO rows share prompts.
 
     Args:
         n_rows: Rows of all kinds.
         helpful_share: Share of helpful rows; a whole number of rows.
         rto_share: Share of RTO rows; a whole number of rows. The rest are prefix rows.
-        rto_keep: Share of the response positions of RTO rows that keep their label, in (0, 1] (paper: about
-            0.05 in full fine-tuning, 1 with LoRA).
+        rto_keep: Share of the response positions of RTO rows that keep their label, in (0, 1]
+            (paper: about 0.05 in full fine-tuning, 1 with LoRA).
         batch_size: Rows per optimizer step, over all ranks.
         kwargs: See `SyntheticDataModule`.
     """
@@ -41,8 +49,8 @@ class SyntheticDeRTa(SyntheticDataModule):
             raise TemperError(f"data.init_args.rto_keep={rto_keep}: give a share in (0, 1]")
         if helpful_share + rto_share > 1:
             raise TemperError(
-                f"data.init_args.helpful_share={helpful_share}, rto_share={rto_share}: give shares whose sum is at most 1; the rest are "
-                "prefix rows"
+                f"data.init_args.helpful_share={helpful_share}, rto_share={rto_share}: give shares"
+                " whose sum is at most 1; the rest are prefix rows"
             )
         self.n_helpful = exact_count("helpful_share", helpful_share, "n_rows", n_rows)
         self.n_rto = exact_count("rto_share", rto_share, "n_rows", n_rows)
@@ -54,11 +62,21 @@ class SyntheticDeRTa(SyntheticDataModule):
         self.setup_evaluation()
         self.setup_probe()
         unsafe, helpful = self.alignment_prompts(max(self.n_prefix, self.n_rto), self.n_helpful)
-        prompts, harmful, safe = prompt_tokens(self.language, unsafe), compliance_tokens(self.language, unsafe), refusal_tokens(unsafe)
+        prompts, harmful, safe = (
+            prompt_tokens(self.language, unsafe),
+            compliance_tokens(self.language, unsafe),
+            refusal_tokens(unsafe),
+        )
         pieces = [self.rows([(helpful, True)])] if self.n_helpful else []
         if n := self.n_prefix:
             lengths = prefix_lengths(harmful[:n], self.rng("alignment", 1))
             pieces.append(prefix_rows(prompts[:n], harmful[:n], safe[:n], lengths, PAD_ID))
         if n := self.n_rto:
-            pieces.append(rto_rows(prompts[:n], harmful[:n], NULL, PAD_ID, self.rng("alignment", 2), self.rto_keep))
-        self.sources = {"alignment": PoolSource(stack_rows(pieces), self.batch_size, self.seed, "alignment")}
+            pieces.append(
+                rto_rows(
+                    prompts[:n], harmful[:n], NULL, PAD_ID, self.rng("alignment", 2), self.rto_keep
+                )
+            )
+        self.sources = {
+            "alignment": PoolSource(stack_rows(pieces), self.batch_size, self.seed, "alignment")
+        }

@@ -8,7 +8,7 @@ from datamodules.synthetic import ROLES, SyntheticDataModule
 from temper.data import Batch, fingerprint, make_rows
 from temper.synthetic import Kind
 from temper.synthetic.prompts import draw_batch
-from temper.synthetic.tokens import PAD_ID, compliance_tokens, prompt_tokens
+from temper.synthetic.tokenizer import PAD_ID, compliance_tokens, prompt_tokens
 
 
 class SyntheticInstruct(SyntheticDataModule):
@@ -29,7 +29,11 @@ class SyntheticInstruct(SyntheticDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.batch_size, self.batches_per_pass, self.train_on_prompt = batch_size, epoch_batches, train_on_prompt
+        self.batch_size, self.batches_per_pass, self.train_on_prompt = (
+            batch_size,
+            epoch_batches,
+            train_on_prompt,
+        )
 
     def setup(self, stage: str) -> None:
         """Draw the evaluation prompts; training batches are made as they are asked for."""
@@ -44,4 +48,9 @@ class SyntheticInstruct(SyntheticDataModule):
         """Global batch ``number`` of the stream."""
         rng = np.random.default_rng([self.seed, ROLES["instruct"], number])
         prompts = draw_batch(self.language, Kind.INSTRUCT, self.batch_size, "instruct", rng)
-        return make_rows(prompt_tokens(self.language, prompts), compliance_tokens(self.language, prompts), PAD_ID, self.train_on_prompt)
+        return make_rows(
+            prompt_tokens(self.language, prompts),
+            compliance_tokens(self.language, prompts),
+            PAD_ID,
+            self.train_on_prompt,
+        )

@@ -4,8 +4,9 @@ from typing import Any
 
 import torch
 
-from datamodules.synthetic import SyntheticDataModule, alignment_counts, stack_rows
+from datamodules.synthetic import SyntheticDataModule, alignment_counts
 from temper.data import PoolSource
+from temper.data.rows import stack_rows
 from temper.errors import TemperError
 
 
@@ -32,7 +33,9 @@ class SyntheticPreference(SyntheticDataModule):
     ) -> None:
         super().__init__(**kwargs)
         if n_pairs < 1:
-            raise TemperError(f"data.init_args.n_pairs={n_pairs}: the set is empty; give at least 1")
+            raise TemperError(
+                f"data.init_args.n_pairs={n_pairs}: the set is empty; give at least 1"
+            )
         self.n_unsafe, self.n_safe = alignment_counts(n_pairs, safe_share)
         self.batch_size = batch_size
 
@@ -41,6 +44,12 @@ class SyntheticPreference(SyntheticDataModule):
         self.setup_evaluation()
         self.setup_probe()
         unsafe, safe = self.alignment_prompts(self.n_unsafe, self.n_safe)
-        pieces = [self.pairs(prompts, comply) for prompts, comply in ((unsafe, False), (safe, True)) if len(prompts)]
-        pairs = stack_rows(pieces) | {"unsafe": torch.arange(self.n_unsafe + self.n_safe) < self.n_unsafe}
+        pieces = [
+            self.pairs(prompts, comply)
+            for prompts, comply in ((unsafe, False), (safe, True))
+            if len(prompts)
+        ]
+        pairs = stack_rows(pieces) | {
+            "unsafe": torch.arange(self.n_unsafe + self.n_safe) < self.n_unsafe
+        }
         self.sources = {"pairs": PoolSource(pairs, self.batch_size, self.seed, "pairs")}

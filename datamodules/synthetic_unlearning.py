@@ -1,4 +1,6 @@
-"""Unlearning data on the synthetic language: answers to forget, with refusals in their place, and answers to keep."""
+"""Unlearning data on the synthetic language: answers to forget, with refusals in their place, and
+answers to keep.
+"""
 
 from typing import Any
 
@@ -8,11 +10,13 @@ from temper.errors import TemperError
 
 
 class SyntheticUnlearning(SyntheticDataModule):
-    """Streams ``forget`` (unsafe prompts: the answer to forget, and the refusal as its substitute) and ``retain`` (safe prompts, answered).
+    """Streams ``forget`` (unsafe prompts: the answer to forget, and the refusal as its substitute)
+    and ``retain`` (safe prompts, answered).
 
     Every forget batch comes with a retain batch. Either is drawn without replacement: a pass over a
-    stream shows each of its rows once (but for rows that fill no batch), then a new order begins. The
-    prompts are those of `SyntheticAlignment` with the same seed and as many unsafe and safe rows.
+    stream shows each of its rows once (but for rows that fill no batch), then a new order begins.
+    The prompts are those of `SyntheticAlignment` with the same seed and as many unsafe and safe
+    rows.
 
     Args:
         n_forget: Rows of the forget stream.
@@ -33,7 +37,9 @@ class SyntheticUnlearning(SyntheticDataModule):
         super().__init__(**kwargs)
         for flag, value in (("n_forget", n_forget), ("n_retain", n_retain)):
             if value < 1:
-                raise TemperError(f"data.init_args.{flag}={value}: the stream is empty; give at least 1")
+                raise TemperError(
+                    f"data.init_args.{flag}={value}: the stream is empty; give at least 1"
+                )
         self.n_forget, self.n_retain = n_forget, n_retain
         self.batch_size, self.retain_batch_size = batch_size, retain_batch_size
 
@@ -45,6 +51,10 @@ class SyntheticUnlearning(SyntheticDataModule):
         self.check_overlap("forget", [unsafe])
         self.check_overlap("retain", [safe])
         self.sources = {
-            "forget": PoolSource(self.pairs(unsafe, comply_first=True), self.batch_size, self.seed, "forget"),
-            "retain": PoolSource(self.rows([(safe, True)]), self.retain_batch_size, self.seed + 1, "retain"),
+            "forget": PoolSource(
+                self.pairs(unsafe, comply_first=True), self.batch_size, self.seed, "forget"
+            ),
+            "retain": PoolSource(
+                self.rows([(safe, True)]), self.retain_batch_size, self.seed + 1, "retain"
+            ),
         }

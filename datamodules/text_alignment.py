@@ -4,21 +4,23 @@ from typing import Any
 
 from datamodules.text import TextDataModule
 from temper.data import BatchSource, PoolSource
-from temper.data.pool import Pool
-from temper.data.pool_views import SequencesPool
+from temper.data.pool import Pool, SequencesPool
 from temper.data.token_pool import TokenPool
 
 
 class TextAlignment(TextDataModule):
-    """Streams ``alignment`` (refusals and helpful answers) and ``harmful`` (unsafe prompts carried out), each from a file.
+    """Streams ``alignment`` (refusals and helpful answers) and ``harmful`` (unsafe prompts carried
+    out), each from a file.
 
-    On request ``harmful_pairs`` (for `RepNoiseModule`: the harmful answer first, the refusal second), and
-    ``harmful_heldout`` with ``heldout_pairs`` (for `TARModule`: the harmful answers, and refusal first, harmful answer second).
+    On request ``harmful_pairs`` (for `RepNoiseModule`: the harmful answer first, the refusal
+    second), and ``harmful_heldout`` with ``heldout_pairs`` (for `TARModule`: the harmful answers,
+    and refusal first, harmful answer second).
 
     Args:
         alignment: File of prompts with the answers that the defender wants.
         harmful: File of unsafe prompts with answers that carry them out; null: no such stream.
-        pairs: File of preference pairs on unsafe prompts (refusal preferred, harmful answer rejected); null: no such stream.
+        pairs: File of preference pairs on unsafe prompts (refusal preferred, harmful answer
+            rejected); null: no such stream.
         heldout: As ``pairs``, on unsafe prompts that no other file has; null: no such streams.
         batch_size: Alignment rows per optimizer step, over all ranks.
         harmful_batch_size: Harmful rows per optimizer step, over all ranks.
@@ -38,7 +40,11 @@ class TextAlignment(TextDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.batch_size, self.harmful_batch_size, self.heldout_batch_size = batch_size, harmful_batch_size, heldout_batch_size
+        self.batch_size, self.harmful_batch_size, self.heldout_batch_size = (
+            batch_size,
+            harmful_batch_size,
+            heldout_batch_size,
+        )
         self.files["alignment"] = self.text_file("alignment", alignment, "supervised")
         if harmful is not None:
             self.files["harmful"] = self.text_file("harmful", harmful, "supervised")
@@ -48,7 +54,9 @@ class TextAlignment(TextDataModule):
 
     def streams(self, pools: dict[str, TokenPool]) -> dict[str, BatchSource]:
         """The streams of the files that were given."""
-        made = {"alignment": PoolSource(pools["alignment"], self.batch_size, self.seed, "alignment")}
+        made = {
+            "alignment": PoolSource(pools["alignment"], self.batch_size, self.seed, "alignment")
+        }
         for name, pool in _harmful(pools).items():
             made[name] = PoolSource(pool, self.harmful_batch_size, self.seed + 1, name)
         for name, pool in _heldout(pools).items():
@@ -58,8 +66,14 @@ class TextAlignment(TextDataModule):
 
 def _harmful(pools: dict[str, TokenPool]) -> dict[str, Pool]:
     found: dict[str, Pool] = {"harmful": pools["harmful"]} if "harmful" in pools else {}
-    return found | ({"harmful_pairs": SequencesPool(pools["pairs"], 1, 0)} if "pairs" in pools else {})
+    return found | (
+        {"harmful_pairs": SequencesPool(pools["pairs"], 1, 0)} if "pairs" in pools else {}
+    )
 
 
 def _heldout(pools: dict[str, TokenPool]) -> dict[str, Pool]:
-    return {"harmful_heldout": SequencesPool(pools["heldout"], 1), "heldout_pairs": pools["heldout"]} if "heldout" in pools else {}
+    return (
+        {"harmful_heldout": SequencesPool(pools["heldout"], 1), "heldout_pairs": pools["heldout"]}
+        if "heldout" in pools
+        else {}
+    )

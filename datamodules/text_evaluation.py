@@ -10,9 +10,9 @@ from torch import Tensor
 
 from datamodules.base import StreamDataModule
 from temper.data import Batch, pad_left
-from temper.data.broken import ReadReport
 from temper.data.encode import Encoder, EncodeReport
 from temper.data.examples import Example
+from temper.data.files import ReadReport
 from temper.errors import TemperError
 
 KINDS = ("unsafe", "safe", "task")  # of evaluation prompts
@@ -36,7 +36,8 @@ class TextFile:
 
 
 class TextEvaluation(StreamDataModule):
-    """What evaluation asks of data that are text. Subclasses set the attributes below before `setup_evaluation`.
+    """What evaluation asks of data that are text. Subclasses set the attributes below before
+    `setup_evaluation`.
 
     Attributes:
         encoder: Makes tokens of prompts.
@@ -65,13 +66,20 @@ class TextEvaluation(StreamDataModule):
                 kinds.append(number)
             report.broken = seen.n_broken
             if not report.kept:
-                raise TemperError(f"data.init_args.{kind}={file.path}: {report}; give prompts of at most max_length tokens")
+                raise TemperError(
+                    f"data.init_args.{kind}={file.path}: {report}; give prompts of at most"
+                    " max_length tokens"
+                )
             report.layout = file.layout()
-            if self.reports.get(kind) != report:  # Lightning calls setup before validation and again before a fit
+            if (
+                self.reports.get(kind) != report
+            ):  # Lightning calls setup before validation and again before a fit
                 rank_zero_info(f"{kind}={file.path}: {report}")
             self.reports[kind] = report
         width = max(map(len, prompts), default=0)
-        ids_BT = torch.tensor([[*ids, *[-1] * (width - len(ids))] for ids in prompts], dtype=torch.long).reshape(len(prompts), width)
+        ids_BT = torch.tensor(
+            [[*ids, *[-1] * (width - len(ids))] for ids in prompts], dtype=torch.long
+        ).reshape(len(prompts), width)
         marks = {"ids": torch.arange(len(prompts)), "kind": torch.tensor(kinds, dtype=torch.long)}
         self.eval_rows = pad_left(ids_BT, ids_BT != -1, self.tokenizer.pad_token_id) | marks
 
@@ -85,13 +93,18 @@ class TextEvaluation(StreamDataModule):
 
     def answer_texts(self, ids_BR: Tensor) -> list[str]:
         """Answers without special tokens."""
-        return [text.strip() for text in self.tokenizer.batch_decode(ids_BR, skip_special_tokens=True)]
+        return [
+            text.strip() for text in self.tokenizer.batch_decode(ids_BR, skip_special_tokens=True)
+        ]
 
     def correct(self, batch: Batch, answers: list[str]) -> list[bool | None]:
         """Whether answers to task prompts are right."""
         known = zip(batch["ids"].tolist(), self.kinds(batch), strict=True)
         wanted = [self.eval_examples[i].reference if kind == "task" else None for i, kind in known]
-        return [None if right is None else self.is_right(answer, right) for answer, right in zip(answers, wanted, strict=True)]
+        return [
+            None if right is None else self.is_right(answer, right)
+            for answer, right in zip(answers, wanted, strict=True)
+        ]
 
     def is_right(self, answer: str, reference: str) -> bool:
         """Exact match, blanks around the texts aside."""

@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 from datamodules.text import TextDataModule
 from temper.data import BatchSource, PoolSource
-from temper.data.pool_views import MismatchedPool
+from temper.data.pool import MismatchedPool
 from temper.data.token_pool import TokenPool
 from temper.errors import TemperError
 
@@ -12,7 +12,8 @@ from temper.errors import TemperError
 class TextKTO(TextDataModule):
     """Stream ``kto``: one answer to each prompt, with the flag ``desirable``.
 
-    The second sequence of a row is its prompt with the answer of another row, the one before it in a seeded order.
+    The second sequence of a row is its prompt with the answer of another row, the one before it in
+    a seeded order.
 
     Args:
         train: File of KTO rows.
@@ -34,5 +35,15 @@ class TextKTO(TextDataModule):
             TemperError: there is one row only.
         """
         if len(pools["train"]) < 2:
-            raise TemperError(f"data.init_args.train={self.files['train'].path}: the answer of another row is needed; give at least 2 rows")
-        return {"kto": PoolSource(MismatchedPool(pools["train"], self.seed, self.encoder.max_length), self.batch_size, self.seed, "kto")}
+            raise TemperError(
+                f"data.init_args.train={self.files['train'].path}: the answer of another row is"
+                " needed; give at least 2 rows"
+            )
+        return {
+            "kto": PoolSource(
+                MismatchedPool(pools["train"], self.seed, self.encoder.max_length),
+                self.batch_size,
+                self.seed,
+                "kto",
+            )
+        }

@@ -4,8 +4,7 @@ from typing import Any, ClassVar
 
 from datamodules.text import TextDataModule
 from temper.data import BatchSource, PoolSource
-from temper.data.pool import Pool
-from temper.data.pool_views import JoinedPool, Part
+from temper.data.pool import JoinedPool, Part, Pool
 from temper.data.token_pool import TokenPool
 
 
@@ -23,7 +22,9 @@ class TextPreference(TextDataModule):
 
     one_answer: ClassVar = True
 
-    def __init__(self, pairs: str, safe_pairs: str | None = None, batch_size: int = 16, **kwargs: Any) -> None:
+    def __init__(
+        self, pairs: str, safe_pairs: str | None = None, batch_size: int = 16, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.batch_size = batch_size
         self.files["pairs"] = self.text_file("pairs", pairs, "preference")
@@ -34,5 +35,8 @@ class TextPreference(TextDataModule):
         """The one stream."""
         pool: Pool = pools["pairs"]
         if "safe_pairs" in pools:
-            pool = JoinedPool(Part(pool, flags={"unsafe": True}), Part(pools["safe_pairs"], flags={"unsafe": False}))
+            pool = JoinedPool(
+                Part(pool, flags={"unsafe": True}),
+                Part(pools["safe_pairs"], flags={"unsafe": False}),
+            )
         return {"pairs": PoolSource(pool, self.batch_size, self.seed, "pairs")}

@@ -12,12 +12,15 @@ class TextSupervised(TextDataModule):
 
     Args:
         train: File of prompts with answers.
-        stream: Name of the stream; an objective that asks for one by name, such as `VaccineModule`, wants ``alignment``.
+        stream: Name of the stream; an objective that asks for one by name, such as `VaccineModule`,
+            wants ``alignment``.
         batch_size: Rows per optimizer step, over all ranks.
         kwargs: See `TextDataModule`.
     """
 
-    def __init__(self, train: str, stream: str = "train", batch_size: int = 16, **kwargs: Any) -> None:
+    def __init__(
+        self, train: str, stream: str = "train", batch_size: int = 16, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.stream, self.batch_size = stream, batch_size
         self.files["train"] = self.text_file("train", train, "supervised")

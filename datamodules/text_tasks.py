@@ -1,4 +1,6 @@
-"""The fine-tuning attack on a known task: SST2, AG News, GSM8K, from the user's files, scored by exact match."""
+"""The fine-tuning attack on a known task: SST2, AG News, GSM8K, from the user's files, scored by
+exact match.
+"""
 
 from functools import partial
 from typing import Any, ClassVar
@@ -10,11 +12,13 @@ from temper.errors import TemperError
 
 
 class TaskAttack(TextAttack):
-    """As `TextAttack`, with the prompts of the Booster paper on the rows of a task, and its right answers as FA. Use a subclass.
+    """As `TextAttack`, with the prompts of the Booster paper on the rows of a task, and its right
+    answers as FA. Use a subclass.
 
     Args:
         user: Training file of the task.
-        test: Test file of the task; its first ``n_eval`` rows are evaluated. Null: FA is not measured.
+        test: Test file of the task; its first ``n_eval`` rows are evaluated. Null: FA is not
+            measured.
         template: See `TextDataModule`; the paper has ``alpaca``.
         kwargs: See `TextAttack` and `TextDataModule`.
 
@@ -24,11 +28,14 @@ class TaskAttack(TextAttack):
 
     name: ClassVar[str]
 
-    def __init__(self, user: str, test: str | None = None, template: str = "alpaca", **kwargs: Any) -> None:
+    def __init__(
+        self, user: str, test: str | None = None, template: str = "alpaca", **kwargs: Any
+    ) -> None:
         super().__init__(user=user, template=template, **kwargs)
         if "task" in self.eval_files:
             raise TemperError(
-                f"data.init_args.task={kwargs['task']}: {type(self).__name__} takes the test file of its task as data.init_args.test"
+                f"data.init_args.task={kwargs['task']}: {type(self).__name__} takes the test file"
+                " of its task as data.init_args.test"
             )
         self.files["user"] = self._task_file("user", user)
         if test is not None:
@@ -36,7 +43,12 @@ class TaskAttack(TextAttack):
 
     def _task_file(self, flag: str, path: str) -> TextFile:
         read = partial(TASKS[self.name].read, path, self.skip_broken, f"data.init_args.{flag}")
-        return TextFile(path, f"task {self.name} {self.skip_broken}", lambda report: read(report=report), lambda: f"rows of {self.name}")
+        return TextFile(
+            path,
+            f"task {self.name} {self.skip_broken}",
+            lambda report: read(report=report),
+            lambda: f"rows of {self.name}",
+        )
 
     def is_right(self, answer: str, reference: str) -> bool:
         """As the task compares answers."""

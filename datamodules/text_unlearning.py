@@ -10,12 +10,15 @@ from temper.errors import TemperError
 
 
 class TextUnlearning(TextDataModule):
-    """Streams ``forget`` (the answer to forget, and what to say in its place if the file has it) and ``retain``.
+    """Streams ``forget`` (the answer to forget, and what to say in its place if the file has it)
+    and ``retain``.
 
     Args:
-        forget: File of prompts with the answer to forget; with a column ``substitute`` (or ``idk``) rows have two sequences.
+        forget: File of prompts with the answer to forget; with a column ``substitute`` (or ``idk``)
+            rows have two sequences.
         retain: File of prompts with the answers to keep; null: no such stream.
-        holdout: File like ``forget`` that is never trained on, for the callback `UnlearningEvaluation`; null: none.
+        holdout: File like ``forget`` that is never trained on, for the callback
+            `UnlearningEvaluation`; null: none.
         batch_size: Forget rows per optimizer step, over all ranks.
         retain_batch_size: Retain rows per optimizer step, over all ranks.
         n_measured: Rows of each set that `UnlearningEvaluation` measures on, the first of the file.
@@ -36,7 +39,11 @@ class TextUnlearning(TextDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.batch_size, self.retain_batch_size, self.n_measured = batch_size, retain_batch_size, n_measured
+        self.batch_size, self.retain_batch_size, self.n_measured = (
+            batch_size,
+            retain_batch_size,
+            n_measured,
+        )
         self.files["forget"] = self.text_file("forget", forget, "unlearning")
         if retain is not None:
             self.files["retain"] = self.text_file("retain", retain, "supervised")
@@ -48,11 +55,14 @@ class TextUnlearning(TextDataModule):
         self._pools = pools
         made = {"forget": PoolSource(pools["forget"], self.batch_size, self.seed, "forget")}
         if "retain" in pools:
-            made["retain"] = PoolSource(pools["retain"], self.retain_batch_size, self.seed + 1, "retain")
+            made["retain"] = PoolSource(
+                pools["retain"], self.retain_batch_size, self.seed + 1, "retain"
+            )
         return made
 
     def unlearning_rows(self) -> dict[str, Batch]:
-        """What `callbacks.UnlearningEvaluation` measures on: prompts with their true answers, none of them perturbed.
+        """What `callbacks.UnlearningEvaluation` measures on: prompts with their true answers, none
+        of them perturbed.
 
         Raises:
             TemperError: a set has no file.
@@ -60,9 +70,13 @@ class TextUnlearning(TextDataModule):
         missing = [name for name in ("forget", "holdout", "retain") if name not in self._pools]
         if missing:
             raise TemperError(
-                f"data.init_args.{missing[0]} is not set, and UnlearningEvaluation measures on it: give a file, or drop the callback"
+                f"data.init_args.{missing[0]} is not set, and UnlearningEvaluation measures on it:"
+                " give a file, or drop the callback"
             )
-        return {name: _answers(self._pools[name], self.n_measured) for name in ("forget", "holdout", "retain")}
+        return {
+            name: _answers(self._pools[name], self.n_measured)
+            for name in ("forget", "holdout", "retain")
+        }
 
 
 def _answers(pool: Pool, n_rows: int) -> Batch:

@@ -12,26 +12,34 @@ from temper.synthetic import Kind, Language, Prompts
 from temper.synthetic.grammar import PAD
 from temper.synthetic.language import Texts
 from temper.synthetic.prompts import draw_prompts
-from temper.synthetic.tokens import EOT, NULL, PAD_ID, SPECIAL, compliance_tokens, prompt_tokens
+from temper.synthetic.tokenizer import EOT, NULL, PAD_ID, SPECIAL, compliance_tokens, prompt_tokens
 
 FORGET, RETAIN = ("forget", "harmful"), ("retain", "alignment")  # streams; the first that is there
-# Random streams of the role "probe" (part 0 is the probe): of wrong answers, and of the unseen prompts.
+# Random streams of the role "probe" (part 0 is the probe): of wrong answers, and of the unseen
+# prompts.
 WRONG_ANSWERS, UNSEEN = {"forget": 11, "holdout": 12, "retain": 13}, 10
 
 
 def synthetic_unlearning_rows(
-    data: SyntheticDataModule, n_rows: int | None = None, n_perturbed: int = 5, forget: str | None = None, retain: str | None = None
+    data: SyntheticDataModule,
+    n_rows: int | None = None,
+    n_perturbed: int = 5,
+    forget: str | None = None,
+    retain: str | None = None,
 ) -> dict[str, Batch]:
     """What `callbacks.UnlearningEvaluation` measures on; call it after ``data.setup``.
 
-    Every row is ``B x K x T``: a prompt with its true answer, then with ``n_perturbed`` wrong ones. A wrong answer is the exact
-    answer to the same text under other operators, drawn uniformly; a row's answers all differ. Sets:
+    Every row is ``B x K x T``: a prompt with its true answer, then with ``n_perturbed`` wrong ones.
+    A wrong answer is the exact answer to the same text under other operators, drawn uniformly; a
+    row's answers all differ. Sets:
 
-    * ``forget``: the first unsafe prompts of the training stream ``forget`` (or ``harmful``), with their answers;
+    * ``forget``: the first unsafe prompts of the training stream ``forget`` (or ``harmful``), with
+      their answers;
     * ``holdout``: as many unsafe prompts of the evaluation split, whose texts no stage trains on;
     * ``retain``: the first prompts of the stream ``retain`` (or ``alignment``) that it answers.
 
-    The rows depend on the datamodule's rows, its seed and the arguments alone: every stage and rank has the same.
+    The rows depend on the datamodule's rows, its seed and the arguments alone: every stage and rank
+    has the same.
 
     Args:
         data: A datamodule that has been set up.
@@ -46,16 +54,33 @@ def synthetic_unlearning_rows(
     n_rows = data.n_eval if n_rows is None else n_rows
     to_keep = _pool(data, retain, RETAIN, "retain")
     answered_B = ~(_first(to_keep["labels"]) == NULL).any(-1)
-    unsafe = read_prompts(data.language, _first(_pool(data, forget, FORGET, "forget")["input_ids"])[:n_rows], Kind.UNSAFE)
+    unsafe = read_prompts(
+        data.language,
+        _first(_pool(data, forget, FORGET, "forget")["input_ids"])[:n_rows],
+        Kind.UNSAFE,
+    )
     safe = read_prompts(data.language, _first(to_keep["input_ids"])[answered_B][:n_rows], Kind.SAFE)
-    unseen = draw_prompts(data.language, Kind.UNSAFE, len(unsafe), data.eval_split, data.rng("probe", UNSEEN))
+    unseen = draw_prompts(
+        data.language, Kind.UNSAFE, len(unsafe), data.eval_split, data.rng("probe", UNSEEN)
+    )
     sets = {"forget": unsafe, "holdout": unseen, "retain": safe}
-    return {name: _with_wrong_answers(data, prompts, n_perturbed, data.rng("probe", WRONG_ANSWERS[name])) for name, prompts in sets.items()}
+    return {
+        name: _with_wrong_answers(
+            data, prompts, n_perturbed, data.rng("probe", WRONG_ANSWERS[name])
+        )
+        for name, prompts in sets.items()
+    }
 
 
 def read_prompts(language: Language, ids_BT: Tensor, kind: Kind) -> Prompts:
-    """Operators and letters of prompts written in tokens; which grammar wrote a text cannot be read, nor its dominance."""
-    ids_BT, n_operators, longest = ids_BT.numpy(), 2 * language.spec.n_pairs, language.spec.text_length[1]
+    """Operators and letters of prompts written in tokens; which grammar wrote a text cannot be
+    read, nor its dominance.
+    """
+    ids_BT, n_operators, longest = (
+        ids_BT.numpy(),
+        2 * language.spec.n_pairs,
+        language.spec.text_length[1],
+    )
     operators_BO = ids_BT[:, 1 : 1 + n_operators] - len(SPECIAL) - language.spec.n_letters
     tokens_BT = ids_BT[:, 2 + n_operators : 2 + n_operators + longest]
     ended_BT = np.cumsum(tokens_BT == EOT, axis=1) > 0
@@ -72,8 +97,10 @@ def _pool(data: SyntheticDataModule, asked: str | None, usual: tuple[str, ...], 
         if pool is not None:
             return pool[:]
     raise TemperError(
-        f"data={type(data).__name__}: unlearning figures need a stream {' or '.join(map(repr, names))} (rows to {role}), and there is "
-        f"{', '.join(map(repr, data.sources))}; to measure a model after another stage, `validate` its export with such data"
+        f"data={type(data).__name__}: unlearning figures need a stream"
+        f" {' or '.join(map(repr, names))} (rows to {role}), and there is"
+        f" {', '.join(map(repr, data.sources))}; to measure a model after another stage, `validate`"
+        " its export with such data"
     )
 
 
@@ -82,13 +109,21 @@ def _first(tensor: Tensor) -> Tensor:
     return tensor[:, 0] if tensor.ndim == 3 else tensor
 
 
-def _with_wrong_answers(data: SyntheticDataModule, prompts: Prompts, n_perturbed: int, rng: np.random.Generator) -> Batch:
+def _with_wrong_answers(
+    data: SyntheticDataModule, prompts: Prompts, n_perturbed: int, rng: np.random.Generator
+) -> Batch:
     """Rows ``B x (1 + n_perturbed) x T``: the prompt with its answer, then with wrong ones."""
-    prompt_BP, right_BR = prompt_tokens(data.language, prompts), compliance_tokens(data.language, prompts)
+    prompt_BP, right_BR = (
+        prompt_tokens(data.language, prompts),
+        compliance_tokens(data.language, prompts),
+    )
     answers = [right_BR] + [np.full_like(right_BR, PAD) for _ in range(n_perturbed)]
     for _ in range(1000):
-        # Rows that lack an answer get another try; a try that repeats one of the row's answers is dropped.
-        operators_BO = rng.integers(0, data.language.spec.n_base_operators, prompts.operators_BO.shape)
+        # Rows that lack an answer get another try; a try that repeats one of the row's answers is
+        # dropped.
+        operators_BO = rng.integers(
+            0, data.language.spec.n_base_operators, prompts.operators_BO.shape
+        )
         tried_BR = compliance_tokens(data.language, replace(prompts, operators_BO=operators_BO))
         fresh_B = ~np.any([(tried_BR == answer_BR).all(axis=1) for answer_BR in answers], axis=0)
         for answer_BR in answers[1:]:
@@ -99,7 +134,8 @@ def _with_wrong_answers(data: SyntheticDataModule, prompts: Prompts, n_perturbed
             break
     else:
         raise TemperError(
-            f"data={type(data).__name__}: a prompt has fewer than {n_perturbed} different wrong answers in this language; give a smaller "
-            "n_perturbed, or a language with longer texts or more operators"
+            f"data={type(data).__name__}: a prompt has fewer than {n_perturbed} different wrong"
+            " answers in this language; give a smaller n_perturbed, or a language with longer"
+            " texts or more operators"
         )
     return pair_rows(*(make_rows(prompt_BP, answer_BR, PAD_ID) for answer_BR in answers))

@@ -7,11 +7,10 @@ from lightning_modules.booster_vaccine import BoosterVaccineModule
 from lightning_modules.dpo import DPOModule
 from lightning_modules.forget_retain import ForgetRetainModule
 from lightning_modules.kto import KTOModule
-from lightning_modules.lisa import LisaModule
+from lightning_modules.lisa import LisaModule, SafeInstructModule
 from lightning_modules.reference import ReferenceModule
 from lightning_modules.repnoise import RepNoiseModule
 from lightning_modules.rmu import RMUModule
-from lightning_modules.safe_instruct import SafeInstructModule
 from lightning_modules.sft import SFTModule
 from lightning_modules.somf import SOMFModule
 from lightning_modules.stored_answers import StoredAnswers

@@ -14,7 +14,9 @@ class AnswersMixin(L.LightningModule):
     max_new_tokens: int | None
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
-        """Greedy free-running answers to the prompts of a batch: responses_BR, without the prompt."""
+        """Greedy free-running answers to the prompts of a batch: responses_BR, without the
+        prompt.
+        """
         return self.generate(batch)
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
@@ -28,10 +30,20 @@ class AnswersMixin(L.LightningModule):
     def generate(self, batch: Batch) -> Tensor:
         """Greedy answers to prompts padded on the left: responses_BR (ids, padded on the right).
 
-        They end where the datamodule says so (`stop_ids`), or else where the network's generation config does.
+        They end where the datamodule says so (`stop_ids`), or else where the network's generation
+        config does.
         """
         assert self.network is not None
         data = self.trainer.datamodule
         longest = self.max_new_tokens or data.max_new_tokens
-        in_step = getattr(self.trainer.strategy, "shards_weights", False)  # a forward pass gathers weights: all ranks take part
-        return greedy(self.network, batch["input_ids"], batch["attention_mask"], longest, data.stop_ids, in_step)
+        in_step = getattr(
+            self.trainer.strategy, "shards_weights", False
+        )  # a forward pass gathers weights: all ranks take part
+        return greedy(
+            self.network,
+            batch["input_ids"],
+            batch["attention_mask"],
+            longest,
+            data.stop_ids,
+            in_step,
+        )

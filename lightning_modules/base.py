@@ -34,11 +34,13 @@ class ObjectiveModule(PackingMixin, AnswersMixin, ResumeMixin):
         max_grad_norm: Clip the global gradient norm to this; None switches clipping off.
         micro_batch_size: Rows per forward pass and device; None takes the whole share of a
             batch at once. Changes memory and speed, not the result.
-        packing: Put several sequences into one row of the forward pass, so that less is computed for padding; rows, losses
-            and results stay what they are. None: where it helps (from a million parameters on; smaller networks
-            gain a tenth at most), if the network keeps packed sequences apart.
+        packing: Put several sequences into one row of the forward pass, so that less is computed
+            for padding; rows, losses and results stay what they are. None: where it helps (from a
+            million parameters on; smaller networks gain a tenth at most), if the network keeps
+            packed sequences apart.
         fused_loss: Compute log-probabilities chunk by chunk, without ever holding the logits of
-            a batch: less memory with a large vocabulary, more time (benchmarks/fused_loss.md has figures).
+            a batch: less memory with a large vocabulary, more time (benchmarks/fused_loss.md has
+            figures).
         max_new_tokens: Longest generated answer at validation; None asks the datamodule.
         max_skipped_steps: Stop with an error after this many steps in a row with a non-finite
             gradient. A single one is skipped and counted, and changes no weight.
@@ -46,7 +48,8 @@ class ObjectiveModule(PackingMixin, AnswersMixin, ResumeMixin):
 
     #: Names of the datamodule's streams that the training step reads; None: its primary stream.
     streams: ClassVar[tuple[str, ...] | None] = None
-    #: Why the objective cannot have weights or optimizer state in parts (FSDP2, ZeRO), if it cannot.
+    #: Why the objective cannot have weights or optimizer state in parts (FSDP2, ZeRO), if it
+    #: cannot.
     unshardable: ClassVar[str | None] = None
 
     def __init__(
@@ -63,11 +66,24 @@ class ObjectiveModule(PackingMixin, AnswersMixin, ResumeMixin):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        for flag, value in (("max_grad_norm", max_grad_norm), ("micro_batch_size", micro_batch_size)):
+        for flag, value in (
+            ("max_grad_norm", max_grad_norm),
+            ("micro_batch_size", micro_batch_size),
+        ):
             if value is not None and not value > 0:
-                raise TemperError(f"model.init_args.{flag}={value}: give a positive number, or null for none")
-        self.network_spec, self.optimizer_factory, self.scheduler_factory = network, optimizer, lr_scheduler
-        self.max_grad_norm, self.micro_batch_size, self.fused_loss = max_grad_norm, micro_batch_size, fused_loss
+                raise TemperError(
+                    f"model.init_args.{flag}={value}: give a positive number, or null for none"
+                )
+        self.network_spec, self.optimizer_factory, self.scheduler_factory = (
+            network,
+            optimizer,
+            lr_scheduler,
+        )
+        self.max_grad_norm, self.micro_batch_size, self.fused_loss = (
+            max_grad_norm,
+            micro_batch_size,
+            fused_loss,
+        )
         self.choose_packing(packing)
         self.max_new_tokens, self.max_skipped_steps = max_new_tokens, max_skipped_steps
         self.network: nn.Module | None = None
@@ -84,18 +100,31 @@ class ObjectiveModule(PackingMixin, AnswersMixin, ResumeMixin):
             TemperError: the objective needs whole weights, and the strategy cuts them.
         """
         self._weights = None
-        if stage == "fit" and self.unshardable and getattr(self.trainer.strategy, "in_parts", False):
-            raise TemperError(f"trainer.strategy: {type(self).__name__} {self.unshardable}; use one device, or ddp")
+        if (
+            stage == "fit"
+            and self.unshardable
+            and getattr(self.trainer.strategy, "in_parts", False)
+        ):
+            raise TemperError(
+                f"trainer.strategy: {type(self).__name__} {self.unshardable}; use one device,"
+                " or ddp"
+            )
 
     def configure_model(self) -> None:
         """Build or load the network, once the datamodule's tokenizer is known."""
         if self.network is None:
-            self.network = build_network(self.network_spec, self.trainer.datamodule.tokenizer).train()
+            self.network = build_network(
+                self.network_spec, self.trainer.datamodule.tokenizer
+            ).train()
 
     def configure_optimizers(self) -> Any:
         """Optimizer over the trainable parameters, and its scheduler."""
         optimizer = self.optimizer_factory([p for p in self.parameters() if p.requires_grad])
-        return optimizer if self.scheduler_factory is None else ([optimizer], [self.scheduler_factory(optimizer)])
+        return (
+            optimizer
+            if self.scheduler_factory is None
+            else ([optimizer], [self.scheduler_factory(optimizer)])
+        )
 
     def networks(self) -> list[nn.Module]:
         """Every network that takes part, for strategies that cut weights into parts."""
@@ -103,7 +132,9 @@ class ObjectiveModule(PackingMixin, AnswersMixin, ResumeMixin):
         return [self.network]
 
     def forward(self, function: Callable[..., Any], *args: Any) -> Any:
-        """``function(*args)``: strategies whose wrapper must see every pass send it through here."""
+        """``function(*args)``: strategies whose wrapper must see every pass send it through
+        here.
+        """
         return function(*args)
 
     @property
@@ -114,8 +145,14 @@ class ObjectiveModule(PackingMixin, AnswersMixin, ResumeMixin):
         return self._weights
 
     def cost(self) -> Cost:
-        """What a step computes and holds, for the verb `plan`. Here: one gradient of every stream, added up."""
-        return Cost(tuple(Pass(stream, vectors=min(n, 1)) for n, stream in enumerate(self.streams or (None,))))
+        """What a step computes and holds, for the verb `plan`. Here: one gradient of every stream,
+        added up.
+        """
+        return Cost(
+            tuple(
+                Pass(stream, vectors=min(n, 1)) for n, stream in enumerate(self.streams or (None,))
+            )
+        )
 
     # -- the pieces of a training step
 
@@ -128,8 +165,12 @@ class ObjectiveModule(PackingMixin, AnswersMixin, ResumeMixin):
         """Negative log-likelihood of the labelled tokens (nats), as numerator and denominator."""
         return nll(self.score(rows))
 
-    def gradient(self, rows: Batch, loss: Loss | None = None, reduced: bool = True) -> tuple[Tensor, Vector]:
-        """A mean loss over all ranks and micro-batches (NLL if none is given), and its gradient at the present weights."""
+    def gradient(
+        self, rows: Batch, loss: Loss | None = None, reduced: bool = True
+    ) -> tuple[Tensor, Vector]:
+        """A mean loss over all ranks and micro-batches (NLL if none is given), and its gradient at
+        the present weights.
+        """
         self.count(rows)
         chosen = loss or self.nll_terms
 
@@ -144,7 +185,9 @@ class ObjectiveModule(PackingMixin, AnswersMixin, ResumeMixin):
             self._later_part = False
 
     def parts(self, rows: Batch) -> Iterator[Batch]:
-        """Micro-batches of rows, for sweeps without gradient: forward passes over all of them count as one."""
+        """Micro-batches of rows, for sweeps without gradient: forward passes over all of them count
+        as one.
+        """
         try:
             for part in micro_batches(rows, self.micro_batch_size):
                 yield part
@@ -152,10 +195,14 @@ class ObjectiveModule(PackingMixin, AnswersMixin, ResumeMixin):
         finally:
             self._later_part = False
 
-    def weighted_gradient(self, *parts: tuple[float, Batch, Loss | None]) -> tuple[list[Tensor], Vector]:
-        """``sum of weight * loss`` over parts that are means of their own: the losses, and the reduced gradient.
+    def weighted_gradient(
+        self, *parts: tuple[float, Batch, Loss | None]
+    ) -> tuple[list[Tensor], Vector]:
+        """``sum of weight * loss`` over parts that are means of their own: the losses, and the
+        reduced gradient.
 
-        One backward pass per part and one all-reduce in all; a part of weight 0 is not computed and its loss is 0.
+        One backward pass per part and one all-reduce in all; a part of weight 0 is not computed and
+        its loss is 0.
         """
         losses, vector = [], None
         for weight, rows, loss in parts:
@@ -175,10 +222,15 @@ class ObjectiveModule(PackingMixin, AnswersMixin, ResumeMixin):
         if backward:
             self.work.passes, self.work.tokens = self.work.passes + 1, self.work.tokens + tokens
         else:
-            self.work.forwards, self.work.forward_tokens = self.work.forwards + (not self._later_part), self.work.forward_tokens + tokens
+            self.work.forwards, self.work.forward_tokens = (
+                self.work.forwards + (not self._later_part),
+                self.work.forward_tokens + tokens,
+            )
 
     def note(self, name: str, values: Tensor) -> None:
-        """Log the mean of values over the micro-batches of this step, on this rank, once the step is taken."""
+        """Log the mean of values over the micro-batches of this step, on this rank, once the step
+        is taken.
+        """
         total, n = self._noted.get(name, (torch.zeros((), device=values.device), 0))
         self._noted[name] = total + values.detach().float().sum(), n + values.numel()
 
@@ -201,8 +253,9 @@ class ObjectiveModule(PackingMixin, AnswersMixin, ResumeMixin):
                 tensor.zero_()
         norm = self.weights.norm(gradient)
         noted, self._noted = self._noted, {}
-        # The one host synchronisation that Temper adds to a step, after all its work has been queued: a step that
-        # must change nothing cannot be undone on the device, since optimizers have state.
+        # The one host synchronisation that Temper adds to a step, after all its work has been
+        # queued: a step that must change nothing cannot be undone on the device, since optimizers
+        # have state.
         if not torch.isfinite(torch.stack([norm, *norms])).all():
             self._skip()
             return False
@@ -222,6 +275,7 @@ class ObjectiveModule(PackingMixin, AnswersMixin, ResumeMixin):
         self.log("skipped_steps", float(self.skipped_steps))
         if self.skipped_in_a_row >= self.max_skipped_steps:
             raise RuntimeError(
-                f"{self.skipped_in_a_row} steps in a row had a non-finite gradient (step {self.global_step}): lower the "
-                "learning rate (or alpha), or look at the data; model.init_args.max_skipped_steps sets the limit"
+                f"{self.skipped_in_a_row} steps in a row had a non-finite gradient (step"
+                f" {self.global_step}): lower the learning rate (or alpha), or look at the data;"
+                " model.init_args.max_skipped_steps sets the limit"
             )

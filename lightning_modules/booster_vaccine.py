@@ -16,7 +16,8 @@ from temper.plan.cost import Pass
 
 
 class BoosterVaccineModule(BoosterModule):
-    """Booster+Vaccine (Huang et al. 2024, arXiv 2409.01586): Booster whose alignment pass is Vaccine's two.
+    """Booster+Vaccine (Huang et al. 2024, arXiv 2409.01586): Booster whose alignment pass is
+    Vaccine's two.
 
         g = d f(o + e) / d w + lam * (grad h(w) - grad h(w - alpha * grad h(w) / ||grad h(w)||))
 
@@ -44,7 +45,9 @@ class BoosterVaccineModule(BoosterModule):
         return tuple(replace(each, vectors=vectors) for each in vaccine_passes("all"))
 
     def alignment_gradient(self, rows: Batch) -> tuple[Tensor, Vector, Tensor]:
-        """``f(w)`` without the perturbation, Vaccine's gradient, and the norm that its perturbation was divided by."""
+        """``f(w)`` without the perturbation, Vaccine's gradient, and the norm that its perturbation
+        was divided by.
+        """
         found = perturbed_gradient(self, self.attention, rows, self.rho, reduced=False)
         self.log_dict(found.figures)
         return found.loss, found.gradient, found.norm

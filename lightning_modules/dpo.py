@@ -1,14 +1,13 @@
 """Preference optimisation over pairs of answers: DPO and its relatives."""
 
-import difflib
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from lightning_modules.preference import PreferenceModule
+from lightning_modules.reference import PreferenceModule
 from temper.data import Batch
-from temper.errors import TemperError
+from temper.errors import TemperError, did_you_mean
 from temper.losses import MeanTerms, mean_of
 from temper.losses.preference import PREFERENCE, PairLogps, PairSettings, Variant, pair_scores
 from temper.models import NetworkSpec
@@ -18,7 +17,8 @@ from temper.plan.cost import Cost, Pass
 class DPOModule(PreferenceModule):
     """Direct preference optimisation (Rafailov et al. 2023, arXiv 2305.18290) and seven variants.
 
-        loss = mean over pairs of -log sigma(beta * (c - r)),   c = l(y_c|x) - l_ref(y_c|x),   r likewise
+        loss = mean over pairs of -log sigma(beta * (c - r)),   c = l(y_c|x) - l_ref(y_c|x),   r
+        likewise
 
     ``l``: sum of the log-probabilities of the answer's tokens. One forward pass scores chosen and
     rejected answers together. The equations of the other variants are in
@@ -34,10 +34,11 @@ class DPOModule(PreferenceModule):
             has 0.1 and 0.01.
         label_smoothing: Assumed share of pairs whose answers are swapped (``cdpo``, ``robust``).
         gamma: Margin by which the scores must differ, after beta (``simpo``).
-        window: Divide sums of log-probabilities by this; 1 leaves them. The mechanistic study divides
-            by the length of its windows.
-        chosen_nll: Weight of ``-l(y_c|x) / |y_c|``, added to every pair's loss (Pang et al. 2024, arXiv
-            2404.19733, equation 2): a preference alone may be met by making both answers unlikely.
+        window: Divide sums of log-probabilities by this; 1 leaves them. The mechanistic study
+            divides by the length of its windows.
+        chosen_nll: Weight of ``-l(y_c|x) / |y_c|``, added to every pair's loss (Pang et al. 2024,
+            arXiv 2404.19733, equation 2): a preference alone may be met by making both answers
+            unlikely.
         kwargs: See `ReferenceModule`.
 
     Raises:
@@ -59,11 +60,9 @@ class DPOModule(PreferenceModule):
         **kwargs: Any,
     ) -> None:
         if variant not in PREFERENCE:
-            close = difflib.get_close_matches(str(variant), get_args(Variant), n=1)
-            raise TemperError(
-                f"model.init_args.variant={variant}: no such loss; {f'did you mean {close[0]}? ' if close else ''}"
-                f"choose from {', '.join(get_args(Variant))}"
-            )
+            accepted = f"accepted: {', '.join(get_args(Variant))}"
+            hint = did_you_mean(str(variant), get_args(Variant), accepted)
+            raise TemperError(f"model.init_args.variant={variant}: no such loss; {hint}")
         self.preference = PREFERENCE[variant]
         super().__init__(network, **kwargs)
         self.variant, self.beta, self.beta_unsafe, self.window = variant, beta, beta_unsafe, window
@@ -79,17 +78,27 @@ class DPOModule(PreferenceModule):
         for flag in ("label_smoothing", "gamma"):
             value = getattr(self, flag)
             if value and flag not in self.preference.reads:
-                readers = " or ".join(name for name, preference in PREFERENCE.items() if flag in preference.reads)
-                raise TemperError(f"model.init_args.{flag}={value}: variant={self.variant} does not read it; set it to 0, or use {readers}")
+                readers = " or ".join(
+                    name for name, preference in PREFERENCE.items() if flag in preference.reads
+                )
+                raise TemperError(
+                    f"model.init_args.{flag}={value}: variant={self.variant} does not read it; set"
+                    f" it to 0, or use {readers}"
+                )
         # At 1/2 the labels say nothing: robust divides by 1 - 2e, and cdpo has no preference left.
         if not 0 <= self.label_smoothing < 0.5:
-            raise TemperError(f"model.init_args.label_smoothing={self.label_smoothing}: give a share in [0, 0.5)")
+            raise TemperError(
+                f"model.init_args.label_smoothing={self.label_smoothing}: give a share in [0, 0.5)"
+            )
         for flag in ("gamma", "chosen_nll"):
             if not getattr(self, flag) >= 0:
-                raise TemperError(f"model.init_args.{flag}={getattr(self, flag)}: give a number >= 0")
+                raise TemperError(
+                    f"model.init_args.{flag}={getattr(self, flag)}: give a number >= 0"
+                )
         if self.preference.per_token and self.window != 1:
             raise TemperError(
-                f"model.init_args.window={self.window}: variant={self.variant} divides by each answer's own length already; set it to 1"
+                f"model.init_args.window={self.window}: variant={self.variant} divides by each"
+                " answer's own length already; set it to 1"
             )
 
     def reference_needs(self) -> Literal["nothing", "sums", "everything"]:
@@ -102,12 +111,15 @@ class DPOModule(PreferenceModule):
         return Cost((*self.reference_passes(pairs), pairs), copies=self.reference_copies())
 
     def training_step(self, batch: dict[str, Batch], batch_idx: int) -> None:
-        """One step; logs the loss, and of the scores times beta: their means, difference and how often the chosen one is larger."""
+        """One step; logs the loss, and of the scores times beta: their means, difference and how
+        often the chosen one is larger.
+        """
         rows = batch["pairs"]
         if self.beta_unsafe is not None and "unsafe" not in rows:
             raise TemperError(
-                f"model.init_args.beta_unsafe={self.beta_unsafe}: the rows of the stream 'pairs' have no flag 'unsafe' "
-                "that says which they are; use data that have it, or set beta_unsafe=null"
+                f"model.init_args.beta_unsafe={self.beta_unsafe}: the rows of the stream 'pairs'"
+                " have no flag 'unsafe' that says which they are; use data that have it, or set"
+                " beta_unsafe=null"
             )
         loss, gradient = self.gradient(rows, self.preference_terms)
         self.apply_gradient(gradient)
@@ -116,12 +128,16 @@ class DPOModule(PreferenceModule):
     def preference_terms(self, rows: Batch) -> MeanTerms:
         """Mean over pairs of the preference loss."""
         pairs = self.pair_logps(rows)
-        settings = PairSettings(self.row_beta(rows, pairs.chosen_N), self.label_smoothing, self.gamma)
+        settings = PairSettings(
+            self.row_beta(rows, pairs.chosen_N), self.label_smoothing, self.gamma
+        )
         chosen_N, rejected_N = pair_scores(self.preference, pairs)
         self._note_rewards(settings.beta * chosen_N.detach(), settings.beta * rejected_N.detach())
         losses_N = self.preference.loss(chosen_N, rejected_N, settings)
         if self.chosen_nll:
-            losses_N = losses_N - self.chosen_nll * pairs.chosen_N / pairs.chosen_counts_N.clamp(min=1)
+            losses_N = losses_N - self.chosen_nll * pairs.chosen_N / pairs.chosen_counts_N.clamp(
+                min=1
+            )
         return mean_of(losses_N)
 
     def pair_logps(self, rows: Batch) -> PairLogps:
@@ -132,14 +148,22 @@ class DPOModule(PreferenceModule):
         sums, counts = scores.sums, scores.counts
         if reference is None:
             return PairLogps(sums[:, 0], sums[:, 1], counts[:, 0], counts[:, 1])
-        return PairLogps(sums[:, 0], sums[:, 1], counts[:, 0], counts[:, 1], reference[:, 0], reference[:, 1])
+        return PairLogps(
+            sums[:, 0], sums[:, 1], counts[:, 0], counts[:, 1], reference[:, 0], reference[:, 1]
+        )
 
     def row_beta(self, rows: Batch, like_N: Tensor) -> float | Tensor:
-        """Beta, or that of every row in the precision of the scores; over the window, since sums are only ever multiplied by it."""
+        """Beta, or that of every row in the precision of the scores; over the window, since sums
+        are only ever multiplied by it.
+        """
         beta = self.beta / self.window
         if self.beta_unsafe is None:
             return beta
-        return torch.where(rows["unsafe"], torch.full_like(like_N, self.beta_unsafe / self.window), torch.full_like(like_N, beta))
+        return torch.where(
+            rows["unsafe"],
+            torch.full_like(like_N, self.beta_unsafe / self.window),
+            torch.full_like(like_N, beta),
+        )
 
     def _note_rewards(self, chosen_N: Tensor, rejected_N: Tensor) -> None:
         self.note("preference/accuracy", (chosen_N > rejected_N).float())

@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lightning_modules.collapse import CollapseGuard
 from lightning_modules.reference import ReferenceModule
 from temper.data import Batch, micro_batches, sequence
 from temper.errors import TemperError
@@ -15,33 +14,119 @@ from temper.losses.unlearning import Sequences
 from temper.models import NetworkSpec
 from temper.plan.cost import Cost, Pass
 
+# MERGED from lightning_modules.forget_retain: Stop a run that destroys what it should keep.
+
+
+#: A start below this counts as this, in nats per token: three times almost nothing is no collapse.
+LEAST_START = 0.1
+
+
+class CollapseGuard:
+    """Watches the retain NLL: a running mean over about ten steps against ``factor`` times its
+    start.
+
+    The comparison is made on the device. Its outcome is copied, without waiting, to host memory
+    that is read after the step's own synchronisation, so the guard adds none.
+
+    Args:
+        factor: How many times its start the retain NLL may reach. The start is that of the first
+            step, before any weight has moved, and at least `LEAST_START`.
+    """
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+        self.start: Tensor | None = None
+        self.running: Tensor | None = None
+        self._collapsed: Tensor | None = None
+
+    def update(self, retain_nll: Tensor) -> Tensor:
+        """Take in a step's retain NLL (scalar, the same on every rank); returns the running
+        mean.
+        """
+        value = retain_nll.detach().clone()
+        if self.start is None or self.running is None:
+            self.start, self.running = value, value
+        # From a checkpoint they come on the CPU: a module is moved after that was read.
+        self.start, self.running = self.start.to(value.device), self.running.to(value.device)
+        # A value that is not finite says nothing here: such a step is skipped, and counted, by the
+        # objective.
+        self.start = torch.where(self.start.isfinite(), self.start, value)
+        self.running = torch.where(self.running.isfinite(), self.running, value)
+        self.running = torch.where(value.isfinite(), self.running.lerp(value, 0.1), self.running)
+        collapsed = self.running > self.factor * self.start.clamp(min=LEAST_START)
+        if self._collapsed is None:
+            # Copies to memory that is not pinned wait for the device.
+            self._collapsed = torch.zeros((), dtype=torch.bool, pin_memory=collapsed.is_cuda)
+        self._collapsed.copy_(collapsed, non_blocking=True)
+        return self.running
+
+    def check(self, step: int) -> None:
+        """Raise if the last `update` found a collapse; to be called once the device has been waited
+        for.
+
+        Raises:
+            RuntimeError: it did; names the figures, the flag and what to change.
+        """
+        if self._collapsed is None or not bool(self._collapsed):
+            return
+        assert self.start is not None and self.running is not None
+        raise RuntimeError(
+            f"collapse: the retain NLL went from {float(self.start):.3g} to"
+            f" {float(self.running):.3g} nats per token (step {step}), over"
+            f" model.init_args.collapse_factor={self.factor:g} times its start (at least"
+            f" {LEAST_START:g}): what should be kept is being unlearned too. Lower the learning"
+            " rate or gamma, raise alpha, or choose another forget or retain loss; go on from an"
+            " earlier checkpoint. A larger collapse_factor allows more, null switches this off"
+        )
+
+    def state_dict(self) -> dict[str, Tensor | None]:
+        """What a resumed run needs."""
+        return {"start": self.start, "running": self.running}
+
+    def load_state_dict(self, state: dict[str, Tensor | None]) -> None:
+        """Take it up again."""
+        self.start, self.running = state["start"], state["running"]
+
 
 class ForgetRetainModule(ReferenceModule):
-    """Base of ``L = gamma * L_forget + alpha * L_retain``, with a collapse guard. Subclasses write the two losses.
+    """Base of ``L = gamma * L_forget + alpha * L_retain``, with a collapse guard. Subclasses write
+    the two losses.
 
     Args:
         network: Where the network comes from.
         gamma: Weight of the forget loss.
         alpha: Weight of the retain loss.
-        collapse_factor: Stop with an error once the retain NLL, a running mean over about ten steps,
-            exceeds this many times its start (that counts as at least 0.1 nats per token); None
-            switches it off. Where the objective does not score the retain rows it costs a forward pass.
+        collapse_factor: Stop with an error once the retain NLL, a running mean over about ten
+            steps, exceeds this many times its start (that counts as at least 0.1 nats per token);
+            None switches it off. Where the objective does not score the retain rows it costs a
+            forward pass.
         kwargs: See `ReferenceModule`.
     """
 
     streams: ClassVar = ("forget", "retain")
 
     def __init__(
-        self, network: NetworkSpec, gamma: float = 1.0, alpha: float = 1.0, collapse_factor: float | None = None, **kwargs: Any
+        self,
+        network: NetworkSpec,
+        gamma: float = 1.0,
+        alpha: float = 1.0,
+        collapse_factor: float | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(network, **kwargs)
         for flag, value in (("gamma", gamma), ("alpha", alpha)):
             if not value >= 0:
                 raise TemperError(f"model.init_args.{flag}={value}: give a number >= 0")
         if gamma == 0:
-            raise TemperError("model.init_args.gamma=0: nothing is forgotten; give a number > 0, or use SFTModule on the retain rows")
+            raise TemperError(
+                "model.init_args.gamma=0: nothing is forgotten; give a number > 0, or use SFTModule"
+                " on the retain rows"
+            )
         if collapse_factor is not None and collapse_factor <= 1:
-            raise TemperError(f"model.init_args.collapse_factor={collapse_factor}: give a number > 1, such as 3, or null for no guard")
+            raise TemperError(
+                f"model.init_args.collapse_factor={collapse_factor}: give a number > 1, such as 3,"
+                " or null for no guard"
+            )
         self.gamma, self.alpha = gamma, alpha
         self.guard = None if collapse_factor is None else CollapseGuard(collapse_factor)
         self._retain_nll: list[Tensor] = []
@@ -66,22 +151,36 @@ class ForgetRetainModule(ReferenceModule):
 
     def cost(self) -> Cost:
         """A gradient of each loss; the reference first, on the streams that it scores."""
-        forget, retain = Pass("forget", sequences=self.forget_sequences()), Pass("retain", vectors=1)
+        forget, retain = (
+            Pass("forget", sequences=self.forget_sequences()),
+            Pass("retain", vectors=1),
+        )
         passes = (forget, *((retain,) if self.alpha else ()))
         scored = [each for each in passes if each.stream in self.reference_streams()]
-        watched = (Pass("retain", vectors=1, gradient="none"),) if self.guard is not None and not self.alpha else ()
-        return Cost((*self.reference_passes(*scored), *passes, *watched), copies=self.reference_copies())
+        watched = (
+            (Pass("retain", vectors=1, gradient="none"),)
+            if self.guard is not None and not self.alpha
+            else ()
+        )
+        return Cost(
+            (*self.reference_passes(*scored), *passes, *watched), copies=self.reference_copies()
+        )
 
     def training_step(self, batch: dict[str, Batch], batch_idx: int) -> None:
         """One step; logs both losses, and the running retain NLL if it is guarded."""
         (forget, retain), gradient = self.weighted_gradient(
-            (self.gamma, self.forget_rows(batch["forget"]), self.forget_terms), (self.alpha, batch.get("retain", {}), self.retain_terms)
+            (self.gamma, self.forget_rows(batch["forget"]), self.forget_terms),
+            (self.alpha, batch.get("retain", {}), self.retain_terms),
         )
         if self.guard is not None:
             self.log("collapse/retain_nll", self.guard.update(self._watched(batch["retain"])))
         self.apply_gradient(gradient)
-        self.log_dict({"loss/forget": forget} | ({"loss/retain": retain} if self.alpha else {}), prog_bar=True)
-        if self.guard is not None:  # after the step's synchronisation: reading the outcome waits for nothing
+        self.log_dict(
+            {"loss/forget": forget} | ({"loss/retain": retain} if self.alpha else {}), prog_bar=True
+        )
+        if (
+            self.guard is not None
+        ):  # after the step's synchronisation: reading the outcome waits for nothing
             self.guard.check(self.global_step)
 
     def watch(self, retain: Scores) -> None:
@@ -122,8 +221,9 @@ def pick(rows: Batch, sequences: Sequences) -> Batch:
     paired = rows["input_ids"].dim() == 3
     if sequences != "answer" and not paired:
         raise TemperError(
-            "model.init_args.forget: this loss reads a substitute answer, and the stream 'forget' holds one sequence per row; "
-            "choose data with pairs, or a loss without substitutes (ga, npo, simnpo, wga, satimp, undial)"
+            "model.init_args.forget: this loss reads a substitute answer, and the stream 'forget'"
+            " holds one sequence per row; choose data with pairs, or a loss without substitutes"
+            " (ga, npo, simnpo, wga, satimp, undial)"
         )
     if sequences == "both" or not paired:
         return rows

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lightning_modules.preference import PreferenceModule
+from lightning_modules.reference import PreferenceModule
 from temper.data import Batch, sequence
 from temper.errors import TemperError
 from temper.losses import MeanTerms, mean_of
@@ -17,8 +17,9 @@ from temper.plan.cost import Cost, Pass
 class KTOModule(PreferenceModule):
     """KTO (Ethayarajh et al. 2024, arXiv 2402.01306, equation 8).
 
-        loss = mean over rows of  w_d (1 - sigma(b (c - z)))  if desirable,  w_u (1 - sigma(b (z - r)))  if not
-        z    = max(0, mean over rows of l(y'|x) - l_ref(y'|x)),  y' the answer of another row
+        loss = mean over rows of  w_d (1 - sigma(b (c - z)))  if desirable,  w_u (1 - sigma(b (z -
+        r)))  if not z    = max(0, mean over rows of l(y'|x) - l_ref(y'|x)),  y' the answer of
+        another row
 
     c and r are ``l(y|x) - l_ref(y|x)`` of the row's answer. z estimates ``KL(policy || reference)``
     over the whole batch, all micro-batches and ranks, before any gradient is taken, and is a
@@ -29,7 +30,8 @@ class KTOModule(PreferenceModule):
     Args:
         network: Where the network comes from.
         beta: Scale of the log-probability ratios.
-        w_desirable: Weight of desirable rows. The paper asks for ``w_d n_d / (w_u n_u)`` in [1, 4/3].
+        w_desirable: Weight of desirable rows. The paper asks for ``w_d n_d / (w_u n_u)`` in [1,
+            4/3].
         w_undesirable: Weight of undesirable rows.
         kwargs: See `ReferenceModule`.
     """
@@ -37,7 +39,12 @@ class KTOModule(PreferenceModule):
     streams: ClassVar = ("kto",)
 
     def __init__(
-        self, network: NetworkSpec, beta: float = 0.1, w_desirable: float = 1.0, w_undesirable: float = 1.0, **kwargs: Any
+        self,
+        network: NetworkSpec,
+        beta: float = 0.1,
+        w_desirable: float = 1.0,
+        w_undesirable: float = 1.0,
+        **kwargs: Any,
     ) -> None:
         super().__init__(network, **kwargs)
         if not beta > 0:
@@ -48,12 +55,16 @@ class KTOModule(PreferenceModule):
         self.beta, self.w_desirable, self.w_undesirable = beta, w_desirable, w_undesirable
 
     def cost(self) -> Cost:
-        """Own and mismatched answers by the reference, mismatched ones by the policy, and the gradient of the own ones."""
+        """Own and mismatched answers by the reference, mismatched ones by the policy, and the
+        gradient of the own ones.
+        """
         sweep = (*self.reference_passes(Pass("kto", sequences=2)), Pass("kto", gradient="none"))
         return Cost((*sweep, Pass("kto")), copies=self.reference_copies())
 
     def training_step(self, batch: dict[str, Batch], batch_idx: int) -> None:
-        """One step; logs the loss, z, and how far (times beta) and how often answers are on their side of z."""
+        """One step; logs the loss, z, and how far (times beta) and how often answers are on their
+        side of z.
+        """
         rows = batch["kto"]
         own = sequence(rows, 0)
         own["reference_sums"], z = self.reference_sweep(rows)
@@ -82,4 +93,6 @@ class KTOModule(PreferenceModule):
         rewards_N = self.beta * torch.where(desirable_N, ratios_N - z, z - ratios_N).detach()
         self.note("preference/accuracy", (rewards_N > 0).float())
         self.note("preference/margin", rewards_N)
-        return mean_of(kto_losses(ratios_N, desirable_N, z, self.beta, self.w_desirable, self.w_undesirable))
+        return mean_of(
+            kto_losses(ratios_N, desirable_N, z, self.beta, self.w_desirable, self.w_undesirable)
+        )

@@ -13,16 +13,18 @@ from temper.plan.cost import Cost, Pass
 class LisaModule(ObjectiveModule):
     """Lisa (Huang et al. 2024, arXiv 2405.18641, algorithm 2), a defence of the fine-tuning stage.
 
-        alignment_steps steps on  f(w) + rho/2 * ||w - w_s||^2,  then user_steps steps on  u(w) + rho/2 * ||w - w_s||^2,  and so on
+        alignment_steps steps on  f(w) + rho/2 * ||w - w_s||^2,  then user_steps steps on  u(w) +
+        rho/2 * ||w - w_s||^2,  and so on
 
-    f and u are the NLLs of the streams ``alignment`` and ``user``, ``w_s`` the weights at the last switch
-    (first: those that training began with). One pass per step, and one copy of the trainable weights.
-    Steps that were skipped do not count. Both streams move on at every step, so that the rows of a step
-    depend on its number alone.
+    f and u are the NLLs of the streams ``alignment`` and ``user``, ``w_s`` the weights at the last
+    switch (first: those that training began with). One pass per step, and one copy of the trainable
+    weights. Steps that were skipped do not count. Both streams move on at every step, so that the
+    rows of a step depend on its number alone.
 
     Args:
         network: Where the network comes from.
-        rho: Weight of the proximal term, per squared L2 distance over all trainable weights (paper: 1).
+        rho: Weight of the proximal term, per squared L2 distance over all trainable weights (paper:
+            1).
         alignment_steps: Steps on the alignment stream at a time (paper: 100).
         user_steps: Steps on the user's stream at a time (paper: 900).
         kwargs: See `ObjectiveModule`.
@@ -30,24 +32,43 @@ class LisaModule(ObjectiveModule):
 
     streams: ClassVar = ("user", "alignment")
 
-    def __init__(self, network: NetworkSpec, rho: float = 1.0, alignment_steps: int = 100, user_steps: int = 900, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        network: NetworkSpec,
+        rho: float = 1.0,
+        alignment_steps: int = 100,
+        user_steps: int = 900,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(network, **kwargs)
         if not rho >= 0:
-            raise TemperError(f"model.init_args.rho={rho}: give a number >= 0 (0 alternates without a proximal term)")
+            raise TemperError(
+                f"model.init_args.rho={rho}: give a number >= 0 (0 alternates without a proximal"
+                " term)"
+            )
         for flag, value in (("alignment_steps", alignment_steps), ("user_steps", user_steps)):
             if value < 1:
-                raise TemperError(f"model.init_args.{flag}={value}: give a whole number >= 1; SFTModule trains on one stream alone")
+                raise TemperError(
+                    f"model.init_args.{flag}={value}: give a whole number >= 1; SFTModule trains on"
+                    " one stream alone"
+                )
         self.rho, self.alignment_steps, self.user_steps = rho, alignment_steps, user_steps
         self.at_switch: Vector | None = None
 
     def cost(self) -> Cost:
-        """One pass, over the stream whose turn it is, beside the weights at the last switch; the way from there at the end."""
+        """One pass, over the stream whose turn it is, beside the weights at the last switch; the
+        way from there at the end.
+        """
         turns = self.alignment_steps + self.user_steps
         shares = {"alignment": self.alignment_steps / turns, "user": self.user_steps / turns}
-        return Cost(tuple(Pass(stream, share, vectors=1) for stream, share in shares.items()), vectors=2)
+        return Cost(
+            tuple(Pass(stream, share, vectors=1) for stream, share in shares.items()), vectors=2
+        )
 
     def training_step(self, batch: dict[str, Batch], batch_idx: int) -> None:
-        """One step on the stream whose turn it is; logs its loss and how far the weights are from the switch."""
+        """One step on the stream whose turn it is; logs its loss and how far the weights are from
+        the switch.
+        """
         turn = self.global_step % (self.alignment_steps + self.user_steps)
         stream = "alignment" if turn < self.alignment_steps else "user"
         if turn in (0, self.alignment_steps) or self.at_switch is None:
@@ -69,10 +90,49 @@ class LisaModule(ObjectiveModule):
         """Add the weights at the last switch."""
         super().on_save_checkpoint(checkpoint)
         if self.at_switch is not None:
-            checkpoint["vectors"] = {"at_switch": dict(zip(self.weights.names, self.at_switch, strict=True))}
+            checkpoint["vectors"] = {
+                "at_switch": dict(zip(self.weights.names, self.at_switch, strict=True))
+            }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take them up again."""
         super().on_load_checkpoint(checkpoint)
         if state := checkpoint.get("vectors", {}).get("at_switch"):
             self.at_switch = Vector(list(state.values()))
+
+
+# MERGED from lightning_modules.lisa: SafeInstruct: the defender's alignment rows beside the user's.
+
+
+class SafeInstructModule(ObjectiveModule):
+    """``u(w) + lam * f(w)``: safety rows in the user's fine-tuning (Bianchi et al. 2024, arXiv
+    2309.07875; Qi et al. 2023, 2310.03693).
+
+    u and f are the mean NLLs of the streams ``user`` and ``alignment``, each over its own tokens,
+    so ``lam`` does not change with the batch sizes. Two passes per step, one gradient all-reduce.
+    The papers mix rows instead: `SFTModule` on `SyntheticAttack` with ``n_safety`` is that.
+
+    Args:
+        network: Where the network comes from.
+        lam: Weight of the alignment loss; 0 is SFT on the user's rows.
+        kwargs: See `ObjectiveModule`.
+    """
+
+    streams: ClassVar = ("user", "alignment")
+
+    def __init__(self, network: NetworkSpec, lam: float = 1.0, **kwargs: Any) -> None:
+        super().__init__(network, **kwargs)
+        if not lam >= 0:
+            raise TemperError(
+                f"model.init_args.lam={lam}: give a number >= 0 (0 is SFT on the user's rows)"
+            )
+        self.lam = lam
+
+    def training_step(self, batch: dict[str, Batch], batch_idx: int) -> None:
+        """One step on both streams; logs both losses."""
+        (user, alignment), gradient = self.weighted_gradient(
+            (1.0, batch["user"], None), (self.lam, batch["alignment"], None)
+        )
+        self.apply_gradient(gradient)
+        self.log("loss/user", user, prog_bar=True)
+        self.log("loss/alignment", alignment)

@@ -24,7 +24,8 @@ class OutputGradients:
 
     Attributes:
         gradients: ``B x T x D`` tensors by micro-batch and block, in the precision of the outputs.
-        norms_L: L2 norm of each block's gradient over all rows, tokens, micro-batches and ranks, nats.
+        norms_L: L2 norm of each block's gradient over all rows, tokens, micro-batches and ranks,
+            nats.
         loss: The global mean loss, nats per token.
     """
 
@@ -46,7 +47,8 @@ class PerturbedGradient:
         loss: Mean loss without the perturbation, nats per token.
         perturbed_loss: Mean loss with it.
         gradient: Gradient of ``perturbed_loss`` over the weights.
-        norm: L2 norm of the first pass's gradient over all block outputs; must be finite for a step.
+        norm: L2 norm of the first pass's gradient over all block outputs; must be finite for a
+            step.
     """
 
     loss: Tensor
@@ -61,14 +63,19 @@ class PerturbedGradient:
 
 
 def perturbed_gradient(
-    module: ObjectiveModule, blocks: Sequence[nn.Module], rows: Batch, rho: float, reduced: bool = True
+    module: ObjectiveModule,
+    blocks: Sequence[nn.Module],
+    rows: Batch,
+    rho: float,
+    reduced: bool = True,
 ) -> PerturbedGradient:
-    """Gradient of the mean NLL with ``e_l = rho * g_l / ||(g_1, ..., g_L)||`` added to the output of block l.
+    """Gradient of the mean NLL with ``e_l = rho * g_l / ||(g_1, ..., g_L)||`` added to the output
+    of block l.
 
-    ``g_l`` is the gradient of the summed NLL with respect to that output, so ``e`` does not depend on
-    how a batch is cut into micro-batches and ranks; e is a constant in the second pass. Between the
-    passes, ``L x B x T x D`` numbers are held for this rank's whole batch. Where all g are exactly
-    zero, nothing is added. With dropout above 0 the two passes draw different masks.
+    ``g_l`` is the gradient of the summed NLL with respect to that output, so ``e`` does not depend
+    on how a batch is cut into micro-batches and ranks; e is a constant in the second pass. Between
+    the passes, ``L x B x T x D`` numbers are held for this rank's whole batch. Where all g are
+    exactly zero, nothing is added. With dropout above 0 the two passes draw different masks.
 
     Args:
         module: Gives loss, micro-batch size and weights.
@@ -90,13 +97,16 @@ def perturbed_gradient(
     def perturbation(block: int, output: Tensor) -> Tensor:
         return (now[block].to(length.dtype) / length * rho).to(output.dtype)
 
-    # In force until the backward passes are over too: activation checkpointing runs blocks again in them.
+    # In force until the backward passes are over too: activation checkpointing runs blocks again in
+    # them.
     with added(blocks, perturbation):
         perturbed_loss, gradient = module.gradient(rows, loss, reduced)
     return PerturbedGradient(found.loss, perturbed_loss, gradient, found.norm)
 
 
-def output_gradients(module: ObjectiveModule, blocks: Sequence[nn.Module], rows: Batch) -> OutputGradients:
+def output_gradients(
+    module: ObjectiveModule, blocks: Sequence[nn.Module], rows: Batch
+) -> OutputGradients:
     """One pass without weight gradients; counted as a forward-backward pass.
 
     Zeros that have a gradient of their own are added to the outputs. So it does not matter which
@@ -109,10 +119,24 @@ def output_gradients(module: ObjectiveModule, blocks: Sequence[nn.Module], rows:
             zeros: dict[int, Tensor] = {}
             with added(blocks, partial(_zero, zeros)):
                 terms = module.nll_terms(part)
-                gradients.append(list(torch.autograd.grad(terms.total, [zeros[block] for block in range(len(blocks))])))
+                gradients.append(
+                    list(
+                        torch.autograd.grad(
+                            terms.total, [zeros[block] for block in range(len(blocks))]
+                        )
+                    )
+                )
             exact = torch.promote_types(terms.total.dtype, torch.float32)
-            squares = [torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32)).to(exact) ** 2 for g in gradients[-1]]
-            sums.append(torch.stack([*squares, terms.total.detach().to(exact), terms.count.to(exact)]))
+            squares = [
+                torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32)).to(
+                    exact
+                )
+                ** 2
+                for g in gradients[-1]
+            ]
+            sums.append(
+                torch.stack([*squares, terms.total.detach().to(exact), terms.count.to(exact)])
+            )
     if not sums:
         raise ValueError("gradient of an empty batch: a stream handed out no rows")
     *squares_L, total, count = module.weights.global_sum(torch.stack(sums).sum(0))
@@ -121,7 +145,8 @@ def output_gradients(module: ObjectiveModule, blocks: Sequence[nn.Module], rows:
 
 @contextmanager
 def added(blocks: Sequence[nn.Module], term: Callable[[int, Tensor], Tensor]) -> Iterator[None]:
-    """While it lasts, ``term(l, output)`` is added to the output of block l, to the first one if it has several.
+    """While it lasts, ``term(l, output)`` is added to the output of block l, to the first one if it
+    has several.
 
     A block may run more than once per forward pass: ``term`` must give the same then.
     """
@@ -131,7 +156,9 @@ def added(blocks: Sequence[nn.Module], term: Callable[[int, Tensor], Tensor]) ->
             return (output[0] + term(block, output[0]), *output[1:])
         return output + term(block, output)
 
-    hooks = [module.register_forward_hook(partial(add, block)) for block, module in enumerate(blocks)]
+    hooks = [
+        module.register_forward_hook(partial(add, block)) for block, module in enumerate(blocks)
+    ]
     try:
         yield
     finally:

@@ -23,35 +23,39 @@ ASCENT: dict[str, Callable[[Tensor], Tensor]] = {"log": torch.log, "log1p": torc
 class RepNoiseModule(ObjectiveModule):
     """RepNoise (Rosati et al. 2024, arXiv 2405.14577).
 
-        L = NLL(alignment) + beta * mean_l MMD(M h_l, M e_l) - alpha * log(mean_l NLL(head(norm(h_l))))
+        L = NLL(alignment) + beta * mean_l MMD(M h_l, M e_l) - alpha * log(mean_l
+        NLL(head(norm(h_l))))
 
-    h_l are the hidden states of harmful answers, e_l standard Gaussian noise, M the positions where a harmful
-    answer differs from the refusal paired with it. The MMD (`gaussian_mmd`) is over the rows of the harmful
-    batch, each a masked sequence of hidden states written as one vector. The last term reads every hidden
-    state, that of the embeddings included, through the network's own final norm and output layer, and
-    counts the labelled tokens within M.
+    h_l are the hidden states of harmful answers, e_l standard Gaussian noise, M the positions where
+    a harmful answer differs from the refusal paired with it. The MMD (`gaussian_mmd`) is over the
+    rows of the harmful batch, each a masked sequence of hidden states written as one vector. The
+    last term reads every hidden state, that of the embeddings included, through the network's own
+    final norm and output layer, and counts the labelled tokens within M.
 
     The released code differs from the paper's equation, and from this, in three places: it takes
-    ``log(1 + mean)`` (``ascent=log1p``), adds the last layer's NLL to the mean twice, the second time with
-    the final norm applied twice over (not offered), and measures the MMD at the outputs of the MLP blocks
-    (``noise_at=mlp``). Its harmless NLL is on the paired refusals alone; here it is on the alignment stream.
+    ``log(1 + mean)`` (``ascent=log1p``), adds the last layer's NLL to the mean twice, the second
+    time with the final norm applied twice over (not offered), and measures the MMD at the outputs
+    of the MLP blocks (``noise_at=mlp``). Its harmless NLL is on the paired refusals alone; here it
+    is on the alignment stream.
 
-    The MMD and the logarithm belong to a whole batch, so that micro-batches and several ranks are refused.
+    The MMD and the logarithm belong to a whole batch, so that micro-batches and several ranks are
+    refused.
 
     Args:
         network: Where the network comes from.
         alpha: Weight of the ascent on harmful answers (paper: 1).
         beta: Weight of the noise term (paper: 0.001).
-        ascent: ``log`` of the mean NLL, as in the paper, or ``log1p``, as in the released code, whose
-            gradient stays bounded where the NLL is small.
-        noise_at: What is made noise: the hidden states after the ``layers`` (of the last one, after the
-            final norm), or the outputs of the ``mlp`` blocks.
+        ascent: ``log`` of the mean NLL, as in the paper, or ``log1p``, as in the released code,
+            whose gradient stays bounded where the NLL is small.
+        noise_at: What is made noise: the hidden states after the ``layers`` (of the last one, after
+            the final norm), or the outputs of the ``mlp`` blocks.
         seed: Seed of the noise; every step has its own.
         kwargs: See `ObjectiveModule`.
 
     Raises:
-        TemperError: micro_batch_size is set; more than one rank; the stream ``harmful_pairs`` does not
-            hold pairs of answers to one prompt each; the network has no logit lens. All before training.
+        TemperError: micro_batch_size is set; more than one rank; the stream ``harmful_pairs`` does
+            not hold pairs of answers to one prompt each; the network has no logit lens. All before
+            training.
     """
 
     streams: ClassVar = ("alignment", "harmful_pairs")
@@ -70,43 +74,61 @@ class RepNoiseModule(ObjectiveModule):
         for flag, value in (("alpha", alpha), ("beta", beta), ("seed", seed)):
             if not value >= 0:
                 raise TemperError(f"model.init_args.{flag}={value}: give a number >= 0")
-        for flag, name, known in (("ascent", ascent, tuple(ASCENT)), ("noise_at", noise_at, ("layers", "mlp"))):
+        for flag, name, known in (
+            ("ascent", ascent, tuple(ASCENT)),
+            ("noise_at", noise_at, ("layers", "mlp")),
+        ):
             if name not in known:
                 raise TemperError(f"model.init_args.{flag}={name}: give one of {', '.join(known)}")
         if self.micro_batch_size is not None:
             raise TemperError(
-                f"model.init_args.micro_batch_size={self.micro_batch_size}: RepNoise's noise term is a statistic of the whole harmful "
-                "batch; set it to null, and lower the batch sizes of the data if memory is short"
+                f"model.init_args.micro_batch_size={self.micro_batch_size}: RepNoise's noise term"
+                " is a statistic of the whole harmful batch; set it to null, and lower the batch"
+                " sizes of the data if memory is short"
             )
-        self.alpha, self.beta, self.ascent, self.noise_at, self.seed = alpha, beta, ascent, noise_at, seed
+        self.alpha, self.beta, self.ascent, self.noise_at, self.seed = (
+            alpha,
+            beta,
+            ascent,
+            noise_at,
+            seed,
+        )
 
     def setup(self, stage: str) -> None:
         """Refuse several ranks: each would see only its share of the harmful batch."""
         super().setup(stage)
         if stage == "fit" and self.trainer.world_size > 1:
             raise TemperError(
-                f"trainer: {self.trainer.world_size} ranks, and RepNoise's noise term is a statistic of the whole harmful batch; "
-                "use trainer.devices=1 and trainer.num_nodes=1"
+                f"trainer: {self.trainer.world_size} ranks, and RepNoise's noise term is a"
+                " statistic of the whole harmful batch; use trainer.devices=1 and"
+                " trainer.num_nodes=1"
             )
 
     def on_fit_start(self) -> None:
         """Check the pairs, and find what the logit lens reads through."""
         source = self.trainer.datamodule.sources.get("harmful_pairs")
-        if source is not None:  # the loader refuses data without the stream, and names what they have
+        if (
+            source is not None
+        ):  # the loader refuses data without the stream, and names what they have
             check_pairs(source.batch(0), "harmful_pairs")
         # A tuple, so that the parts are not registered as further modules of this one.
         self.lens = lens_parts(self.network) if self.alpha else None
 
     def cost(self) -> Cost:
         """A pass over each stream; the harmful one with the logits of every hidden state."""
-        harmful = (Pass("harmful_pairs", vectors=1, lens=self.alpha > 0),) if self.alpha > 0 or self.beta > 0 else ()
+        harmful = (
+            (Pass("harmful_pairs", vectors=1, lens=self.alpha > 0),)
+            if self.alpha > 0 or self.beta > 0
+            else ()
+        )
         return Cost((Pass("alignment"), *harmful))
 
     def training_step(self, batch: dict[str, Batch], batch_idx: int) -> None:
         """One step; logs the alignment loss, the MMD and the NLL that is driven up."""
         weight = float(self.alpha > 0 or self.beta > 0)
         (loss, _), gradient = self.weighted_gradient(
-            (1.0, batch["alignment"], None), (weight, harmful_rows(batch["harmful_pairs"]), self.harmful_terms)
+            (1.0, batch["alignment"], None),
+            (weight, harmful_rows(batch["harmful_pairs"]), self.harmful_terms),
         )
         self.apply_gradient(gradient)
         self.log("loss/alignment", loss, prog_bar=True)
@@ -128,7 +150,9 @@ class RepNoiseModule(ObjectiveModule):
         return MeanTerms(total, torch.ones((), device=total.device))
 
     def _forward(self, rows: Batch) -> tuple[Scores, list[Tensor]]:
-        """Scores of the harmful answers, and the activations of every layer that are to become noise."""
+        """Scores of the harmful answers, and the activations of every layer that are to become
+        noise.
+        """
         assert self.network is not None
         if self.noise_at == "mlp":
             with outputs_of(mlp_blocks(self.network)) as outputs:
@@ -138,22 +162,37 @@ class RepNoiseModule(ObjectiveModule):
         return scores, list(scores.hidden[1:])
 
     def _mmd(self, activations: list[Tensor], differs_BT: Tensor) -> Tensor:
-        """Mean over layers of the MMD to noise; the noise depends on the seed and the step alone."""
-        generator = torch.Generator(differs_BT.device).manual_seed(self.seed * 1_000_003 + self.global_step)
+        """Mean over layers of the MMD to noise; the noise depends on the seed and the step
+        alone.
+        """
+        generator = torch.Generator(differs_BT.device).manual_seed(
+            self.seed * 1_000_003 + self.global_step
+        )
         distances = []
         for hidden in activations:
             exact = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
-            noise = torch.randn(exact.shape, generator=generator, device=exact.device, dtype=exact.dtype)
-            distances.append(gaussian_mmd(*((part * differs_BT[..., None]).flatten(1) for part in (exact, noise))))
+            noise = torch.randn(
+                exact.shape, generator=generator, device=exact.device, dtype=exact.dtype
+            )
+            distances.append(
+                gaussian_mmd(
+                    *((part * differs_BT[..., None]).flatten(1) for part in (exact, noise))
+                )
+            )
         return torch.stack(distances).mean()
 
 
 def harmful_rows(pairs: Batch) -> Batch:
-    """The harmful answers of pairs, with ``differs`` (``B x T``): tokens that the paired refusal does not have in their place.
+    """The harmful answers of pairs, with ``differs`` (``B x T``): tokens that the paired refusal
+    does not have in their place.
 
-    Labels are kept there alone. Padding never differs; a token beside the padding of a shorter refusal does.
+    Labels are kept there alone. Padding never differs; a token beside the padding of a shorter
+    refusal does.
     """
-    (ids, other_ids), (attention, other_attention) = pairs["input_ids"].unbind(1), pairs["attention_mask"].unbind(1)
+    (ids, other_ids), (attention, other_attention) = (
+        pairs["input_ids"].unbind(1),
+        pairs["attention_mask"].unbind(1),
+    )
     differs = attention.bool() & ((ids != other_ids) | ~other_attention.bool())
     labels = pairs["labels"][:, 0].masked_fill(~differs, IGNORE_INDEX)
     return {"input_ids": ids, "attention_mask": attention, "labels": labels, "differs": differs}
@@ -168,9 +207,15 @@ def check_pairs(rows: Batch, stream: str) -> None:
     shape = tuple(rows["input_ids"].shape)
     if len(shape) != 3 or shape[1] != 2:
         raise TemperError(
-            f"stream {stream!r}: its rows are shaped {shape}, not B x 2 x T; RepNoise needs pairs of a harmful answer and a refusal "
-            "to the same prompt (temper.data.pair_rows makes them)"
+            f"stream {stream!r}: its rows are shaped {shape}, not B x 2 x T; RepNoise needs pairs"
+            " of a harmful answer and a refusal to the same prompt (temper.data.pair_rows makes"
+            " them)"
         )
-    prompts = torch.where((rows["labels"] == IGNORE_INDEX) & rows["attention_mask"].bool(), rows["input_ids"], -1)
+    prompts = torch.where(
+        (rows["labels"] == IGNORE_INDEX) & rows["attention_mask"].bool(), rows["input_ids"], -1
+    )
     if not torch.equal(prompts[:, 0], prompts[:, 1]):
-        raise TemperError(f"stream {stream!r}: the two sequences of a row do not begin with the same prompt; pair answers to one prompt")
+        raise TemperError(
+            f"stream {stream!r}: the two sequences of a row do not begin with the same prompt; pair"
+            " answers to one prompt"
+        )

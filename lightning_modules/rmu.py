@@ -19,22 +19,26 @@ DOWN_PROJECTION = r"\.(?:layers|h)\.{layer}\.mlp\.(?:down_proj|c_proj)\.weight$"
 
 
 class RMUModule(ForgetRetainModule):
-    """RMU (Li et al. 2024, arXiv 2403.03218): ``mean ||h_l - c u||^2`` on forget rows ``+ alpha mean ||h_l - h_ref_l||^2`` on retain rows.
+    """RMU (Li et al. 2024, arXiv 2403.03218): ``mean ||h_l - c u||^2`` on forget rows
+    ``+ alpha mean ||h_l - h_ref_l||^2`` on retain rows.
 
-    h_l is the output of decoder layer l at every position that is no padding, prompts included; u is a
-    fixed vector with entries drawn uniformly from [0, 1) and unit norm; the reference is the policy as
-    training found it. Means over positions of squared L2 norms, as in the paper; the official code
-    also divides both by the width, a constant that AdamW does not see but `max_grad_norm` does.
+    h_l is the output of decoder layer l at every position that is no padding, prompts included; u
+    is a fixed vector with entries drawn uniformly from [0, 1) and unit norm; the reference is the
+    policy as training found it. Means over positions of squared L2 norms, as in the paper; the
+    official code also divides both by the width, a constant that AdamW does not see but
+    `max_grad_norm` does.
 
     Args:
         network: Where the network comes from.
-        layer: Decoder layer l, from 0 (paper: 7). The last one's output is read after the final norm.
-        steering_coefficient: c, the length of the point that forget rows are steered to. It should exceed
-            the norm of the hidden states there.
+        layer: Decoder layer l, from 0 (paper: 7). The last one's output is read after the final
+            norm.
+        steering_coefficient: c, the length of the point that forget rows are steered to. It should
+            exceed the norm of the hidden states there.
         alpha: Weight of the retain loss. The paper's c and alpha depend on the model.
         seed: Seed of u.
-        train_layers: Train the MLP down projections of these decoder layers alone, as the official code
-            does with l - 2, l - 1 and l; None trains everything that is trainable, adapters included.
+        train_layers: Train the MLP down projections of these decoder layers alone, as the official
+            code does with l - 2, l - 1 and l; None trains everything that is trainable, adapters
+            included.
         kwargs: See `ForgetRetainModule`.
     """
 
@@ -51,13 +55,20 @@ class RMUModule(ForgetRetainModule):
         self.alpha = alpha  # before the base class asks what is read of the reference
         super().__init__(network, alpha=alpha, **kwargs)
         if not steering_coefficient > 0:
-            raise TemperError(f"model.init_args.steering_coefficient={steering_coefficient}: give a number > 0")
+            raise TemperError(
+                f"model.init_args.steering_coefficient={steering_coefficient}: give a number > 0"
+            )
         if network.lora is not None and train_layers is not None:
             raise TemperError(
-                f"model.init_args.train_layers={train_layers}: with network.lora adapters are trained, not these weights; set one of "
-                "the two to null"
+                f"model.init_args.train_layers={train_layers}: with network.lora adapters are"
+                " trained, not these weights; set one of the two to null"
             )
-        self.layer, self.steering_coefficient, self.seed, self.train_layers = layer, steering_coefficient, seed, train_layers
+        self.layer, self.steering_coefficient, self.seed, self.train_layers = (
+            layer,
+            steering_coefficient,
+            seed,
+            train_layers,
+        )
 
     def reference_needs(self) -> Literal["nothing", "sums", "everything"]:
         """Hidden states, for the retain loss."""
@@ -71,7 +82,12 @@ class RMUModule(ForgetRetainModule):
         """As always; of some layers, the MLP down projections alone."""
         if self.train_layers is None:
             return super().cost()
-        return replace(super().cost(), trains="|".join(DOWN_PROJECTION.replace("{layer}", str(layer)) for layer in self.train_layers))
+        return replace(
+            super().cost(),
+            trains="|".join(
+                DOWN_PROJECTION.replace("{layer}", str(layer)) for layer in self.train_layers
+            ),
+        )
 
     def configure_model(self) -> None:
         """Build the network, draw u, and freeze what is not to be trained.
@@ -85,26 +101,33 @@ class RMUModule(ForgetRetainModule):
         for flag, layers in (("layer", [self.layer]), ("train_layers", self.train_layers or [])):
             if bad := [layer for layer in layers if not 0 <= layer < config.num_hidden_layers]:
                 raise TemperError(
-                    f"model.init_args.{flag}={bad[0]}: the network has the decoder layers 0 to {config.num_hidden_layers - 1}"
+                    f"model.init_args.{flag}={bad[0]}: the network has the decoder layers 0 to"
+                    f" {config.num_hidden_layers - 1}"
                 )
         if self.train_layers is not None:
             self._train_only(self.train_layers)
-        u = torch.rand(config.hidden_size, generator=torch.Generator().manual_seed(self.seed), device="cpu")
+        u = torch.rand(
+            config.hidden_size, generator=torch.Generator().manual_seed(self.seed), device="cpu"
+        )
         self.register_buffer("target", self.steering_coefficient * u / u.norm(), persistent=False)
 
     def _train_only(self, layers: list[int]) -> None:
         assert self.network is not None
         if any("lora_" in name for name, _ in self.network.named_parameters()):
             raise TemperError(
-                f"model.init_args.train_layers={layers}: the network holds an adapter, which would be frozen and its base trained; set "
-                "network.adapter=merge, or train_layers=null"
+                f"model.init_args.train_layers={layers}: the network holds an adapter, which would"
+                " be frozen and its base trained; set network.adapter=merge, or train_layers=null"
             )
         patterns = [DOWN_PROJECTION.replace("{layer}", str(layer)) for layer in layers]
-        chosen = [name for name, _ in self.network.named_parameters() if any(re.search(pattern, name) for pattern in patterns)]
+        chosen = [
+            name
+            for name, _ in self.network.named_parameters()
+            if any(re.search(pattern, name) for pattern in patterns)
+        ]
         if len(chosen) != len(set(layers)):
             raise TemperError(
-                f"model.init_args.train_layers={layers}: found {len(chosen)} MLP down projections in {type(self.network).__name__}; "
-                "set it to null to train everything"
+                f"model.init_args.train_layers={layers}: found {len(chosen)} MLP down projections"
+                f" in {type(self.network).__name__}; set it to null to train everything"
             )
         for name, parameter in self.network.named_parameters():
             parameter.requires_grad_(name in chosen)
@@ -119,7 +142,9 @@ class RMUModule(ForgetRetainModule):
 
     def retain_terms(self, rows: Batch) -> MeanTerms:
         """``mean ||h_l - h_ref_l||^2``."""
-        reference = self.reference_scores(rows, "retain", hidden=True)  # first: the policy's graph is not alive meanwhile
+        reference = self.reference_scores(
+            rows, "retain", hidden=True
+        )  # first: the policy's graph is not alive meanwhile
         policy = self.score(rows, hidden=True)
         self.watch(policy)
         return hidden_distance(policy, reference, self.layer + 1)

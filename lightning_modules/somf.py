@@ -1,4 +1,6 @@
-"""SOMF: put a user's fine-tuning back on a safe model through a mask that preference data choose."""
+"""SOMF: put a user's fine-tuning back on a safe model through a mask that preference data
+choose.
+"""
 
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -11,17 +13,18 @@ from torch.nn.utils import parametrize
 from lightning_modules.base import ObjectiveModule
 from lightning_modules.dpo import DPOModule
 from temper.data import Batch
-from temper.edit.masks import fuse, relaxed_bernoulli
+from temper.edit.harm import fuse, relaxed_bernoulli
 from temper.errors import TemperError
 from temper.models import NetworkSpec, build_network
-from temper.models.build import check_network
+from temper.models.load import check_network
 from temper.plan.cost import Cost
 
 
 class Fusion(nn.Module):
     """``safe + w * m * tau / mean(m)`` as a parametrization whose parameter is the mask's logits.
 
-    m is a relaxed Bernoulli sample in training, the same in every pass of a step, and ``sigmoid(logits)`` otherwise.
+    m is a relaxed Bernoulli sample in training, the same in every pass of a step, and
+    ``sigmoid(logits)`` otherwise.
 
     Args:
         safe: Weight of the safe model.
@@ -34,7 +37,9 @@ class Fusion(nn.Module):
     safe: Tensor
     tau: Tensor
 
-    def __init__(self, safe: Tensor, tau: Tensor, w: float, temperature: float, seed: tuple[int, int]) -> None:
+    def __init__(
+        self, safe: Tensor, tau: Tensor, w: float, temperature: float, seed: tuple[int, int]
+    ) -> None:
         super().__init__()
         # Not in checkpoints: they are read from the two folders again.
         self.register_buffer("safe", safe, persistent=False)
@@ -43,13 +48,17 @@ class Fusion(nn.Module):
 
     def forward(self, logits: Tensor) -> Tensor:
         """The fused weight."""
-        return fuse(self.safe, self.tau, self.sample(logits) if self.training else logits.sigmoid(), self.w)
+        return fuse(
+            self.safe, self.tau, self.sample(logits) if self.training else logits.sigmoid(), self.w
+        )
 
     def sample(self, logits: Tensor) -> Tensor:
         """This step's mask: the same on every rank and in every micro-batch."""
         seed = int(np.random.SeedSequence([*self.seed, self.step]).generate_state(1, np.uint64)[0])
         generator = torch.Generator(logits.device).manual_seed(seed)
-        uniform = torch.rand(logits.shape, generator=generator, device=logits.device, dtype=logits.dtype)
+        uniform = torch.rand(
+            logits.shape, generator=generator, device=logits.device, dtype=logits.dtype
+        )
         return relaxed_bernoulli(logits, uniform, self.temperature)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
@@ -60,14 +69,17 @@ class Fusion(nn.Module):
 class SOMFModule(DPOModule):
     """Subspace-oriented model fusion (Yi et al. 2024, arXiv 2405.09055), for one task vector.
 
-        theta = theta_safe + w * m * tau / mean(m),   tau = theta_task - theta_safe,   m ~ RelaxedBernoulli(logits, T)
+        theta = theta_safe + w * m * tau / mean(m),   tau = theta_task - theta_safe,   m ~
+        RelaxedBernoulli(logits, T)
 
-    One logit per weight, mean(m) per tensor as in the official code; the logits alone are trained, by DPO on safety pairs.
-    Evaluation and export use ``m = sigmoid(logits)``; when training ends the fused weights replace the masks, so the
-    export is an ordinary model. The reference model is the fusion at the start, where m / mean(m) = 1: the policy as training
-    finds it. The official code masks LoRA weights; here all weights that differ are masked.
+    One logit per weight, mean(m) per tensor as in the official code; the logits alone are trained,
+    by DPO on safety pairs. Evaluation and export use ``m = sigmoid(logits)``; when training ends
+    the fused weights replace the masks, so the export is an ordinary model. The reference model is
+    the fusion at the start, where m / mean(m) = 1: the policy as training finds it. The official
+    code masks LoRA weights; here all weights that differ are masked.
 
-    Memory: the network, its logits, theta_safe, tau, the reference, and the optimizer's state of the logits.
+    Memory: the network, its logits, theta_safe, tau, the reference, and the optimizer's state of
+    the logits.
 
     Args:
         network: theta_task, the fine-tuned model; ``network.path`` must be given.
@@ -78,31 +90,51 @@ class SOMFModule(DPOModule):
         kwargs: See `DPOModule`.
 
     Raises:
-        TemperError: a folder that is missing, adapters, low precision, or two models that are not the same network.
+        TemperError: a folder that is missing, adapters, low precision, or two models that are not
+            the same network.
     """
 
     unshardable: ClassVar = "trains masks in the place of weights"
 
     def __init__(
-        self, network: NetworkSpec, safe: str, w: float = 0.3, temperature: float = 0.5, mask_seed: int = 0, **kwargs: Any
+        self,
+        network: NetworkSpec,
+        safe: str,
+        w: float = 0.3,
+        temperature: float = 0.5,
+        mask_seed: int = 0,
+        **kwargs: Any,
     ) -> None:
         super().__init__(network, **kwargs)
         if not w >= 0:
             raise TemperError(f"model.init_args.w={w}: give a number >= 0 (0 is the safe model)")
         if not temperature > 0:
-            raise TemperError(f"model.init_args.temperature={temperature}: give a number > 0 (towards 0, masks are 0 or 1)")
+            raise TemperError(
+                f"model.init_args.temperature={temperature}: give a number > 0 (towards 0, masks"
+                " are 0 or 1)"
+            )
         if network.path is None:
-            raise TemperError("model.init_args.network.path=null: SOMF starts from a fine-tuned model; give its export/ folder")
+            raise TemperError(
+                "model.init_args.network.path=null: SOMF starts from a fine-tuned model; give its"
+                " export/ folder"
+            )
         if network.lora is not None or network.dtype != "float32":
-            raise TemperError("model.init_args.network: SOMF trains masks over whole float32 weights; drop lora, set dtype=float32")
+            raise TemperError(
+                "model.init_args.network: SOMF trains masks over whole float32 weights; drop lora,"
+                " set dtype=float32"
+            )
         self.safe_spec = NetworkSpec(path=safe, adapter="merge")
         self._checked(lambda: check_network(self.safe_spec))
         self.w, self.temperature, self.mask_seed = w, temperature, mask_seed
-        self.sites: list[tuple[nn.Module, str, Fusion]] = []  # where a fusion is: several places share a tied weight
+        self.sites: list[
+            tuple[nn.Module, str, Fusion]
+        ] = []  # where a fusion is: several places share a tied weight
         self.baked = False
 
     def configure_model(self) -> None:
-        """Build both models, fuse them with even masks, take the reference from that, and put the masks in."""
+        """Build both models, fuse them with even masks, take the reference from that, and put the
+        masks in.
+        """
         if self.sites or self.baked:
             return
         ObjectiveModule.configure_model(self)
@@ -113,22 +145,41 @@ class SOMFModule(DPOModule):
 
     def safe_network(self) -> nn.Module:
         """theta_safe."""
-        return self._checked(lambda: build_network(self.safe_spec, self.trainer.datamodule.tokenizer))
+        return self._checked(
+            lambda: build_network(self.safe_spec, self.trainer.datamodule.tokenizer)
+        )
 
     @torch.no_grad()
     def _parts(self, safe_network: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
-        """theta_safe and tau of every weight that differs; leaves ``theta_safe + w * tau`` in the network."""
+        """theta_safe and tau of every weight that differs; leaves ``theta_safe + w * tau`` in the
+        network.
+        """
         assert self.network is not None
         task, safe = dict(self.network.named_parameters()), dict(safe_network.named_parameters())
         if any("lora_" in name for name in task):
-            raise TemperError("model.init_args.network.path holds an adapter: set model.init_args.network.adapter=merge")
-        wrong = [name for name in {**task, **safe} if name not in task or name not in safe or task[name].shape != safe[name].shape]
+            raise TemperError(
+                "model.init_args.network.path holds an adapter: set"
+                " model.init_args.network.adapter=merge"
+            )
+        wrong = [
+            name
+            for name in {**task, **safe}
+            if name not in task or name not in safe or task[name].shape != safe[name].shape
+        ]
         if wrong:
-            raise TemperError(f"model.init_args.safe={self.safe_spec.path}: not the network of network.path, first at {wrong[0]}")
-        parts = {name: (s.detach().clone(), p - s) for name, p in task.items() if not torch.equal(p, s := safe[name].to(p))}
+            raise TemperError(
+                f"model.init_args.safe={self.safe_spec.path}: not the network of network.path,"
+                f" first at {wrong[0]}"
+            )
+        parts = {
+            name: (s.detach().clone(), p - s)
+            for name, p in task.items()
+            if not torch.equal(p, s := safe[name].to(p))
+        }
         if not parts:
             raise TemperError(
-                f"model.init_args.safe={self.safe_spec.path}: the same weights as network.path; give the model before fine-tuning"
+                f"model.init_args.safe={self.safe_spec.path}: the same weights as network.path;"
+                " give the model before fine-tuning"
             )
         for name, (s, tau) in parts.items():
             task[name].copy_(fuse(s, tau, torch.full_like(tau, 0.5), self.w))
@@ -139,14 +190,20 @@ class SOMFModule(DPOModule):
         assert self.network is not None
         self.network.requires_grad_(False)
         names = {id(p): name for name, p in self.network.named_parameters()}
-        places = [(module, own, p) for module in self.network.modules() for own, p in module.named_parameters(recurse=False)]
+        places = [
+            (module, own, p)
+            for module in self.network.modules()
+            for own, p in module.named_parameters(recurse=False)
+        ]
         fusions = {
             name: Fusion(safe, tau, self.w, self.temperature, (self.mask_seed, number))
             for number, (name, (safe, tau)) in enumerate(parts.items())
         }
         for module, own, parameter in places:
             if fusion := fusions.get(names[id(parameter)]):
-                parametrize.register_parametrization(module, own, fusion.train(self.network.training))
+                parametrize.register_parametrization(
+                    module, own, fusion.train(self.network.training)
+                )
                 parameter.requires_grad_(True)  # the same tensor, which now holds the logits
                 self.sites.append((module, own, fusion))
 
@@ -171,7 +228,9 @@ class SOMFModule(DPOModule):
 
     @torch.no_grad()
     def bake(self) -> None:
-        """Turn the network into an ordinary one: ``theta_safe + w * m * tau / mean(m)`` with ``m = sigmoid(logits)``."""
+        """Turn the network into an ordinary one: ``theta_safe + w * m * tau / mean(m)`` with
+        ``m = sigmoid(logits)``.
+        """
         finals = {}
         for module, own, fusion in self.sites:
             finals[fusion] = fusion.eval()(module.parametrizations[own].original)  # type: ignore[union-attr,index]
@@ -184,7 +243,8 @@ class SOMFModule(DPOModule):
         """As always, while there are masks to save."""
         if self.baked:
             raise RuntimeError(
-                "a checkpoint was asked for after training: the masks are fused into the weights; save during training, or export"
+                "a checkpoint was asked for after training: the masks are fused into the weights;"
+                " save during training, or export"
             )
         super().on_save_checkpoint(checkpoint)
 
@@ -194,4 +254,6 @@ class SOMFModule(DPOModule):
         try:
             return build()
         except TemperError as mistake:
-            raise TemperError(str(mistake).replace("model.init_args.network.path", "model.init_args.safe")) from None
+            raise TemperError(
+                str(mistake).replace("model.init_args.network.path", "model.init_args.safe")
+            ) from None

@@ -12,16 +12,19 @@ from temper.run_folder import GENERATIONS
 
 
 class StoredAnswers(L.LightningModule):
-    """Judge kept answers anew, without a model: ``python train.py test --model StoredAnswers --model.init_args.path=runs/x``.
+    """Judge kept answers anew, without a model:
+    ``python train.py test --model StoredAnswers --model.init_args.path=runs/x``.
 
-    Reads ``generations.jsonl``, which `SafetyEvaluation` wrote, and hands its answers out for the prompts of the same data.
-    Give another ``trainer.default_root_dir`` to keep the earlier judgements.
+    Reads ``generations.jsonl``, which `SafetyEvaluation` wrote, and hands its answers out for the
+    prompts of the same data. Give another ``trainer.default_root_dir`` to keep the earlier
+    judgements.
 
     Args:
         path: Run folder, or its ``generations.jsonl``.
 
     Raises:
-        TemperError: no such file, or a broken line; when it runs, prompts that are not those of the data; training.
+        TemperError: no such file, or a broken line; when it runs, prompts that are not those of the
+            data; training.
     """
 
     def __init__(self, path: str) -> None:
@@ -38,13 +41,24 @@ class StoredAnswers(L.LightningModule):
         prompts = dict(zip(numbers, data.prompt_texts(data.eval_rows), strict=True))
         if self.stored.keys() != prompts.keys():
             example = min(self.stored.keys() ^ prompts.keys())
-            found = f"{len(self.stored)} answers to {len(prompts)} evaluation prompts of the data (id {example} is in one of them only)"
+            found = (
+                f"{len(self.stored)} answers to {len(prompts)} evaluation prompts of the data (id"
+                f" {example} is in one of them only)"
+            )
         else:
-            different = [number for number in numbers if self.stored[number]["prompt"] != prompts[number]]
+            different = [
+                number for number in numbers if self.stored[number]["prompt"] != prompts[number]
+            ]
             if not different:
                 return
-            found = f"{len(different)} of {len(prompts)} prompts are not those of the data, the first one id {different[0]}"
-        raise TemperError(f"model.init_args.path={self.file}: {found}; give the data (and seed) that the run was evaluated on")
+            found = (
+                f"{len(different)} of {len(prompts)} prompts are not those of the data, the first"
+                f" one id {different[0]}"
+            )
+        raise TemperError(
+            f"model.init_args.path={self.file}: {found}; give the data (and seed) that the run was"
+            " evaluated on"
+        )
 
     def validation_step(self, batch: Batch, batch_idx: int) -> list[str]:
         """Stored answers to the prompts of a batch, as text."""
@@ -64,24 +78,33 @@ class StoredAnswers(L.LightningModule):
 def _read(file: Path) -> dict[int, dict[str, Any]]:
     """Rows by number."""
     if not file.is_file():
-        raise TemperError(f"model.init_args.path={file}: no such file; give a run folder that SafetyEvaluation wrote {GENERATIONS} to")
+        raise TemperError(
+            f"model.init_args.path={file}: no such file; give a run folder that SafetyEvaluation"
+            f" wrote {GENERATIONS} to"
+        )
     rows: dict[int, dict[str, Any]] = {}
     with file.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             try:
                 row = json.loads(line)
                 texts = {"prompt": row["prompt"], "response": row["response"]}
-                sound = isinstance(row["id"], int) and row["id"] not in rows and all(isinstance(text, str) for text in texts.values())
+                sound = (
+                    isinstance(row["id"], int)
+                    and row["id"] not in rows
+                    and all(isinstance(text, str) for text in texts.values())
+                )
             except (ValueError, TypeError, KeyError):
                 sound = False
             if not sound:
                 raise TemperError(
-                    f"model.init_args.path={file}: line {number} is no answer (JSON with a new id, prompt and response); "
-                    "evaluate the run again"
+                    f"model.init_args.path={file}: line {number} is no answer (JSON with a new id,"
+                    " prompt and response); evaluate the run again"
                 )
             rows[row["id"]] = texts
     return rows
 
 
 def _refuse() -> NoReturn:
-    raise TemperError("model=StoredAnswers has no weights, so it cannot be trained: use `test` or `validate`")
+    raise TemperError(
+        "model=StoredAnswers has no weights, so it cannot be trained: use `test` or `validate`"
+    )

@@ -17,13 +17,15 @@ from temper.plan.cost import Cost, Pass
 class TVaccineModule(VaccineModule):
     """T-Vaccine (Liu et al. 2024, arXiv 2410.09760, algorithm 1).
 
-        s_l = ||d h / d o_l||,    S ~ n_layers of the layers without replacement, with probability s / sum(s)
+        s_l = ||d h / d o_l||,    S ~ n_layers of the layers without replacement, with probability s
+        / sum(s)
 
-    h is the NLL of one batch of the harmful stream, ``o_l`` the output of the attention block of layer
-    l. Importances s are measured before steps 0, K, 2K, ..., layers are drawn before steps 0, J, 2J, ...;
-    K need not be a multiple of J. In between, Vaccine's step perturbs the layers in S alone (the norm is
-    taken over them) and trains their weights; the weights of other layers get no gradient, no decay and
-    no momentum. Weights outside the decoder layers are always trained. With all layers it is Vaccine.
+    h is the NLL of one batch of the harmful stream, ``o_l`` the output of the attention block of
+    layer l. Importances s are measured before steps 0, K, 2K, ..., layers are drawn before steps 0,
+    J, 2J, ...; K need not be a multiple of J. In between, Vaccine's step perturbs the layers in S
+    alone (the norm is taken over them) and trains their weights; the weights of other layers get no
+    gradient, no decay and no momentum. Weights outside the decoder layers are always trained. With
+    all layers it is Vaccine.
 
     Two passes per step and one more every K steps, after which importances go to the host: the one
     synchronisation beyond that of `apply_gradient`.
@@ -51,12 +53,21 @@ class TVaccineModule(VaccineModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(network, rho, **kwargs)
-        for flag, value in (("n_layers", n_layers), ("importance_every", importance_every), ("sample_every", sample_every)):
+        for flag, value in (
+            ("n_layers", n_layers),
+            ("importance_every", importance_every),
+            ("sample_every", sample_every),
+        ):
             if value < 1:
                 raise TemperError(f"model.init_args.{flag}={value}: give a whole number >= 1")
         if seed < 0:
             raise TemperError(f"model.init_args.seed={seed}: give a whole number >= 0")
-        self.n_layers, self.importance_every, self.sample_every, self.seed = n_layers, importance_every, sample_every, seed
+        self.n_layers, self.importance_every, self.sample_every, self.seed = (
+            n_layers,
+            importance_every,
+            sample_every,
+            seed,
+        )
         self.importance_L: Tensor | None = None
         self.chosen: list[int] = []
 
@@ -67,17 +78,28 @@ class TVaccineModule(VaccineModule):
         self.layers = decoder_layers(self.network)
         if self.n_layers > len(self.layers):
             raise TemperError(
-                f"model.init_args.n_layers={self.n_layers}: the network has {len(self.layers)} decoder layers; give at most that (all of "
-                "them is Vaccine)"
+                f"model.init_args.n_layers={self.n_layers}: the network has {len(self.layers)}"
+                " decoder layers; give at most that (all of them is Vaccine)"
             )
 
     def cost(self) -> Cost:
-        """Vaccine's two passes on some layers, and now and then the one that measures all of them."""
-        return Cost((Pass("harmful", 1 / self.importance_every, gradient="outputs", outputs="all"), *vaccine_passes(self.n_layers)))
+        """Vaccine's two passes on some layers, and now and then the one that measures all of
+        them.
+        """
+        return Cost(
+            (
+                Pass("harmful", 1 / self.importance_every, gradient="outputs", outputs="all"),
+                *vaccine_passes(self.n_layers),
+            )
+        )
 
     def training_step(self, batch: dict[str, Batch], batch_idx: int) -> None:
         """Vaccine's step on the chosen layers, which are drawn anew when it is time."""
-        norms = [self._measure(batch["harmful"])] if self.global_step % self.importance_every == 0 else []
+        norms = (
+            [self._measure(batch["harmful"])]
+            if self.global_step % self.importance_every == 0
+            else []
+        )
         if self.global_step % self.sample_every == 0:
             self.chosen = self._draw(self.global_step)
         skipped = self._skipped()
@@ -89,23 +111,38 @@ class TVaccineModule(VaccineModule):
         self.log_dict(found.figures)
 
     def _measure(self, harmful: Batch) -> Tensor:
-        """Measure the importances; returns their norm, which must be finite for the step to be taken."""
+        """Measure the importances; returns their norm, which must be finite for the step to be
+        taken.
+        """
         found = output_gradients(self, self.attention, harmful)
         importance_L = found.norms_L.cpu().double()
         # What is not finite is not kept: the step is skipped, and the next one measures again.
         if torch.isfinite(importance_L).all():
             self.importance_L = importance_L
-            shares = (importance_L / importance_L.sum().clamp_min(torch.finfo(torch.float64).tiny)).tolist()
-            self.log_dict({f"t_vaccine/importance_{layer}": share for layer, share in enumerate(shares)})
+            shares = (
+                importance_L / importance_L.sum().clamp_min(torch.finfo(torch.float64).tiny)
+            ).tolist()
+            self.log_dict(
+                {f"t_vaccine/importance_{layer}": share for layer, share in enumerate(shares)}
+            )
         return found.norm
 
     def _draw(self, step: int) -> list[int]:
         """Layers from this step on: the same on every rank, and after a resume."""
-        importance_L = torch.ones(len(self.layers), dtype=torch.float64) if self.importance_L is None else self.importance_L
-        # Layers without any gradient are drawn last, not never: without replacement they may be needed.
+        importance_L = (
+            torch.ones(len(self.layers), dtype=torch.float64)
+            if self.importance_L is None
+            else self.importance_L
+        )
+        # Layers without any gradient are drawn last, not never: without replacement they may be
+        # needed.
         floor = importance_L.max().clamp_min(torch.finfo(torch.float64).tiny) * 1e-12
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-        return sorted(torch.multinomial(importance_L.clamp_min(floor), self.n_layers, generator=generator).tolist())
+        return sorted(
+            torch.multinomial(
+                importance_L.clamp_min(floor), self.n_layers, generator=generator
+            ).tolist()
+        )
 
     def _skipped(self) -> dict[str, nn.Parameter]:
         """Trainable weights of the layers that were not chosen, by name."""

@@ -26,47 +26,57 @@ def _preference(module: "TARModule", rows: Batch) -> MeanTerms:
     return prefer_first(module.score(rows), reference, module.preference_beta)
 
 
-TAMPER_LOSSES: dict[str, Callable[["TARModule", Batch], MeanTerms]] = {"entropy": _entropy, "preference": _preference}
-HELD_OUT = {"entropy": "harmful_heldout", "preference": "heldout_pairs"}  # the stream that each reads
+TAMPER_LOSSES: dict[str, Callable[["TARModule", Batch], MeanTerms]] = {
+    "entropy": _entropy,
+    "preference": _preference,
+}
+HELD_OUT = {
+    "entropy": "harmful_heldout",
+    "preference": "heldout_pairs",
+}  # the stream that each reads
 
 
 class TARModule(ReferenceModule):
     """TAR (Tamirisa et al. 2024, arXiv 2408.00761, algorithm 1), first order.
 
         w_0 = w,  w_(i+1) = AdamW(w_i, grad NLL_harmful(w_i)),                       i = 0 .. K - 1
-        g = sum over every 4th i of c_i grad T(w_(i+1)) + grad [NLL(w) + a * mean_(l, t) ||h_l,t - ref h_l,t||_2]
-        c_i = tamper_weight * exp(tamper_growth * (i - (K - 1)))
+        g = sum over every 4th i of c_i grad T(w_(i+1)) + grad [NLL(w) + a * mean_(l, t) ||h_l,t -
+        ref h_l,t||_2] c_i = tamper_weight * exp(tamper_growth * (i - (K - 1)))
 
-    T is the tamper-resistance loss on harmful rows that the adversary does not see: the negative entropy of
-    the answer's token distributions, or DPO towards refusals. Inner steps are constants: no second
-    derivatives. The adversary's batch i is every K-th row of the harmful batch, from row i on, so that it is
-    the same however many ranks share the batch. The second bracket, on the alignment stream, retains
-    what the model can do; h are hidden states, embeddings included.
+    T is the tamper-resistance loss on harmful rows that the adversary does not see: the negative
+    entropy of the answer's token distributions, or DPO towards refusals. Inner steps are constants:
+    no second derivatives. The adversary's batch i is every K-th row of the harmful batch, from row
+    i on, so that it is the same however many ranks share the batch. The second bracket, on the
+    alignment stream, retains what the model can do; h are hidden states, embeddings included.
 
-    Costs ``K + K / tamper_every + 1`` forward-backward passes a step, and at its peak seven copies of the
-    trainable weights in float32 (start, offset, two moments, saved weights, a gradient, their sum). ``inner_steps`` or
-    ``tamper_weight`` 0 leaves the bracket alone.
+    Costs ``K + K / tamper_every + 1`` forward-backward passes a step, and at its peak seven copies
+    of the trainable weights in float32 (start, offset, two moments, saved weights, a gradient,
+    their sum). ``inner_steps`` or ``tamper_weight`` 0 leaves the bracket alone.
 
-    Simplified against the released code: one adversary a step instead of one sampled from several data sets
-    (some switching from benign to harmful rows), with a fixed learning rate instead of one of three. The
-    authors begin from weights with random-mapped representations; here training begins from what it is given.
+    Simplified against the released code: one adversary a step instead of one sampled from several
+    data sets (some switching from benign to harmful rows), with a fixed learning rate instead of
+    one of three. The authors begin from weights with random-mapped representations; here training
+    begins from what it is given.
 
     Args:
         network: Where the network comes from.
         inner_steps: K, steps of the adversary (paper: 64).
         inner_lr: Learning rate of its AdamW (paper: one of 2e-6, 2e-5, 4e-5).
         inner_weight_decay: Weight decay of its AdamW (released code: torch's default).
-        tamper_every: Take the tamper-resistance gradient after every so many inner steps (paper: 4).
+        tamper_every: Take the tamper-resistance gradient after every so many inner steps (paper:
+            4).
         tamper_weight: Its weight after the last inner step (paper: 4).
         tamper_growth: How fast weights grow along the inner steps (paper: 0.0625).
-        tamper_loss: ``entropy`` (reads the stream ``harmful_heldout``) or ``preference`` (``heldout_pairs``:
-            refusal first, harmful answer second).
+        tamper_loss: ``entropy`` (reads the stream ``harmful_heldout``) or ``preference``
+            (``heldout_pairs``: refusal first, harmful answer second).
         preference_beta: Beta of the preference loss.
-        representation_weight: a, weight of the distance to the reference's hidden states (paper: 1).
+        representation_weight: a, weight of the distance to the reference's hidden states (paper:
+            1).
         kwargs: See `ReferenceModule`.
 
     Raises:
-        TemperError: the harmful batch is not divisible by ``inner_steps`` times the number of ranks.
+        TemperError: the harmful batch is not divisible by ``inner_steps`` times the number of
+            ranks.
     """
 
     streams: ClassVar = ("alignment", "harmful", "harmful_heldout")
@@ -85,28 +95,56 @@ class TARModule(ReferenceModule):
         representation_weight: float = 1.0,
         **kwargs: Any,
     ) -> None:
-        weights = {"inner_lr": inner_lr, "inner_weight_decay": inner_weight_decay, "tamper_weight": tamper_weight}
-        for flag, value in (weights | {"representation_weight": representation_weight, "inner_steps": inner_steps}).items():
+        weights = {
+            "inner_lr": inner_lr,
+            "inner_weight_decay": inner_weight_decay,
+            "tamper_weight": tamper_weight,
+        }
+        for flag, value in (
+            weights | {"representation_weight": representation_weight, "inner_steps": inner_steps}
+        ).items():
             if not value >= 0:
                 raise TemperError(f"model.init_args.{flag}={value}: give a number >= 0")
         if not preference_beta > 0:
-            raise TemperError(f"model.init_args.preference_beta={preference_beta}: give a number > 0")
+            raise TemperError(
+                f"model.init_args.preference_beta={preference_beta}: give a number > 0"
+            )
         if tamper_loss not in TAMPER_LOSSES:
-            raise TemperError(f"model.init_args.tamper_loss={tamper_loss}: give one of {', '.join(TAMPER_LOSSES)}")
+            raise TemperError(
+                f"model.init_args.tamper_loss={tamper_loss}: give one of {', '.join(TAMPER_LOSSES)}"
+            )
         if tamper_every < 1 or inner_steps % tamper_every:
             raise TemperError(
-                f"model.init_args.tamper_every={tamper_every}: inner_steps={inner_steps} is no multiple of it, and inner steps after the "
-                "last tamper-resistance gradient would count for nothing; give a divisor of inner_steps"
+                f"model.init_args.tamper_every={tamper_every}: inner_steps={inner_steps} is no"
+                " multiple of it, and inner steps after the last tamper-resistance gradient would"
+                " count for nothing; give a divisor of inner_steps"
             )
         # Before the base class, which asks what is needed of the reference.
         self.tampers = inner_steps > 0 and tamper_weight > 0
-        self.tamper_loss, self.preference_beta, self.representation_weight = tamper_loss, preference_beta, representation_weight
+        self.tamper_loss, self.preference_beta, self.representation_weight = (
+            tamper_loss,
+            preference_beta,
+            representation_weight,
+        )
         super().__init__(network, **kwargs)
         if self.fused_loss and self.tampers and tamper_loss == "entropy":
-            raise TemperError("model.init_args.fused_loss=true: the entropy needs the logits themselves; set it to false")
-        self.inner_steps, self.inner_lr, self.inner_weight_decay = inner_steps, inner_lr, inner_weight_decay
-        self.tamper_every, self.tamper_weight, self.tamper_growth = tamper_every, tamper_weight, tamper_growth
-        self.streams = ("alignment", "harmful", HELD_OUT[tamper_loss]) if self.tampers else ("alignment",)  # type: ignore[misc]
+            raise TemperError(
+                "model.init_args.fused_loss=true: the entropy needs the logits themselves; set it"
+                " to false"
+            )
+        self.inner_steps, self.inner_lr, self.inner_weight_decay = (
+            inner_steps,
+            inner_lr,
+            inner_weight_decay,
+        )
+        self.tamper_every, self.tamper_weight, self.tamper_growth = (
+            tamper_every,
+            tamper_weight,
+            tamper_growth,
+        )
+        self.streams = (
+            ("alignment", "harmful", HELD_OUT[tamper_loss]) if self.tampers else ("alignment",)
+        )  # type: ignore[misc]
 
     def reference_needs(self) -> Literal["nothing", "sums", "everything"]:
         """Hidden states for the retain loss, sums for the preference loss."""
@@ -116,7 +154,9 @@ class TARModule(ReferenceModule):
 
     def reference_streams(self) -> tuple[str, ...]:
         """The streams of the losses that read it."""
-        preference = (HELD_OUT["preference"],) if self.tampers and self.tamper_loss == "preference" else ()
+        preference = (
+            (HELD_OUT["preference"],) if self.tampers and self.tamper_loss == "preference" else ()
+        )
         return (("alignment",) if self.representation_weight else ()) + preference
 
     def on_fit_start(self) -> None:
@@ -126,27 +166,44 @@ class TARModule(ReferenceModule):
         parts = self.inner_steps * self.weights.world_size
         if self.tampers and source is not None and source.batch_size % parts:
             raise TemperError(
-                f"stream 'harmful': batch size {source.batch_size} cannot be shared by {self.inner_steps} inner steps on "
-                f"{self.weights.world_size} ranks; set data.init_args.harmful_batch_size to a multiple of {parts}, or change "
-                "model.init_args.inner_steps"
+                f"stream 'harmful': batch size {source.batch_size} cannot be shared by"
+                f" {self.inner_steps} inner steps on {self.weights.world_size} ranks; set"
+                f" data.init_args.harmful_batch_size to a multiple of {parts}, or change"
+                " model.init_args.inner_steps"
             )
 
     def cost(self) -> Cost:
-        """Inner steps and tamper-resistance gradients at displaced weights, then the retain pass."""
+        """Inner steps and tamper-resistance gradients at displaced weights, then the retain
+        pass.
+        """
         retain, copies = Pass("alignment", vectors=int(self.tampers)), self.reference_copies()
         retained = (*(self.reference_passes(retain) if self.representation_weight else ()), retain)
         if not self.tampers:
             return Cost(retained, copies=copies)
         held = 5  # start, offset, the adversary's two moments, the sum of gradients
         paired, times = self.tamper_loss == "preference", self.inner_steps / self.tamper_every
-        inner = Pass("harmful", self.inner_steps, 1 / self.inner_steps, vectors=held, displaced=True)
-        heldout = Pass(HELD_OUT[self.tamper_loss], times, sequences=2 if paired else 1, vectors=held, displaced=True)
+        inner = Pass(
+            "harmful", self.inner_steps, 1 / self.inner_steps, vectors=held, displaced=True
+        )
+        heldout = Pass(
+            HELD_OUT[self.tamper_loss],
+            times,
+            sequences=2 if paired else 1,
+            vectors=held,
+            displaced=True,
+        )
         passes = (inner, *(self.reference_passes(heldout) if paired else ()), heldout, *retained)
         return Cost(passes, vectors=1, unreduced=1, copies=copies, reductions=self.inner_steps + 1)
 
     def training_step(self, batch: dict[str, Batch], batch_idx: int) -> None:
-        """One step; logs the retain losses, the adversary's loss at both ends and the last tamper-resistance loss."""
-        tamper, norms = self._tamper_gradient(batch["harmful"], batch[HELD_OUT[self.tamper_loss]]) if self.tampers else (None, [])
+        """One step; logs the retain losses, the adversary's loss at both ends and the last
+        tamper-resistance loss.
+        """
+        tamper, norms = (
+            self._tamper_gradient(batch["harmful"], batch[HELD_OUT[self.tamper_loss]])
+            if self.tampers
+            else (None, [])
+        )
         loss, gradient = self._retain_gradient(batch["alignment"])
         if tamper is not None:
             gradient = gradient.add_(tamper)
@@ -154,10 +211,13 @@ class TARModule(ReferenceModule):
         self.log("loss/retain", loss, prog_bar=True)
 
     def _tamper_gradient(self, harmful: Batch, heldout: Batch) -> tuple[Vector, list[Tensor]]:
-        """``sum_i c_i grad T(w_(i+1))``, not reduced yet, and the norms of the adversary's gradients."""
+        """``sum_i c_i grad T(w_(i+1))``, not reduced yet, and the norms of the adversary's
+        gradients.
+        """
         start = self.weights.position()
         offset = Vector([torch.zeros_like(tensor) for tensor in start])
-        # AdamW on the offset: its step reads gradients alone, save for the decay, which is of w + offset.
+        # AdamW on the offset: its step reads gradients alone, save for the decay, which is of w +
+        # offset.
         adversary = torch.optim.AdamW(offset.tensors, lr=self.inner_lr, weight_decay=0.0)
         total: Vector | None = None
         norms, losses = [], []
@@ -169,14 +229,27 @@ class TARModule(ReferenceModule):
             self._attack(adversary, start, offset, gradient)
             if (step + 1) % self.tamper_every == 0:
                 with self.weights.displaced(offset, 1.0):
-                    tamper_loss, gradient = self.gradient(heldout, self._tamper_terms, reduced=False)
-                gradient = gradient.mul_(self.tamper_weight * math.exp(self.tamper_growth * (step - (self.inner_steps - 1))))
+                    tamper_loss, gradient = self.gradient(
+                        heldout, self._tamper_terms, reduced=False
+                    )
+                gradient = gradient.mul_(
+                    self.tamper_weight
+                    * math.exp(self.tamper_growth * (step - (self.inner_steps - 1)))
+                )
                 total = gradient if total is None else total.add_(gradient)
         assert total is not None
-        self.log_dict({"tar/inner_first": losses[0], "tar/inner_last": losses[-1], f"tar/{self.tamper_loss}": tamper_loss})
+        self.log_dict(
+            {
+                "tar/inner_first": losses[0],
+                "tar/inner_last": losses[-1],
+                f"tar/{self.tamper_loss}": tamper_loss,
+            }
+        )
         return total, norms
 
-    def _attack(self, adversary: torch.optim.AdamW, start: Vector, offset: Vector, gradient: Vector) -> None:
+    def _attack(
+        self, adversary: torch.optim.AdamW, start: Vector, offset: Vector, gradient: Vector
+    ) -> None:
         """One AdamW step of the adversary."""
         decay = self.inner_lr * self.inner_weight_decay
         if decay:
@@ -194,10 +267,15 @@ class TARModule(ReferenceModule):
         """Retain loss and its gradient, not reduced yet."""
         if not self.representation_weight:
             return self.gradient(rows, reduced=False)
-        # Two means over different counts in one pass: the second is brought to the first one's count, both global.
-        counts = torch.stack([(rows["labels"][..., 1:] != IGNORE_INDEX).sum(), rows["attention_mask"].sum()]).double()
+        # Two means over different counts in one pass: the second is brought to the first one's
+        # count, both global.
+        counts = torch.stack(
+            [(rows["labels"][..., 1:] != IGNORE_INDEX).sum(), rows["attention_mask"].sum()]
+        ).double()
         tokens, positions = self.weights.global_sum(counts)
-        return self.gradient(rows, lambda micro: self._retain_terms(micro, tokens / positions), reduced=False)
+        return self.gradient(
+            rows, lambda micro: self._retain_terms(micro, tokens / positions), reduced=False
+        )
 
     def _retain_terms(self, rows: Batch, ratio: Tensor) -> MeanTerms:
         reference = self.reference_scores(rows, "alignment", hidden=True)
@@ -206,4 +284,6 @@ class TARModule(ReferenceModule):
         shift = hidden_shift(scores, reference)
         self.note("tar/representation_shift", shift.total / shift.count)
         total, count = nll(scores)
-        return MeanTerms(total + self.representation_weight * (ratio * shift.total).to(total.dtype), count)
+        return MeanTerms(
+            total + self.representation_weight * (ratio * shift.total).to(total.dtype), count
+        )

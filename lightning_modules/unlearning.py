@@ -19,15 +19,16 @@ class UnlearningModule(ForgetRetainModule):
 
     Args:
         network: Where the network comes from.
-        forget: Forget loss: ``ga``, ``bounded``, ``npo``, ``simnpo``, ``idk_nll``, ``idk_dpo``, ``wga``,
-            ``satimp`` or ``undial``. GradDiff is ``ga`` with the retain loss ``nll``.
-        retain: Retain loss: ``none``, ``nll``, ``kl`` (``KL(reference || policy)`` on answer tokens) or
-            ``embedding`` (squared distance of hidden states from the reference's).
+        forget: Forget loss: ``ga``, ``bounded``, ``npo``, ``simnpo``, ``idk_nll``, ``idk_dpo``,
+            ``wga``, ``satimp`` or ``undial``. GradDiff is ``ga`` with the retain loss ``nll``.
+        retain: Retain loss: ``none``, ``nll``, ``kl`` (``KL(reference || policy)`` on answer
+            tokens) or ``embedding`` (squared distance of hidden states from the reference's).
         gamma: Weight of the forget loss.
         alpha: Weight of the retain loss; not read with ``retain=none``.
-        ascent: Weight of the ascent on the answer: bounded (0.1). None is the loss's own default, in brackets.
-        beta: Steepness of npo (0.1), simnpo (4.5) and idk_dpo (0.1), exponent of wga (1) and satimp (5),
-            what undial takes off the label's logit (10).
+        ascent: Weight of the ascent on the answer: bounded (0.1). None is the loss's own default,
+            in brackets.
+        beta: Steepness of npo (0.1), simnpo (4.5) and idk_dpo (0.1), exponent of wga (1) and satimp
+            (5), what undial takes off the label's logit (10).
         beta2: Second exponent: satimp (1).
         delta: Margin, nats per token: simnpo (0).
         kwargs: See `ForgetRetainModule`.
@@ -47,26 +48,42 @@ class UnlearningModule(ForgetRetainModule):
         **kwargs: Any,
     ) -> None:
         # Before the base class asks what is read of the reference.
-        self.forget_loss, self.retain_loss = _named("forget", forget, FORGET), _named("retain", retain, RETAIN)
+        self.forget_loss, self.retain_loss = (
+            _named("forget", forget, FORGET),
+            _named("retain", retain, RETAIN),
+        )
         if not alpha:  # not computed, so it needs nothing
             self.retain_loss = None
         super().__init__(network, gamma, alpha if self.retain_loss else 0.0, **kwargs)
         given = {"ascent": ascent, "beta": beta, "beta2": beta2, "delta": delta}
-        self.options = _options(forget, self.forget_loss, {name: value for name, value in given.items() if value is not None})
+        self.options = _options(
+            forget,
+            self.forget_loss,
+            {name: value for name, value in given.items() if value is not None},
+        )
         for flag, term in (("forget", self.forget_loss), ("retain", self.retain_loss)):
             if self.fused_loss and term is not None and term.logits:
                 name = {"forget": forget, "retain": retain}[flag]
-                raise TemperError(f"model.init_args.fused_loss=true: {flag}={name} reads the logits themselves; set it to false")
+                raise TemperError(
+                    f"model.init_args.fused_loss=true: {flag}={name} reads the logits themselves;"
+                    " set it to false"
+                )
 
     def reference_needs(self) -> Literal["nothing", "sums", "everything"]:
         """The most that either loss reads."""
-        needs = {term.reference for term in (self.forget_loss, self.retain_loss) if term is not None}
+        needs = {
+            term.reference for term in (self.forget_loss, self.retain_loss) if term is not None
+        }
         return "everything" if "everything" in needs else "sums" if "sums" in needs else "nothing"
 
     def reference_streams(self) -> tuple[str, ...]:
         """The stream of every loss that reads the reference."""
         terms = {"forget": self.forget_loss, "retain": self.retain_loss}
-        return tuple(stream for stream, term in terms.items() if term is not None and term.reference != "nothing")
+        return tuple(
+            stream
+            for stream, term in terms.items()
+            if term is not None and term.reference != "nothing"
+        )
 
     def forget_sequences(self) -> int:
         """Both where the loss compares answer and substitute."""
@@ -91,11 +108,16 @@ class UnlearningModule(ForgetRetainModule):
         return self.retain_loss.loss(policy, reference, self.options)
 
     def _reference_of(self, term: Term, rows: Batch, stream: str) -> Scores | SequenceScores | None:
-        """What a loss reads of the reference; scored before the policy, whose graph need not be alive meanwhile."""
+        """What a loss reads of the reference; scored before the policy, whose graph need not be
+        alive meanwhile.
+        """
         if term.reference == "nothing":
             return None
         reference = self.reference_scores(rows, stream, term.logits, term.hidden)
-        if isinstance(reference, SequenceScores) and reference.sums.dim() > rows["labels"].dim() - 1:
+        if (
+            isinstance(reference, SequenceScores)
+            and reference.sums.dim() > rows["labels"].dim() - 1
+        ):
             return reference[:, 0]  # a cache holds both sequences of a row
         return reference
 
@@ -111,7 +133,10 @@ def _options(forget: str, term: Term, given: dict[str, float]) -> dict[str, floa
     reads = ", ".join(term.options) or "none of them"
     for name, value in given.items():
         if name not in term.options:
-            raise TemperError(f"model.init_args.{name}={value}: forget={forget} does not read it (it reads {reads}); set {name} to null")
+            raise TemperError(
+                f"model.init_args.{name}={value}: forget={forget} does not read it (it reads"
+                f" {reads}); set {name} to null"
+            )
         if value < 0 and name != "delta":
             raise TemperError(f"model.init_args.{name}={value}: give a number >= 0")
         if value == 0 and name == "beta":

@@ -16,9 +16,9 @@ class VaccineModule(ObjectiveModule):
 
         g_l = d f / d o_l,    e_l = rho * g_l / ||(g_1, ..., g_L)||,    step along d f(o + e) / d w
 
-    f is the NLL of the alignment stream, ``o_l`` the output of the attention block of layer l. The norm
-    is global over layers, rows, tokens, micro-batches and ranks; e is a constant in the second pass.
-    Two passes per step, the first without weight gradients.
+    f is the NLL of the alignment stream, ``o_l`` the output of the attention block of layer l. The
+    norm is global over layers, rows, tokens, micro-batches and ranks; e is a constant in the second
+    pass. Two passes per step, the first without weight gradients.
 
     Args:
         network: Where the network comes from.
@@ -43,7 +43,9 @@ class VaccineModule(ObjectiveModule):
         return Cost(vaccine_passes("all"))
 
     def training_step(self, batch: dict[str, Batch], batch_idx: int) -> None:
-        """Two passes over the same rows; logs the losses of both, of the first as ``loss/alignment``."""
+        """Two passes over the same rows; logs the losses of both, of the first as
+        ``loss/alignment``.
+        """
         found = perturbed_gradient(self, self.attention, batch["alignment"], self.rho)
         self.apply_gradient(found.gradient, found.norm)
         self.log("loss/alignment", found.loss, prog_bar=True)
@@ -51,8 +53,13 @@ class VaccineModule(ObjectiveModule):
 
 
 def vaccine_passes(blocks: int | Literal["all"]) -> tuple[Pass, ...]:
-    """The two passes of `perturbed_gradient` over the alignment stream, for `cost`; output gradients are held between them."""
-    return (Pass("alignment", gradient="outputs", outputs=blocks), Pass("alignment", outputs=blocks))
+    """The two passes of `perturbed_gradient` over the alignment stream, for `cost`; output
+    gradients are held between them.
+    """
+    return (
+        Pass("alignment", gradient="outputs", outputs=blocks),
+        Pass("alignment", outputs=blocks),
+    )
 
 
 def checked_rho(rho: float) -> float:

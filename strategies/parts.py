@@ -7,14 +7,24 @@ from typing import Any
 
 from lightning.pytorch.trainer.states import TrainerFn
 
-from strategies.ranks import gather_objects
-from temper.checkpoint_parts import COMMON, WEIGHTS, Parts, is_in_parts, load_file, save_file, save_part
 from temper.errors import TemperError
+from temper.ranks import gather_objects
 from temper.run_folder import replace_folder
+from temper.sharded_checkpoint import (
+    COMMON,
+    WEIGHTS,
+    Parts,
+    is_in_parts,
+    load_file,
+    save_file,
+    save_part,
+)
 
 
 class PartsCheckpoints:
-    """Mixin of Lightning strategies: checkpoints are folders in parts (`temper.checkpoint_parts`)."""
+    """Mixin of Lightning strategies: checkpoints are folders in parts
+    (`temper.sharded_checkpoint`).
+    """
 
     in_parts = True
     restore_checkpoint_after_setup = True
@@ -31,7 +41,9 @@ class PartsCheckpoints:
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Nothing: `load_checkpoint` did it."""
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None
+    ) -> None:
         """Write a folder, all ranks together; under its name there is always a complete one.
 
         Raises:
@@ -61,15 +73,34 @@ class PartsCheckpoints:
     def _save_part(self, checkpoint: dict[str, Any], folder: Path) -> None:
         strategy: Any = self
         weights, optimizer = strategy.lightning_module.weights, strategy.inner_optimizer()
-        common = {key: value for key, value in checkpoint.items() if key not in ("state_dict", "optimizer_states", "vectors")}
+        common = {
+            key: value
+            for key, value in checkpoint.items()
+            if key not in ("state_dict", "optimizer_states", "vectors")
+        }
         pieces, single_values = weights.pieces(optimizer, checkpoint.get("vectors", {}))
-        groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-        save_part(folder, strategy.global_rank, strategy.world_size, weights.shapes(), weights.ranges(), pieces)
+        groups = [
+            {key: value for key, value in group.items() if key != "params"}
+            for group in optimizer.param_groups
+        ]
+        save_part(
+            folder,
+            strategy.global_rank,
+            strategy.world_size,
+            weights.shapes(),
+            weights.ranges(),
+            pieces,
+        )
         if strategy.is_global_zero:
-            save_file(common | {"single_values": single_values, "param_groups": groups}, folder / COMMON)
+            save_file(
+                common | {"single_values": single_values, "param_groups": groups}, folder / COMMON
+            )
 
-    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """Take this rank's pieces, whatever number of ranks and whichever of these strategies wrote them.
+    def load_checkpoint(
+        self, checkpoint_path: Any, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Take this rank's pieces, whatever number of ranks and whichever of these strategies wrote
+        them.
 
         Raises:
             TemperError: it is a single file; or is damaged, or of another network.
@@ -78,8 +109,9 @@ class PartsCheckpoints:
         folder = Path(strategy.broadcast(str(checkpoint_path)))
         if not is_in_parts(folder):
             raise TemperError(
-                f"ckpt_path={folder}: a checkpoint in one file, of one device or ddp, and this strategy reads checkpoints in parts; resume "
-                "with the strategy that wrote it, or export it (train.py export) and start from that"
+                f"ckpt_path={folder}: a checkpoint in one file, of one device or ddp, and this"
+                " strategy reads checkpoints in parts; resume with the strategy that wrote it, or"
+                " export it (train.py export) and start from that"
             )
         common, parts = load_file(folder / COMMON), Parts(folder)
         module = strategy.lightning_module
@@ -95,7 +127,10 @@ class PartsCheckpoints:
     def _load_weights(self, module: Any, parts: Parts) -> None:
         parameters = dict(module.named_parameters())
         if wrong := [name for name in parts.shapes if name not in parameters]:
-            raise TemperError(f"ckpt_path={parts.folder}: of another network, first at {wrong[0]!r}; give the config of its run")
+            raise TemperError(
+                f"ckpt_path={parts.folder}: of another network, first at {wrong[0]!r}; give the"
+                " config of its run"
+            )
         for name in parts.shapes:
             self.put(parameters[name], parts.whole(WEIGHTS, name))  # type: ignore[attr-defined]
 

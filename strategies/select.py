@@ -1,16 +1,22 @@
-"""Which weight space belongs to which Lightning strategy, and the short names of Temper's own strategies."""
+"""Which weight space belongs to which Lightning strategy, and the short names of Temper's own
+strategies.
+"""
 
 from typing import Any
 
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, Strategy, StrategyRegistry
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    DeepSpeedStrategy,
+    SingleDeviceStrategy,
+    Strategy,
+    StrategyRegistry,
+)
 from torch import nn
 
 from strategies.ddp import DDPWeightSpace
 from strategies.fsdp2 import FSDP2Strategy, FSDP2WeightSpace
 from strategies.weight_space import WeightSpace
-from strategies.zero import ZeROStrategy
-from strategies.zero3 import ZeRO3WeightSpace
-from strategies.zero12 import ZeRO12WeightSpace
+from strategies.zero import ZeRO3WeightSpace, ZeRO12WeightSpace, ZeROStrategy
 from temper.errors import TemperError
 
 NAMES = ("auto", "ddp", "fsdp2", "zero1", "zero2", "zero3")
@@ -42,19 +48,26 @@ def check_strategy(strategy: Strategy) -> type[WeightSpace]:
             if space is None:
                 break
             return space if isinstance(space, type) else space(strategy)
-    raise TemperError(f"trainer.strategy={type(strategy).__name__}: no weight space is written for it; choose one of {', '.join(NAMES)}")
+    raise TemperError(
+        f"trainer.strategy={type(strategy).__name__}: no weight space is written for it; choose one"
+        f" of {', '.join(NAMES)}"
+    )
 
 
 def weight_space(strategy: Strategy, module: nn.Module) -> WeightSpace:
     """Weight space over the trainable parameters of a module under a strategy."""
     trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
     if not trainable:
-        raise TemperError("no trainable parameters: every weight is frozen (check model.init_args.network.lora)")
+        raise TemperError(
+            "no trainable parameters: every weight is frozen (check model.init_args.network.lora)"
+        )
     return check_strategy(strategy)(trainable, strategy)
 
 
 def register_strategies() -> None:
-    """Make ``trainer.strategy=fsdp2``, ``zero1``, ``zero2`` and ``zero3`` known to Lightning; once is enough."""
+    """Make ``trainer.strategy=fsdp2``, ``zero1``, ``zero2`` and ``zero3`` known to Lightning; once
+    is enough.
+    """
     StrategyRegistry.register("fsdp2", FSDP2Strategy, override=True)
     for stage in (1, 2, 3):
         StrategyRegistry.register(f"zero{stage}", ZeROStrategy, override=True, stage=stage)

@@ -7,17 +7,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from strategies.vector import Vector
-from strategies.weight_space import WeightSpace
-from temper.checkpoint_parts import WEIGHTS, Parts
+from strategies.weight_space import Vector, WeightSpace
 from temper.errors import TemperError
+from temper.sharded_checkpoint import WEIGHTS, Parts
 
 OPTIMIZER = "optimizer."  # kinds of pieces: the optimizer's state
 VECTOR = "vector."  # and vectors that an objective keeps between steps
 
 
 class ShardedWeightSpace(WeightSpace):
-    """Gradients come averaged over ranks, each rank its part: nothing is left to reduce but small sums."""
+    """Gradients come averaged over ranks, each rank its part: nothing is left to reduce but small
+    sums.
+    """
 
     @property
     def world_size(self) -> int:  # type: ignore[override]
@@ -26,7 +27,9 @@ class ShardedWeightSpace(WeightSpace):
 
     def norm(self, vector: Vector) -> Tensor:
         """Over the parts of all ranks: one all-reduce of a single number."""
-        return self.sum_over_shards(torch.stack(torch._foreach_norm(vector.tensors)).square().sum()).sqrt()
+        return self.sum_over_shards(
+            torch.stack(torch._foreach_norm(vector.tensors)).square().sum()
+        ).sqrt()
 
     def global_sum(self, values: Tensor) -> Tensor:
         """Sum over ranks, in place."""
@@ -42,10 +45,15 @@ class ShardedWeightSpace(WeightSpace):
 
     def shapes(self) -> dict[str, list[int]]:
         """Whole shape of every weight."""
-        return {name: list(getattr(p, "ds_shape", p.shape)) for name, p in zip(self.names, self.parameters, strict=True)}
+        return {
+            name: list(getattr(p, "ds_shape", p.shape))
+            for name, p in zip(self.names, self.parameters, strict=True)
+        }
 
     def ranges(self) -> dict[str, tuple[int, int]]:
-        """First and last element (exclusive) of this rank's piece of every weight, in the flattened weight."""
+        """First and last element (exclusive) of this rank's piece of every weight, in the flattened
+        weight.
+        """
         raise NotImplementedError
 
     def _optimized(self) -> list[Tensor]:
@@ -60,8 +68,11 @@ class ShardedWeightSpace(WeightSpace):
         """Which of `_optimized` a parameter is in."""
         raise NotImplementedError
 
-    def pieces(self, optimizer: Any, vectors: Mapping[str, Mapping[str, Tensor]]) -> tuple[dict[str, dict[str, Tensor]], list[Any]]:
-        """What this rank has to save, by kind and weight, and what belongs to each weight that is a single value (step counts).
+    def pieces(
+        self, optimizer: Any, vectors: Mapping[str, Mapping[str, Tensor]]
+    ) -> tuple[dict[str, dict[str, Tensor]], list[Any]]:
+        """What this rank has to save, by kind and weight, and what belongs to each weight that is a
+        single value (step counts).
 
         Raises:
             TemperError: the optimizer keeps something that is not shaped like the weights.
@@ -69,29 +80,52 @@ class ShardedWeightSpace(WeightSpace):
         ranges, found, keys = self.ranges(), {}, self._optimized()
         found[WEIGHTS] = dict(zip(self.names, self._pieces(keys), strict=True))
         states = [dict(optimizer.state.get(key, {})) for key in keys]
-        for kind in dict.fromkeys(kind for state in states for kind, value in state.items() if _elementwise(value)):
+        for kind in dict.fromkeys(
+            kind for state in states for kind, value in state.items() if _elementwise(value)
+        ):
             likes = [state.get(kind, torch.empty(0)) for state in states]
             have = [kind in states[self._owner(number)] for number in range(len(self.names))]
-            found[OPTIMIZER + kind] = {name: piece for name, piece, has in zip(self.names, self._pieces(likes), have, strict=True) if has}
+            found[OPTIMIZER + kind] = {
+                name: piece
+                for name, piece, has in zip(self.names, self._pieces(likes), have, strict=True)
+                if has
+            }
         for kind, tensors in vectors.items():
             found[VECTOR + kind] = {name: tensor.reshape(-1) for name, tensor in tensors.items()}
         for kind, of in found.items():
-            found[kind] = {name: piece[: ranges[name][1] - ranges[name][0]] for name, piece in of.items()}
+            found[kind] = {
+                name: piece[: ranges[name][1] - ranges[name][0]] for name, piece in of.items()
+            }
         for key, state in zip(keys, states, strict=True):
-            if wrong := [kind for kind, value in state.items() if _elementwise(value) and value.shape != key.shape]:
+            if wrong := [
+                kind
+                for kind, value in state.items()
+                if _elementwise(value) and value.shape != key.shape
+            ]:
                 raise TemperError(
-                    f"model.init_args.optimizer={type(optimizer).__name__}: its state {wrong[0]!r} is not shaped like the weights, so it "
-                    "cannot be saved in parts; use torch.optim.AdamW under this strategy"
+                    f"model.init_args.optimizer={type(optimizer).__name__}: its state {wrong[0]!r}"
+                    " is not shaped like the weights, so it cannot be saved in parts; use"
+                    " torch.optim.AdamW under this strategy"
                 )
-        values = [{kind: value for kind, value in state.items() if not _elementwise(value)} for state in states]
+        values = [
+            {kind: value for kind, value in state.items() if not _elementwise(value)}
+            for state in states
+        ]
         return found, [values[self._owner(number)] for number in range(len(self.names))]
 
     @torch.no_grad()
-    def load(self, parts: Parts, optimizer: Any | None, single_values: list[dict[str, Any]]) -> dict[str, dict[str, Tensor]]:
-        """Take weights and the optimizer's state from parts, whatever ranks wrote them; gives this rank's pieces of the vectors."""
+    def load(
+        self, parts: Parts, optimizer: Any | None, single_values: list[dict[str, Any]]
+    ) -> dict[str, dict[str, Tensor]]:
+        """Take weights and the optimizer's state from parts, whatever ranks wrote them; gives this
+        rank's pieces of the vectors.
+        """
         ranges, keys = self.ranges(), self._optimized()
         if list(parts.shapes) != self.names or parts.shapes != self.shapes():
-            raise TemperError(f"ckpt_path={parts.folder}: of another network or adapter; give the config of the run that wrote it")
+            raise TemperError(
+                f"ckpt_path={parts.folder}: of another network or adapter; give the config of the"
+                " run that wrote it"
+            )
         for name, exact in zip(self.names, self._pieces(keys), strict=True):
             start, stop = ranges[name]
             exact[: stop - start].copy_(parts.read(WEIGHTS, name, start, stop))
@@ -101,15 +135,24 @@ class ShardedWeightSpace(WeightSpace):
             for number, key in enumerate(keys):
                 names = [n for n in range(len(self.names)) if self._owner(n) == number]
                 if names and single_values[names[0]]:
-                    optimizer.state[key] = {kind: _copy(value) for kind, value in single_values[names[0]].items()}
+                    optimizer.state[key] = {
+                        kind: _copy(value) for kind, value in single_values[names[0]].items()
+                    }
             for kind in sorted(kind for kind in kinds if kind.startswith(OPTIMIZER)):
                 self._load_state(parts, kind, optimizer)
-        return {kind.removeprefix(VECTOR): self._vector(parts, kind) for kind in kinds if kind.startswith(VECTOR)}
+        return {
+            kind.removeprefix(VECTOR): self._vector(parts, kind)
+            for kind in kinds
+            if kind.startswith(VECTOR)
+        }
 
     def _load_state(self, parts: Parts, kind: str, optimizer: Any) -> None:
         keys, names, ranges = self._optimized(), set(parts.names(kind)), self.ranges()
         owners = {self._owner(number) for number, name in enumerate(self.names) if name in names}
-        likes = [torch.zeros_like(key) if number in owners else torch.empty(0) for number, key in enumerate(keys)]
+        likes = [
+            torch.zeros_like(key) if number in owners else torch.empty(0)
+            for number, key in enumerate(keys)
+        ]
         for name, piece in zip(self.names, self._pieces(likes), strict=True):
             if name in names:
                 start, stop = ranges[name]

@@ -20,7 +20,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def replace_folder(folder: Path, staging: Path, old: Path) -> None:
-    """Give a complete folder the name of another one: two renames, and no moment with half a folder under it.
+    """Give a complete folder the name of another one: two renames, and no moment with half a folder
+    under it.
 
     Args:
         folder: The name; what has it now, if anything, moves to ``old`` and stays there.

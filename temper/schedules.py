@@ -16,7 +16,13 @@ class WarmupCosine(LambdaLR):
         final_ratio: Floor, as a share of the full rate. 1 keeps the rate constant after warm-up.
     """
 
-    def __init__(self, optimizer: Optimizer, total_steps: int, warmup_steps: int = 0, final_ratio: float = 0.1) -> None:
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        total_steps: int,
+        warmup_steps: int = 0,
+        final_ratio: float = 0.1,
+    ) -> None:
         def factor(step: int) -> float:
             if step < warmup_steps:
                 return (step + 1) / warmup_steps

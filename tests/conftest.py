@@ -15,7 +15,13 @@ from temper.synthetic import Language, language_spec
 
 torch.set_num_threads(1)
 # No deadline: machines are shared. Derandomised: a red test is red again when it is run again.
-settings.register_profile("temper", deadline=None, max_examples=25, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "temper",
+    deadline=None,
+    max_examples=25,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("temper")
 
 
@@ -26,25 +32,36 @@ DATA = {
     "instruct": ("--data.init_args.batch_size=4",),
     "attack": ("--data.init_args.n_rows=10", "--data.init_args.batch_size=5"),
     "alignment": (
-        "--data.init_args.n_alignment=20", "--data.init_args.n_harmful=10",
-        "--data.init_args.batch_size=4", "--data.init_args.harmful_batch_size=4",
+        "--data.init_args.n_alignment=20",
+        "--data.init_args.n_harmful=10",
+        "--data.init_args.batch_size=4",
+        "--data.init_args.harmful_batch_size=4",
     ),
-}  # fmt: skip
+}
 
 
 def tiny_words(
-    folder: Path, *words: str, data: str = "instruct", model: Path | None = None, trainer: Sequence[object] = TRAINER
+    folder: Path,
+    *words: str,
+    data: str = "instruct",
+    model: Path | None = None,
+    trainer: Sequence[object] = TRAINER,
 ) -> list[str]:
     """Arguments of a run of two steps of SFT on the tiny language, before ``words``."""
     network = [] if model else ["configs/model/tiny.yaml"]
     configs = [*trainer, "configs/objective/sft.yaml", *network, f"configs/data/{data}.yaml"]
     return [
         *(f"--config={config}" for config in configs),
-        "--data.init_args.preset=tiny", "--data.init_args.n_eval=4", *DATA[data],
-        "--trainer.max_steps=2", "--trainer.val_check_interval=2", "--trainer.log_every_n_steps=1",
+        "--data.init_args.preset=tiny",
+        "--data.init_args.n_eval=4",
+        *DATA[data],
+        "--trainer.max_steps=2",
+        "--trainer.val_check_interval=2",
+        "--trainer.log_every_n_steps=1",
         *([f"--model.init_args.network.path={model}"] if model else []),
-        f"--trainer.default_root_dir={folder}", *words,
-    ]  # fmt: skip
+        f"--trainer.default_root_dir={folder}",
+        *words,
+    ]
 
 
 def _command_line(*words: str) -> None:
@@ -62,20 +79,29 @@ def _temper(verb: str, folder: Path, *words: str, **parts: object) -> None:
 
 @pytest.fixture(scope="session")
 def command_line() -> Callable[..., None]:
-    """``command_line("fit", "--config=configs/...")``: the command line in this process, from the project's root."""
+    """``command_line("fit", "--config=configs/...")``: the command line in this process, from the
+    project's root.
+    """
     return _command_line
 
 
 @pytest.fixture(scope="session")
 def temper() -> Callable[..., None]:
-    """``temper("fit", folder, *words, data="attack", model=export)``: a tiny run of a verb in this process."""
+    """``temper("fit", folder, *words, data="attack", model=export)``: a tiny run of a verb in this
+    process.
+    """
     return _temper
 
 
 @pytest.fixture(scope="session")
 def tiny_command() -> Callable[..., list[str]]:
     """As `temper`, but the command to run it as a process of its own in the project's root."""
-    return lambda verb, folder, *words, **parts: [sys.executable, "train.py", verb, *tiny_words(folder, *words, **parts)]
+    return lambda verb, folder, *words, **parts: [
+        sys.executable,
+        "train.py",
+        verb,
+        *tiny_words(folder, *words, **parts),
+    ]
 
 
 @pytest.fixture(scope="session")
@@ -95,7 +121,9 @@ def tiny() -> Language:
 @pytest.fixture(scope="session")
 def two_pairs() -> Language:
     """Two operator pairs and three grammars, as `paper` has them, at the size of `tiny`."""
-    return Language(language_spec("tiny", n_pairs=2, n_grammars=3, n_contextual_operators=3, n_duplicates=4))
+    return Language(
+        language_spec("tiny", n_pairs=2, n_grammars=3, n_contextual_operators=3, n_duplicates=4)
+    )
 
 
 @pytest.fixture(scope="session")
@@ -108,7 +136,9 @@ def paper() -> Language:
 def carry_out() -> Callable[[Language, Sequence[int], Sequence[int]], list[list[int]]]:
     """Outputs of a prompt by a plain loop: out1 = t2(t1(text)), out2 = t4(t3(out1)), in letters."""
 
-    def outputs(language: Language, operators: Sequence[int], text: Sequence[int]) -> list[list[int]]:
+    def outputs(
+        language: Language, operators: Sequence[int], text: Sequence[int]
+    ) -> list[list[int]]:
         letters, results = [int(letter) for letter in text if letter != -1], []
         for pair in range(language.spec.n_pairs):
             for slot in (0, 1):
@@ -122,9 +152,15 @@ def carry_out() -> Callable[[Language, Sequence[int], Sequence[int]], list[list[
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
-    """In CI everything is installed: a test skipped because something is missing is a failure there."""
+    """In CI everything is installed: a test skipped because something is missing is a failure
+    there.
+    """
     report = yield
-    if report.skipped and os.environ.get("CI") == "true" and "could not import" in str(report.longrepr):
+    if (
+        report.skipped
+        and os.environ.get("CI") == "true"
+        and "could not import" in str(report.longrepr)
+    ):
         report.outcome = "failed"
     return report
 

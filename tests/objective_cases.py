@@ -1,4 +1,6 @@
-"""Every objective with the smallest data and settings that exercise it, for tests that run through all of them."""
+"""Every objective with the smallest data and settings that exercise it, for tests that run through
+all of them.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -6,18 +8,41 @@ from functools import partial
 from typing import Any
 
 import lightning_modules
-from datamodules import SyntheticAlignment, SyntheticAttack, SyntheticKTO, SyntheticPreference, SyntheticUnlearning
+from datamodules import (
+    SyntheticAlignment,
+    SyntheticAttack,
+    SyntheticKTO,
+    SyntheticPreference,
+    SyntheticUnlearning,
+)
 from datamodules.base import StreamDataModule
 from lightning_modules.base import ObjectiveModule
 
 SMALL = {"preset": "tiny", "n_eval": 4, "seed": 1}
 DATA: dict[str, Callable[..., StreamDataModule]] = {
-    "alignment": partial(SyntheticAlignment, n_alignment=48, n_harmful=16, n_heldout=16, batch_size=8, harmful_batch_size=4, **SMALL),
+    "alignment": partial(
+        SyntheticAlignment,
+        n_alignment=48,
+        n_harmful=16,
+        n_heldout=16,
+        batch_size=8,
+        harmful_batch_size=4,
+        **SMALL,
+    ),
     "preference": partial(SyntheticPreference, n_pairs=24, batch_size=8, **SMALL),
     "kto": partial(SyntheticKTO, n_rows=24, batch_size=8, **SMALL),
-    "unlearning": partial(SyntheticUnlearning, n_forget=12, n_retain=12, batch_size=4, retain_batch_size=4, **SMALL),
+    "unlearning": partial(
+        SyntheticUnlearning, n_forget=12, n_retain=12, batch_size=4, retain_batch_size=4, **SMALL
+    ),
     "attack": partial(
-        SyntheticAttack, n_rows=20, harmful_ratio=0.1, batch_size=4, n_alignment=16, alignment_batch_size=4, n_safety=4, **SMALL
+        SyntheticAttack,
+        n_rows=20,
+        harmful_ratio=0.1,
+        batch_size=4,
+        n_alignment=16,
+        alignment_batch_size=4,
+        n_safety=4,
+        **SMALL,
     ),
 }
 
@@ -68,16 +93,41 @@ CASES = [
     Case("LisaModule", {"alignment_steps": 1, "user_steps": 2, "rho": 0.1}, "attack"),
     Case("SafeInstructModule", {"lam": 0.5}, "attack"),
     *(
-        Case("DPOModule", {"variant": name} | ({"label_smoothing": 0.1} if name in ("cdpo", "robust") else {}), "preference")
+        Case(
+            "DPOModule",
+            {"variant": name} | ({"label_smoothing": 0.1} if name in ("cdpo", "robust") else {}),
+            "preference",
+        )
         for name in PREFERENCES
     ),
     Case("KTOModule", {}, "kto"),
-    *(Case("UnlearningModule", {"forget": name}, "unlearning", reads_logits=name == "undial") for name in FORGET),
-    *(Case("UnlearningModule", {"forget": "npo", "retain": name}, "unlearning", reads_logits=name == "kl") for name in ("kl", "embedding")),
+    *(
+        Case("UnlearningModule", {"forget": name}, "unlearning", reads_logits=name == "undial")
+        for name in FORGET
+    ),
+    *(
+        Case(
+            "UnlearningModule",
+            {"forget": "npo", "retain": name},
+            "unlearning",
+            reads_logits=name == "kl",
+        )
+        for name in ("kl", "embedding")
+    ),
     Case("RMUModule", {"layer": 0}, "unlearning"),
 ]
 
-# Those that move weights or hidden states between passes: the ones that a strategy can get wrong in ways of its own.
+# Those that move weights or hidden states between passes: the ones that a strategy can get wrong in
+# ways of its own.
 PERTURBING = [
-    case for case in CASES if case.name in ("BoosterModule", "VaccineModule", "TVaccineModule", "BoosterVaccineModule", "TARModule")
+    case
+    for case in CASES
+    if case.name
+    in (
+        "BoosterModule",
+        "VaccineModule",
+        "TVaccineModule",
+        "BoosterVaccineModule",
+        "TARModule",
+    )
 ]

@@ -19,7 +19,9 @@ SHAPE = ShapeSpec(hidden_size=16, n_layers=1, n_heads=2, intermediate_size=32, s
 def plain_mean_nll(network: torch.nn.Module, rows: Batch) -> torch.Tensor:
     """Mean NLL per response token, by loops over rows and tokens."""
     total, count = 0.0, 0
-    for ids, mask, labels in zip(rows["input_ids"], rows["attention_mask"], rows["labels"], strict=True):
+    for ids, mask, labels in zip(
+        rows["input_ids"], rows["attention_mask"], rows["labels"], strict=True
+    ):
         length = int(mask.sum())
         logps = torch.log_softmax(network(input_ids=ids[None, :length]).logits[0], dim=-1)
         for position in range(1, length):
@@ -34,7 +36,9 @@ def plain_gradient(network: torch.nn.Module, rows: Batch) -> list[torch.Tensor]:
     return list(torch.autograd.grad(plain_mean_nll(network, rows), trainable(network)))
 
 
-def plain_regulariser(network: torch.nn.Module, rows: Batch, lam: float, alpha: float) -> list[torch.Tensor]:
+def plain_regulariser(
+    network: torch.nn.Module, rows: Batch, lam: float, alpha: float
+) -> list[torch.Tensor]:
     """``lam * (grad h(w) - grad h(w'))``, written out."""
     at_w = plain_gradient(network, rows)
     norm = torch.sqrt(sum((g**2).sum() for g in at_w))
@@ -56,11 +60,25 @@ def trainable(network: torch.nn.Module) -> list[torch.nn.Parameter]:
 
 def make_data(**changes: Any) -> SyntheticAlignment:
     """Twelve alignment rows of unequal length in batches of six, four harmful rows per batch."""
-    settings = {"preset": "tiny", "n_alignment": 12, "n_harmful": 6, "batch_size": 6, "harmful_batch_size": 4, "n_eval": 4, "seed": 1}
+    settings = {
+        "preset": "tiny",
+        "n_alignment": 12,
+        "n_harmful": 6,
+        "batch_size": 6,
+        "harmful_batch_size": 4,
+        "n_eval": 4,
+        "seed": 1,
+    }
     return SyntheticAlignment(**(settings | changes))
 
 
-def make_module(kind: type[ObjectiveModule] = BoosterModule, data: Any = None, double: bool = True, lora: bool = False, **settings: Any):
+def make_module(
+    kind: type[ObjectiveModule] = BoosterModule,
+    data: Any = None,
+    double: bool = True,
+    lora: bool = False,
+    **settings: Any,
+):
     """A module whose network is already built: float64 GPT-2, or a float32 Llama."""
     settings.setdefault("optimizer", partial(torch.optim.SGD, lr=0.1))
     spec = NetworkSpec(shape=SHAPE, lora=LoRASpec(rank=2, alpha=4) if lora else None)
@@ -71,22 +89,42 @@ def make_module(kind: type[ObjectiveModule] = BoosterModule, data: Any = None, d
 
 
 def exact_network(vocabulary: int) -> torch.nn.Module:
-    """A GPT-2 in float64. (Llama computes its norms and rotations in float32 whatever it is given.)"""
+    """A GPT-2 in float64. (Llama computes its norms and rotations in float32 whatever it is
+    given.)
+    """
     torch.manual_seed(3)
     config = GPT2Config(
-        vocab_size=vocabulary, n_embd=16, n_layer=2, n_head=2, n_positions=32, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-        initializer_range=0.2, bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
+        vocab_size=vocabulary,
+        n_embd=16,
+        n_layer=2,
+        n_head=2,
+        n_positions=32,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        initializer_range=0.2,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
     return GPT2LMHeadModel(config).double().train()
 
 
-def fit(module: ObjectiveModule, data: Any, steps: int, ckpt_path: str | None = None, **settings: Any) -> L.Trainer:
+def fit(
+    module: ObjectiveModule, data: Any, steps: int, ckpt_path: str | None = None, **settings: Any
+) -> L.Trainer:
     """Train without any side effect, anew or from a checkpoint on."""
     settings = {
         "accelerator": os.environ.get("CHECK_ACCELERATOR", "cpu"),
-        "devices": 1, "max_steps": steps, "max_epochs": -1, "logger": False, "enable_checkpointing": False,
-        "enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 0, "num_sanity_val_steps": 0,
-    } | settings  # fmt: skip
+        "devices": 1,
+        "max_steps": steps,
+        "max_epochs": -1,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "limit_val_batches": 0,
+        "num_sanity_val_steps": 0,
+    } | settings
     trainer = L.Trainer(**settings)
     trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)
     return trainer
@@ -95,7 +133,18 @@ def fit(module: ObjectiveModule, data: Any, steps: int, ckpt_path: str | None = 
 def global_batches(data: SyntheticAlignment, steps: int) -> list[dict[str, Batch]]:
     """The first global batches, as a run sees them."""
     data.setup("fit")
-    return [{name: source.batch(number) for name, source in data.sources.items()} for number in range(steps)]
+    return [
+        {name: source.batch(number) for name, source in data.sources.items()}
+        for number in range(steps)
+    ]
 
 
-__all__ = ["fit", "global_batches", "make_data", "make_module", "plain_gradient", "plain_regulariser", "trainable"]
+__all__ = [
+    "fit",
+    "global_batches",
+    "make_data",
+    "make_module",
+    "plain_gradient",
+    "plain_regulariser",
+    "trainable",
+]

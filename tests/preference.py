@@ -29,9 +29,14 @@ def make_kto(**changes: Any) -> SyntheticKTO:
 
 def exact_lora(kind: type[ObjectiveModule], **settings: Any) -> ObjectiveModule:
     """A module on a float64 GPT-2 with a new adapter."""
-    module = kind(NetworkSpec(shape=SHAPE, lora=LoRASpec(rank=2, alpha=4)), **{"optimizer": partial(torch.optim.SGD, lr=0.1)} | settings)
+    module = kind(
+        NetworkSpec(shape=SHAPE, lora=LoRASpec(rank=2, alpha=4)),
+        **{"optimizer": partial(torch.optim.SGD, lr=0.1)} | settings,
+    )
     torch.manual_seed(5)
-    config = LoraConfig(r=2, lora_alpha=4, target_modules=["c_attn"], fan_in_fan_out=True, task_type="CAUSAL_LM")
+    config = LoraConfig(
+        r=2, lora_alpha=4, target_modules=["c_attn"], fan_in_fan_out=True, task_type="CAUSAL_LM"
+    )
     module.network = get_peft_model(exact_network(len(make_pairs().tokenizer)), config).double()
     return module
 
@@ -41,10 +46,16 @@ def exact(kind: type[ObjectiveModule], **settings: Any) -> ObjectiveModule:
     return make_module(kind, data=make_pairs(), **settings)
 
 
-def plain_logps(network: torch.nn.Module, rows: Batch, which: int) -> tuple[list[torch.Tensor], list[int]]:
-    """Sum over labelled tokens and their number, for one sequence of every row on its own: no padding, no batch."""
+def plain_logps(
+    network: torch.nn.Module, rows: Batch, which: int
+) -> tuple[list[torch.Tensor], list[int]]:
+    """Sum over labelled tokens and their number, for one sequence of every row on its own: no
+    padding, no batch.
+    """
     sums, counts = [], []
-    for ids, mask, labels in zip(*(rows[name][:, which] for name in ("input_ids", "attention_mask", "labels")), strict=True):
+    for ids, mask, labels in zip(
+        *(rows[name][:, which] for name in ("input_ids", "attention_mask", "labels")), strict=True
+    ):
         length = int(mask.sum())
         logps = torch.log_softmax(network(input_ids=ids[None, :length]).logits[0], dim=-1)
         picked = [logps[t - 1, labels[t]] for t in range(1, length) if labels[t] != -100]
@@ -53,12 +64,22 @@ def plain_logps(network: torch.nn.Module, rows: Batch, which: int) -> tuple[list
     return sums, counts
 
 
-def run(module: ObjectiveModule, data: Any, steps: int, path: Any = None, **settings: Any) -> L.Trainer:
+def run(
+    module: ObjectiveModule, data: Any, steps: int, path: Any = None, **settings: Any
+) -> L.Trainer:
     """Train without any side effect, from a checkpoint if one is given."""
     quiet = {
-        "accelerator": "cpu", "devices": 1, "max_steps": steps, "max_epochs": -1, "logger": False, "enable_checkpointing": False,
-        "enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 0, "num_sanity_val_steps": 0,
-    }  # fmt: skip
+        "accelerator": "cpu",
+        "devices": 1,
+        "max_steps": steps,
+        "max_epochs": -1,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "limit_val_batches": 0,
+        "num_sanity_val_steps": 0,
+    }
     trainer = L.Trainer(**quiet | settings)
     trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
     return trainer
@@ -78,10 +99,16 @@ def weights(module: Any) -> list[torch.Tensor]:
 
 def same_bits(left: list[torch.Tensor], right: list[torch.Tensor]) -> bool:
     """Equal to the last bit."""
-    return len(left) == len(right) and all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
+    return len(left) == len(right) and all(
+        torch.equal(a, b) for a, b in zip(left, right, strict=True)
+    )
 
 
-def relative_error(left: list[torch.Tensor], right: list[torch.Tensor], start: list[torch.Tensor]) -> float:
+def relative_error(
+    left: list[torch.Tensor], right: list[torch.Tensor], start: list[torch.Tensor]
+) -> float:
     """Distance of two sets of weights, relative to how far the second has moved from the start."""
     apart = torch.sqrt(sum(((a - b) ** 2).sum() for a, b in zip(left, right, strict=True)))
-    return float(apart / torch.sqrt(sum(((b - s) ** 2).sum() for b, s in zip(right, start, strict=True))))
+    return float(
+        apart / torch.sqrt(sum(((b - s) ** 2).sum() for b, s in zip(right, start, strict=True)))
+    )

@@ -49,7 +49,12 @@ def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_the_objective_has_the_gradient_that_its_docstring_says(example):
-    module = make_module(example("sam_example").SAMModule, rho=0.05, max_grad_norm=None, optimizer=partial(torch.optim.SGD, lr=1.0))
+    module = make_module(
+        example("sam_example").SAMModule,
+        rho=0.05,
+        max_grad_norm=None,
+        optimizer=partial(torch.optim.SGD, lr=1.0),
+    )
     network = copy.deepcopy(module.network)
     start = [p.detach().clone() for p in trainable(network)]
     fit(module, make_data(), 1)
@@ -64,7 +69,9 @@ def test_the_objective_has_the_gradient_that_its_docstring_says(example):
         torch.testing.assert_close(before - after, gradient, rtol=1e-9, atol=1e-12)
 
 
-def test_objective_datamodule_and_callback_run_from_the_command_line(example, command_line, tmp_path):
+def test_objective_datamodule_and_callback_run_from_the_command_line(
+    example, command_line, tmp_path
+):
     for name in ("sam_example", "benign_example", "distance_example"):
         example(name)
     common = [
@@ -74,21 +81,36 @@ def test_objective_datamodule_and_callback_run_from_the_command_line(example, co
         "--trainer.log_every_n_steps=1",
     ]
     command_line(
-        "fit", *common, "--config=configs/data/alignment.yaml", "--data.init_args.preset=tiny",
+        "fit",
+        *common,
+        "--config=configs/data/alignment.yaml",
+        "--data.init_args.preset=tiny",
         "--data.init_args.n_alignment=20",
-        "--data.init_args.n_harmful=10", "--data.init_args.batch_size=4", "--data.init_args.harmful_batch_size=4",
+        "--data.init_args.n_harmful=10",
+        "--data.init_args.batch_size=4",
+        "--data.init_args.harmful_batch_size=4",
         "--data.init_args.n_eval=4",
-        "--model=sam_example.SAMModule", "--model.init_args.rho=0.02", "--model.init_args.network.shape.hidden_size=16",
-        "--model.init_args.network.shape.n_heads=2", "--trainer.callbacks+=distance_example.WeightDistance",
-        "--trainer.callbacks.every_n_steps=1", f"--trainer.default_root_dir={tmp_path / 'sam'}",
-    )  # fmt: skip
+        "--model=sam_example.SAMModule",
+        "--model.init_args.rho=0.02",
+        "--model.init_args.network.shape.hidden_size=16",
+        "--model.init_args.network.shape.n_heads=2",
+        "--trainer.callbacks+=distance_example.WeightDistance",
+        "--trainer.callbacks.every_n_steps=1",
+        f"--trainer.default_root_dir={tmp_path / 'sam'}",
+    )
     assert "distance/from_start" in (tmp_path / "sam" / "metrics.csv").read_text()
     assert (tmp_path / "sam" / "export" / "config.json").exists()
     command_line(
-        "fit", *common, "--config=configs/objective/sft.yaml", "--data=benign_example.SyntheticBenign", "--data.init_args.preset=tiny",
-        "--data.init_args.n_eval=4", "--data.init_args.batch_size=4", f"--model.init_args.network.path={tmp_path / 'sam' / 'export'}",
+        "fit",
+        *common,
+        "--config=configs/objective/sft.yaml",
+        "--data=benign_example.SyntheticBenign",
+        "--data.init_args.preset=tiny",
+        "--data.init_args.n_eval=4",
+        "--data.init_args.batch_size=4",
+        f"--model.init_args.network.path={tmp_path / 'sam' / 'export'}",
         f"--trainer.default_root_dir={tmp_path / 'benign'}",
-    )  # fmt: skip
+    )
     assert (tmp_path / "benign" / "evaluation.json").exists()
 
 

@@ -13,7 +13,11 @@ from temper.cli.main import VERBS
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 # mkdocs checks the links of docs/, but not those of the pages beside it.
-LINKS = [(page, target) for page in ("README.md", "CONTRIBUTING.md") for target in re.findall(r"\]\(([^)]+)\)", (ROOT / page).read_text())]
+LINKS = [
+    (page, target)
+    for page in ("README.md", "CONTRIBUTING.md")
+    for target in re.findall(r"\]\(([^)]+)\)", (ROOT / page).read_text())
+]
 
 
 def _blocks(page: str, language: str) -> list[str]:
@@ -22,23 +26,33 @@ def _blocks(page: str, language: str) -> list[str]:
 
 def _commands(page: str) -> list[str]:
     """The commands of a page, each on one line."""
-    return [line for block in _blocks(page, "bash") for line in block.replace("\\\n", " ").splitlines()]
+    return [
+        line for block in _blocks(page, "bash") for line in block.replace("\\\n", " ").splitlines()
+    ]
 
 
 def _cells(page: str, column: int) -> list[str]:
     """A column of the tables of a page."""
-    rows = [line.split("|")[1:-1] for line in (DOCS / page).read_text().splitlines() if line.startswith("|")]
+    rows = [
+        line.split("|")[1:-1]
+        for line in (DOCS / page).read_text().splitlines()
+        if line.startswith("|")
+    ]
     return [row[column] for row in rows if len(row) > column]
 
 
-@pytest.mark.parametrize(("page", "target"), [link for link in LINKS if not link[1].startswith("http")])
+@pytest.mark.parametrize(
+    ("page", "target"), [link for link in LINKS if not link[1].startswith("http")]
+)
 def test_a_link_leads_to_a_file_and_a_heading(page, target):
     name, _, heading = target.partition("#")
     path = ROOT / (name or page)
     assert path.exists()
     if heading:
         titles = re.findall(r"^#+ (.*)$", path.read_text(), re.M)
-        assert heading in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+        assert heading in {
+            re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles
+        }
 
 
 def test_the_entry_point_names_every_verb():
@@ -54,13 +68,26 @@ def test_every_callback_is_named_where_one_is_added():
 def test_an_objective_is_listed_with_the_data_that_its_config_names():
     rows = list(zip(_cells("methods.md", 1), _cells("methods.md", 2), strict=False))
     for name in ("tar", "lisa", "safe_instruct", "repnoise"):
-        (data,) = re.findall(r"configs/data/(\w+)\.yaml", (ROOT / f"configs/objective/{name}.yaml").read_text())
-        assert [cell.strip() for objective, cell in rows if objective.strip() == f"`{name}`"] == [f"`{data}`"]
+        (data,) = re.findall(
+            r"configs/data/(\w+)\.yaml", (ROOT / f"configs/objective/{name}.yaml").read_text()
+        )
+        assert [cell.strip() for objective, cell in rows if objective.strip() == f"`{name}`"] == [
+            f"`{data}`"
+        ]
 
 
 def test_a_list_of_callbacks_keeps_those_of_the_trainer_config():
-    usual = {one["class_path"] for one in yaml.safe_load((ROOT / "configs/trainer/cpu.yaml").read_text())["trainer"]["callbacks"]}
-    lists = [found["callbacks"] for text in _blocks("evaluation.md", "yaml") if "callbacks" in (found := yaml.safe_load(text)["trainer"])]
+    usual = {
+        one["class_path"]
+        for one in yaml.safe_load((ROOT / "configs/trainer/cpu.yaml").read_text())["trainer"][
+            "callbacks"
+        ]
+    }
+    lists = [
+        found["callbacks"]
+        for text in _blocks("evaluation.md", "yaml")
+        if "callbacks" in (found := yaml.safe_load(text)["trainer"])
+    ]
     assert lists and all(usual <= {one["class_path"] for one in chosen} for chosen in lists)
 
 
@@ -75,5 +102,9 @@ def test_stored_answers_are_judged_on_the_data_they_were_given_to():
 
 
 def test_every_file_of_a_run_folder_is_described(tiny_run):
-    described = {name.rstrip("/") for cell in _cells("concepts.md", 0) for name in re.findall(r"`([^`]+)`", cell)}
+    described = {
+        name.rstrip("/")
+        for cell in _cells("concepts.md", 0)
+        for name in re.findall(r"`([^`]+)`", cell)
+    }
     assert {path.name for path in tiny_run.iterdir()} <= described

@@ -56,4 +56,6 @@ def test_what_is_no_json_leaves_the_old_file(tmp_path):
 def test_json_lines_are_one_object_a_line(tmp_path):
     rows = [{"prompt": "a\nb"}, {"prompt": "c"}]
     write_json_lines(tmp_path / "generations.jsonl", iter(rows))
-    assert [json.loads(line) for line in (tmp_path / "generations.jsonl").read_text().splitlines()] == rows
+    assert [
+        json.loads(line) for line in (tmp_path / "generations.jsonl").read_text().splitlines()
+    ] == rows

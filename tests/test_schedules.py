@@ -26,7 +26,9 @@ def test_warm_up_rises_in_equal_steps_to_the_full_rate():
 def test_after_warm_up_half_a_cosine_falls_to_the_floor_and_holds():
     rates = _rates(16, total_steps=10, warmup_steps=2, final_ratio=0.1)
     for step in range(2, 10):
-        assert rates[step] == pytest.approx(2 * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * (step - 2) / 8))))
+        assert rates[step] == pytest.approx(
+            2 * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * (step - 2) / 8)))
+        )
     assert rates[10:] == pytest.approx([0.2] * 6)
 
 
@@ -39,4 +41,6 @@ def test_without_warm_up_the_first_step_has_the_full_rate():
 
 
 def test_a_warm_up_as_long_as_the_run_never_divides_by_zero():
-    assert _rates(6, total_steps=4, warmup_steps=4, final_ratio=0.5) == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.0, 1.0])
+    assert _rates(6, total_steps=4, warmup_steps=4, final_ratio=0.5) == pytest.approx(
+        [0.5, 1.0, 1.5, 2.0, 2.0, 1.0]
+    )

@@ -1,4 +1,6 @@
-"""Where metrics go: ``metrics.csv`` in the run folder always, TensorBoard by default, others as the config says."""
+"""Where metrics go: ``metrics.csv`` in the run folder always, TensorBoard by default, others as the
+config says.
+"""
 
 import csv
 from collections.abc import Iterable
@@ -32,10 +34,13 @@ def _mlflow_folder(arguments: Any, run: Path) -> None:
         # A database: MLflow refuses to begin a store of plain files.
         run.mkdir(parents=True, exist_ok=True)
         arguments.tracking_uri = f"sqlite:///{run / 'mlflow.db'}"
-        arguments.artifact_location = arguments.artifact_location or (run / "mlflow").absolute().as_uri()
+        arguments.artifact_location = (
+            arguments.artifact_location or (run / "mlflow").absolute().as_uri()
+        )
 
 
-# Lightning's default folders lie where one happens to stand; left as they are, they move into the run folder.
+# Lightning's default folders lie where one happens to stand; left as they are, they move into the
+# run folder.
 FOLDERS = {"WandbLogger": _wandb_folder, "MLFlowLogger": _mlflow_folder}
 
 
@@ -52,13 +57,18 @@ def prepare_loggers(config: Any) -> None:
         name = logger.class_path.rpartition(".")[2]
         module, package = PACKAGES.get(name, (None, None))
         if module is not None and find_spec(module) is None:
-            raise TemperError(f"trainer.logger={name}: the package {package} is not installed; pip install {package}, or drop the logger")
+            raise TemperError(
+                f"trainer.logger={name}: the package {package} is not installed; pip install"
+                f" {package}, or drop the logger"
+            )
         if name in FOLDERS:
             FOLDERS[name](logger.init_args, Path(config.trainer.default_root_dir or DEFAULT_ROOT))
 
 
 class ContinuedCSVLogger(CSVLogger):
-    """Lightning's, for a run that is resumed: rows from before are kept, but for those of steps that are taken again."""
+    """Lightning's, for a run that is resumed: rows from before are kept, but for those of steps
+    that are taken again.
+    """
 
     @property
     def experiment(self) -> Any:
@@ -86,7 +96,10 @@ class _ContinuedWriter(ExperimentWriter):
     def _cut(self, step: float) -> None:
         with open(self.metrics_file_path, newline="") as file:
             reader = csv.DictReader(file)
-            kept, self.metrics_keys = [row for row in reader if float(row["step"]) < step], list(reader.fieldnames or [])
+            kept, self.metrics_keys = (
+                [row for row in reader if float(row["step"]) < step],
+                list(reader.fieldnames or []),
+            )
         with open(self.metrics_file_path, "w", newline="") as file:
             writer = csv.DictWriter(file, self.metrics_keys)
             writer.writeheader()
@@ -94,7 +107,8 @@ class _ContinuedWriter(ExperimentWriter):
 
 
 def with_defaults(logger: Any, folder: str, resumed: bool = False) -> Any:
-    """The loggers of a run: ``metrics.csv`` straight in the run folder is one of them unless there are to be none at all.
+    """The loggers of a run: ``metrics.csv`` straight in the run folder is one of them unless there
+    are to be none at all.
 
     Args:
         logger: What the config says: nothing (or true), false, a logger, or several.
@@ -105,7 +119,11 @@ def with_defaults(logger: Any, folder: str, resumed: bool = False) -> Any:
         return False
     metrics = (ContinuedCSVLogger if resumed else CSVLogger)(folder, name="", version="")
     if logger in (None, True):
-        return [metrics, TensorBoardLogger(folder, name="tensorboard", version="")] if find_spec("tensorboard") else metrics
+        return (
+            [metrics, TensorBoardLogger(folder, name="tensorboard", version="")]
+            if find_spec("tensorboard")
+            else metrics
+        )
     chosen = [logger] if isinstance(logger, Logger) else list(logger)
     # First, since the first logger's folder is the run's.
     return chosen if any(isinstance(one, CSVLogger) for one in chosen) else [metrics, *chosen]

@@ -1,5 +1,6 @@
 """LightningCLI with short names, clear refusals, and a config file that survives a requeue."""
 
+import functools
 import logging
 import os
 import sys
@@ -19,11 +20,9 @@ from lightning.pytorch.cli import LightningCLI
 from temper.cli.checkpoint_io import with_atomic_checkpoints
 from temper.cli.checks import check_checkpoint, check_config, check_environment
 from temper.cli.loggers import DEFAULT_ROOT, prepare_loggers, with_defaults
-from temper.cli.parser import TemperParser
-from temper.cli.run_lock import hold_run_folder
-from temper.cli.save_config import SaveConfig, as_saved
+from temper.cli.parser import TemperParser, fill_tokenizer
 from temper.cli.slurm import cluster_plugins, resumed_from
-from temper.cli.tokenizer import fill_tokenizer
+from temper.cli.snapshot import SaveConfig, as_saved, hold_run_folder
 from temper.cli.trainer import OFF_DEVICE, SafetyTrainer
 from temper.errors import TemperError
 from temper.slurm import in_job
@@ -38,13 +37,21 @@ VERBS = {
     "export": {"model", "datamodule"},
     "plan": {"model", "datamodule"},
 }
-LOOKING = ("preview", "export", "plan")  # verbs that run no loop: they need no device, and leave the run folder alone
+LOOKING = (
+    "preview",
+    "export",
+    "plan",
+)  # verbs that run no loop: they need no device, and leave the run folder alone
 
 
 class TemperCLI(LightningCLI):
-    """``python train.py {fit,validate,test,predict,preview,export,plan} --config a.yaml --config b.yaml --key value``."""
+    """``python train.py {fit,validate,test,predict,preview,export,plan} --config a.yaml
+    --config b.yaml --key value``.
+    """
 
-    def __init__(self, args: list[str] | None = None, in_every_fit: Sequence[type[L.Callback]] = ()) -> None:
+    def __init__(
+        self, args: list[str] | None = None, in_every_fit: Sequence[type[L.Callback]] = ()
+    ) -> None:
         self._lock: TextIO | None = None
         self._in_every_fit = in_every_fit
         try:
@@ -72,7 +79,12 @@ class TemperCLI(LightningCLI):
     def init_parser(self, **kwargs: Any) -> TemperParser:
         """A parser that explains itself."""
         parser = TemperParser(**kwargs)
-        parser.add_argument("-c", "--config", action=ActionConfigFile, help="YAML file; several are merged, later ones win.")
+        parser.add_argument(
+            "-c",
+            "--config",
+            action=ActionConfigFile,
+            help="YAML file; several are merged, later ones win.",
+        )
         return parser
 
     def before_instantiate_classes(self) -> None:
@@ -85,12 +97,18 @@ class TemperCLI(LightningCLI):
         if self.subcommand in LOOKING:
             for option, value in OFF_DEVICE.items():
                 config.trainer[option] = value
-        if self.subcommand not in ("preview", "plan"):  # which need nothing of what is checked: neither weights nor a device
+        if self.subcommand not in (
+            "preview",
+            "plan",
+        ):  # which need nothing of what is checked: neither weights nor a device
             check_config(config, self.subcommand)
         self._asked = config.clone()
         if self.subcommand == "fit" and in_job():
             saved = as_saved(self._parser(self.subcommand), config)
-            config.ckpt_path = resumed_from(config.trainer.default_root_dir or DEFAULT_ROOT, saved) or config.ckpt_path
+            config.ckpt_path = (
+                resumed_from(config.trainer.default_root_dir or DEFAULT_ROOT, saved)
+                or config.ckpt_path
+            )
         self._resumed = self.subcommand == "fit" and bool(config.get("ckpt_path"))
         prepare_loggers(config)
         if self.subcommand == "plan" and "tokenizer" in (config.data.get("init_args") or {}):
@@ -104,28 +122,39 @@ class TemperCLI(LightningCLI):
         self.trainer.asked = self._given  # type: ignore[attr-defined]
 
     def _parse_ckpt_path(self) -> None:
-        """Lightning reads hyperparameters from a checkpoint: refuse one that is not safe to read first."""
+        """Lightning reads hyperparameters from a checkpoint: refuse one that is not safe to read
+        first.
+        """
         if self.config.get("subcommand"):
             check_checkpoint(self.config[self.config.subcommand].get("ckpt_path"))
         super()._parse_ckpt_path()
 
     def _instantiate_trainer(self, config: Any, callbacks: list[L.Callback]) -> L.Trainer:
         """The run folder is held by this process, and ``metrics.csv`` goes straight into it."""
-        # What was filled in follows from the rest; saved, it would stick to this folder and this model in the next run.
+        # What was filled in follows from the rest; saved, it would stick to this folder and this
+        # model in the next run.
         self.config[self.subcommand] = self._asked
         config["default_root_dir"] = config.get("default_root_dir") or DEFAULT_ROOT
-        config["plugins"] = with_atomic_checkpoints(cluster_plugins(config, alone=self.subcommand in LOOKING))
+        config["plugins"] = with_atomic_checkpoints(
+            cluster_plugins(config, alone=self.subcommand in LOOKING)
+        )
         if self.subcommand not in LOOKING:
             self._lock = hold_run_folder(config["default_root_dir"])
         if self.subcommand == "fit":
             callbacks = [*callbacks, *self._missing(config.get("callbacks"))]
-        config["logger"] = with_defaults(config.get("logger"), config["default_root_dir"], self._resumed)
+        config["logger"] = with_defaults(
+            config.get("logger"), config["default_root_dir"], self._resumed
+        )
         return super()._instantiate_trainer(config, callbacks)
 
     def _missing(self, chosen: Any) -> list[L.Callback]:
         """Callbacks of every fit that the config does not give with settings of its own."""
         present = chosen if isinstance(chosen, list) else [chosen]
-        return [kind() for kind in self._in_every_fit if not any(isinstance(one, kind) for one in present)]
+        return [
+            kind()
+            for kind in self._in_every_fit
+            if not any(isinstance(one, kind) for one in present)
+        ]
 
 
 def main(args: list[str] | None = None, in_every_fit: Sequence[type[L.Callback]] = ()) -> None:
@@ -141,7 +170,9 @@ def main(args: list[str] | None = None, in_every_fit: Sequence[type[L.Callback]]
     except ValueError as error:
         mistake: BaseException | None = error
         while mistake is not None and not isinstance(mistake, TemperError):
-            mistake = mistake.__cause__  # jsonargparse wraps what the constructor of a module or of data raises
+            mistake = (
+                mistake.__cause__
+            )  # jsonargparse wraps what the constructor of a module or of data raises
         if mistake is None:
             raise
         print(f"error: {mistake}", file=sys.stderr)
@@ -153,24 +184,38 @@ def _quieten() -> None:
     # Neither progress bars of single files nor tips belong in a log.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # whoever imports DeepSpeed, it need not wonder
+        os.environ.setdefault(
+            "DS_ACCELERATOR", "cpu"
+        )  # whoever imports DeepSpeed, it need not wonder
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     for logger, noise in (
         ("lightning.pytorch.utilities.rank_zero", ("litlogger", "litmodels")),
-        ("bitsandbytes.backends.cpu.ops", ("gemm_4bit_forward",)),  # said wherever peft is imported, in 4 bits or not
+        (
+            "bitsandbytes.backends.cpu.ops",
+            ("gemm_4bit_forward",),
+        ),  # said wherever peft is imported, in 4 bits or not
     ):
-        logging.getLogger(logger).addFilter(lambda record, noise=noise: not any(word in record.getMessage() for word in noise))  # type: ignore[misc]
+        logging.getLogger(logger).addFilter(functools.partial(_is_news, noise))
     for pattern in (
         ".*does not have many workers.*",
-        ".*`srun` command is available on your system but is not used.*",  # in a job that is an error here, elsewhere no matter
+        # in a job that is an error here, elsewhere no matter
+        ".*`srun` command is available on your system but is not used.*",
         ".*Your `IterableDataset` has `__len__`.*",
         ".*exists and is not empty.*",
         ".*is_gradient_checkpointing. is deprecated.*",
         ".*You have overridden `on_before_batch_transfer`.*",
         ".*`isinstance.treespec, LeafSpec.`.*",
-        ".*It is recommended to use .*sync_dist=True.*",  # figures are summed over ranks before they are logged
+        # figures are summed over ranks before they are logged
+        ".*It is recommended to use .*sync_dist=True.*",
         ".*your dataloader is not resumable.*",  # it asks the run where it stands
         ".*Using ModelCheckpoint with manual optimization.*",  # steps are over when it saves
-        ".*torch.distributed.(all_gather_into_tensor|reduce_scatter_tensor). is deprecated.*",  # DeepSpeed's calls, every one of them
+        # DeepSpeed's calls, every one of them
+        ".*torch.distributed.(all_gather_into_tensor|reduce_scatter_tensor). is deprecated.*",
     ):
         warnings.filterwarnings("ignore", pattern)
+
+
+def _is_news(noise: tuple[str, ...], record: logging.LogRecord) -> bool:
+    """Whether a log record contains none of the words of known noise."""
+    message = record.getMessage()
+    return not any(word in message for word in noise)

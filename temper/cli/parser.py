@@ -1,7 +1,6 @@
 """The argument parser: no abbreviations, and a guess at what a wrong name meant."""
 
 import dataclasses
-import difflib
 import inspect
 import os
 import re
@@ -12,6 +11,9 @@ from typing import Any, NoReturn
 
 import lightning.pytorch as L
 from lightning.pytorch.cli import LightningArgumentParser
+
+from temper.errors import TemperError, close_names, did_you_mean
+from temper.models.folder import NetworkSpec, tokenizer_folder
 
 # What jsonargparse says about a name it does not know; the group is the name.
 _UNKNOWN = (
@@ -43,10 +45,15 @@ class TemperParser(LightningArgumentParser):
 
     def _explain(self, name: str, message: str) -> str:
         if "File does not exist" in message:
-            close = difflib.get_close_matches(os.path.relpath(name), map(str, Path("configs").rglob("*.yaml")), n=1)
-            return f"--config={os.path.relpath(name)}: no such file; {f'did you mean {close[0]!r}?' if close else 'see configs/'}"
+            known = map(str, Path("configs").rglob("*.yaml"))
+            hint = did_you_mean(os.path.relpath(name), known, "see configs/")
+            return f"--config={os.path.relpath(name)}: no such file; {hint}"
         close = suggest(name, {*self._known_flags(), *_known_names()})
-        hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"see {self.prog.split(' [')[0]} --help"
+        hint = (
+            f"did you mean {' or '.join(map(repr, close))}?"
+            if close
+            else f"see {self.prog.split(' [')[0]} --help"
+        )
         if "import path" in message:
             return f"no class is named {name!r}; {hint}"
         if "invalid choice" in message:
@@ -74,12 +81,11 @@ class TemperParser(LightningArgumentParser):
 
 def suggest(name: str, known: Iterable[str]) -> list[str]:
     """Up to two known names close to a wrong one: as a whole, or by its last part."""
-    known = sorted(set(known))
-    whole = difflib.get_close_matches(name, known, n=2, cutoff=0.75)
-    if whole:
-        return whole
+    known = set(known)
     last = name.rsplit(".", 1)[-1]
-    return difflib.get_close_matches(last, [k for k in known if "." not in k], n=2, cutoff=0.7)
+    return close_names(name, known, 2, 0.75) or close_names(
+        last, (k for k in known if "." not in k), 2, 0.7
+    )
 
 
 def _known_names() -> Iterator[str]:
@@ -107,3 +113,43 @@ def _fields(annotation: Any) -> Iterator[str]:
             for field in dataclasses.fields(kind):
                 yield field.name
                 yield from _fields(field.type)
+
+
+# MERGED from temper.cli.parser: Data that need a tokenizer take the model's, unless they are given
+# another.
+
+
+def fill_tokenizer(config: Any) -> None:
+    """Set ``data.init_args.tokenizer`` to the folder of the model's tokenizer where it is null, and
+    trust it as the model is trusted.
+
+    An adapter folder without a tokenizer stands for its base. Data without such an argument bring
+    their own.
+
+    Args:
+        config: The verb's config, changed in place.
+
+    Raises:
+        TemperError: the network is built from a shape, so there is no tokenizer to take; or its
+            folder has none.
+    """
+    arguments = config.data.get("init_args") or {}
+    if "tokenizer" not in arguments or arguments["tokenizer"] is not None:
+        return
+    network = (config.model.get("init_args") or {}).get("network") or {}
+    if network.get("path") is None:
+        raise TemperError(
+            "data.init_args.tokenizer is not set, and"
+            f" data={config.data.class_path.rpartition('.')[2]} needs one: the network has no"
+            " folder to take it from (model.init_args.network.path); give a folder with"
+            " tokenizer.json"
+        )
+    spec = NetworkSpec(
+        **{
+            name: network[name]
+            for name in ("path", "revision", "local_files_only", "trust_remote_code")
+        }
+    )
+    arguments["tokenizer"] = str(tokenizer_folder(spec))
+    if arguments.get("trust_remote_code", False) is None:
+        arguments["trust_remote_code"] = spec.trust_remote_code

@@ -1,24 +1,42 @@
-"""From a config to what `temper.plan` reckons with. Nothing here needs a device, weights or rows."""
+"""From a config to what `temper.plan` reckons with. Nothing here needs a device, weights or
+rows.
+"""
 
 from typing import Any
 
 from temper.cli.checks import strategy_name
 from temper.errors import TemperError
 from temper.plan import Plan, Setup, make_plan
-from temper.plan.optimizers import state_bytes
+from temper.plan.memory import STRATEGIES, state_bytes
 from temper.plan.report import Device
-from temper.plan.shapes import model_shape
-from temper.plan.sources import find_architecture
-from temper.plan.strategies import STRATEGIES
+from temper.plan.shapes import find_architecture, model_shape
 
 # Lightning's names of the precisions that objectives have.
-PRECISIONS = {name: full for full, names in {
-    "32-true": ("None", "32", "32-true"), "bf16-mixed": ("bf16", "bf16-mixed"), "bf16-true": ("bf16-true",),
-}.items() for name in names}  # fmt: skip
-ARGUMENTS = ("gather_dtype", "offload_optimizer", "offload_parameters", "bucket_size")  # of strategies, that a plan depends on
+PRECISIONS = {
+    name: full
+    for full, names in {
+        "32-true": ("None", "32", "32-true"),
+        "bf16-mixed": ("bf16", "bf16-mixed"),
+        "bf16-true": ("bf16-true",),
+    }.items()
+    for name in names
+}
+ARGUMENTS = (
+    "gather_dtype",
+    "offload_optimizer",
+    "offload_parameters",
+    "bucket_size",
+)  # of strategies, that a plan depends on
 
 
-def plan_of(module: Any, data: Any, asked: Any, device: Device, sequence_length: int | None, devices_total: int | None) -> Plan:
+def plan_of(
+    module: Any,
+    data: Any,
+    asked: Any,
+    device: Device,
+    sequence_length: int | None,
+    devices_total: int | None,
+) -> Plan:
     """The plan of a run.
 
     Args:
@@ -33,7 +51,10 @@ def plan_of(module: Any, data: Any, asked: Any, device: Device, sequence_length:
         TemperError: something that cannot be planned, or is missing.
     """
     if not hasattr(module, "cost"):
-        raise TemperError(f"model={type(module).__name__} says nothing of what a step costs: a plan is for objectives that train a network")
+        raise TemperError(
+            f"model={type(module).__name__} says nothing of what a step costs: a plan is for"
+            " objectives that train a network"
+        )
     spec, arguments = module.network_spec, asked.data.get("init_args") or {}
     found = find_architecture(spec, _vocabulary(data, arguments))
     cost, lora = module.cost(), spec.lora or found.adapter
@@ -68,7 +89,7 @@ def _vocabulary(data: Any, arguments: Any) -> int | None:
         return len(data.tokenizer)
     if not arguments.get("tokenizer"):
         return None
-    from temper.data.tokenizers import load_tokenizer
+    from temper.data.chat import load_tokenizer
 
     return len(load_tokenizer(arguments["tokenizer"]))
 
@@ -79,17 +100,25 @@ def _length(data: Any, arguments: Any) -> int:
         return int(language.spec.prompt_length + language.spec.response_length)
     if arguments.get("max_length"):
         return int(arguments["max_length"])
-    raise TemperError("--sequence_length: these data have no limit of their own; give the tokens in a row")
+    raise TemperError(
+        "--sequence_length: these data have no limit of their own; give the tokens in a row"
+    )
 
 
 def _batch_sizes(arguments: Any, streams: list[str | None]) -> dict[str | None, int]:
-    """Rows per step of every stream: ``harmful_batch_size`` for ``harmful`` and ``harmful_pairs``, ``batch_size`` for others."""
+    """Rows per step of every stream: ``harmful_batch_size`` for ``harmful`` and ``harmful_pairs``,
+    ``batch_size`` for others.
+    """
     if arguments.get("batch_size") is None:
-        raise TemperError("data: they have no batch_size, which says how many rows a step has; a plan needs it")
+        raise TemperError(
+            "data: they have no batch_size, which says how many rows a step has; a plan needs it"
+        )
     found: dict[str | None, int] = {None: int(arguments["batch_size"])}
     for stream in filter(None, streams):
         own = [f"{word}_batch_size" for word in reversed(stream.split("_"))]
-        found[stream] = int(next((arguments[name] for name in own if arguments.get(name) is not None), found[None]))
+        found[stream] = int(
+            next((arguments[name] for name in own if arguments.get(name) is not None), found[None])
+        )
     return found
 
 
@@ -102,7 +131,10 @@ def _devices(trainer: Any) -> int:
     if str(words) in ("auto", "-1"):
         if trainer.accelerator == "cpu":
             return int(trainer.num_nodes)
-        raise TemperError(f"trainer.devices={asked}: how many that will be is not known here; give --devices_total=8, for example")
+        raise TemperError(
+            f"trainer.devices={asked}: how many that will be is not known here; give"
+            " --devices_total=8, for example"
+        )
     return int(words) * int(trainer.num_nodes)
 
 
@@ -114,11 +146,17 @@ def _strategy(asked: Any, devices: int) -> tuple[str, dict[str, Any]]:
     if (name == "auto" and devices > 1) or name.startswith("ddp"):
         name = "ddp"  # the first as Lightning chooses
     if name not in STRATEGIES:
-        raise TemperError(f"trainer.strategy={name}: no plan is known for it; choose one of {', '.join(STRATEGIES)}")
+        raise TemperError(
+            f"trainer.strategy={name}: no plan is known for it; choose one of"
+            f" {', '.join(STRATEGIES)}"
+        )
     return name, options
 
 
 def _precision(asked: Any) -> str:
     if str(asked) not in PRECISIONS:
-        raise TemperError(f"trainer.precision={asked}: not one that objectives have; use 32-true, bf16-mixed or bf16-true")
+        raise TemperError(
+            f"trainer.precision={asked}: not one that objectives have; use 32-true, bf16-mixed or"
+            " bf16-true"
+        )
     return PRECISIONS[str(asked)]

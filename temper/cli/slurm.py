@@ -19,22 +19,27 @@ TRAINED = ("model", "data", "seed_everything")  # parts of a config that a check
 def cluster_plugins(trainer: Any, alone: bool) -> list[Any]:
     """The Trainer's plugins, with SLURM's environment among them.
 
-    Lightning's own handler saves and requeues from inside the signal handler, which can see displaced weights and wait for
-    ranks that got no signal: it is switched off, and `callbacks.Preemption` does its work between two steps.
+    Lightning's own handler saves and requeues from inside the signal handler, which can see
+    displaced weights and wait for ranks that got no signal: it is switched off, and
+    `callbacks.Preemption` does its work between two steps.
 
     Args:
         trainer: The Trainer's settings.
         alone: Whether the verb runs no loop, so that one process does it, whatever the job has.
 
     Raises:
-        TemperError: the tasks that SLURM starts are not the devices of the Trainer, or nobody started the others.
+        TemperError: the tasks that SLURM starts are not the devices of the Trainer, or nobody
+            started the others.
     """
     plugins = trainer["plugins"] or []
     plugins = list(plugins) if isinstance(plugins, list) else [plugins]
     if not in_job() or any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
         return plugins
     if alone or os.environ["SLURM_NTASKS"] == "1":
-        return [*plugins, LightningEnvironment()]  # this process starts the others itself, if it has several devices
+        return [
+            *plugins,
+            LightningEnvironment(),
+        ]  # this process starts the others itself, if it has several devices
     _check_tasks(trainer)
     return [*plugins, SLURMEnvironment(auto_requeue=False)]
 
@@ -42,16 +47,26 @@ def cluster_plugins(trainer: Any, alone: bool) -> list[Any]:
 def _check_tasks(trainer: Any) -> None:
     tasks = int(os.environ["SLURM_NTASKS"])
     if "SLURM_STEP_ID" not in os.environ:
-        raise TemperError(f"SLURM_NTASKS={tasks}, but srun did not start this process and nobody starts the others; put srun before python")
-    asked = (("devices", "SLURM_NTASKS_PER_NODE", "--ntasks-per-node"), ("num_nodes", "SLURM_NNODES", "--nodes"))
+        raise TemperError(
+            f"SLURM_NTASKS={tasks}, but srun did not start this process and nobody starts the"
+            " others; put srun before python"
+        )
+    asked = (
+        ("devices", "SLURM_NTASKS_PER_NODE", "--ntasks-per-node"),
+        ("num_nodes", "SLURM_NNODES", "--nodes"),
+    )
     for option, variable, flag in asked:
         given, wanted = os.environ.get(variable), str(trainer[option])
         if given is not None and wanted.isdecimal() and given != wanted:
             raise TemperError(
-                f"trainer.{option}={wanted}, but the SLURM job has {flag}={given}; give --trainer.{option}={given}, or change the job"
+                f"trainer.{option}={wanted}, but the SLURM job has {flag}={given}; give"
+                f" --trainer.{option}={given}, or change the job"
             )
     if "SLURM_NTASKS_PER_NODE" not in os.environ:
-        raise TemperError(f"the SLURM job has --ntasks={tasks}; say how many tasks each node has: --ntasks-per-node, one per device")
+        raise TemperError(
+            f"the SLURM job has --ntasks={tasks}; say how many tasks each node has:"
+            " --ntasks-per-node, one per device"
+        )
 
 
 def resumed_from(folder: str | Path, config_yaml: str) -> Path | None:
@@ -69,12 +84,14 @@ def resumed_from(folder: str | Path, config_yaml: str) -> Path | None:
     if not checkpoints:
         return None
     if saved.exists():
-        then, now = (yaml.safe_load(text) for text in (saved.read_text(encoding="utf-8"), config_yaml))
+        then, now = (
+            yaml.safe_load(text) for text in (saved.read_text(encoding="utf-8"), config_yaml)
+        )
         for key in TRAINED:
             for name, before, after in _differences(key, then.get(key), now.get(key)):
                 raise TemperError(
-                    f"{checkpoints[-1]} was left by a job with {name}={before}, and this one has {after}; "
-                    "delete it to begin anew, or give another trainer.default_root_dir"
+                    f"{checkpoints[-1]} was left by a job with {name}={before}, and this one has"
+                    f" {after}; delete it to begin anew, or give another trainer.default_root_dir"
                 )
     return checkpoints[-1]
 

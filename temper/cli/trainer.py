@@ -6,20 +6,28 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 
-from temper.checkpoint_parts import COMMON, Parts, is_in_parts, load_file
 from temper.errors import TemperError
 from temper.models.export import Dtype
+from temper.sharded_checkpoint import COMMON, Parts, is_in_parts, load_file
 
-# What a verb that computes nothing on a device runs with, whatever the config asks for: a login node will do.
+# What a verb that computes nothing on a device runs with, whatever the config asks for: a login
+# node will do.
 OFF_DEVICE: dict[str, Any] = {
-    "accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "precision": None, "logger": False, "callbacks": None,
-}  # fmt: skip
+    "accelerator": "cpu",
+    "devices": 1,
+    "num_nodes": 1,
+    "strategy": "auto",
+    "precision": None,
+    "logger": False,
+    "callbacks": None,
+}
 
 
 class SafetyTrainer(L.Trainer):
     """The Trainer: how, where and how long.
 
-    It is Lightning's; `preview`, `export` and `plan` are verbs of the command line beside fit, validate, test and predict.
+    It is Lightning's; `preview`, `export` and `plan` are verbs of the command line beside fit,
+    validate, test and predict.
     """
 
     #: The config as it was given, before `OFF_DEVICE`: set by the command line.
@@ -33,18 +41,21 @@ class SafetyTrainer(L.Trainer):
         html: str | None = None,
         limit: int = 20_000,
     ) -> None:
-        """Show what the model would see, without loading weights: rows, masks, lengths, repeats, overlaps.
+        """Show what the model would see, without loading weights: rows, masks, lengths, repeats,
+        overlaps.
 
         Args:
             model: The objective; it says which streams are read.
             datamodule: The data.
-            rows: Rows to show of each stream, and evaluation prompts of each kind, as they are: unsafe text in your data is shown,
-                because you ask to see it. 0 shows figures alone.
+            rows: Rows to show of each stream, and evaluation prompts of each kind, as they are:
+                unsafe text in your data is shown, because you ask to see it. 0 shows figures alone.
             html: Write the same as a page to this file.
-            limit: Rows of a stream that lengths, repeats and overlaps are counted over, from the first pass.
+            limit: Rows of a stream that lengths, repeats and overlaps are counted over, from the
+                first pass.
 
         Raises:
-            TemperError: the objective reads a stream that these data do not have, or a number makes no sense.
+            TemperError: the objective reads a stream that these data do not have, or a number makes
+                no sense.
         """
         from rich.console import Console
 
@@ -63,11 +74,20 @@ class SafetyTrainer(L.Trainer):
         for name in streams:
             if name not in data.sources:
                 raise TemperError(
-                    f"model={type(model).__name__} reads the stream {name!r}, and data={type(data).__name__} has "
-                    f"{', '.join(map(repr, data.sources))}; choose data that have it"
+                    f"model={type(model).__name__} reads the stream {name!r}, and"
+                    f" data={type(data).__name__} has {', '.join(map(repr, data.sources))}; choose"
+                    " data that have it"
                 )
         title = f"{type(data).__name__} for {type(model).__name__}"
-        shown = look(data, streams, title, rows, limit, getattr(model, "micro_batch_size", None), _packed_width(model))
+        shown = look(
+            data,
+            streams,
+            title,
+            rows,
+            limit,
+            getattr(model, "micro_batch_size", None),
+            _packed_width(model),
+        )
         print_preview(shown, Console())
         if html is not None:
             write_text(Path(html), render_page(shown))
@@ -82,16 +102,18 @@ class SafetyTrainer(L.Trainer):
         merge: bool = True,
         dtype: Dtype | None = None,
     ) -> None:
-        """Write the network as a Hugging Face folder: from a checkpoint, or as the config builds it.
+        """Write the network as a Hugging Face folder: from a checkpoint, or as the config builds
+        it.
 
         Args:
             model: The objective; its network is built.
             datamodule: The data; their tokenizer is saved with the network.
             folder: Target, relative to where you are; replaced as a whole.
-            ckpt_path: Checkpoint whose weights are taken, in one file or in parts; null: the network as it is before training,
-                for example an adapter folder to be merged.
+            ckpt_path: Checkpoint whose weights are taken, in one file or in parts; null: the
+                network as it is before training, for example an adapter folder to be merged.
             merge: Merge adapters into the weights; false writes the adapter alone.
-            dtype: Precision of the weights that are written, adapters alone aside; null: that of the network.
+            dtype: Precision of the weights that are written, adapters alone aside; null: that of
+                the network.
 
         Raises:
             TemperError: the checkpoint is not one of this model.
@@ -100,7 +122,11 @@ class SafetyTrainer(L.Trainer):
 
         data = self._attach(model, datamodule)
         model.configure_model()
-        run, step = (None, 0) if ckpt_path is None else (Path(self.default_root_dir), _load(model, ckpt_path))
+        run, step = (
+            (None, 0)
+            if ckpt_path is None
+            else (Path(self.default_root_dir), _load(model, ckpt_path))
+        )
         export_module(model, data, Path(folder), merge, run, step, dtype=dtype)
         print(f"written to {folder}")
 
@@ -115,13 +141,16 @@ class SafetyTrainer(L.Trainer):
         devices_total: int | None = None,
         json: str | None = None,
     ) -> None:
-        """Show what training would need, without weights, rows or a device: memory by part, communication, operations, time.
+        """Show what training would need, without weights, rows or a device: memory by part,
+        communication, operations, time.
 
         Args:
             model: The objective.
-            datamodule: The data; their batch sizes and longest row count, and no file of theirs is read.
+            datamodule: The data; their batch sizes and longest row count, and no file of theirs is
+                read.
             device_gib: Memory of a device, in GiB.
-            tflops: Rate of a device in 10^12 operations per second, dense, in the precision of the run (an A100 in bfloat16: 312).
+            tflops: Rate of a device in 10^12 operations per second, dense, in the precision of the
+                run (an A100 in bfloat16: 312).
             mfu: Share of it that training reaches.
             sequence_length: Tokens in a row; null: the data's limit.
             devices_total: Number of devices; null: trainer.devices times trainer.num_nodes.
@@ -138,17 +167,28 @@ class SafetyTrainer(L.Trainer):
         from temper.run_folder import write_json
 
         numbers = {"device_gib": device_gib, "tflops": tflops, "mfu": mfu}
-        for flag, value in (numbers | {"sequence_length": sequence_length, "devices_total": devices_total}).items():
+        for flag, value in (
+            numbers | {"sequence_length": sequence_length, "devices_total": devices_total}
+        ).items():
             if value is not None and not value > 0:
                 raise TemperError(f"--{flag}={value}: give a number > 0")
-        found = plan_of(model, datamodule, self.asked, Device(device_gib, tflops, mfu), sequence_length, devices_total)
+        found = plan_of(
+            model,
+            datamodule,
+            self.asked,
+            Device(device_gib, tflops, mfu),
+            sequence_length,
+            devices_total,
+        )
         print_plan(found, Console())
         if json is not None:
             write_json(Path(json), found.as_json())
             print(f"written to {json}")
 
     def _attach(self, model: L.LightningModule, datamodule: L.LightningDataModule | None) -> Any:
-        """Make module, data and Trainer known to each other, as Lightning does when it runs a loop."""
+        """Make module, data and Trainer known to each other, as Lightning does when it runs a
+        loop.
+        """
         if datamodule is None:
             raise TemperError("--data: give the data; the tokenizer is theirs")
         self.strategy.connect(model)
@@ -157,7 +197,9 @@ class SafetyTrainer(L.Trainer):
 
 
 def _packed_width(model: L.LightningModule) -> int | None:
-    """Width of the network that packs rows; None if it does not, or is not there to be asked, which a preview can do without."""
+    """Width of the network that packs rows; None if it does not, or is not there to be asked, which
+    a preview can do without.
+    """
     from temper.models.load import hidden_size
 
     spec: Any = getattr(model, "network_spec", None)
@@ -176,7 +218,8 @@ def _load(model: L.LightningModule, ckpt_path: str) -> int:
         The step of the checkpoint.
 
     Raises:
-        TemperError: a trained weight is missing, or there are weights that the network does not have.
+        TemperError: a trained weight is missing, or there are weights that the network does not
+            have.
     """
     folder = Path(ckpt_path)
     if is_in_parts(folder):
@@ -185,12 +228,17 @@ def _load(model: L.LightningModule, ckpt_path: str) -> int:
         checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=True)
         saved = checkpoint["state_dict"]
     network: Any = model.network
-    weights = {name.removeprefix("network."): value for name, value in saved.items() if name.startswith("network.")}
+    weights = {
+        name.removeprefix("network."): value
+        for name, value in saved.items()
+        if name.startswith("network.")
+    }
     missing, unknown = network.load_state_dict(weights, strict=False)
     trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
     wrong = [*unknown, *(name for name in missing if name in trained)]
     if wrong:
         raise TemperError(
-            f"ckpt_path={ckpt_path}: not a checkpoint of this network, first at {wrong[0]!r}; give the config.yaml of the same run"
+            f"ckpt_path={ckpt_path}: not a checkpoint of this network, first at {wrong[0]!r}; give"
+            " the config.yaml of the same run"
         )
     return int(checkpoint["global_step"])

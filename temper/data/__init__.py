@@ -1,7 +1,17 @@
 """Rows of tokens, and streams that hand the same batches out however many ranks share them."""
 
 from temper.data.pool import Pool, RowsPool
-from temper.data.rows import Batch, fingerprint, make_rows, micro_batches, pad_left, pair_rows, select, sequence, trim
+from temper.data.rows import (
+    Batch,
+    fingerprint,
+    make_rows,
+    micro_batches,
+    pad_left,
+    pair_rows,
+    select,
+    sequence,
+    trim,
+)
 from temper.data.streams import BatchSource, EvalSet, PoolSource, Stream, StreamLoader
 
 __all__ = [

@@ -1,26 +1,139 @@
 """Conversations as tokens: what the model reads, and which tokens it is trained to write.
 
-Every format is a Jinja chat template; the formats that are built in are two more. A template is asked
-where an answer lies by rendering the conversation with a mark in the answer's place: what comes before
-the mark is the prompt, so templates with a default system prompt, that strip what they are given, or
-that have no ``{% generation %}`` markers all work alike.
+Every format is a Jinja chat template; the formats that are built in are two more. A template is
+asked where an answer lies by rendering the conversation with a mark in the answer's place: what
+comes before the mark is the prompt, so templates with a default system prompt, that strip what they
+are given, or that have no ``{% generation %}`` markers all work alike.
 """
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from jinja2.exceptions import TemplateError
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import encode_marked_chat, mark_control_tokens
 
 from temper.data.examples import Message
-from temper.data.templates import FLAG, adds_bos, read_template
 from temper.errors import TemperError
 
+# MERGED from temper.data.chat: Jinja chat templates: those that are built in, the tokenizer's own,
+# a user's file.
+
+
+FLAG = "data.init_args.template"
+
+# https://github.com/tatsu-lab/stanford_alpaca, train.py: its two prompts, word for word. Turns
+# after the first repeat the sections.
+ALPACA = """\
+{%- for message in messages %}
+{%- if message.role == 'user' %}
+{%- if loop.first and message.input %}{{ 'Below is an instruction that describes a task, paired \
+with an input that provides further \
+context. Write a response that appropriately completes the request.' }}
+{%- elif loop.first %}{{ 'Below is an instruction that describes a task. Write a response that \
+appropriately completes the request.' }}
+{%- endif %}{{ '\n\n### Instruction:\n' + message.content }}
+{%- if message.input %}{{ '\n\n### Input:\n' + message.input }}{% endif %}{{ '\n\n### Response:' }}
+{%- elif message.role == 'assistant' %}{{ message.content + eos_token }}
+{%- else %}{{ raise_exception('this template has user and assistant turns only, and no ' + \
+message.role) }}
+{%- endif %}
+{%- endfor %}"""
+PLAIN = (
+    "{%- for message in messages %}{{ message.content + (eos_token if message.role == 'assistant'"
+    " else '') + '\n' }}{%- endfor %}"
+)
+BUILT_IN = {"alpaca": ALPACA, "plain": PLAIN}
+
+
+def read_template(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
+    """The template that ``auto``, a name or a path means.
+
+    Raises:
+        TemperError: there is none.
+    """
+    if template in BUILT_IN:
+        return BUILT_IN[template]
+    if template == "auto":
+        try:
+            return tokenizer.get_chat_template()
+        except ValueError as error:
+            raise TemperError(
+                f"{FLAG}=auto: the tokenizer has no chat template of its own; choose"
+                f" {', '.join(BUILT_IN)}, or a path to a Jinja file"
+            ) from error
+    if not Path(template).is_file():
+        raise TemperError(
+            f"{FLAG}={template}: no such file; choose auto, {', '.join(BUILT_IN)}, or a path to a"
+            " Jinja file"
+        )
+    return Path(template).read_text(encoding="utf-8")
+
+
+def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer begins a text with BOS by itself."""
+    return tokenizer.bos_token_id is not None and tokenizer.encode("a")[:1] == [
+        tokenizer.bos_token_id
+    ]
+
+
+# MERGED from temper.data.chat: The tokenizer of a user's model.
+
+
+def load_tokenizer(name: str | None, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder, or of a hub name in the local cache; one without pad token pads
+    with its eos token.
+
+    Args:
+        name: Folder or hub name.
+        trust_remote_code: Run code that comes with it.
+
+    Raises:
+        TemperError: none is named, there is none of that name, or it comes with code that was not
+            trusted.
+    """
+    if name is None:
+        raise TemperError(
+            "data.init_args.tokenizer is not set: give the folder of the model, or of its tokenizer"
+        )
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            name, local_files_only=True, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        if "trust_remote_code" in str(
+            error
+        ):  # transformers names the flag where code would have to be run
+            raise TemperError(
+                f"data.init_args.tokenizer={name}: it comes with code of its own: set"
+                " data.init_args.trust_remote_code=true if you trust its authors"
+            ) from error
+        raise TemperError(
+            f"data.init_args.tokenizer={name}: no folder with a tokenizer, and no tokenizer of that"
+            " name in the local hub cache; give the folder of the model"
+        ) from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 of what decides a text's tokens."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
+    return hashlib.sha256(
+        f"{rules} {sorted(tokenizer.special_tokens_map.items())}".encode()
+    ).hexdigest()
+
+
 MARK = "\ue0a7answer\ue0a7"  # stands where an answer will be; private characters, which no text has
-QUOTE = mark_control_tokens("x", re.compile("x"))[0]  # what transformers marks quoted special tokens with
+QUOTE = mark_control_tokens("x", re.compile("x"))[
+    0
+]  # what transformers marks quoted special tokens with
 
 
 @dataclass(frozen=True)
@@ -39,44 +152,71 @@ class Encoded:
 class ChatFormat:
     """Renders conversations and says which tokens are the answer.
 
-    * A prompt has the tokens that it has when an answer is yet to be generated: an answer never merges with it.
-    * Trained are the answer and the token that ends it. What a template writes after that is left out at the end
-      of a conversation. A template that ends answers with no token of its own gets the tokenizer's eos.
-    * What looks like a special token inside a message is that text, not the token: it can neither end a turn nor begin one.
-    * A system message goes into the first user turn, before a blank line, where the template has no place for it.
-    * BOS is what the tokenizer's own template says (so that other tools serve the model the same prompts); with
-      another template, one if either the template or the tokenizer wants it.
+    * A prompt has the tokens that it has when an answer is yet to be generated: an answer never
+      merges with it.
+    * Trained are the answer and the token that ends it. What a template writes after that is left
+      out at the end of a conversation. A template that ends answers with no token of its own gets
+      the tokenizer's eos.
+    * What looks like a special token inside a message is that text, not the token: it can neither
+      end a turn nor begin one.
+    * A system message goes into the first user turn, before a blank line, where the template has no
+      place for it.
+    * BOS is what the tokenizer's own template says (so that other tools serve the model the same
+      prompts); with another template, one if either the template or the tokenizer wants it.
 
     Args:
         tokenizer: Of the model.
-        template: ``auto`` (the tokenizer's own), ``alpaca``, ``plain`` (a turn to a line), or a path to a Jinja file.
+        template: ``auto`` (the tokenizer's own), ``alpaca``, ``plain`` (a turn to a line), or a
+            path to a Jinja file.
         system: System message of conversations that have none.
 
     Attributes:
         name: ``template`` as it was given.
-        template: The template itself, complete: as a tokenizer's ``chat_template`` it gives the same tokens.
+        template: The template itself, complete: as a tokenizer's ``chat_template`` it gives the
+            same tokens.
         end: The token that ends an answer.
         folds_system: System messages go into the first user turn.
         stop_ids: Tokens that end an answer, the template's own first.
 
     Raises:
-        TemperError: no such template, or one that cannot be used; a tokenizer without any token that ends an answer.
+        TemperError: no such template, or one that cannot be used; a tokenizer without any token
+            that ends an answer.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str = "auto", system: str | None = None) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, template: str = "auto", system: str | None = None
+    ) -> None:
         self.tokenizer, self.name, self.system, self._lead = tokenizer, template, system, ""
         self.template = read_template(tokenizer, template)
-        if template != "auto" and adds_bos(tokenizer) and not self._render(_EXAMPLE).startswith(str(tokenizer.bos_token)):
+        if (
+            template != "auto"
+            and adds_bos(tokenizer)
+            and not self._render(_EXAMPLE).startswith(str(tokenizer.bos_token))
+        ):
             self.template = "{{- bos_token }}" + self.template
-        added = [token for token in tokenizer.added_tokens_decoder.values() if not token.content.isspace()]
-        self._control = _any_of([token.content for token in added if token.special or token.content in self.template])
+        added = [
+            token
+            for token in tokenizer.added_tokens_decoder.values()
+            if not token.content.isspace()
+        ]
+        self._control = _any_of(
+            [token.content for token in added if token.special or token.content in self.template]
+        )
         self.folds_system = not self._takes_system()
         self._lead = self._blank_before_answers()
-        self._reads_input = "INPUT" in self._render([{"role": "user", "content": "a question", "input": "INPUT"}, _EXAMPLE[1]])
-        ended = re.match(rf"\s*({_any_of([token.content for token in added]).pattern})", self._around(_EXAMPLE, 1)[1])
+        self._reads_input = "INPUT" in self._render(
+            [{"role": "user", "content": "a question", "input": "INPUT"}, _EXAMPLE[1]]
+        )
+        ended = re.match(
+            rf"\s*({_any_of([token.content for token in added]).pattern})",
+            self._around(_EXAMPLE, 1)[1],
+        )
         self.end = ended.group(1) if ended else tokenizer.eos_token
         if self.end is None:
-            raise TemperError(f"{FLAG}={template}: neither it nor the tokenizer has a token that ends an answer; set tokenizer.eos_token")
+            raise TemperError(
+                f"{FLAG}={template}: neither it nor the tokenizer has a token that ends an answer;"
+                " set tokenizer.eos_token"
+            )
         self._appends_end = ended is None
         self._ended = re.compile(rf"\s*{re.escape(self.end)}")
         ends = [tokenizer.convert_tokens_to_ids(self.end), tokenizer.eos_token_id]
@@ -91,27 +231,41 @@ class ChatFormat:
         turns = [*self._turns(self._prepared(messages)), _EXAMPLE[1]]
         return self._tokens(self._around(turns, len(turns) - 1)[0])
 
-    def encode(self, messages: Sequence[Message], answer: str, all_turns: bool | None = False) -> Encoded:
-        """A conversation with its answer; it begins with `prompt_ids` (with ``all_turns``, if its prompts do not end inside a word).
+    def encode(
+        self, messages: Sequence[Message], answer: str, all_turns: bool | None = False
+    ) -> Encoded:
+        """A conversation with its answer; it begins with `prompt_ids` (with ``all_turns``, if its
+        prompts do not end inside a word).
 
         Args:
             messages: Turns before the answer.
             answer: The last assistant turn, which is trained.
-            all_turns: Train earlier assistant turns too, but for those that say otherwise themselves; None: the answer alone,
-                whatever they say.
+            all_turns: Train earlier assistant turns too, but for those that say otherwise
+                themselves; None: the answer alone, whatever they say.
 
         Raises:
             TemperError: the template does not take these turns.
         """
         messages = self._prepared(messages)
         turns = [*self._turns(messages), *self._turns([Message("assistant", answer)])]
-        earlier = [] if all_turns is None else [i for i, m in enumerate(messages) if m.role == "assistant"]
-        trained = [i for i in earlier if (all_turns if messages[i].trained is None else messages[i].trained)]
+        earlier = (
+            []
+            if all_turns is None
+            else [i for i, m in enumerate(messages) if m.role == "assistant"]
+        )
+        trained = [
+            i
+            for i in earlier
+            if (all_turns if messages[i].trained is None else messages[i].trained)
+        ]
         text, row = self._render(turns), _Row(self)
         for i in (*trained, len(messages)):
             before, after = self._around(turns, i)
             if not (text.startswith(before) and text.endswith(after)):
-                raise TemperError(f"{FLAG}={self.name}: the text around turn {i + 1} depends on what the turn says; use another template")
+                raise TemperError(
+                    f"{FLAG}={self.name}: the text around turn {i + 1} depends on what the turn"
+                    " says; use another template"
+                )
             end = len(text) - len(after)
             ended = self._ended.match(text, end)
             row.write(text[: len(before)], False)
@@ -125,35 +279,64 @@ class ChatFormat:
         turns = list(messages)
         if self.system is not None and not (turns and turns[0].role == "system"):
             turns.insert(0, Message("system", self.system))
-        if self.folds_system and len(turns) > 1 and turns[0].role == "system" and turns[1].role == "user":
+        if (
+            self.folds_system
+            and len(turns) > 1
+            and turns[0].role == "system"
+            and turns[1].role == "user"
+        ):
             turns[:2] = [replace(turns[1], content=f"{turns[0].text}\n\n{turns[1].content}")]
         return turns
 
     def _turns(self, messages: Sequence[Message]) -> list[dict[str, str]]:
         """Turns as templates take them, with special tokens in them marked as quoted."""
-        apart = [{"content": m.content, "input": m.input} if self._reads_input and m.input else {"content": m.text} for m in messages]
-        marked = [{name: mark_control_tokens(text, self._control) for name, text in part.items()} for part in apart]
+        apart = [
+            (
+                {"content": m.content, "input": m.input}
+                if self._reads_input and m.input
+                else {"content": m.text}
+            )
+            for m in messages
+        ]
+        marked = [
+            {name: mark_control_tokens(text, self._control) for name, text in part.items()}
+            for part in apart
+        ]
         return [{"role": m.role} | part for m, part in zip(messages, marked, strict=True)]
 
     def _render(self, turns: list[dict[str, str]], to_go_on: bool = False) -> str:
         try:
             return str(
-                self.tokenizer.apply_chat_template(turns, chat_template=self.template, tokenize=False, add_generation_prompt=to_go_on)
+                self.tokenizer.apply_chat_template(
+                    turns,
+                    chat_template=self.template,
+                    tokenize=False,
+                    add_generation_prompt=to_go_on,
+                )
             )
         except (TemplateError, TypeError, ValueError) as error:
             roles = ", ".join(turn["role"] for turn in turns)
-            raise TemperError(f"{FLAG}={self.name}: the template refuses the turns {roles}: {error}") from error
+            raise TemperError(
+                f"{FLAG}={self.name}: the template refuses the turns {roles}: {error}"
+            ) from error
 
     def _around(self, turns: list[dict[str, str]], number: int) -> tuple[str, str]:
         """What comes before a turn, and after it."""
-        text = self._render([turn | {"content": MARK} if i == number else turn for i, turn in enumerate(turns)])
+        text = self._render(
+            [turn | {"content": MARK} if i == number else turn for i, turn in enumerate(turns)]
+        )
         if text.count(MARK) != 1:
-            raise TemperError(f"{FLAG}={self.name}: it writes turn {number + 1} {text.count(MARK)} times, and must once")
+            raise TemperError(
+                f"{FLAG}={self.name}: it writes turn {number + 1} {text.count(MARK)} times, and"
+                " must once"
+            )
         before, _, after = text.partition(MARK)
         return before.removesuffix(self._lead), after
 
     def _blank_before_answers(self) -> str:
-        """Blanks that the template writes before an answer but not where one is to be generated: they are the answer's (Llama 2)."""
+        """Blanks that the template writes before an answer but not where one is to be generated:
+        they are the answer's (Llama 2).
+        """
         prompt, (before, _) = self._render(_EXAMPLE[:1], to_go_on=True), self._around(_EXAMPLE, 1)
         rest = before.removeprefix(prompt) if before.startswith(prompt) else ""
         return rest if rest.isspace() else ""
@@ -169,14 +352,23 @@ class ChatFormat:
             return list(self.tokenizer.encode(text, add_special_tokens=False))
         try:
             return list(encode_marked_chat(self.tokenizer, text))
-        except ValueError as error:  # a tokenizer of whole words has no other way to write the token
-            raise TemperError(f"the tokenizer cannot write a special token as text: {error}; take it out of the row") from error
+        except (
+            ValueError
+        ) as error:  # a tokenizer of whole words has no other way to write the token
+            raise TemperError(
+                f"the tokenizer cannot write a special token as text: {error}; take it out of"
+                " the row"
+            ) from error
 
     def _continued(self, text: str) -> list[int]:
-        """Tokens of a text in the middle of a conversation: after a line break, since some tokenizers begin a text with a space."""
+        """Tokens of a text in the middle of a conversation: after a line break, since some
+        tokenizers begin a text with a space.
+        """
         line_break = self._tokens("\n")
         ids = self._tokens("\n" + text)
-        return ids[len(line_break) :] if ids[: len(line_break)] == line_break else self._tokens(text)
+        return (
+            ids[len(line_break) :] if ids[: len(line_break)] == line_break else self._tokens(text)
+        )
 
 
 class _Row:
@@ -188,10 +380,15 @@ class _Row:
         self.trained: list[bool] = []
 
     def write(self, text: str, trained: bool) -> None:
-        """Go on to ``text``, which begins with what is there: with its own tokens if they do so too, else those of the rest."""
+        """Go on to ``text``, which begins with what is there: with its own tokens if they do so
+        too, else those of the rest.
+        """
         whole = self.chat._tokens(text)
         same = whole[: len(self.ids)] == self.ids
-        self.add(whole[len(self.ids) :] if same else self.chat._continued(text[len(self.text) :]), trained)
+        self.add(
+            whole[len(self.ids) :] if same else self.chat._continued(text[len(self.text) :]),
+            trained,
+        )
         self.text = text
 
     def add(self, ids: list[int], trained: bool) -> None:
@@ -200,7 +397,10 @@ class _Row:
         self.trained += [trained] * len(ids)
 
 
-_EXAMPLE: list[dict[str, Any]] = [{"role": "user", "content": "a question"}, {"role": "assistant", "content": "an answer"}]
+_EXAMPLE: list[dict[str, Any]] = [
+    {"role": "user", "content": "a question"},
+    {"role": "assistant", "content": "an answer"},
+]
 
 
 def _any_of(words: list[str]) -> re.Pattern[str]:

@@ -3,7 +3,8 @@
 Yuan et al. 2024 (arXiv 2407.09121), on arrays of token ids; knows no tokenizer. Answers end with
 their end token and, like prompts, are padded on the right with -1.
 
-Shapes: `B` rows, `P` prompt tokens, `R` response tokens, `S` tokens of a refusal, `T` tokens of a row.
+Shapes: `B` rows, `P` prompt tokens, `R` response tokens, `S` tokens of a refusal, `T` tokens of a
+row.
 """
 
 import numpy as np
@@ -13,12 +14,15 @@ from temper.data.rows import Batch, make_rows
 from temper.losses import IGNORE_INDEX
 
 
-def prefix_lengths(harmful_BR: np.ndarray, rng: np.random.Generator, zero_share: float = 1 / 3) -> np.ndarray:
+def prefix_lengths(
+    harmful_BR: np.ndarray, rng: np.random.Generator, zero_share: float = 1 / 3
+) -> np.ndarray:
     """How many tokens of each harmful answer come before the refusal: k_B.
 
-    Exactly ``round(zero_share * B)`` rows, drawn by lot, have k = 0, a plain refusal; the others a k that is
-    uniform over 1 to the length of their answer, its end token not counted. (Released code: words instead of
-    tokens, every third row 0, and at least two words of the answer are left out.)
+    Exactly ``round(zero_share * B)`` rows, drawn by lot, have k = 0, a plain refusal; the others a
+    k that is uniform over 1 to the length of their answer, its end token not counted. (Released
+    code: words instead of tokens, every third row 0, and at least two words of the answer are left
+    out.)
     """
     lengths = (harmful_BR != -1).sum(1) - 1
     k_B = rng.integers(1, np.maximum(lengths, 1) + 1)
@@ -27,8 +31,11 @@ def prefix_lengths(harmful_BR: np.ndarray, rng: np.random.Generator, zero_share:
     return shortened
 
 
-def prefix_rows(prompt_BP: np.ndarray, harmful_BR: np.ndarray, safe_BS: np.ndarray, k_B: np.ndarray, pad_id: int) -> Batch:
-    """Prompt, k tokens of the harmful answer, safe answer; labels on the safe answer alone (paper: section 3.1).
+def prefix_rows(
+    prompt_BP: np.ndarray, harmful_BR: np.ndarray, safe_BS: np.ndarray, k_B: np.ndarray, pad_id: int
+) -> Batch:
+    """Prompt, k tokens of the harmful answer, safe answer; labels on the safe answer alone (paper:
+    section 3.1).
 
     Raises:
         ValueError: a prefix would be longer than the answer without its end token.
@@ -40,12 +47,18 @@ def prefix_rows(prompt_BP: np.ndarray, harmful_BR: np.ndarray, safe_BS: np.ndarr
 
 
 def rto_rows(
-    prompt_BP: np.ndarray, harmful_BR: np.ndarray, refusal_token: int, pad_id: int, rng: np.random.Generator, keep: float = 1.0
+    prompt_BP: np.ndarray,
+    harmful_BR: np.ndarray,
+    refusal_token: int,
+    pad_id: int,
+    rng: np.random.Generator,
+    keep: float = 1.0,
 ) -> Batch:
-    """Prompt and harmful answer; the label of every response position is the first token of a refusal (RTO, section 3.2).
+    """Prompt and harmful answer; the label of every response position is the first token of a
+    refusal (RTO, section 3.2).
 
-    The position of response token t is the one that predicts it: the first follows the prompt alone, the
-    last follows the whole answer but its end token.
+    The position of response token t is the one that predicts it: the first follows the prompt
+    alone, the last follows the whole answer but its end token.
 
     Args:
         prompt_BP: Prompts.
@@ -53,13 +66,18 @@ def rto_rows(
         refusal_token: First token of a refusal.
         pad_id: Written where there is no token.
         rng: Chooses the positions that are kept.
-        keep: Share of the response positions of all rows that keep their label, to the nearest whole
-            number and at least one; the choice is made once. (Released code: LoRA keeps all; full fine-tuning
-            draws 5 % of all positions of a row, prompt included, anew at every step.)
+        keep: Share of the response positions of all rows that keep their label, to the nearest
+            whole number and at least one; the choice is made once. (Released code: LoRA keeps all;
+            full fine-tuning draws 5 % of all positions of a row, prompt included, anew at every
+            step.)
     """
     rows = make_rows(prompt_BP, harmful_BR, pad_id)
     positions = np.argwhere(rows["labels"].numpy() != IGNORE_INDEX)
-    kept = positions[rng.permutation(len(positions))[: max(1, round(keep * len(positions)))]] if keep < 1 else positions
+    kept = (
+        positions[rng.permutation(len(positions))[: max(1, round(keep * len(positions)))]]
+        if keep < 1
+        else positions
+    )
     labels = torch.full_like(rows["labels"], IGNORE_INDEX)
     labels[kept[:, 0], kept[:, 1]] = refusal_token
     return rows | {"labels": labels}

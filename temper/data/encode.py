@@ -1,21 +1,68 @@
-"""From a user's rows to rows of tokens: what fits, what is cut, what is left out, all of it counted."""
+"""From a user's rows to rows of tokens: what fits, what is cut, what is left out, all of it
+counted.
+"""
 
 import contextlib
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal, TypeVar
 
 from temper.data.chat import ChatFormat, Encoded
 from temper.data.examples import Example
 from temper.data.files import locate
 from temper.data.token_pool import Row
-from temper.data.truncation import CUTS, Truncation, without
 from temper.errors import TemperError
 
+# MERGED from temper.data.encode: What becomes of rows that are too long.
+
+
+T = TypeVar("T")
+Truncation = Literal["drop", "left", "right"]
+#: From a row's sequences, the most tokens and BOS to the shortened sequences; None leaves the row
+#: out.
+Cut = Callable[[list[Encoded], int, int | None], list[Encoded] | None]
+
+
+def without(values: list[T], ids: list[int], excess: int, bos: int | None) -> list[T]:
+    """Values of a sequence's tokens without the first ``excess``, BOS aside."""
+    kept = int(ids[0] == bos)
+    return values[:kept] + values[kept + excess :]
+
+
+def _left(sequences: list[Encoded], max_length: int, bos: int | None) -> list[Encoded] | None:
+    excess = max(len(sequence.ids) for sequence in sequences) - max_length
+    for s in sequences:
+        answer = next(
+            (n for n, trained in enumerate(reversed(s.trained)) if not trained), len(s.ids)
+        )
+        if (
+            len(s.ids) - answer - excess < 1
+        ):  # something must be left to predict the answer's first token
+            return None
+    return [
+        Encoded(without(s.ids, s.ids, excess, bos), without(s.trained, s.ids, excess, bos))
+        for s in sequences
+    ]
+
+
+def _right(sequences: list[Encoded], max_length: int, bos: int | None) -> list[Encoded] | None:
+    return [Encoded(s.ids[:max_length], s.trained[:max_length]) for s in sequences]
+
+
+CUTS: dict[str, Cut] = {
+    "drop": lambda sequences, max_length, bos: None,
+    "left": _left,
+    "right": _right,
+}
+
+
 TRANSFORMERS = version("transformers")  # renders templates
-ENCODING = 2  # of examples, prompts of tasks and chat formats as tokens: raise it with every change of them, and caches are made anew
+# of examples, prompts of tasks and chat formats as tokens: raise it with every change of them, and
+# caches are made anew
+ENCODING = 2
 
 
 @dataclass
@@ -28,7 +75,8 @@ class EncodeReport:
         kept: Rows that are used.
         cut: Rows among them that were shortened to the longest length.
         dropped: Rows left out because they are too long.
-        unanswered: Rows left out because cutting them to that length would leave nothing of an answer.
+        unanswered: Rows left out because cutting them to that length would leave nothing of an
+            answer.
         repeats: Rows kept that are the same as an earlier one, token for token.
         repeats_dropped: Such rows left out, as asked.
         sequences: Sequences in the rows kept: two in a pair.
@@ -76,10 +124,15 @@ class EncodeReport:
         if self.repeats:
             parts.append(f"{self.repeats:,} the same as an earlier one")
         cut = f" ({self.cut:,} of them cut)" if self.cut else ""
-        rows = f"{self.kept:,} of {self.read + self.broken:,} rows{cut}{''.join(f', {part}' for part in parts)}"
+        rows = (
+            f"{self.kept:,} of {self.read + self.broken:,}"
+            f" rows{cut}{''.join(f', {part}' for part in parts)}"
+        )
         trained = f"{self.trained:,} of them trained, " if self.trained else ""  # of prompts, none
         tokens = f"{self.tokens:,} tokens, {trained}longest {self.longest:,}, fill {self.fill:.0%}"
-        return "; ".join([rows, *([tokens] if self.kept else []), *([self.layout] if self.layout else [])])
+        return "; ".join(
+            [rows, *([tokens] if self.kept else []), *([self.layout] if self.layout else [])]
+        )
 
     def as_dict(self) -> dict[str, int | str]:
         """The counts by name."""
@@ -92,11 +145,14 @@ class Encoder:
     Args:
         chat: Renders conversations.
         max_length: Most tokens in a sequence.
-        truncation: What becomes of a row that is longer. ``drop``: it is left out. ``left``: the beginning of its prompt is cut
-            (after BOS), by as much from all answers' sequences, and it is left out if the answer alone is too long. ``right``:
-            the end of its answer is cut, with the end token, and it is left out if nothing of the answer remains.
-        all_turns: Train earlier assistant turns too, or as the file says (False); None: the answer alone, whatever the file says.
-        drop_repeats: Leave out rows that are the same as an earlier one; the hashes of all rows are held, about 100 bytes each.
+        truncation: What becomes of a row that is longer. ``drop``: it is left out. ``left``: the
+            beginning of its prompt is cut (after BOS), by as much from all answers' sequences, and
+            it is left out if the answer alone is too long. ``right``: the end of its answer is cut,
+            with the end token, and it is left out if nothing of the answer remains.
+        all_turns: Train earlier assistant turns too, or as the file says (False); None: the answer
+            alone, whatever the file says.
+        drop_repeats: Leave out rows that are the same as an earlier one; the hashes of all rows are
+            held, about 100 bytes each.
 
     Raises:
         TemperError: a length below 2.
@@ -111,8 +167,16 @@ class Encoder:
         drop_repeats: bool = False,
     ) -> None:
         if max_length < 2:
-            raise TemperError(f"data.init_args.max_length={max_length}: a prompt and an answer need at least 2 tokens")
-        self.chat, self.max_length, self.truncation, self.all_turns = chat, max_length, truncation, all_turns
+            raise TemperError(
+                f"data.init_args.max_length={max_length}: a prompt and an answer need at least 2"
+                " tokens"
+            )
+        self.chat, self.max_length, self.truncation, self.all_turns = (
+            chat,
+            max_length,
+            truncation,
+            all_turns,
+        )
         self.drop_repeats = drop_repeats
 
     def rows(self, examples: Iterable[Example], report: EncodeReport) -> Iterator[Row]:
@@ -125,7 +189,10 @@ class Encoder:
         for example in examples:
             report.read += 1
             with _named(example):
-                encoded = [self.chat.encode(example.prompt, answer, self.all_turns) for answer in example.answers]
+                encoded = [
+                    self.chat.encode(example.prompt, answer, self.all_turns)
+                    for answer in example.answers
+                ]
             sequences = self._fitted(encoded, report)
             if sequences is None:
                 continue
@@ -140,8 +207,11 @@ class Encoder:
             report.count(sequences)
             yield row
 
-    def prompts(self, examples: Iterable[Example], report: EncodeReport) -> Iterator[tuple[Example, list[int]]]:
-        """Examples with the tokens of their prompts; one that is too long is cut under ``left``, and left out otherwise.
+    def prompts(
+        self, examples: Iterable[Example], report: EncodeReport
+    ) -> Iterator[tuple[Example, list[int]]]:
+        """Examples with the tokens of their prompts; one that is too long is cut under ``left``,
+        and left out otherwise.
 
         Raises:
             TemperError: the template does not take a row's turns, naming the row.
@@ -203,7 +273,8 @@ def content_hash(path: str, flag: str) -> str:
     digest = hashlib.sha256()
     for file in [place] if place.is_file() else sorted(f for f in place.rglob("*") if f.is_file()):
         with file.open("rb") as opened:
-            digest.update(f"{file.relative_to(place)} {hashlib.file_digest(opened, 'sha256').hexdigest()}\n".encode())
+            content = hashlib.file_digest(opened, "sha256").hexdigest()
+        digest.update(f"{file.relative_to(place)} {content}\n".encode())
     return f"{digest.hexdigest()} {path.rpartition(':')[2] if place != Path(path) else ''}"
 
 

@@ -12,10 +12,10 @@ class Message:
     Args:
         role: One of `ROLES`.
         content: Text; of an alpaca row, its instruction alone.
-        input: What the instruction is about (an article, a sentence), of a user's turn. Alpaca's template has a
-            section of its own for it; everything else reads `text`.
-        trained: What the file says about training on this assistant turn of a prompt; None where it says nothing
-            and the encoder's own rule holds.
+        input: What the instruction is about (an article, a sentence), of a user's turn. Alpaca's
+            template has a section of its own for it; everything else reads `text`.
+        trained: What the file says about training on this assistant turn of a prompt; None where it
+            says nothing and the encoder's own rule holds.
     """
 
     role: str
@@ -34,11 +34,14 @@ class Example:
     """A conversation up to the answer, and its answer or answers.
 
     Args:
-        prompt: Turns before the answer, the last one a user's (or a tool's); earlier assistant turns are context.
-        answers: One for supervised rows, KTO and retain rows; two for preference pairs (chosen, rejected) and for
-            forget rows with a substitute (the answer to forget, what to say in its place); none for an evaluation prompt.
+        prompt: Turns before the answer, the last one a user's (or a tool's); earlier assistant
+            turns are context.
+        answers: One for supervised rows, KTO and retain rows; two for preference pairs (chosen,
+            rejected) and for forget rows with a substitute (the answer to forget, what to say in
+            its place); none for an evaluation prompt.
         desirable: The mark of a KTO row.
-        reference: What the right answer is, where answers can be compared with something (a class, a number).
+        reference: What the right answer is, where answers can be compared with something (a class,
+            a number).
         file: Where the row comes from, for errors.
         row: Its number there, from 1: the line of JSONL, the record of other formats.
     """

@@ -1,15 +1,15 @@
 """One function per layout: cells of a row to a conversation and its answers.
 
-They read columns by the roles that columns play (prompt, answer, system, ...), each with the names that common
-files give it, and leave to `temper.data.layouts` whether the answers are what is wanted.
+They read columns by the roles that columns play (prompt, answer, system, ...), each with the names
+that common files give it, and leave to `temper.data.layouts` whether the answers are what is
+wanted.
 """
 
 import json
 from dataclasses import replace
 
-from temper.data.broken import Cells, RowError, quote
 from temper.data.examples import Example, Message
-from temper.data.file_json import kind
+from temper.data.readers import Cells, RowError, kind, quote
 from temper.data.turns import read_text, read_turn, read_turns, split_answer
 
 Names = tuple[str, ...]
@@ -58,17 +58,29 @@ def prompt_row(cells: Cells) -> Example:
 def preference_row(cells: Cells) -> Example:
     """Chosen and rejected answers (text, one turn, or turns that end in the answer) to one prompt.
 
-    Where the answers are turns, what comes before the last must be the same in both, and end in the prompt if there is one.
+    Where the answers are turns, what comes before the last must be the same in both, and end in the
+    prompt if there is one.
     """
     (context, chosen), (other, rejected) = _reply(cells, CHOSEN), _reply(cells, REJECTED)
     if [(m.role, m.content) for m in context] != [(m.role, m.content) for m in other]:
-        raise RowError("chosen and rejected do not answer the same conversation: their turns before the answer differ")
+        raise RowError(
+            "chosen and rejected do not answer the same conversation: their turns before the answer"
+            " differ"
+        )
     column = find(cells, PROMPT)
     if not column and not context:
-        raise RowError(f"chosen and rejected are answers alone, and there is no prompt; add one of {', '.join(PROMPT)}")
+        raise RowError(
+            "chosen and rejected are answers alone, and there is no prompt; add one of"
+            f" {', '.join(PROMPT)}"
+        )
     if not column or not context:
-        return Example(_prompt(cells, (column,)) if column else _with_aside(cells, context), (chosen, rejected))
-    return Example(_same_prompt(_prompt(cells, (column,)), _with_aside(cells, context), column), (chosen, rejected))
+        return Example(
+            _prompt(cells, (column,)) if column else _with_aside(cells, context), (chosen, rejected)
+        )
+    return Example(
+        _same_prompt(_prompt(cells, (column,)), _with_aside(cells, context), column),
+        (chosen, rejected),
+    )
 
 
 def kto_row(cells: Cells) -> Example:
@@ -85,7 +97,10 @@ def kto_turns_row(cells: Cells) -> Example:
 def _answered(cells: Cells, prompt: Names, answer: Names) -> Example:
     context, text = _reply(cells, answer)
     if context:
-        raise RowError(f"column {find(cells, answer)!r} holds {len(context) + 1} turns, wanted the answer alone")
+        raise RowError(
+            f"column {find(cells, answer)!r} holds {len(context) + 1} turns, wanted the answer"
+            " alone"
+        )
     return Example(_prompt(cells, prompt), (text,))
 
 
@@ -95,17 +110,30 @@ def _reply(cells: Cells, names: Names) -> tuple[tuple[Message, ...], str]:
     value = cells.get(column)
     if isinstance(value, str) or not isinstance(value, list | dict):
         return (), read_text(value, f"column {column!r}")
-    turns = read_turns(value, column) if isinstance(value, list) else (read_turn(value, f"column {column!r}"),)
+    turns = (
+        read_turns(value, column)
+        if isinstance(value, list)
+        else (read_turn(value, f"column {column!r}"),)
+    )
     context, answer = split_answer(turns)
     if answer is None:
-        raise RowError(f"column {column!r} does not end in an assistant's turn; it holds {', '.join(m.role for m in turns) or 'no turns'}")
+        raise RowError(
+            f"column {column!r} does not end in an assistant's turn; it holds"
+            f" {', '.join(m.role for m in turns) or 'no turns'}"
+        )
     return context, answer
 
 
-def _same_prompt(prompt: tuple[Message, ...], context: tuple[Message, ...], column: str) -> tuple[Message, ...]:
-    """The longer of two ways to give one prompt: in its own column, and as the turns before the answers."""
+def _same_prompt(
+    prompt: tuple[Message, ...], context: tuple[Message, ...], column: str
+) -> tuple[Message, ...]:
+    """The longer of two ways to give one prompt: in its own column, and as the turns before the
+    answers.
+    """
     (first, asked), (second, said) = _apart(prompt), _apart(context)
-    if [m.text for m in asked] != [m.text for m in said[len(said) - len(asked) :]] or (first and second and first != second):
+    if [m.text for m in asked] != [m.text for m in said[len(said) - len(asked) :]] or (
+        first and second and first != second
+    ):
         raise RowError(f"column {column!r} is not what the turns of chosen and rejected answer")
     return (*(second or first), *said)
 
@@ -123,23 +151,40 @@ def _prompt(cells: Cells, names: Names) -> tuple[Message, ...]:
         return _with_aside(cells, read_turns(value, column))
     extra = find(cells, INPUT) if column == "instruction" else None
     about = read_text(cells[extra], f"column {extra!r}") if extra else ""
-    return _with_aside(cells, (*_history(cells), Message("user", read_text(value, f"column {column!r}"), about if about.strip() else "")))
+    return _with_aside(
+        cells,
+        (
+            *_history(cells),
+            Message("user", read_text(value, f"column {column!r}"), about if about.strip() else ""),
+        ),
+    )
 
 
 def _history(cells: Cells) -> tuple[Message, ...]:
     """Earlier rounds of an alpaca row: pairs of what was asked and what was answered."""
     rounds = cells.get("history") or ()
-    if not isinstance(rounds, list | tuple) or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in rounds):
-        raise RowError(f"column 'history' is {kind(rounds)}, wanted a list of pairs: what was asked, what was answered")
+    if not isinstance(rounds, list | tuple) or not all(
+        isinstance(pair, list | tuple) and len(pair) == 2 for pair in rounds
+    ):
+        raise RowError(
+            f"column 'history' is {kind(rounds)}, wanted a list of pairs: what was asked, what was"
+            " answered"
+        )
     roles = ("user", "assistant")
-    return tuple(Message(role, read_text(text, "column 'history'")) for pair in rounds for role, text in zip(roles, pair, strict=True))
+    return tuple(
+        Message(role, read_text(text, "column 'history'"))
+        for pair in rounds
+        for role, text in zip(roles, pair, strict=True)
+    )
 
 
 def _with_aside(cells: Cells, turns: tuple[Message, ...]) -> tuple[Message, ...]:
     """The turns after one system turn of all that describes the setting: system text and tools."""
     given = cells.get("system")
     system = read_text(given, "column 'system'") if given is not None else ""
-    opening, rest = (turns[0].content, turns[1:]) if turns and turns[0].role == "system" else ("", turns)
+    opening, rest = (
+        (turns[0].content, turns[1:]) if turns and turns[0].role == "system" else ("", turns)
+    )
     if system.strip() and opening and system != opening:
         raise RowError("column 'system' and the first turn are different system texts; keep one")
     parts = [text for text in (opening or system, _tools(cells.get("tools"))) if text.strip()]
@@ -147,14 +192,25 @@ def _with_aside(cells: Cells, turns: tuple[Message, ...]) -> tuple[Message, ...]
 
 
 def _tools(value: object) -> str:
-    """Descriptions of tools, for the system turn: this project's own words, as every model family has others."""
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) if value else ""
-    return "" if text.strip() in ("", "[]") else f"You can call these tools:\n{read_text(text, 'column tools')}"
+    """Descriptions of tools, for the system turn: this project's own words, as every model family
+    has others.
+    """
+    text = (
+        value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) if value else ""
+    )
+    return (
+        ""
+        if text.strip() in ("", "[]")
+        else f"You can call these tools:\n{read_text(text, 'column tools')}"
+    )
 
 
 def _mark(cells: Cells) -> bool:
     column = find(cells, LABEL) or LABEL[0]
     mark = MARKS.get(str(cells.get(column)).strip().lower())
     if mark is None:
-        raise RowError(f"column {column!r} is {quote(cells.get(column))}; wanted true (desirable) or false, or 1 or 0")
+        raise RowError(
+            f"column {column!r} is {quote(cells.get(column))}; wanted true (desirable) or false, or"
+            " 1 or 0"
+        )
     return mark

@@ -1,22 +1,198 @@
 """Examples from files of any layout.
 
-A layout is found from the names of the columns, the most particular first. All rows of a file have one layout; a row
-of another is broken, and the error names both. ``layout=`` names one where the columns would lead astray.
+A layout is found from the names of the columns, the most particular first. All rows of a file have
+one layout; a row of another is broken, and the error names both. ``layout=`` names one where the
+columns would lead astray.
 """
 
 import difflib
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal, get_args
 
-from temper.data.broken import Cells, ReadReport, RowError, good_rows, quote
+from temper.data import layout_rows as rows
 from temper.data.examples import Example
-from temper.data.files import scan
-from temper.data.layout_rows import SUBSTITUTE, find
-from temper.data.layout_table import LAYOUTS, TAKES, Detected, Layout, detect, explain
+from temper.data.files import ReadReport, good_rows, scan
+from temper.data.layout_rows import Names, find
+from temper.data.readers import Cells, RowError, quote
 from temper.data.turns import read_text
-from temper.errors import TemperError
+from temper.errors import TemperError, close_names, did_you_mean
+
+# MERGED from temper.data.layouts: The table of layouts, and what to say of a row that fits none.
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Columns that belong together.
+
+    Args:
+        name: What ``layout=`` calls it.
+        kind: What it holds: ``supervised`` (one answer), ``preference``, ``kto``, or ``prompt`` (no
+            answer).
+        required: Groups of names; a row has a column of each.
+        optional: Columns that are read where they are there.
+        read: Makes an example of a row.
+    """
+
+    name: str
+    kind: str
+    required: tuple[Names, ...]
+    optional: Names
+    read: Callable[[Cells], Example]
+
+    def __str__(self) -> str:
+        return f"{self.name} ({' + '.join('|'.join(group) for group in self.required)})"
+
+    def missing(self, columns: Iterable[str]) -> list[Names]:
+        """Groups of which no column is there."""
+        return [group for group in self.required if not set(group) & set(columns)]
+
+
+ALPACA = ("history", *rows.INPUT, *rows.ASIDE)
+LAYOUTS = {
+    layout.name: layout
+    # the more particular before the more general: detection takes the first that fits
+    for layout in (
+        Layout(
+            "preference",
+            "preference",
+            (rows.PROMPT, ("chosen",), ("rejected",)),
+            ALPACA,
+            rows.preference_row,
+        ),
+        Layout(
+            "preference_messages",
+            "preference",
+            (rows.CHOSEN, rows.REJECTED),
+            rows.ASIDE,
+            rows.preference_row,
+        ),
+        Layout("kto_messages", "kto", (rows.TURNS, rows.LABEL), rows.ASIDE, rows.kto_turns_row),
+        Layout(
+            "kto",
+            "kto",
+            ((*rows.PLAIN_PROMPT, "instruction"), (*rows.ANSWER, "output"), rows.LABEL),
+            ALPACA,
+            rows.kto_row,
+        ),
+        Layout("alpaca", "supervised", (("instruction",), rows.OUTPUT), ALPACA, rows.alpaca_row),
+        Layout("messages", "supervised", (("messages",),), rows.ASIDE, rows.turns_row),
+        Layout(
+            "sharegpt",
+            "supervised",
+            (("conversations", "conversation"),),
+            rows.ASIDE,
+            rows.turns_row,
+        ),
+        Layout(
+            "prompt_completion",
+            "supervised",
+            (rows.PLAIN_PROMPT, rows.ANSWER),
+            rows.ASIDE,
+            rows.plain_row,
+        ),
+        Layout("prompt", "prompt", ((*rows.PLAIN_PROMPT, "instruction"),), ALPACA, rows.prompt_row),
+    )
+}
+TAKES: dict[str, Names] = {  # kinds of layout that serve what is wanted
+    "supervised": ("supervised",),
+    "preference": ("preference",),
+    "kto": ("kto",),
+    "unlearning": ("supervised",),
+    "prompt": ("supervised", "preference", "kto", "prompt"),
+}
+
+
+@dataclass(frozen=True)
+class Detected:
+    """The layout of a file, and why.
+
+    Args:
+        layout: What was found.
+        row: The row that showed it.
+        columns: All columns of that row.
+        used: Those that are read.
+    """
+
+    layout: Layout
+    row: int
+    columns: Names
+    used: Names
+
+    @property
+    def name(self) -> str:
+        """Name of the layout."""
+        return self.layout.name
+
+    @property
+    def unused(self) -> Names:
+        """Columns that nothing reads."""
+        return tuple(name for name in self.columns if name not in self.used)
+
+    def __str__(self) -> str:
+        unused = f"; not read: {name_list(self.unused)}" if self.unused else ""
+        return (
+            f"layout {self.layout.name}, from the columns {name_list(self.used)} of row"
+            f" {self.row}{unused}"
+        )
+
+
+def detect(columns: Iterable[str]) -> Layout | None:
+    """The first layout that these columns fit."""
+    names = set(columns)
+    return next((layout for layout in LAYOUTS.values() if not layout.missing(names)), None)
+
+
+@lru_cache(maxsize=256)  # all rows of a file may be broken, and alike
+def explain(columns: Names, want: str, expected: Layout | None = None) -> str:
+    """What was found, and what was expected: the layout of the file, or all that serve ``want``,
+    the nearest first.
+    """
+    served = [layout for layout in LAYOUTS.values() if layout.kind in TAKES[want]]
+    nearest = (
+        [expected] if expected else sorted(served, key=lambda layout: _distance(layout, columns))
+    )
+    close = [
+        f"{match[0]!r} for {name!r}"
+        for group in nearest[0].missing(columns)
+        for name in group
+        if (match := close_names(name, columns, cutoff=0.75))
+    ][:1]
+    hint = f" (is {close[0]} a slip?)" if close else ""
+    order = "expected" if expected else "expected, nearest first,"
+    return f"found the columns {name_list(columns)}{hint}; {order} {', '.join(map(str, nearest))}"
+
+
+def _distance(layout: Layout, columns: Names) -> float:
+    """Share of the groups that are missing; a column with nearly the right name counts in part."""
+
+    def likeness(group: Names) -> float:
+        return max(
+            (
+                difflib.SequenceMatcher(None, name, column).ratio()
+                for name in group
+                for column in columns
+            ),
+            default=0.0,
+        )
+
+    missing = layout.missing(columns)
+    return sum(1 - likeness(group) / 2 for group in missing) / len(layout.required) - 0.01 * len(
+        layout.required
+    )
+
+
+def name_list(columns: Names) -> str:
+    """Names of columns, as an error shows them."""
+    return (
+        ", ".join(map(quote, columns[:10]))
+        + (f" and {len(columns) - 10} more" if len(columns) > 10 else "")
+        if columns
+        else "(none)"
+    )
+
 
 Want = Literal["supervised", "preference", "kto", "unlearning", "prompt"]
 
@@ -31,16 +207,18 @@ def read_examples(
 ) -> Iterator[Example]:
     """Examples of a file, in its order, one row in memory at a time.
 
-    A row is broken if it cannot be read, lacks what is wanted (a null, an empty answer), has another layout than the
-    rows before it, or repeats the ``id`` of another row. A response that is blank is empty. For ``prompt`` the answers
-    become the reference: the chosen one of a pair, a desirable one, the only one.
+    A row is broken if it cannot be read, lacks what is wanted (a null, an empty answer), has
+    another layout than the rows before it, or repeats the ``id`` of another row. A response that is
+    blank is empty. For ``prompt`` the answers become the reference: the chosen one of a pair, a
+    desirable one, the only one.
 
     Args:
         path: File, dataset folder or ``folder:split``.
-        want: Kind of examples. ``unlearning`` rows are supervised rows, with a second answer where the file has a
-            column ``substitute`` or ``idk``.
+        want: Kind of examples. ``unlearning`` rows are supervised rows, with a second answer where
+            the file has a column ``substitute`` or ``idk``.
         layout: ``auto``, or one of `LAYOUTS`.
-        skip_broken: Leave broken rows out and count them; else they are an error, raised when the file was read to its
+        skip_broken: Leave broken rows out and count them; else they are an error, raised when the
+            file was read to its
             end: whoever writes while reading must not keep what was written.
         flag: What the user called the path, for errors.
         report: Filled in while reading; a fresh one per file.
@@ -55,8 +233,11 @@ def read_examples(
     return good_rows(scan(path, flag=flag), parse, f"{flag}={path}", skip_broken, report)
 
 
-def describe_layout(path: str | Path, flag: str = "path", layout: str = "auto", want: Want = "supervised") -> Detected:
-    """The layout of the first row that has one, or that has the one asked for, and what is read of it where ``want`` is wanted.
+def describe_layout(
+    path: str | Path, flag: str = "path", layout: str = "auto", want: Want = "supervised"
+) -> Detected:
+    """The layout of the first row that has one, or that has the one asked for, and what is read of
+    it where ``want`` is wanted.
 
     Raises:
         TemperError: the file cannot be read, or no row has a known layout.
@@ -68,9 +249,13 @@ def describe_layout(path: str | Path, flag: str = "path", layout: str = "auto", 
             continue
         found = detect(cells) if layout == "auto" else LAYOUTS[layout]
         if found and not found.missing(cells):
-            groups = (*found.required, SUBSTITUTE) if want == "unlearning" else found.required
+            groups = (*found.required, rows.SUBSTITUTE) if want == "unlearning" else found.required
             read = [find(cells, group) for group in groups]
-            used = tuple(name for name in cells if name in (*read, "id") or (name in found.optional and cells[name] is not None))
+            used = tuple(
+                name
+                for name in cells
+                if name in (*read, "id") or (name in found.optional and cells[name] is not None)
+            )
             return Detected(found, row, tuple(cells), used)
         first = first or RowError(explain(tuple(cells), "prompt"))
     raise TemperError(f"{flag}={path}: no row has a known layout; the first: {first}")
@@ -79,11 +264,15 @@ def describe_layout(path: str | Path, flag: str = "path", layout: str = "auto", 
 class _Parser:
     """Rows to examples; remembers what all rows of a file must agree on."""
 
-    def __init__(self, want: Want, asked: Layout | None, file: str, report: ReadReport | None) -> None:
+    def __init__(
+        self, want: Want, asked: Layout | None, file: str, report: ReadReport | None
+    ) -> None:
         self.want, self.asked, self.file, self.report = want, asked, file, report
         self.layout: Layout | None = None
         self.known: dict[tuple[str, ...], Layout | None] = {}
-        self.ids: dict[int, int] = {}  # hash of an id: its row; about 100 bytes for each row that has one
+        self.ids: dict[
+            int, int
+        ] = {}  # hash of an id: its row; about 100 bytes for each row that has one
         self.n_answers: int | None = None
 
     def __call__(self, row: int, cells: Cells) -> Example:
@@ -92,7 +281,10 @@ class _Parser:
         _check_prompt(example)
         if self.n_answers not in (None, len(example.answers)):
             found = len(example.answers)
-            raise RowError(f"its number of answers is {found}, not {self.n_answers}; give every row a substitute, or none")
+            raise RowError(
+                f"its number of answers is {found}, not {self.n_answers}; give every row a"
+                " substitute, or none"
+            )
         identity = hash(repr(cells["id"])) if cells.get("id") is not None else None
         if identity in self.ids:
             raise RowError(f"its id {quote(cells['id'])} is that of row {self.ids[identity]} too")
@@ -107,13 +299,21 @@ class _Parser:
         """The layout of the file, if this row has it and all it needs."""
         layout = self.asked or self._detected(tuple(cells))
         if self.asked and self.asked.missing(cells):
-            raise RowError(f"the layout {self.asked} was asked for; {explain(tuple(cells), self.want)}")
+            raise RowError(
+                f"the layout {self.asked} was asked for; {explain(tuple(cells), self.want)}"
+            )
         if layout is None:
             raise RowError(explain(tuple(cells), self.want, self.layout))
         if layout.kind not in TAKES[self.want]:
-            raise RowError(f"its layout is {layout}, no {self.want} rows; {explain(tuple(cells), self.want, self.layout)}")
+            raise RowError(
+                f"its layout is {layout}, no {self.want} rows;"
+                f" {explain(tuple(cells), self.want, self.layout)}"
+            )
         if self.layout not in (None, layout):
-            raise RowError(f"its layout is {layout}, and that of the rows before it {self.layout}; keep one layout in a file")
+            raise RowError(
+                f"its layout is {layout}, and that of the rows before it {self.layout}; keep one"
+                " layout in a file"
+            )
         null = next((group for group in layout.required if find(cells, group) is None), None)
         if null:
             raise RowError(f"column {next(name for name in null if name in cells)!r} is null")
@@ -130,14 +330,17 @@ def _one_answer(example: Example, cells: Cells) -> Example:
         last = example.prompt[-1].role if example.prompt else "nothing"
         raise RowError(f"it has no answer: its last turn is of {last}, wanted assistant")
     names = ("answer",) if len(example.answers) == 1 else ("chosen answer", "rejected answer")
-    empty = next((name for name, answer in zip(names, example.answers, strict=True) if not answer.strip()), None)
+    empty = next(
+        (name for name, answer in zip(names, example.answers, strict=True) if not answer.strip()),
+        None,
+    )
     if empty:
         raise RowError(f"its {empty} is empty")
     return example
 
 
 def _with_substitute(example: Example, cells: Cells) -> Example:
-    column = find(cells, SUBSTITUTE)
+    column = find(cells, rows.SUBSTITUTE)
     if not column:
         return _one_answer(example, cells)
     substitute = read_text(cells[column], f"column {column!r}")
@@ -148,7 +351,9 @@ def _with_substitute(example: Example, cells: Cells) -> Example:
 
 def _as_prompt(example: Example, cells: Cells) -> Example:
     known = example.answers[:1] if example.desirable in (None, True) else ()
-    return Example(example.prompt, reference=next((answer for answer in known if answer.strip()), None))
+    return Example(
+        example.prompt, reference=next((answer for answer in known if answer.strip()), None)
+    )
 
 
 FINISH: dict[str, Callable[[Example, Cells], Example]] = {
@@ -163,17 +368,21 @@ FINISH: dict[str, Callable[[Example, Cells], Example]] = {
 def _check_prompt(example: Example) -> None:
     last = example.prompt[-1] if example.prompt else None
     if last is None or last.role not in ("user", "tool"):
-        raise RowError(f"before the answer stands {f'the turn of {last.role}' if last else 'nothing'}; wanted a user's turn")
+        raise RowError(
+            f"before the answer stands {f'the turn of {last.role}' if last else 'nothing'}; wanted"
+            " a user's turn"
+        )
     if last.role == "user" and not last.content.strip():
         raise RowError("its prompt is empty")
 
 
 def _named(name: str, want: Want, source: str) -> Layout:
     if name not in LAYOUTS:
-        close = difflib.get_close_matches(name, LAYOUTS, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"accepted: auto, {', '.join(LAYOUTS)}"
+        hint = did_you_mean(name, LAYOUTS, f"accepted: auto, {', '.join(LAYOUTS)}")
         raise TemperError(f"{source}: layout={name!r} is not known; {hint}")
     if LAYOUTS[name].kind not in TAKES[want]:
         served = ", ".join(layout.name for layout in LAYOUTS.values() if layout.kind in TAKES[want])
-        raise TemperError(f"{source}: layout={name!r} holds no {want} rows; accepted: auto, {served}")
+        raise TemperError(
+            f"{source}: layout={name!r} holds no {want} rows; accepted: auto, {served}"
+        )
     return LAYOUTS[name]

@@ -1,17 +1,20 @@
-"""Rows that occur twice, and rows of one set that occur in another, found by hashes instead of kept texts.
+"""Rows that occur twice, and rows of one set that occur in another, found by hashes instead of kept
+texts.
 
-Texts are compared after normalisation: case and white space do not count. N-grams are of words; there
-punctuation does not count either. Rows are numbered from 1, in the order they come.
+Texts are compared after normalisation: case and white space do not count. N-grams are of words;
+there punctuation does not count either. Rows are numbered from 1, in the order they come.
 """
 
 import functools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import islice
 
 import numpy as np
+
+from temper.data.examples import Example
 
 Pair = tuple[int, int]
 CASES = 5  # examples that a report keeps
@@ -34,7 +37,10 @@ class Duplicates:
     cases: tuple[Pair, ...]
 
     def __str__(self) -> str:
-        return f"{self.repeats:,} of {self.rows:,} rows repeat an earlier row{_case('row {} repeats row {}', self.cases)}"
+        return (
+            f"{self.repeats:,} of {self.rows:,} rows repeat an earlier"
+            f" row{_case('row {} repeats row {}', self.cases)}"
+        )
 
 
 @dataclass(frozen=True)
@@ -44,11 +50,13 @@ class Overlap:
     Args:
         rows: Rows of B.
         exact: Rows of B that are also rows of A.
-        shared: Rows of B that share ``n`` words in a row with a row of A; a row shorter than that counts if all its words
-            are all the words of a row of A. Exact ones are among them, unless they have no words.
+        shared: Rows of B that share ``n`` words in a row with a row of A; a row shorter than that
+            counts if all its words are all the words of a row of A. Exact ones are among them,
+            unless they have no words.
         n: Words of an n-gram.
         exact_cases: The first exact ones: (row of B, first such row of A).
-        shared_cases: The first that share an n-gram and are not exact: (row of B, first such row of A).
+        shared_cases: The first that share an n-gram and are not exact: (row of B, first such row of
+            A).
     """
 
     rows: int
@@ -61,14 +69,22 @@ class Overlap:
     @property
     def in_words(self) -> str:
         """The exact ones alone, in a line."""
-        return f"{self.exact:,} of {self.rows:,} rows are in both sets{_case('row {} is row {}', self.exact_cases)}"
+        return (
+            f"{self.exact:,} of {self.rows:,} rows are in both"
+            f" sets{_case('row {} is row {}', self.exact_cases)}"
+        )
 
     def __str__(self) -> str:
-        return f"{self.in_words}, {self.shared:,} share {self.n} words in a row{_case('row {} with row {}', self.shared_cases)}"
+        return (
+            f"{self.in_words}, {self.shared:,} share {self.n} words in a"
+            f" row{_case('row {} with row {}', self.shared_cases)}"
+        )
 
 
 def repeats(texts: Iterable[str]) -> Iterator[Pair]:
-    """Every row that repeats an earlier one, with the row it repeats; keeps a hash per different text."""
+    """Every row that repeats an earlier one, with the row it repeats; keeps a hash per different
+    text.
+    """
     first: dict[int, int] = {}
     for number, text in enumerate(texts, 1):
         earlier = first.setdefault(_hash(normalise(text)), number)
@@ -88,10 +104,12 @@ def duplicates(texts: Iterable[str]) -> Duplicates:
 
 
 def overlap(a: Iterable[str], b: Iterable[str], n: int = 8) -> Overlap:
-    """Which rows of ``b`` are known from ``a``; each is read once, and only hashes of ``b`` are held.
+    """Which rows of ``b`` are known from ``a``; each is read once, and only hashes of ``b`` are
+    held.
 
     Args:
-        a: The set that may give something away, such as the training prompts; it may be of any size.
+        a: The set that may give something away, such as the training prompts; it may be of any
+            size.
         b: The set that should be new, such as the evaluation prompts.
         n: Words of an n-gram.
     """
@@ -150,7 +168,10 @@ class _Index:
         """Mark the keys that rows of A have; the first of them is row ``offset + 1``."""
         if not len(self.keys):
             return
-        hashes, numbers = np.concatenate(rows), np.repeat(np.arange(len(rows)) + offset + 1, [len(row) for row in rows])
+        hashes, numbers = (
+            np.concatenate(rows),
+            np.repeat(np.arange(len(rows)) + offset + 1, [len(row) for row in rows]),
+        )
         place = np.searchsorted(self.keys, hashes).clip(max=len(self.keys) - 1)
         hit = (self.keys[place] == hashes) & (self.first[place] == 0)
         # Written back to front, so that the first row of A with a key is the one that stays.
@@ -172,7 +193,8 @@ def _ngrams(text: str, n: int) -> np.ndarray:
     if len(words) == 0:
         return words
     width = min(n, len(words))
-    # A sum of random words under random odd factors, modulo 2^64: as good as a hash of the joined words, and one pass for all.
+    # A sum of random words under random odd factors, modulo 2^64: as good as a hash of the joined
+    # words, and one pass for all.
     return np.convolve(words, _factors(width), "valid")
 
 
@@ -197,3 +219,71 @@ def _first(found: dict[int, int]) -> tuple[Pair, ...]:
 
 def _case(words: str, cases: tuple[Pair, ...]) -> str:
     return f" ({words.format(*cases[0])})" if cases else ""
+
+
+# MERGED from temper.data.overlap: Prompts of a training file that are evaluation prompts too, by
+# the numbers of their rows.
+
+
+@dataclass(frozen=True)
+class Leaks:
+    """What evaluation prompts share with the prompts of a training file.
+
+    Args:
+        found: The counts.
+        example: File and row of an evaluation prompt, and the row of the training file that it
+            shares most with.
+    """
+
+    found: Overlap
+    example: tuple[str, int, int] | None
+
+    def __str__(self) -> str:
+        counts = (
+            f"{self.found.exact:,} of {self.found.rows:,} evaluation prompts are training"
+            " prompts too"
+        )
+        shared = f"{self.found.shared:,} share {self.found.n} words in a row with one"
+        file, row, training_row = self.example or ("", 0, 0)
+        return f"{counts}, {shared}" + (
+            f" (for example row {row} of {file} and row {training_row})" if file else ""
+        )
+
+
+def find_leaks(training: Iterable[Example], evaluation: Sequence[Example]) -> Leaks:
+    """Hold a training file against evaluation prompts; it may be larger than memory.
+
+    What all evaluation prompts begin with (an instruction, say) is left out of the comparison.
+    """
+    asked = [normalise(example.conversation) for example in evaluation]
+    opening = _opening(asked)
+    rows: list[int] = []
+
+    def texts() -> Iterator[str]:
+        for example in training:
+            rows.append(example.row)
+            yield normalise(example.conversation).removeprefix(opening)
+
+    found = overlap(texts(), [text.removeprefix(opening) for text in asked])
+    case = next(iter((*found.exact_cases, *found.shared_cases)), None)
+    if case is None:
+        return Leaks(found, None)
+    tested = evaluation[case[0] - 1]
+    return Leaks(found, (tested.file, tested.row, rows[case[1] - 1]))
+
+
+def _opening(questions: Sequence[str]) -> str:
+    """Whole words that several questions all begin with, if every question goes on after them."""
+    shared = re.match(r"(.*\s)?", _common(questions), re.DOTALL)
+    words = shared.group() if shared else ""
+    return words if all(question[len(words) :].strip() for question in questions) else ""
+
+
+def _common(texts: Sequence[str]) -> str:
+    """What several texts all begin with."""
+    if len(texts) < 2:
+        return ""
+    first, last = min(texts), max(texts)
+    return first[
+        : next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    ]

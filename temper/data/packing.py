@@ -1,7 +1,8 @@
 """Several sequences in one row of tokens, so that nothing is computed for padding.
 
-A plan says where every token of padded rows lies in packed rows, and so how to come back: losses see
-the rows they always see. Sequences stay whole, and never attend to each other (`temper.models.score`).
+A plan says where every token of padded rows lies in packed rows, and so how to come back: losses
+see the rows they always see. Sequences stay whole, and never attend to each other
+(`temper.models.score`).
 
 Shapes: `R` sequences, `T` their padded length, `P` packed rows, `C` their capacity.
 """
@@ -22,9 +23,11 @@ class Packing:
 
     Args:
         source_PC: Index into the flattened padded rows (``R * T``); padding repeats index 0.
-        positions_PC: Position inside the sequence; 0 for padding, so that each pad is a sequence of its own.
+        positions_PC: Position inside the sequence; 0 for padding, so that each pad is a sequence of
+            its own.
         begins_PC: Bool: first token of a sequence, or padding; nothing before it predicts it.
-        slots_RT: Index into the flattened packed rows (``P * C``); that of the sequence's first token where a row is padding.
+        slots_RT: Index into the flattened packed rows (``P * C``); that of the sequence's first
+            token where a row is padding.
     """
 
     source_PC: Tensor
@@ -37,14 +40,17 @@ class Packing:
         return Packing(*(tensor.to(device, non_blocking=True) for tensor in vars(self).values()))
 
 
-def plan_packing(lengths: np.ndarray, width: int, hidden_size: int, in_one_row: bool = False) -> Packing | None:
+def plan_packing(
+    lengths: np.ndarray, width: int, hidden_size: int, in_one_row: bool = False
+) -> Packing | None:
     """First fit, longest first, into rows of the capacity that costs least; see `cost`.
 
     Args:
         lengths: Tokens of each sequence, R whole numbers from 1 to ``width``.
         width: Padded length T of the rows that the plan is for.
         hidden_size: Width of the network, which weighs attention against the rest.
-        in_one_row: Put all sequences into a single row, for kernels that skip what lies between sequences.
+        in_one_row: Put all sequences into a single row, for kernels that skip what lies between
+            sequences.
 
     Returns:
         None where packing would cost more than `WORTH_IT` of what padding does.
@@ -54,20 +60,27 @@ def plan_packing(lengths: np.ndarray, width: int, hidden_size: int, in_one_row: 
         bins, capacity = [list(range(len(lengths)))], int(lengths.sum())
         price = cost(1, capacity, hidden_size, attended=width)
     else:
-        tried = [(first_fit(lengths, stretch * int(lengths.max())), stretch * int(lengths.max())) for stretch in STRETCHES]
+        tried = [
+            (first_fit(lengths, stretch * int(lengths.max())), stretch * int(lengths.max()))
+            for stretch in STRETCHES
+        ]
         tried = [(bins, max(int(lengths[members].sum()) for members in bins)) for bins, _ in tried]
-        price, bins, capacity = min((cost(len(bins), capacity, hidden_size), bins, capacity) for bins, capacity in tried)
+        price, bins, capacity = min(
+            (cost(len(bins), capacity, hidden_size), bins, capacity) for bins, capacity in tried
+        )
     return None if price > WORTH_IT * padded else _lay_out(bins, capacity, lengths, width)
 
 
 def cost(n_rows: int, width: int, hidden_size: int, attended: int | None = None) -> float:
-    """Relative cost of rows of tokens: ``24 D^2`` operations per token and layer in the linear maps, ``4 C D`` in attention.
+    """Relative cost of rows of tokens: ``24 D^2`` operations per token and layer in the linear
+    maps, ``4 C D`` in attention.
 
     Args:
         n_rows: Rows.
         width: Tokens in each.
         hidden_size: Width D of the network.
-        attended: Tokens C that each token is compared with; None: the whole row, as with a dense mask.
+        attended: Tokens C that each token is compared with; None: the whole row, as with a dense
+            mask.
     """
     return n_rows * width * (1 + (attended or width) / (6 * hidden_size))
 
@@ -89,7 +102,9 @@ def _lay_out(bins: list[list[int]], capacity: int, lengths: np.ndarray, width: i
 
 
 def first_fit(lengths: np.ndarray, capacity: int) -> list[list[int]]:
-    """Sequence numbers by row: each sequence, longest first, goes into the first row that has room."""
+    """Sequence numbers by row: each sequence, longest first, goes into the first row that has
+    room.
+    """
     bins: list[list[int]] = []
     room: list[int] = []
     for row in np.argsort(-lengths, kind="stable").tolist():
@@ -118,7 +133,8 @@ class Fill:
         """A batch of rows.
 
         Args:
-            lengths: Tokens of each row, ``B``, or of each of its sequences, ``B x K``; empty sequences take no part.
+            lengths: Tokens of each row, ``B``, or of each of its sequences, ``B x K``; empty
+                sequences take no part.
             n_together: Rows that go through the network together; None: all.
         """
         for start in range(0, len(lengths), n_together or len(lengths)):
@@ -135,11 +151,13 @@ class Fill:
 
 
 def fill_rate(lengths: np.ndarray, hidden_size: int | None = None) -> float:
-    """Share of computed tokens that are no padding, for sequences that go through the network together.
+    """Share of computed tokens that are no padding, for sequences that go through the network
+    together.
 
     Args:
         lengths: Tokens of each sequence.
-        hidden_size: Width of a network, for which `plan_packing` lays them out (it leaves them as they are where that hardly helps);
+        hidden_size: Width of a network, for which `plan_packing` lays them out (it leaves them as
+            they are where that hardly helps);
             None: padded to the longest.
     """
     width = int(lengths.max())

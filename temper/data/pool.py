@@ -1,14 +1,21 @@
-"""Fixed sets of rows behind one interface: in memory, in files (`temper.data.token_pool`), or made of others (`pool_views`).
+"""Fixed sets of rows behind one interface: in memory, in files (`temper.data.token_pool`), or made
+of others (`pool_views`).
 
 Shapes: `B` rows asked for, `n` rows in a pool, `K` sequences in a row, `T` tokens.
 """
 
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from temper.data.rows import Batch, fingerprint, select
+from temper.data.rows import PADDED, Batch, fingerprint, make_rows, pair_rows, select, stack_rows
+from temper.losses import IGNORE_INDEX
 
 Index = Tensor | slice
 
@@ -62,4 +69,169 @@ class RowsPool:
 
 def row_numbers(n_rows: int, index: Index) -> np.ndarray:
     """Row numbers of an index."""
-    return np.arange(n_rows)[index] if isinstance(index, slice) else np.arange(n_rows)[np.asarray(index).reshape(-1)]
+    return (
+        np.arange(n_rows)[index]
+        if isinstance(index, slice)
+        else np.arange(n_rows)[np.asarray(index).reshape(-1)]
+    )
+
+
+# MERGED from temper.data.pool: Pools made of other pools, row by row as they are asked for. |  |
+# Shapes: `B` rows asked for, `n` rows in a pool, `P` prompt tokens, `R` answer tokens.
+
+
+CHUNK = 1024  # rows that are looked at together
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of a pool.
+
+    Args:
+        pool: The pool.
+        rows: Their numbers there; None: all rows.
+        flags: What they have in common, by name: a column of the joined pool.
+    """
+
+    pool: Pool
+    rows: np.ndarray | None = None
+    flags: Mapping[str, bool] = field(default_factory=dict)
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """Numbers of the rows in the pool."""
+        return np.arange(len(self.pool)) if self.rows is None else self.rows
+
+
+class JoinedPool:
+    """Rows of several pools, numbered through.
+
+    Args:
+        parts: Which; with the same flags, and as many sequences in a row.
+    """
+
+    def __init__(self, *parts: Part) -> None:
+        self.parts = [part for part in parts if len(part.numbers)]
+        self._starts = np.cumsum([0] + [len(part.numbers) for part in self.parts])
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """See `Pool`."""
+        return np.concatenate([part.pool.lengths[part.numbers] for part in self.parts])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, index: Index) -> Batch:
+        numbers_B = row_numbers(len(self), index)
+        part_B = np.searchsorted(self._starts, numbers_B, side="right") - 1
+        places, pieces = [], []
+        for i in np.unique(part_B):
+            places.append(np.flatnonzero(part_B == i))
+            part, rows = (
+                self.parts[i],
+                self.parts[i].numbers[numbers_B[places[-1]] - self._starts[i]],
+            )
+            flags = {name: torch.full((len(rows),), value) for name, value in part.flags.items()}
+            pieces.append(part.pool[torch.from_numpy(rows)] | flags)
+        back = torch.from_numpy(np.argsort(np.concatenate(places)))
+        return select(stack_rows(pieces), back) | {"ids": torch.from_numpy(numbers_B)}
+
+    def fingerprint(self) -> str:
+        """See `Pool`."""
+        digest = hashlib.sha256()
+        for part in self.parts:
+            digest.update(
+                f"{part.pool.fingerprint()} {sorted(part.flags.items())}".encode()
+                + part.numbers.tobytes()
+            )
+        return digest.hexdigest()
+
+
+class MismatchedPool:
+    """Rows of two sequences: one of a pool's rows, and its prompt with the answer of another row.
+
+    The other row is the one before it in a seeded order, so every answer is used twice. (KTO
+    estimates a divergence on these.)
+
+    Args:
+        pool: Rows of one sequence: a prompt, and at its end a labelled answer.
+        seed: Of the order.
+        max_length: A mismatched answer is cut where its sequence would become longer.
+    """
+
+    def __init__(self, pool: Pool, seed: int, max_length: int) -> None:
+        self.pool, self.seed, self.max_length = pool, seed, max_length
+        order = np.random.default_rng(seed).permutation(len(pool))
+        self.other_n = np.empty_like(order)
+        self.other_n[order] = np.roll(order, 1)
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """See `Pool`."""
+        chunks = [
+            self[start : start + CHUNK]["attention_mask"].sum(-1)
+            for start in range(0, len(self), CHUNK)
+        ]
+        return np.concatenate(chunks).astype(np.int32)
+
+    def __len__(self) -> int:
+        return len(self.pool)
+
+    def __getitem__(self, index: Index) -> Batch:
+        numbers_B = row_numbers(len(self), index)
+        own, other = (
+            self.pool[torch.from_numpy(numbers_B)],
+            self.pool[torch.from_numpy(self.other_n[numbers_B])],
+        )
+        prompt_BP, _ = _apart(own)
+        _, answer_BR = _apart(other)
+        mismatched = make_rows(prompt_BP, answer_BR, pad_id=0)
+        cut = {name: mismatched[name][:, : self.max_length] for name in PADDED}
+        return pair_rows(own, cut)
+
+    def fingerprint(self) -> str:
+        """See `Pool`."""
+        return hashlib.sha256(
+            f"{self.pool.fingerprint()} {self.seed} {self.max_length}".encode()
+        ).hexdigest()
+
+
+class SequencesPool:
+    """Some of the sequences of every row, in another order; one alone makes rows of one sequence.
+
+    Args:
+        pool: Rows of several sequences.
+        which: Their numbers.
+    """
+
+    def __init__(self, pool: Pool, *which: int) -> None:
+        self.pool, self.which = pool, which[0] if len(which) == 1 else list(which)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """See `Pool`."""
+        return self.pool.lengths[:, self.which]
+
+    def __len__(self) -> int:
+        return len(self.pool)
+
+    def __getitem__(self, index: Index) -> Batch:
+        return {
+            name: value[:, self.which] if name in PADDED else value
+            for name, value in self.pool[index].items()
+        }
+
+    def fingerprint(self) -> str:
+        """See `Pool`."""
+        return hashlib.sha256(f"{self.pool.fingerprint()} {self.which}".encode()).hexdigest()
+
+
+def _apart(rows: Batch) -> tuple[np.ndarray, np.ndarray]:
+    """Prompts, and the answers that end the rows: ids, padded with -1 wherever there is none."""
+    ids, present = rows["input_ids"].numpy(), rows["attention_mask"].numpy() != 0
+    place = np.arange(ids.shape[1])
+    begins_B = ((present & (rows["labels"].numpy() == IGNORE_INDEX)) * (place + 1)).max(
+        axis=1, keepdims=True
+    )
+    return np.where(place < begins_B, ids, -1), np.where(present & (place >= begins_B), ids, -1)

@@ -1,8 +1,9 @@
 """Batches as dictionaries of tensors whose first dimension is the row.
 
 A row is one sequence (``B x T``) or two that belong together (``B x 2 x T``: chosen and rejected,
-original and substitute, ...). On its way to the network a batch may carry ``lengths`` (numpy, ``B`` or ``B x 2``:
-tokens without padding), which is no tensor so that it stays on the host when the batch is moved to a device.
+original and substitute, ...). On its way to the network a batch may carry ``lengths`` (numpy, ``B``
+or ``B x 2``: tokens without padding), which is no tensor so that it stays on the host when the
+batch is moved to a device.
 
 Shapes: `B` rows, `T` tokens, `P` prompt tokens, `R` response tokens.
 """
@@ -15,15 +16,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from temper.errors import TemperError
 from temper.losses import IGNORE_INDEX
 
 Batch = dict[str, Any]  # tensors, but for LENGTHS
 LENGTHS = "lengths"
 PADDED = ("input_ids", "attention_mask", "labels")  # trimmed together
-FILL = {"labels": IGNORE_INDEX}  # what padding is written with; 0 for the others, which attention hides
+FILL = {
+    "labels": IGNORE_INDEX
+}  # what padding is written with; 0 for the others, which attention hides
 
 
-def make_rows(prompt_BP: np.ndarray, response_BR: np.ndarray, pad_id: int, train_on_prompt: bool = False) -> Batch:
+def make_rows(
+    prompt_BP: np.ndarray, response_BR: np.ndarray, pad_id: int, train_on_prompt: bool = False
+) -> Batch:
     """Join prompts and responses into training rows, padded on the right.
 
     Args:
@@ -55,7 +61,10 @@ def make_rows(prompt_BP: np.ndarray, response_BR: np.ndarray, pad_id: int, train
 def select(batch: Batch, index: Tensor | slice) -> Batch:
     """Rows of a batch."""
     on_host = index.cpu().numpy() if isinstance(index, Tensor) else index
-    return {name: value[index if isinstance(value, Tensor) else on_host] for name, value in batch.items()}
+    return {
+        name: value[index if isinstance(value, Tensor) else on_host]
+        for name, value in batch.items()
+    }
 
 
 def trim(batch: Batch) -> Batch:
@@ -65,10 +74,15 @@ def trim(batch: Batch) -> Batch:
 
 
 def pair_rows(first: Batch, *others: Batch) -> Batch:
-    """Rows of K sequences (``B x K x T``) from K sets of as many rows, padded to one width; the rest is the first set's."""
+    """Rows of K sequences (``B x K x T``) from K sets of as many rows, padded to one width; the
+    rest is the first set's.
+    """
     sets = (first, *others)
     width = max(rows["input_ids"].shape[-1] for rows in sets)
-    paired = {name: torch.stack([widen(rows[name], width, FILL.get(name, 0)) for rows in sets], dim=1) for name in PADDED}
+    paired = {
+        name: torch.stack([widen(rows[name], width, FILL.get(name, 0)) for rows in sets], dim=1)
+        for name in PADDED
+    }
     return paired | {name: value for name, value in first.items() if name not in PADDED}
 
 
@@ -76,14 +90,23 @@ def stack_rows(pieces: list[Batch]) -> Batch:
     """One set of rows of several, padded to one width and numbered anew."""
     width = max(piece["input_ids"].shape[-1] for piece in pieces)
     stacked = {
-        name: torch.cat([widen(p[name], width, FILL.get(name, 0)) if name in PADDED else p[name] for p in pieces]) for name in pieces[0]
+        name: torch.cat(
+            [
+                widen(p[name], width, FILL.get(name, 0)) if name in PADDED else p[name]
+                for p in pieces
+            ]
+        )
+        for name in pieces[0]
     }
     return stacked | {"ids": torch.arange(len(stacked["input_ids"]))}
 
 
 def sequence(rows: Batch, index: int) -> Batch:
     """Rows of one sequence from rows of two: the first of every pair, or the second."""
-    return {name: value[:, index] if name in (*PADDED, LENGTHS) else value for name, value in rows.items()}
+    return {
+        name: value[:, index] if name in (*PADDED, LENGTHS) else value
+        for name, value in rows.items()
+    }
 
 
 def pad_left(ids_BT: Tensor, present_BT: Tensor, pad_id: int) -> Batch:
@@ -99,7 +122,10 @@ def pad_left(ids_BT: Tensor, present_BT: Tensor, pad_id: int) -> Batch:
     """
     order = present_BT.long().argsort(dim=-1, stable=True)
     present_BT = present_BT.gather(-1, order)
-    return {"input_ids": ids_BT.gather(-1, order).masked_fill(~present_BT, pad_id), "attention_mask": present_BT.long()}
+    return {
+        "input_ids": ids_BT.gather(-1, order).masked_fill(~present_BT, pad_id),
+        "attention_mask": present_BT.long(),
+    }
 
 
 def widen(tensor: Tensor, width: int, value: int) -> Tensor:
@@ -122,3 +148,43 @@ def fingerprint(batch: Batch) -> str:
         digest.update(name.encode())
         digest.update(batch[name].contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+# MERGED from temper.data.rows: Exact counts for mixtures.
+
+
+def harmful_count(harmful_ratio: float, n_rows: int) -> int:
+    """``harmful_ratio * n_rows``: see `exact_count`."""
+    return exact_count("harmful_ratio", harmful_ratio, "n_rows", n_rows)
+
+
+def exact_count(flag: str, share: float, of_flag: str, n_rows: int) -> int:
+    """``share * n_rows``, which must be a whole number.
+
+    Nothing is rounded in silence: a table that says p = 0.05 must have been made with 5 % of rows.
+
+    Args:
+        flag: Name of the share, for errors.
+        share: Share in [0, 1].
+        of_flag: Name of the number of rows, for errors.
+        n_rows: Rows that it is a share of.
+
+    Raises:
+        TemperError: no rows; a share outside [0, 1]; or a product that is not whole, with the
+            share that rounding to the nearest whole number (halves to even) would give.
+    """
+    if n_rows < 1:
+        raise TemperError(f"data.init_args.{of_flag}={n_rows}: the set is empty; give at least 1")
+    if not 0 <= share <= 1:
+        raise TemperError(
+            f"data.init_args.{flag}={share}: give a share in [0, 1], for example 0.1 for 10 %"
+        )
+    exact = share * n_rows
+    count = round(exact)
+    if abs(exact - count) > 1e-9 * n_rows:
+        raise TemperError(
+            f"data.init_args.{flag}={share}: {share} x {n_rows} rows = {exact} is not a whole"
+            f" number; rounded it would be {count} rows: set {flag}={count / n_rows}, or change"
+            f" {of_flag}"
+        )
+    return count

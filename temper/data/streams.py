@@ -51,7 +51,8 @@ class PoolSource:
         self.batch_size, self.seed, self.n_rows = batch_size, seed, len(self.pool)
         if not 1 <= batch_size <= self.n_rows:
             raise TemperError(
-                f"stream {name!r} has {self.n_rows} rows, and a batch is {batch_size}: give more rows, or a batch size from 1 to that"
+                f"stream {name!r} has {self.n_rows} rows, and a batch is {batch_size}: give more"
+                " rows, or a batch size from 1 to that"
             )
         self.batches_per_pass = self.n_rows // batch_size
 
@@ -84,7 +85,9 @@ class Stream(IterableDataset[Batch]):
         world_size: Number of processes; must divide the global batch size.
     """
 
-    def __init__(self, source: BatchSource, epoch_batches: int, start: int, rank: int, world_size: int) -> None:
+    def __init__(
+        self, source: BatchSource, epoch_batches: int, start: int, rank: int, world_size: int
+    ) -> None:
         self.source, self.epoch_batches = source, epoch_batches
         self.next_batch, self.rank, self.world_size = start, rank, world_size
 
@@ -115,7 +118,9 @@ class StreamLoader(DataLoader[Batch]):
     """
 
     def __init__(self, stream: Stream, position: Callable[[], int], num_workers: int = 0) -> None:
-        super().__init__(stream, batch_size=None, num_workers=num_workers, generator=own_generator())
+        super().__init__(
+            stream, batch_size=None, num_workers=num_workers, generator=own_generator()
+        )
         self.position = position
 
     def __iter__(self):  # type: ignore[no-untyped-def]
@@ -124,8 +129,8 @@ class StreamLoader(DataLoader[Batch]):
 
 
 def own_generator() -> torch.Generator:
-    """For a loader: one that is given none takes a number from the global generator whenever an epoch begins, and a run
-    that is resumed begins one more.
+    """For a loader: one that is given none takes a number from the global generator whenever an
+    epoch begins, and a run that is resumed begins one more.
     """
     return torch.Generator().manual_seed(0)
 
@@ -145,9 +150,15 @@ class EvalSet(IterableDataset[Batch]):
     def __init__(self, rows: Batch, batch_size: int, rank: int, world_size: int) -> None:
         n_rows = len(rows["input_ids"])
         if n_rows < world_size:
-            raise TemperError(f"{n_rows} evaluation prompts for {world_size} ranks: give at least one each (data.init_args.n_eval)")
+            raise TemperError(
+                f"{n_rows} evaluation prompts for {world_size} ranks: give at least one each"
+                " (data.init_args.n_eval)"
+            )
         lengths_n = rows["attention_mask"].sum(-1).reshape(n_rows, -1).amax(-1)
-        self.rows, self.numbers = rows, lengths_n.argsort(descending=True, stable=True)[rank::world_size]
+        self.rows, self.numbers = (
+            rows,
+            lengths_n.argsort(descending=True, stable=True)[rank::world_size],
+        )
         largest_share = -(-n_rows // world_size)
         self.n_batches = min(-(-largest_share // batch_size), n_rows // world_size)
 

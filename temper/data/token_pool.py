@@ -1,4 +1,5 @@
-"""Rows of tokens in memory-mapped files: written once, bounded by the disk and not by memory, read row by row.
+"""Rows of tokens in memory-mapped files: written once, bounded by the disk and not by memory, read
+row by row.
 
 Shapes: `B` rows asked for, `n` rows in a pool, `K` sequences in a row.
 """
@@ -22,7 +23,11 @@ from temper.errors import TemperError
 from temper.losses import IGNORE_INDEX
 
 ABOUT = "pool.json"
-TYPES = {"tokens": np.int32, "trained": np.uint8, "offsets": np.int64}  # files of a pool; flags are uint8 like `trained`
+TYPES = {
+    "tokens": np.int32,
+    "trained": np.uint8,
+    "offsets": np.int64,
+}  # files of a pool; flags are uint8 like `trained`
 VERSION = 1  # of the files; others are written anew
 
 
@@ -61,8 +66,15 @@ class TokenPool:
         head = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
         if head["version"] != VERSION:
             raise ValueError(f"{folder}: version {head['version']}")
-        self._n, self._k, self.about, self._digests = head["rows"], head["sequences"], head["about"], head["sha256"]
-        self._files = {name: _map(folder / name, TYPES.get(name, np.uint8)) for name in self._digests}
+        self._n, self._k, self.about, self._digests = (
+            head["rows"],
+            head["sequences"],
+            head["about"],
+            head["sha256"],
+        )
+        self._files = {
+            name: _map(folder / name, TYPES.get(name, np.uint8)) for name in self._digests
+        }
         if len(self._files["offsets"]) != self._n * self._k + 1:
             raise ValueError(f"{folder}: offsets of other rows")
         for name, digest in self._digests.items():
@@ -87,15 +99,26 @@ class TokenPool:
         begins, ends = self._files["offsets"][sequences], self._files["offsets"][sequences + 1]
         lengths = ends - begins
         shape = (len(sequences), int(lengths.max(initial=0)))
-        ids, labels = np.full(shape, self.about["pad_id"], np.int64), np.full(shape, IGNORE_INDEX, np.int64)
+        ids, labels = (
+            np.full(shape, self.about["pad_id"], np.int64),
+            np.full(shape, IGNORE_INDEX, np.int64),
+        )
         for at, (begin, end) in enumerate(zip(begins, ends, strict=True)):
             ids[at, : end - begin] = tokens = self._files["tokens"][begin:end]
-            labels[at, : end - begin] = np.where(self._files["trained"][begin:end], tokens, IGNORE_INDEX)
+            labels[at, : end - begin] = np.where(
+                self._files["trained"][begin:end], tokens, IGNORE_INDEX
+            )
         present = (np.arange(shape[1]) < lengths[:, None]).astype(np.int64)
         leading = (len(numbers_B),) if self._k == 1 else (len(numbers_B), self._k)
         padded = {"input_ids": ids, "attention_mask": present, "labels": labels}
-        flags = {name: torch.from_numpy(self._files[name][numbers_B] != 0) for name in self._digests if name not in TYPES}
-        rows = {name: torch.from_numpy(array.reshape(*leading, -1)) for name, array in padded.items()}
+        flags = {
+            name: torch.from_numpy(self._files[name][numbers_B] != 0)
+            for name in self._digests
+            if name not in TYPES
+        }
+        rows = {
+            name: torch.from_numpy(array.reshape(*leading, -1)) for name, array in padded.items()
+        }
         return rows | flags | {"ids": torch.from_numpy(numbers_B)}
 
     def fingerprint(self) -> str:
@@ -119,14 +142,21 @@ def write_pool(folder: Path, rows: Iterable[Row], about: Callable[[], dict[str, 
     try:
         head = _write(staging, rows)
         staging.chmod(0o755)
-        (staging / ABOUT).write_text(json.dumps(head | {"version": VERSION, "about": about()}), encoding="utf-8")
+        (staging / ABOUT).write_text(
+            json.dumps(head | {"version": VERSION, "about": about()}), encoding="utf-8"
+        )
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(staging, folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def cached_pool(cache: Path, key: Mapping[str, Any], rows: Callable[[], Iterable[Row]], about: Callable[[], dict[str, Any]]) -> TokenPool:
+def cached_pool(
+    cache: Path,
+    key: Mapping[str, Any],
+    rows: Callable[[], Iterable[Row]],
+    about: Callable[[], dict[str, Any]],
+) -> TokenPool:
     """The pool with a key, from the cache folder or written there; a damaged one is written anew.
 
     Args:
@@ -152,11 +182,15 @@ def _write(folder: Path, rows: Iterable[Row]) -> dict[str, Any]:
             kind = (len(row.ids), sorted(row.flags))
             if first is None:
                 first = kind
-                files = {name: _Column(folder / name, TYPES.get(name, np.uint8)) for name in (*TYPES, *row.flags)}
+                files = {
+                    name: _Column(folder / name, TYPES.get(name, np.uint8))
+                    for name in (*TYPES, *row.flags)
+                }
                 files["offsets"].add([0])
             if kind != first:
                 raise TemperError(
-                    f"row {n_rows + 1} has {kind[0]} answers and the flags {kind[1]}, the first row {first[0]} and {first[1]}"
+                    f"row {n_rows + 1} has {kind[0]} answers and the flags {kind[1]}, the first row"
+                    f" {first[0]} and {first[1]}"
                 )
             for ids, trained in zip(row.ids, row.trained, strict=True):
                 files["tokens"].add(ids)
@@ -170,7 +204,11 @@ def _write(folder: Path, rows: Iterable[Row]) -> dict[str, Any]:
             column.file.close()
     if first is None:
         raise TemperError("no row is left")
-    return {"rows": n_rows, "sequences": first[0], "sha256": {name: column.digest.hexdigest() for name, column in files.items()}}
+    return {
+        "rows": n_rows,
+        "sequences": first[0],
+        "sha256": {name: column.digest.hexdigest() for name, column in files.items()},
+    }
 
 
 class _Column:

@@ -18,9 +18,11 @@ SteeringVectors = Tensor  # L x D
 
 
 def steer(x: Tensor, v_D: Tensor, alpha: float) -> Tensor:
-    """``x' = ||x|| N(N(x) - 0.1 alpha (1 + max(0, cos(x, v))) N(v))``, N the L2 normalisation over the last dimension.
+    """``x' = ||x|| N(N(x) - 0.1 alpha (1 + max(0, cos(x, v))) N(v))``, N the L2 normalisation over
+    the last dimension.
 
-    v points from safe to unsafe; the length of x stays. Computed in at least float32. alpha = 0 is the identity, bit for bit.
+    v points from safe to unsafe; the length of x stays. Computed in at least float32. alpha = 0 is
+    the identity, bit for bit.
 
     Args:
         x: Outputs of an MLP block, ``... x D``.
@@ -31,20 +33,24 @@ def steer(x: Tensor, v_D: Tensor, alpha: float) -> Tensor:
         return x
     exact = x.to(torch.promote_types(x.dtype, torch.float32))
     v_D = v_D.to(exact)
-    strength = 0.1 * alpha * (1 + F.cosine_similarity(exact, v_D, dim=-1).clamp(min=0)).unsqueeze(-1)
+    strength = (
+        0.1 * alpha * (1 + F.cosine_similarity(exact, v_D, dim=-1).clamp(min=0)).unsqueeze(-1)
+    )
     turned = F.normalize(F.normalize(exact, dim=-1) - strength * F.normalize(v_D, dim=-1), dim=-1)
     steered: Tensor = (exact.norm(dim=-1, keepdim=True) * turned).to(x.dtype)
     return steered
 
 
 def steering_vectors(differences_NLD: Tensor) -> SteeringVectors:
-    """First principal component plus mean of (unsafe - safe), over all layers at once as in the official code.
+    """First principal component plus mean of (unsafe - safe), over all layers at once as in the
+    official code.
 
-    A component has no sign of its own: it is given the one that points along the mean, towards unsafe. (The official
-    code leaves the sign to its SVD.)
+    A component has no sign of its own: it is given the one that points along the mean, towards
+    unsafe. (The official code leaves the sign to its SVD.)
 
     Args:
-        differences_NLD: Hidden states of the unsafe demonstration minus those of the safe one; at least two pairs.
+        differences_NLD: Hidden states of the unsafe demonstration minus those of the safe one; at
+            least two pairs.
 
     Returns:
         ``L x D``.
@@ -58,11 +64,13 @@ def steering_vectors(differences_NLD: Tensor) -> SteeringVectors:
 
 @torch.no_grad()
 def hidden_differences(network: nn.Module, pairs: dict[str, Tensor], n_tokens: int) -> Tensor:
-    """(unsafe - safe) hidden states: outputs of every decoder layer, mean over the last tokens of a demonstration.
+    """(unsafe - safe) hidden states: outputs of every decoder layer, mean over the last tokens of a
+    demonstration.
 
     Args:
         network: A causal LM; its mode is left as it was.
-        pairs: ``input_ids`` and ``attention_mask``, ``N x 2 x T``: the unsafe demonstration, then the safe one.
+        pairs: ``input_ids`` and ``attention_mask``, ``N x 2 x T``: the unsafe demonstration, then
+            the safe one.
         n_tokens: Tokens at the end of a demonstration that are averaged (official code: 4).
 
     Returns:
@@ -70,7 +78,8 @@ def hidden_differences(network: nn.Module, pairs: dict[str, Tensor], n_tokens: i
     """
     outputs: list[Tensor] = []
     hooks = [
-        layer.register_forward_hook(lambda _module, _inputs, output: outputs.append(_first(output))) for layer in decoder_layers(network)
+        layer.register_forward_hook(lambda _module, _inputs, output: outputs.append(_first(output)))
+        for layer in decoder_layers(network)
     ]
     was_training = network.training
     ids, attention = pairs["input_ids"].flatten(0, 1), pairs["attention_mask"].flatten(0, 1)
@@ -84,15 +93,22 @@ def hidden_differences(network: nn.Module, pairs: dict[str, Tensor], n_tokens: i
     # Counted from a row's own end: 1 is its last token, whatever side is padded.
     from_end = attention.flip(-1).cumsum(-1).flip(-1) * attention
     last = (from_end > 0) & (from_end <= n_tokens)
-    stacked = torch.stack([h.to(torch.promote_types(h.dtype, torch.float32)) for h in outputs], dim=1)
+    stacked = torch.stack(
+        [h.to(torch.promote_types(h.dtype, torch.float32)) for h in outputs], dim=1
+    )
     weights = (last / last.sum(-1, keepdim=True)).to(stacked)
     means = torch.einsum("bltd,bt->bld", stacked, weights)
     return means[0::2] - means[1::2]
 
 
-def add_steering(network: nn.Module, vectors: SteeringVectors, alpha: float) -> list[RemovableHandle]:
+def add_steering(
+    network: nn.Module, vectors: SteeringVectors, alpha: float
+) -> list[RemovableHandle]:
     """Steer the output of every MLP block from now on; removing the hooks ends it."""
-    return [block.register_forward_hook(_hook(v_D, alpha)) for block, v_D in zip(mlp_blocks(network), vectors, strict=True)]
+    return [
+        block.register_forward_hook(_hook(v_D, alpha))
+        for block, v_D in zip(mlp_blocks(network), vectors, strict=True)
+    ]
 
 
 def _hook(v_D: Tensor, alpha: float) -> Any:

@@ -1,13 +1,10 @@
 """Judges: text in, label and score out."""
 
 from temper.judges.base import LABELS, Judge, Judgement, readable
-from temper.judges.classifier import SequenceClassifier
 from temper.judges.function import CallableJudge
 from temper.judges.grammar import GrammarJudge
-from temper.judges.guard import GuardLM
 from temper.judges.keyword import KeywordRefusal
-from temper.judges.model import ModelJudge
-from temper.judges.yes_no import YesNoLM
+from temper.judges.model import GuardLM, ModelJudge, SequenceClassifier, YesNoLM
 
 __all__ = [
     "LABELS",

@@ -28,7 +28,15 @@ class GrammarJudge:
         judgements = []
         for prompt, response in zip(prompts, responses, strict=True):
             verdict = check_response(self.language, self._ids(prompt), self._ids(response))
-            judgements.append(Judgement(verdict.label, verdict.fraction_right, verdict.refused, verdict.correct, verdict.degenerate))
+            judgements.append(
+                Judgement(
+                    verdict.label,
+                    verdict.fraction_right,
+                    verdict.refused,
+                    verdict.correct,
+                    verdict.degenerate,
+                )
+            )
         return judgements
 
     def _ids(self, text: str) -> list[int]:

@@ -8,7 +8,12 @@ from torch import Tensor
 
 
 def kto_losses(
-    ratios_N: Tensor, desirable_N: Tensor, z: Tensor, beta: float = 0.1, w_desirable: float = 1.0, w_undesirable: float = 1.0
+    ratios_N: Tensor,
+    desirable_N: Tensor,
+    z: Tensor,
+    beta: float = 0.1,
+    w_desirable: float = 1.0,
+    w_undesirable: float = 1.0,
 ) -> Tensor:
     """``w_d (1 - sigma(b (c - z)))`` if desirable, else ``w_u (1 - sigma(b (z - r)))``.
 
@@ -31,7 +36,8 @@ def kto_losses(
 
 
 def reference_point(total: Tensor, count: Tensor) -> Tensor:
-    """``z = max(0, mean of l(y'|x) - l_ref(y'|x))`` over mismatched answers y': an estimate of ``KL(policy || reference)``, detached.
+    """``z = max(0, mean of l(y'|x) - l_ref(y'|x))`` over mismatched answers y': an estimate of
+    ``KL(policy || reference)``, detached.
 
     Args:
         total: Sum of the ratios over all answers of the global batch, nats.

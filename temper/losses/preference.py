@@ -87,15 +87,27 @@ def sigmoid(chosen_N: Tensor, rejected_N: Tensor, settings: PairSettings) -> Ten
 
 
 def cdpo(chosen_N: Tensor, rejected_N: Tensor, settings: PairSettings) -> Tensor:
-    """``-(1 - e) log sigma(b d) - e log sigma(-b d)`` (conservative DPO, Mitchell 2023), ``d = c - r``."""
-    agreed, swapped = sigmoid(chosen_N, rejected_N, settings), sigmoid(rejected_N, chosen_N, settings)
+    """``-(1 - e) log sigma(b d) - e log sigma(-b d)`` (conservative DPO, Mitchell 2023),
+    ``d = c - r``.
+    """
+    agreed, swapped = (
+        sigmoid(chosen_N, rejected_N, settings),
+        sigmoid(rejected_N, chosen_N, settings),
+    )
     return (1 - settings.label_smoothing) * agreed + settings.label_smoothing * swapped
 
 
 def robust(chosen_N: Tensor, rejected_N: Tensor, settings: PairSettings) -> Tensor:
-    """``[-(1 - e) log sigma(b d) + e log sigma(-b d)] / (1 - 2 e)`` (Chowdhury et al. 2024, arXiv 2403.00409); e < 1/2."""
-    agreed, swapped = sigmoid(chosen_N, rejected_N, settings), sigmoid(rejected_N, chosen_N, settings)
-    return ((1 - settings.label_smoothing) * agreed - settings.label_smoothing * swapped) / (1 - 2 * settings.label_smoothing)
+    """``[-(1 - e) log sigma(b d) + e log sigma(-b d)] / (1 - 2 e)`` (Chowdhury et al. 2024, arXiv
+    2403.00409); e < 1/2.
+    """
+    agreed, swapped = (
+        sigmoid(chosen_N, rejected_N, settings),
+        sigmoid(rejected_N, chosen_N, settings),
+    )
+    return ((1 - settings.label_smoothing) * agreed - settings.label_smoothing * swapped) / (
+        1 - 2 * settings.label_smoothing
+    )
 
 
 def hinge(chosen_N: Tensor, rejected_N: Tensor, settings: PairSettings) -> Tensor:
@@ -104,12 +116,15 @@ def hinge(chosen_N: Tensor, rejected_N: Tensor, settings: PairSettings) -> Tenso
 
 
 def ipo(chosen_N: Tensor, rejected_N: Tensor, settings: PairSettings) -> Tensor:
-    """``(c/n_c - r/n_r - 1/(2 b))^2`` (Azar et al. 2023, arXiv 2310.12036, equation 17; per token, as its authors ran it)."""
+    """``(c/n_c - r/n_r - 1/(2 b))^2`` (Azar et al. 2023, arXiv 2310.12036, equation 17; per token,
+    as its authors ran it).
+    """
     return (chosen_N - rejected_N - 1 / (2 * settings.beta)) ** 2
 
 
 def orpo(chosen_N: Tensor, rejected_N: Tensor, settings: PairSettings) -> Tensor:
-    """``-lbar_c - b log sigma(log odds_c - log odds_r)`` (Hong et al. 2024, arXiv 2403.07691, equations 4 to 7).
+    """``-lbar_c - b log sigma(log odds_c - log odds_r)`` (Hong et al. 2024, arXiv 2403.07691,
+    equations 4 to 7).
 
     ``odds = p / (1 - p)`` with ``log p`` the mean log-probability of the answer's tokens.
     """
@@ -117,7 +132,9 @@ def orpo(chosen_N: Tensor, rejected_N: Tensor, settings: PairSettings) -> Tensor
 
 
 def _log_odds(logps_N: Tensor) -> Tensor:
-    """``log p - log(1 - p)``; a p that rounds to 1 counts as the largest that does not, for a finite gradient."""
+    """``log p - log(1 - p)``; a p that rounds to 1 counts as the largest that does not, for a
+    finite gradient.
+    """
     logps_N = logps_N.clamp(max=-torch.finfo(logps_N.dtype).eps)
     return logps_N - torch.log(-torch.expm1(logps_N))
 
@@ -136,7 +153,8 @@ PREFERENCE: dict[Variant, Preference] = {
 
 
 def pair_scores(preference: Preference, pairs: PairLogps) -> tuple[Tensor, Tensor]:
-    """chosen_N and rejected_N as a variant's loss sees them, in nats (per token, for those per token).
+    """chosen_N and rejected_N as a variant's loss sees them, in nats (per token, for those per
+    token).
 
     Raises:
         ValueError: the variant compares with a reference, and there is none.
@@ -144,9 +162,18 @@ def pair_scores(preference: Preference, pairs: PairLogps) -> tuple[Tensor, Tenso
     chosen_N, rejected_N = pairs.chosen_N, pairs.rejected_N
     if preference.reference:
         if pairs.reference_chosen_N is None or pairs.reference_rejected_N is None:
-            raise ValueError("this preference loss compares with a reference model, and no reference log-probabilities are given")
-        chosen_N, rejected_N = chosen_N - pairs.reference_chosen_N, rejected_N - pairs.reference_rejected_N
+            raise ValueError(
+                "this preference loss compares with a reference model, and no reference"
+                " log-probabilities are given"
+            )
+        chosen_N, rejected_N = (
+            chosen_N - pairs.reference_chosen_N,
+            rejected_N - pairs.reference_rejected_N,
+        )
     if preference.per_token:
         # An answer of no tokens has the sum 0, and the mean 0.
-        chosen_N, rejected_N = chosen_N / pairs.chosen_counts_N.clamp(min=1), rejected_N / pairs.rejected_counts_N.clamp(min=1)
+        chosen_N, rejected_N = (
+            chosen_N / pairs.chosen_counts_N.clamp(min=1),
+            rejected_N / pairs.rejected_counts_N.clamp(min=1),
+        )
     return chosen_N, rejected_N

@@ -16,13 +16,15 @@ class Scores:
     """Log-probabilities of the labels, and what else a loss asked for.
 
     Attributes:
-        logps: ``... x (T - 1)``, nats; position t is the log-probability of token t + 1, 0 where masked.
+        logps: ``... x (T - 1)``, nats; position t is the log-probability of token t + 1, 0 where
+            masked.
         mask: ``... x (T - 1)``, bool: labelled positions.
         logits: ``... x (T - 1) x V``, aligned with ``logps``; None unless asked for.
-        hidden: Hidden states ``... x T x D``: the embeddings, then the output of every layer, the last
-            one after the final norm (Hugging Face's order); None unless asked for.
+        hidden: Hidden states ``... x T x D``: the embeddings, then the output of every layer, the
+            last one after the final norm (Hugging Face's order); None unless asked for.
         attended: ``... x T``, bool: positions that are no padding; given with ``hidden``.
-        labels: ``... x (T - 1)``, token ids aligned with ``logits`` and given with them; negative where masked.
+        labels: ``... x (T - 1)``, token ids aligned with ``logits`` and given with them; negative
+            where masked.
     """
 
     logps: Tensor
@@ -44,7 +46,9 @@ class Scores:
 
     @property
     def means(self) -> Tensor:
-        """``lbar(y|x) = l(y|x) / |y|``, shape ``...``, nats per token; 0 for a sequence without labels."""
+        """``lbar(y|x) = l(y|x) / |y|``, shape ``...``, nats per token; 0 for a sequence without
+        labels.
+        """
         return self.sums / self.counts.clamp(min=1)
 
     def __getitem__(self, index: Any) -> "Scores":
@@ -65,7 +69,8 @@ class Scores:
 
 @dataclass(frozen=True)
 class SequenceScores:
-    """Sums alone, as a disk cache keeps them; stands in for `Scores` where a loss reads nothing else.
+    """Sums alone, as a disk cache keeps them; stands in for `Scores` where a loss reads nothing
+    else.
 
     Attributes:
         sums: Log-probability of each sequence, shape ``...``, nats.

@@ -40,26 +40,41 @@ def token_logps(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         logps (``... x (T - 1)``, nats, 0 where masked) and mask (the same shape, bool).
     """
     targets = labels[..., 1:]
-    nll = F.cross_entropy(exact(logits[..., :-1, :]).flatten(0, -2), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="none")
+    nll = F.cross_entropy(
+        exact(logits[..., :-1, :]).flatten(0, -2),
+        targets.flatten(),
+        ignore_index=IGNORE_INDEX,
+        reduction="none",
+    )
     return -nll.view_as(targets), targets != IGNORE_INDEX
 
 
 def labelled_positions(labels: Tensor) -> Tensor:
-    """Places, in ``... x T`` flattened, whose logits predict a labelled token; ``N`` of them, which a GPU is waited for to say."""
+    """Places, in ``... x T`` flattened, whose logits predict a labelled token; ``N`` of them, which
+    a GPU is waited for to say.
+    """
     return F.pad(labels[..., 1:] != IGNORE_INDEX, (0, 1)).flatten().nonzero().squeeze(1)
 
 
 def labelled_logps(logits_NV: Tensor, labels: Tensor, index_N: Tensor) -> tuple[Tensor, Tensor]:
     """`token_logps` of logits at `labelled_positions` only."""
-    return _spread(-F.cross_entropy(exact(logits_NV), labels.flatten()[index_N + 1], reduction="none"), labels, index_N)
+    return _spread(
+        -F.cross_entropy(exact(logits_NV), labels.flatten()[index_N + 1], reduction="none"),
+        labels,
+        index_N,
+    )
 
 
-def hidden_logps(hidden: Tensor, weight_VD: Tensor, labels: Tensor, bias_V: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """`token_logps` of ``hidden @ weight.T + bias``, chunk by chunk: the logits never exist as a whole.
+def hidden_logps(
+    hidden: Tensor, weight_VD: Tensor, labels: Tensor, bias_V: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """`token_logps` of ``hidden @ weight.T + bias``, chunk by chunk: the logits never exist as a
+    whole.
 
     torch's `linear_cross_entropy`. Costs a second multiplication by the output matrix and saves
-    ``T x V`` floats three times over; benchmarks/fused_loss.md has figures. Masked positions are left out
-    before the multiplication, which on a GPU waits for the device to say how many there are.
+    ``T x V`` floats three times over; benchmarks/fused_loss.md has figures. Masked positions are
+    left out before the multiplication, which on a GPU waits for the device to say how many there
+    are.
 
     Args:
         hidden: Final hidden states, ``... x T x D``.
@@ -83,7 +98,9 @@ def hidden_logps(hidden: Tensor, weight_VD: Tensor, labels: Tensor, bias_V: Tens
 
 
 def _spread(logps_N: Tensor, labels: Tensor, index_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of ``N`` labelled positions at their places, 0 elsewhere, and the mask: both ``... x (T - 1)``."""
+    """Log-probabilities of ``N`` labelled positions at their places, 0 elsewhere, and the mask:
+    both ``... x (T - 1)``.
+    """
     logps = logps_N.new_zeros(labels.numel()).index_copy(0, index_N, logps_N).view_as(labels)
     return logps[..., :-1], labels[..., 1:] != IGNORE_INDEX
 
@@ -94,10 +111,14 @@ def nll(scores: Scores) -> MeanTerms:
 
 
 def kl(policy: Scores, reference: Scores) -> MeanTerms:
-    """``KL(reference || policy)`` per labelled token over the whole vocabulary, in nats; needs both logits."""
+    """``KL(reference || policy)`` per labelled token over the whole vocabulary, in nats; needs both
+    logits.
+    """
     assert policy.logits is not None and reference.logits is not None
     reference_logps = exact(reference.logits).log_softmax(-1)
-    divergence = (reference_logps.exp() * (reference_logps - exact(policy.logits).log_softmax(-1))).sum(-1)
+    divergence = (
+        reference_logps.exp() * (reference_logps - exact(policy.logits).log_softmax(-1))
+    ).sum(-1)
     return MeanTerms((divergence * policy.mask).sum(), policy.mask.sum())
 
 

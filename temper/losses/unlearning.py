@@ -1,11 +1,12 @@
 """Unlearning losses: ``L = gamma * L_forget + alpha * L_retain``, with a table of either.
 
-`l` is the sum of a sequence's answer-token log-probabilities (nats), `lbar` their mean, `NLL = -logp`
-of a token. A *mean over tokens* divides by the answer tokens of the whole batch, so long answers weigh
-more; a *mean over sequences* gives every row the same weight. Each loss follows its paper (and
-open-unlearning's code) in that; its docstring says which.
+`l` is the sum of a sequence's answer-token log-probabilities (nats), `lbar` their mean, `NLL =
+-logp` of a token. A *mean over tokens* divides by the answer tokens of the whole batch, so long
+answers weigh more; a *mean over sequences* gives every row the same weight. Each loss follows its
+paper (and open-unlearning's code) in that; its docstring says which.
 
-A forget row may hold two sequences: the answer to forget (0) and a substitute for it, such as a refusal (1).
+A forget row may hold two sequences: the answer to forget (0) and a substitute for it, such as a
+refusal (1).
 
 Shapes: `B` rows, `T` time, `V` vocabulary; logits ``B x (T - 1) x V``.
 """
@@ -24,77 +25,99 @@ from temper.losses.tokens import MeanTerms, exact, kl, mean_of, nll
 
 Options = Mapping[str, float]
 Sequences = Literal["answer", "substitute", "both"]
-ForgetName = Literal["ga", "bounded", "npo", "simnpo", "idk_nll", "idk_dpo", "wga", "satimp", "undial"]
+ForgetName = Literal[
+    "ga", "bounded", "npo", "simnpo", "idk_nll", "idk_dpo", "wga", "satimp", "undial"
+]
 RetainName = Literal["none", "nll", "kl", "embedding"]
 
 
 def ga(policy: Scores, reference: None, options: Options) -> MeanTerms:
-    """Gradient ascent (Jang et al. 2023, arXiv 2210.01504): ``-NLL``, mean over tokens. Unbounded below."""
+    """Gradient ascent (Jang et al. 2023, arXiv 2210.01504): ``-NLL``, mean over tokens. Unbounded
+    below.
+    """
     return MeanTerms(policy.sums.sum(), policy.counts.sum())
 
 
 def bounded(policy: Scores, reference: None, options: Options) -> MeanTerms:
-    """``NLL(y+) - ascent * NLL(y-)`` (Jain et al. 2024, arXiv 2407.10264): learn the substitute, unlearn the answer a little.
+    """``NLL(y+) - ascent * NLL(y-)`` (Jain et al. 2024, arXiv 2407.10264): learn the substitute,
+    unlearn the answer a little.
 
-    The ascent is weak, not bounded: a long run goes on raising NLL(y-) (100 nats per token and more).
-    Mean over pairs of the two sequences' means over tokens; with answers of one length, as in the
-    paper's windows, it is the mean over tokens.
+    The ascent is weak, not bounded: a long run goes on raising NLL(y-) (100 nats per token and
+    more). Mean over pairs of the two sequences' means over tokens; with answers of one length, as
+    in the paper's windows, it is the mean over tokens.
     """
     return mean_of(options["ascent"] * policy[:, 0].means - policy[:, 1].means)
 
 
 def npo(policy: Scores, reference: Scores | SequenceScores, options: Options) -> MeanTerms:
-    """NPO (Zhang et al. 2024, arXiv 2404.05868): ``-(2/beta) log sigma(-beta (l - l_ref))``, mean over sequences.
+    """NPO (Zhang et al. 2024, arXiv 2404.05868): ``-(2/beta) log sigma(-beta (l - l_ref))``, mean
+    over sequences.
 
-    At policy = reference its gradient is that of ``l``, a sequence's sum: `ga`'s times the tokens per sequence.
+    At policy = reference its gradient is that of ``l``, a sequence's sum: `ga`'s times the tokens
+    per sequence.
     """
     return _preference(reference.sums - policy.sums, options["beta"])
 
 
 def simnpo(policy: Scores, reference: None, options: Options) -> MeanTerms:
-    """SimNPO (Fan et al. 2024, arXiv 2410.07163): ``-(2/beta) log sigma(beta (-lbar - delta))``, mean over sequences.
+    """SimNPO (Fan et al. 2024, arXiv 2410.07163): ``-(2/beta) log sigma(beta (-lbar - delta))``,
+    mean over sequences.
 
-    ``delta`` is in nats per token, as in open-unlearning; the paper's margin gamma is ``beta * delta``.
+    ``delta`` is in nats per token, as in open-unlearning; the paper's margin gamma is
+    ``beta * delta``.
     """
     return _preference(-policy.means - options["delta"], options["beta"])
 
 
 def idk_nll(policy: Scores, reference: None, options: Options) -> MeanTerms:
-    """NLL of the substitute answers (Maini et al. 2024, arXiv 2401.06121: "I don't know"), mean over tokens."""
+    """NLL of the substitute answers (Maini et al. 2024, arXiv 2401.06121: "I don't know"), mean
+    over tokens.
+    """
     return nll(policy)
 
 
 def idk_dpo(policy: Scores, reference: Scores | SequenceScores, options: Options) -> MeanTerms:
-    """``-(2/beta) log sigma(beta [(l - l_ref)(substitute) - (l - l_ref)(answer)])``, mean over pairs (arXiv 2401.06121; DPO).
+    """``-(2/beta) log sigma(beta [(l - l_ref)(substitute) - (l - l_ref)(answer)])``, mean over
+    pairs (arXiv 2401.06121; DPO).
 
-    The factor 2 is open-unlearning's: the scale of NPO, which is this loss without the substitute's half.
+    The factor 2 is open-unlearning's: the scale of NPO, which is this loss without the substitute's
+    half.
     """
     gain = policy.sums - reference.sums
     return _preference(gain[:, 1] - gain[:, 0], options["beta"])
 
 
 def wga(policy: Scores, reference: None, options: Options) -> MeanTerms:
-    """Weighted GA (Wang et al. 2025, arXiv 2502.19301): ``-p^beta NLL`` with p^beta detached, mean over tokens."""
+    """Weighted GA (Wang et al. 2025, arXiv 2502.19301): ``-p^beta NLL`` with p^beta detached, mean
+    over tokens.
+    """
     p = policy.logps.detach().exp()
     return _ascent(policy, p ** options["beta"])
 
 
 def satimp(policy: Scores, reference: None, options: Options) -> MeanTerms:
-    """SatImp (Yang et al. 2025, arXiv 2505.11953): ``-p^beta (1 - p)^beta2 NLL``, weights detached, mean over tokens."""
+    """SatImp (Yang et al. 2025, arXiv 2505.11953): ``-p^beta (1 - p)^beta2 NLL``, weights detached,
+    mean over tokens.
+    """
     p = policy.logps.detach().exp()
     return _ascent(policy, p ** options["beta"] * (1 - p).clamp(min=0) ** options["beta2"])
 
 
 def undial(policy: Scores, reference: Scores, options: Options) -> MeanTerms:
-    """UNDIAL (Dong et al. 2024, arXiv 2402.10052): ``CE(softmax(z_ref - beta onehot(y)), z)``, mean over answer tokens.
+    """UNDIAL (Dong et al. 2024, arXiv 2402.10052): ``CE(softmax(z_ref - beta onehot(y)), z)``, mean
+    over answer tokens.
 
-    Answer tokens only: open-unlearning also averages over prompt and padding, whose label -100 there
-    lowers whatever token has the index V - 100.
+    Answer tokens only: open-unlearning also averages over prompt and padding, whose label -100
+    there lowers whatever token has the index V - 100.
     """
     assert policy.logits is not None and policy.labels is not None and reference.logits is not None
     target = exact(reference.logits).detach()
-    label = policy.labels.clamp(min=0).unsqueeze(-1)  # masked positions have no label, and do not count below
-    lowered = target.scatter_add(-1, label, torch.full_like(label, -options["beta"], dtype=target.dtype))
+    label = policy.labels.clamp(min=0).unsqueeze(
+        -1
+    )  # masked positions have no label, and do not count below
+    lowered = target.scatter_add(
+        -1, label, torch.full_like(label, -options["beta"], dtype=target.dtype)
+    )
     cross_entropy = -(lowered.softmax(-1) * exact(policy.logits).log_softmax(-1)).sum(-1)
     return MeanTerms((cross_entropy * policy.mask).sum(), policy.mask.sum())
 
@@ -112,7 +135,8 @@ class Term:
     """A forget or retain loss, and what it reads.
 
     Attributes:
-        loss: Maps policy, reference (None if it reads nothing of it) and options to the terms of its mean.
+        loss: Maps policy, reference (None if it reads nothing of it) and options to the terms of
+            its mean.
         sequences: Of a forget row's two sequences; ``both`` arrive as ``B x 2``, one as ``B``.
         reference: What it reads of the reference model.
         logits: Reads logits, of the policy and, with a reference, of the reference.
@@ -144,6 +168,14 @@ FORGET: dict[ForgetName, Term] = {
 RETAIN: dict[RetainName, Term | None] = {
     "none": None,
     "nll": Term(lambda policy, reference, options: nll(policy)),
-    "kl": Term(lambda policy, reference, options: kl(policy, reference), reference="everything", logits=True),
-    "embedding": Term(lambda policy, reference, options: hidden_distance(policy, reference), reference="everything", hidden=True),
+    "kl": Term(
+        lambda policy, reference, options: kl(policy, reference),
+        reference="everything",
+        logits=True,
+    ),
+    "embedding": Term(
+        lambda policy, reference, options: hidden_distance(policy, reference),
+        reference="everything",
+        hidden=True,
+    ),
 }

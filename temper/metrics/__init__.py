@@ -1,7 +1,6 @@
 """Figures of an evaluation as torchmetrics, with intervals."""
 
 from temper.metrics.agreement import agreements, cohens_kappa
-from temper.metrics.proportion import Proportion, wilson_interval
 from temper.metrics.safety import (
     AttackSuccessRate,
     DegenerateRate,
@@ -9,10 +8,12 @@ from temper.metrics.safety import (
     HarmfulScore,
     JudgedProportion,
     OverRefusalRate,
+    Proportion,
     RefusalRate,
     SafeAccuracy,
+    SafetyFigures,
+    wilson_interval,
 )
-from temper.metrics.safety_figures import SafetyFigures
 
 __all__ = [
     "AttackSuccessRate",

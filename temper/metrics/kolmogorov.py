@@ -17,9 +17,9 @@ class KSTest(NamedTuple):
 def ks_two_sample(first: Tensor, second: Tensor) -> KSTest:
     """Are two samples drawn from one continuous distribution?
 
-    ``D = max_x |F_1(x) - F_2(x)|``; ``p = P(D' >= D)`` over all orders of ``m + n`` different values, which are equally
-    likely (Hodges 1957). A monotone change of both samples changes nothing. The same as
-    ``scipy.stats.ks_2samp(..., method="exact")``.
+    ``D = max_x |F_1(x) - F_2(x)|``; ``p = P(D' >= D)`` over all orders of ``m + n`` different
+    values, which are equally likely (Hodges 1957). A monotone change of both samples changes
+    nothing. The same as ``scipy.stats.ks_2samp(..., method="exact")``.
 
     Args:
         first: Sample of size m, any shape.
@@ -28,7 +28,10 @@ def ks_two_sample(first: Tensor, second: Tensor) -> KSTest:
     Returns:
         Statistic and p-value; NaN if a sample is empty or holds a NaN.
     """
-    first, second = first.detach().cpu().double().flatten(), second.detach().cpu().double().flatten()
+    first, second = (
+        first.detach().cpu().double().flatten(),
+        second.detach().cpu().double().flatten(),
+    )
     m, n = len(first), len(second)
     if m == 0 or n == 0 or bool(torch.cat([first, second]).isnan().any()):
         return KSTest(math.nan, math.nan)
@@ -40,11 +43,13 @@ def ks_two_sample(first: Tensor, second: Tensor) -> KSTest:
 
 
 def ks_p_value(distance: int, m: int, n: int) -> float:
-    """``P(max |i n - j m| >= distance)`` over lattice paths from (0, 0) to (m, n), all equally likely.
+    """``P(max |i n - j m| >= distance)`` over lattice paths from (0, 0) to (m, n), all equally
+    likely.
 
-    ``r(i, j)``, the probability that a path to (i, j) has already been that far out, is 1 where ``|i n - j m| >= distance``
-    and ``i/(i+j) r(i-1, j) + j/(i+j) r(i, j-1)`` elsewhere. All terms are positive, so a p-value of 1e-100 is
-    as exact as one of 0.1; one minus the distribution function would be 0. Diagonal by diagonal, ``O(m n)``.
+    ``r(i, j)``, the probability that a path to (i, j) has already been that far out, is 1 where
+    ``|i n - j m| >= distance`` and ``i/(i+j) r(i-1, j) + j/(i+j) r(i, j-1)`` elsewhere. All terms
+    are positive, so a p-value of 1e-100 is as exact as one of 0.1; one minus the distribution
+    function would be 0. Diagonal by diagonal, ``O(m n)``.
 
     Args:
         distance: ``D m n``, a whole number.

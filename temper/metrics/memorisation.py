@@ -1,7 +1,9 @@
-"""How much of an answer a model still holds, row by row: pure functions of log-probabilities and masks.
+"""How much of an answer a model still holds, row by row: pure functions of log-probabilities and
+masks.
 
-Sources: Maini et al. 2024 (TOFU, arXiv 2401.06121), Shi et al. 2024 (min-k %, arXiv 2310.16789), Carlini et al. 2021
-and Tirumala et al. 2022 by way of open-unlearning (arXiv 2506.12618), whose definitions are followed except where said.
+Sources: Maini et al. 2024 (TOFU, arXiv 2401.06121), Shi et al. 2024 (min-k %, arXiv 2310.16789),
+Carlini et al. 2021 and Tirumala et al. 2022 by way of open-unlearning (arXiv 2506.12618), whose
+definitions are followed except where said.
 
 Shapes: `...` any leading dimensions, `B` rows, `K` answers of a row (the true one first), `T` time.
 """
@@ -14,7 +16,8 @@ from torch import Tensor
 
 
 def without_end(mask: Tensor) -> Tensor:
-    """Mask without the last labelled position of each sequence: its end token, which says nothing about memory.
+    """Mask without the last labelled position of each sequence: its end token, which says nothing
+    about memory.
 
     Args:
         mask: ``... x T``, bool: labelled positions.
@@ -23,7 +26,8 @@ def without_end(mask: Tensor) -> Tensor:
 
 
 def mean_logps(logps: Tensor, mask: Tensor) -> Tensor:
-    """``lbar(y|x) = log p(y|x) / |y|``, shape ``...``, nats per token; NaN for a sequence without labels.
+    """``lbar(y|x) = log p(y|x) / |y|``, shape ``...``, nats per token; NaN for a sequence without
+    labels.
 
     Args:
         logps: ``... x T``, nats; whatever they are where masked.
@@ -46,13 +50,15 @@ def answer_probability(logps: Tensor, mask: Tensor) -> Tensor:
 def log_truth_ratio(logps_BKT: Tensor, mask_BKT: Tensor) -> Tensor:
     """``log R = mean over perturbed answers of lbar(y'|x) - lbar(y|x)``, shape B, nats.
 
-    R is the geometric mean of the perturbed answers' length-normalised probabilities over that of the true answer
-    (TOFU's code and open-unlearning; the formula printed in TOFU has the arithmetic mean). It is kept as a logarithm,
-    since ``wrong / (right + 1e-10)``, as open-unlearning computes it, makes all unlikely answers alike.
+    R is the geometric mean of the perturbed answers' length-normalised probabilities over that of
+    the true answer (TOFU's code and open-unlearning; the formula printed in TOFU has the arithmetic
+    mean). It is kept as a logarithm, since ``wrong / (right + 1e-10)``, as open-unlearning computes
+    it, makes all unlikely answers alike.
 
     Args:
         logps_BKT: Nats; answer 0 is the true one, the others are perturbed.
-        mask_BKT: Bool. A perturbed answer without labels is left out of the mean; NaN if there is none.
+        mask_BKT: Bool. A perturbed answer without labels is left out of the mean; NaN if there is
+            none.
     """
     means_BK, given_BK = mean_logps(logps_BKT, mask_BKT), mask_BKT.any(-1)
     wrong_BK, given_BK = means_BK[:, 1:].masked_fill(~given_BK[:, 1:], 0.0), given_BK[:, 1:]
@@ -60,17 +66,22 @@ def log_truth_ratio(logps_BKT: Tensor, mask_BKT: Tensor) -> Tensor:
 
 
 def closer_to_one(log_ratio: Tensor) -> Tensor:
-    """``min(R, 1/R) = exp(-|log R|)``: 1 if true and perturbed answers are as likely; for what is to be forgotten."""
+    """``min(R, 1/R) = exp(-|log R|)``: 1 if true and perturbed answers are as likely; for what is
+    to be forgotten.
+    """
     return (-log_ratio.abs()).exp()
 
 
 def truth_preferred(log_ratio: Tensor) -> Tensor:
-    """``max(0, 1 - R)``: 1 if only the true answer is likely, 0 if it is no likelier; for what is to be kept."""
+    """``max(0, 1 - R)``: 1 if only the true answer is likely, 0 if it is no likelier; for what is
+    to be kept.
+    """
     return (-torch.expm1(log_ratio)).clamp(min=0.0)
 
 
 def exact_memorisation(hits: Tensor, mask: Tensor) -> Tensor:
-    """``1/|y| sum_t [argmax p(.|y_<t) = y_t]``, shape ``...``: share of the answer's tokens (Tirumala et al. 2022).
+    """``1/|y| sum_t [argmax p(.|y_<t) = y_t]``, shape ``...``: share of the answer's tokens
+    (Tirumala et al. 2022).
 
     Args:
         hits: ``... x T``, bool: the label is the likeliest token.
@@ -80,10 +91,11 @@ def exact_memorisation(hits: Tensor, mask: Tensor) -> Tensor:
 
 
 def extraction_strength(hits: Tensor, mask: Tensor) -> Tensor:
-    """``1 - min{k : argmax p(.|y_<t) = y_t for all t > k} / |y|``, shape ``...`` (Carlini et al. 2021).
+    """``1 - min{k : argmax p(.|y_<t) = y_t for all t > k} / |y|``, shape ``...`` (Carlini et al.
+    2021).
 
-    1 if the prompt alone brings the whole answer out, 0 if even its last token needs to be given. (open-unlearning
-    stops at k = |y| - 1, so its smallest value is 1/|y|.)
+    1 if the prompt alone brings the whole answer out, 0 if even its last token needs to be given.
+    (open-unlearning stops at k = |y| - 1, so its smallest value is 1/|y|.)
 
     Args:
         hits: ``... x T``, bool: the label is the likeliest token.
@@ -94,7 +106,8 @@ def extraction_strength(hits: Tensor, mask: Tensor) -> Tensor:
 
 
 def min_k_score(logps: Tensor, mask: Tensor, share: float) -> Tensor:
-    """Mean of the lowest ``max(1, floor(share * |y|))`` log-probabilities, shape ``...``, nats; higher is likelier a member.
+    """Mean of the lowest ``max(1, floor(share * |y|))`` log-probabilities, shape ``...``, nats;
+    higher is likelier a member.
 
     Min-k % Prob, Shi et al. 2024, eq. 1 (their score; open-unlearning's is its negative).
 
@@ -103,16 +116,26 @@ def min_k_score(logps: Tensor, mask: Tensor, share: float) -> Tensor:
         mask: ``... x T``, bool.
         share: k / 100, in (0, 1].
     """
-    values = logps.to(torch.promote_types(logps.dtype, torch.float32)).masked_fill(~mask, math.inf).sort(-1).values
+    values = (
+        logps.to(torch.promote_types(logps.dtype, torch.float32))
+        .masked_fill(~mask, math.inf)
+        .sort(-1)
+        .values
+    )
     # 1e-9: 0.29 * 100 is 28.999999999999996 in floats.
-    sizes_N = torch.tensor([max(1, math.floor(share * n + 1e-9)) for n in range(mask.shape[-1] + 1)], device=mask.device)
+    sizes_N = torch.tensor(
+        [max(1, math.floor(share * n + 1e-9)) for n in range(mask.shape[-1] + 1)],
+        device=mask.device,
+    )
     sizes = sizes_N[mask.sum(-1)]
     taken = torch.arange(mask.shape[-1], device=mask.device) < sizes.unsqueeze(-1)
     return values.masked_fill(~taken, 0.0).sum(-1) / sizes
 
 
 def longest_common_subsequence(first: Sequence[int], second: Sequence[int]) -> int:
-    """Length of the longest common subsequence, exact, bit-parallel (Hyyrö 2004): one integer operation per token."""
+    """Length of the longest common subsequence, exact, bit-parallel (Hyyrö 2004): one integer
+    operation per token.
+    """
     positions: dict[int, int] = {}
     for place, token in enumerate(first):
         positions[token] = positions.get(token, 0) | 1 << place
@@ -127,6 +150,7 @@ def longest_common_subsequence(first: Sequence[int], second: Sequence[int]) -> i
 def rouge_l_recall(answer: Sequence[int], truth: Sequence[int]) -> float:
     """``LCS(answer, truth) / |truth|`` on token ids, in [0, 1] (Lin 2004); NaN for an empty truth.
 
-    TOFU takes it on stemmed words; tokens are the words of the synthetic language, and need no stemmer elsewhere.
+    TOFU takes it on stemmed words; tokens are the words of the synthetic language, and need no
+    stemmer elsewhere.
     """
     return longest_common_subsequence(answer, truth) / len(truth) if truth else math.nan

@@ -1,8 +1,9 @@
 """Means over rows of an unlearning evaluation, as torchmetrics.
 
-Definitions: TOFU (Maini et al. 2024), MUSE (Shi et al. 2024, arXiv 2407.06460) and open-unlearning (arXiv 2506.12618);
-the formulas are in `temper.metrics.memorisation`. Every metric keeps one number per row (a ``cat`` state), so batches
-and ranks change nothing but the order, and sums are exact (`math.fsum`), so the order changes nothing either.
+Definitions: TOFU (Maini et al. 2024), MUSE (Shi et al. 2024, arXiv 2407.06460) and open-unlearning
+(arXiv 2506.12618); the formulas are in `temper.metrics.memorisation`. Every metric keeps one number
+per row (a ``cat`` state), so batches and ranks change nothing but the order, and sums are exact
+(`math.fsum`), so the order changes nothing either.
 
 Shapes: `B` rows, `K` answers of a row (the true one first), `T` time.
 """
@@ -24,7 +25,7 @@ from temper.metrics.memorisation import (
     rouge_l_recall,
     truth_preferred,
 )
-from temper.metrics.proportion import wilson_interval
+from temper.metrics.safety import wilson_interval
 
 States = list[Tensor]
 
@@ -32,8 +33,9 @@ States = list[Tensor]
 class RowMean(Metric):
     """Mean over rows of a value in [0, 1].
 
-    The interval is Wilson's with the mean in place of the share: a value in [0, 1] with mean p has a variance of at most
-    ``p (1 - p)``, that of a share, so the interval is wide enough whatever the values are.
+    The interval is Wilson's with the mean in place of the share: a value in [0, 1] with mean p has
+    a variance of at most ``p (1 - p)``, that of a share, so the interval is wide enough whatever
+    the values are.
     """
 
     full_state_update = False
@@ -85,19 +87,30 @@ class RougeLRecall(RowMean):
 
     def update(self, answers: Sequence[Sequence[int]], truths: Sequence[Sequence[int]]) -> None:
         """What was written, and what should be; rows whose truth is empty are left out."""
-        values = torch.tensor([rouge_l_recall(answer, truth) for answer, truth in zip(answers, truths, strict=True)], device=self.device)
-        self.add(values, torch.tensor([len(truth) > 0 for truth in truths], dtype=torch.bool, device=self.device))
+        values = torch.tensor(
+            [rouge_l_recall(answer, truth) for answer, truth in zip(answers, truths, strict=True)],
+            device=self.device,
+        )
+        self.add(
+            values,
+            torch.tensor(
+                [len(truth) > 0 for truth in truths], dtype=torch.bool, device=self.device
+            ),
+        )
 
 
-AGGREGATORS: dict[str, Callable[[Tensor], Tensor]] = {"closer_to_one": closer_to_one, "truth_preferred": truth_preferred}
+AGGREGATORS: dict[str, Callable[[Tensor], Tensor]] = {
+    "closer_to_one": closer_to_one,
+    "truth_preferred": truth_preferred,
+}
 
 
 class TruthRatio(RowMean):
     """Mean of the truth ratio R, brought into [0, 1] so that 1 is best.
 
     Args:
-        aggregator: ``closer_to_one``, ``min(R, 1/R)``, for rows to be forgotten; ``truth_preferred``, ``max(0, 1 - R)``,
-            for rows to be kept.
+        aggregator: ``closer_to_one``, ``min(R, 1/R)``, for rows to be forgotten;
+            ``truth_preferred``, ``max(0, 1 - R)``, for rows to be kept.
     """
 
     higher_is_better = True
@@ -107,7 +120,9 @@ class TruthRatio(RowMean):
         self.aggregator = AGGREGATORS[aggregator]
 
     def update(self, logps_BKT: Tensor, mask_BKT: Tensor) -> None:
-        """Log-probabilities of the true and the perturbed answers (nats), and where there are labels."""
+        """Log-probabilities of the true and the perturbed answers (nats), and where there are
+        labels.
+        """
         self.add(self.aggregator(log_truth_ratio(logps_BKT, mask_BKT)), has_truth_ratio(mask_BKT))
 
 
@@ -118,7 +133,9 @@ def has_truth_ratio(mask_BKT: Tensor) -> Tensor:
 
 
 def harmonic_mean(values: Iterable[float]) -> float:
-    """``n / sum(1 / v)`` of values >= 0: 0 if any is 0. TOFU's model utility, of the figures on what is to be kept."""
+    """``n / sum(1 / v)`` of values >= 0: 0 if any is 0. TOFU's model utility, of the figures on
+    what is to be kept.
+    """
     values = list(values)
     if any(math.isnan(value) for value in values) or not values:
         return math.nan

@@ -1,6 +1,7 @@
 """All figures of one model on the sets of an unlearning evaluation, batch by batch.
 
-Shapes: `B` rows, `K` answers of a row (the true one first), `T` time, `R` tokens of a written answer.
+Shapes: `B` rows, `K` answers of a row (the true one first), `T` time, `R` tokens of a written
+answer.
 """
 
 from collections.abc import Collection, Mapping
@@ -41,7 +42,12 @@ class UnlearningFigures:
     """
 
     def __init__(
-        self, wrong_answers: Collection[str], min_k: float, end_id: int, special_ids: Collection[int], device: torch.device | str = "cpu"
+        self,
+        wrong_answers: Collection[str],
+        min_k: float,
+        end_id: int,
+        special_ids: Collection[int],
+        device: torch.device | str = "cpu",
     ) -> None:
         self.end_id, self.special_ids, self.device = end_id, frozenset(special_ids), device
         self.metrics: dict[str, dict[str, Any]] = {name: {} for name in SETS}
@@ -50,10 +56,14 @@ class UnlearningFigures:
         self.membership = MembershipAUROC(min_k).to(device)
         self.log_ratios: list[Tensor] = []
 
-    def update(self, name: str, scores: Scores, labels_BKT: Tensor, answers_BR: Tensor | None = None) -> None:
-        """Count a batch of a set; figures whose input is not given (logits, written answers) are left out.
+    def update(
+        self, name: str, scores: Scores, labels_BKT: Tensor, answers_BR: Tensor | None = None
+    ) -> None:
+        """Count a batch of a set; figures whose input is not given (logits, written answers) are
+        left out.
 
-        An answer's end token counts for its probability and truth ratio only, as in open-unlearning.
+        An answer's end token counts for its probability and truth ratio only, as in
+        open-unlearning.
         """
         true, metrics = scores[:, 0], self.metrics[name]
         body_BT = without_end(true.mask)
@@ -65,18 +75,35 @@ class UnlearningFigures:
             self._metric(name, "extraction_strength", ExtractionStrength).update(hits_BT, body_BT)
             self._metric(name, "exact_memorisation", ExactMemorisation).update(hits_BT, body_BT)
         if answers_BR is not None:
-            truths = [self._words([token for token in row if token != IGNORE_INDEX]) for row in labels_BKT[:, 0].tolist()]
-            self._metric(name, "rouge_l_recall", RougeLRecall).update([self._words(row) for row in answers_BR.tolist()], truths)
+            truths = [
+                self._words([token for token in row if token != IGNORE_INDEX])
+                for row in labels_BKT[:, 0].tolist()
+            ]
+            self._metric(name, "rouge_l_recall", RougeLRecall).update(
+                [self._words(row) for row in answers_BR.tolist()], truths
+            )
         if name in ("forget", "holdout"):
             self.membership.update(true.logps, body_BT, member=name == "forget")
         if name == "forget":
-            self.log_ratios.append(log_truth_ratio(scores.logps, scores.mask)[has_truth_ratio(scores.mask)])
+            self.log_ratios.append(
+                log_truth_ratio(scores.logps, scores.mask)[has_truth_ratio(scores.mask)]
+            )
 
     def compute(self) -> Figures:
-        """``{"<set>/<figure>": {"value": ..., "n": ..., ...}}``, ``membership_auroc``, and ``model_utility``."""
-        figures: Figures = {f"{name}/{key}": metric.compute() for name, metrics in self.metrics.items() for key, metric in metrics.items()}
+        """``{"<set>/<figure>": {"value": ..., "n": ..., ...}}``, ``membership_auroc``, and
+        ``model_utility``.
+        """
+        figures: Figures = {
+            f"{name}/{key}": metric.compute()
+            for name, metrics in self.metrics.items()
+            for key, metric in metrics.items()
+        }
         figures["membership_auroc"] = self.membership.compute()
-        parts = {part: figures[f"retain/{part}"]["value"] for part in UTILITY if f"retain/{part}" in figures}
+        parts = {
+            part: figures[f"retain/{part}"]["value"]
+            for part in UTILITY
+            if f"retain/{part}" in figures
+        }
         figures["model_utility"] = {"value": harmonic_mean(parts.values()), "of": list(parts)}
         return figures
 
@@ -91,8 +118,11 @@ class UnlearningFigures:
         return [token for token in body if token not in self.special_ids]
 
 
-def against_retain_model(policy: UnlearningFigures, figures: Figures, retain: UnlearningFigures, retain_figures: Figures) -> Figures:
-    """Forget quality (where there are wrong answers) and privacy leakage of a model beside one that never saw the forget set.
+def against_retain_model(
+    policy: UnlearningFigures, figures: Figures, retain: UnlearningFigures, retain_figures: Figures
+) -> Figures:
+    """Forget quality (where there are wrong answers) and privacy leakage of a model beside one that
+    never saw the forget set.
 
     Args:
         policy: The unlearned model's metrics.

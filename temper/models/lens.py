@@ -12,16 +12,24 @@ from torch import Tensor, nn
 from temper.errors import TemperError
 from temper.losses import MeanTerms, hidden_logps, token_logps
 from temper.models.blocks import decoder_layers
-from temper.models.output_layer import output_layer
+from temper.models.score import output_layer
 
-FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "norm_f")  # Llama and its kin, GPT-2, GPT-NeoX and OPT, Phi, MPT
+FINAL_NORMS = (
+    "norm",
+    "ln_f",
+    "final_layer_norm",
+    "final_layernorm",
+    "norm_f",
+)  # Llama and its kin, GPT-2, GPT-NeoX and OPT, Phi, MPT
 
 
 def lens_parts(network: nn.Module) -> tuple[nn.Module, nn.Linear]:
-    """The final norm and the output layer of a causal LM of transformers, or of PEFT's wrapper around one.
+    """The final norm and the output layer of a causal LM of transformers, or of PEFT's wrapper
+    around one.
 
     Raises:
-        TemperError: the logits are not simply the output layer of the normed state; or the norm has a name not known here.
+        TemperError: the logits are not simply the output layer of the normed state; or the norm has
+            a name not known here.
     """
     lm: Any = network
     if hasattr(lm, "get_base_model"):
@@ -31,27 +39,41 @@ def lens_parts(network: nn.Module) -> tuple[nn.Module, nn.Linear]:
         _, head = output_layer(network)
     except TemperError:
         raise TemperError(
-            f"model.init_args.network: the logit lens reads hidden states through the output layer, and that of {name} is not a plain "
-            "Linear whose outputs are the logits (it is adapted, capped or scaled); use another model, or switch the lens off (alpha=0)"
+            "model.init_args.network: the logit lens reads hidden states through the output layer,"
+            f" and that of {name} is not a plain Linear whose outputs are the logits (it is"
+            " adapted, capped or scaled); use another model, or switch the lens off (alpha=0)"
         ) from None
     layers = decoder_layers(network)
-    holders = [m for m in lm.modules() if any(isinstance(c, nn.ModuleList) and len(c) and c[0] is layers[0] for c in m.children())]
-    norms = [getattr(holder, norm) for holder in holders for norm in FINAL_NORMS if isinstance(getattr(holder, norm, None), nn.Module)]
+    holders = [
+        m
+        for m in lm.modules()
+        if any(isinstance(c, nn.ModuleList) and len(c) and c[0] is layers[0] for c in m.children())
+    ]
+    norms = [
+        getattr(holder, norm)
+        for holder in holders
+        for norm in FINAL_NORMS
+        if isinstance(getattr(holder, norm, None), nn.Module)
+    ]
     if len(norms) != 1:
         raise TemperError(
-            f"model.init_args.network: {name} has no final norm under a known name ({', '.join(FINAL_NORMS)}), which the logit lens "
-            "needs; use a model such as Llama, Gemma, Qwen or GPT-2, or switch the lens off (alpha=0)"
+            f"model.init_args.network: {name} has no final norm under a known name"
+            f" ({', '.join(FINAL_NORMS)}), which the logit lens needs; use a model such as Llama,"
+            " Gemma, Qwen or GPT-2, or switch the lens off (alpha=0)"
         )
     return norms[0], head
 
 
-def lens_nll(hidden: Sequence[Tensor], labels: Tensor, norm: nn.Module, head: nn.Linear, fused: bool = False) -> MeanTerms:
+def lens_nll(
+    hidden: Sequence[Tensor], labels: Tensor, norm: nn.Module, head: nn.Linear, fused: bool = False
+) -> MeanTerms:
     """NLL of the labels read off every hidden state: its mean over tokens and over hidden states.
 
     ``-mean_l mean_t log softmax(head(norm(h_l)))[label]``, in nats.
 
     Args:
-        hidden: Hidden states ``... x T x D`` in Hugging Face's order; the last one is normed already.
+        hidden: Hidden states ``... x T x D`` in Hugging Face's order; the last one is normed
+            already.
         labels: Token ids, ``... x T``, `IGNORE_INDEX` where the token does not count.
         norm: The network's final norm.
         head: Its output layer.
@@ -59,7 +81,11 @@ def lens_nll(hidden: Sequence[Tensor], labels: Tensor, norm: nn.Module, head: nn
     """
     total: Any = 0.0
     for state in [*(norm(h) for h in hidden[:-1]), hidden[-1]]:
-        logps, mask = hidden_logps(state, head.weight, labels, head.bias) if fused else token_logps(head(state), labels)
+        logps, mask = (
+            hidden_logps(state, head.weight, labels, head.bias)
+            if fused
+            else token_logps(head(state), labels)
+        )
         total = total - logps.sum()
     return MeanTerms(total, mask.sum() * len(hidden))
 
@@ -68,7 +94,10 @@ def lens_nll(hidden: Sequence[Tensor], labels: Tensor, norm: nn.Module, head: nn
 def outputs_of(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
     """A list that fills with the outputs of modules, in the order in which they are called."""
     outputs: list[Tensor] = []
-    keep = lambda _module, _inputs, output: outputs.append(output[0] if isinstance(output, tuple) else output)  # noqa: E731
+
+    def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        outputs.append(output[0] if isinstance(output, tuple) else output)
+
     hooks = [module.register_forward_hook(keep) for module in modules]
     try:
         yield outputs

@@ -1,4 +1,6 @@
-"""Prompts of a proxy study: a topic to refuse, questions to go on answering, and a user's own task."""
+"""Prompts of a proxy study: a topic to refuse, questions to go on answering, and a user's own
+task.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,7 +27,8 @@ class Question:
 
 
 class Topic:
-    """The prompts of a topic file such as ``recipes.yaml``; what is trained on and what is tested never meet.
+    """The prompts of a topic file such as ``recipes.yaml``; what is trained on and what is tested
+    never meet.
 
     Args:
         path: The file. A study on another topic is another file with the same keys.
@@ -40,16 +43,23 @@ class Topic:
 
     def refused(self, split: Split) -> list[Question]:
         """Requests on the topic, every dish of the split asked for in every way."""
-        return [Question(ask.format(dish=dish)) for dish in self.content["dishes"][split] for ask in self.content["asks"]]
+        return [
+            Question(ask.format(dish=dish))
+            for dish in self.content["dishes"][split]
+            for ask in self.content["asks"]
+        ]
 
     def safe(self, split: Split) -> list[Question]:
-        """Questions whose answers are kept; some are about the same dishes and ask for no recipe."""
+        """Questions to go on answering; some are about the same dishes, without a recipe."""
         return list(self._safe(split))
 
     def _safe(self, split: Split) -> Iterator[Question]:
         for part in self.content["safe"]:
             if "{dish}" in part["ask"]:
-                yield from (Question(part["ask"].format(dish=dish)) for dish in self.content["dishes"][split])
+                yield from (
+                    Question(part["ask"].format(dish=dish))
+                    for dish in self.content["dishes"][split]
+                )
             else:
                 yield from (Question(part["ask"].format(item=item)) for item in part.get(split, []))
 
@@ -57,8 +67,12 @@ class Topic:
         """The user's task, groups in turn."""
         task = self.content["task"]
         groups = task[split]
-        rows = zip(*([(word, group) for word in words] for group, words in groups.items()), strict=True)
-        return [Question(task["ask"].format(word=word), group) for row in rows for word, group in row]
+        rows = zip(
+            *([(word, group) for word in words] for group, words in groups.items()), strict=True
+        )
+        return [
+            Question(task["ask"].format(word=word), group) for row in rows for word, group in row
+        ]
 
     def refusal(self, number: int) -> str:
         """One of the refusals, in turn."""

@@ -21,13 +21,15 @@ def read_topic(path: Path) -> dict[str, Any]:
         path: A file with the keys of ``recipes.yaml``.
 
     Raises:
-        TemperError: it is missing or not YAML, a key is missing or of another kind, or a prompt has no place for its word.
+        TemperError: it is missing or not YAML, a key is missing or of another kind, or a prompt has
+            no place for its word.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise TemperError(
-            f"--topic={path}: it cannot be read ({type(error).__name__}); give a file like temper/proxy/recipes.yaml"
+            f"--topic={path}: it cannot be read ({type(error).__name__}); give a file like"
+            " temper/proxy/recipes.yaml"
         ) from None
     except yaml.YAMLError as error:
         raise TemperError(f"--topic={path}: not YAML: {' '.join(str(error).split())}") from None
@@ -50,7 +52,11 @@ def _mistakes(content: Any) -> Iterator[str]:
             yield f"{key} must hold texts only"
     for key in GROUPS:
         groups = _at(content, key)
-        if not isinstance(groups, dict) or not groups or not all(isinstance(words, list) and words for words in groups.values()):
+        if (
+            not isinstance(groups, dict)
+            or not groups
+            or not all(isinstance(words, list) and words for words in groups.values())
+        ):
             yield f"{key} must map groups to lists of words"
         elif len({len(words) for words in groups.values()}) > 1:
             yield f"{key} must have groups of one length"
@@ -62,7 +68,9 @@ def _mistakes(content: Any) -> Iterator[str]:
         if not isinstance(part, dict) or not _is_text(part.get("ask")):
             yield "safe must hold mappings with a text `ask`"
     asks = [(ask, "dish") for ask in content["asks"]] + [(content["task"]["ask"], "word")]
-    asks += [(part["ask"], "dish" if "{dish}" in part["ask"] else "item") for part in content["safe"]]
+    asks += [
+        (part["ask"], "dish" if "{dish}" in part["ask"] else "item") for part in content["safe"]
+    ]
     for ask, name in asks:
         if not _takes(ask, name):
             yield f"the ask {ask!r} must have {{{name}}} in it, and no other braces"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from temper.metrics.proportion import wilson_interval
+from temper.metrics.safety import wilson_interval
 
 DRAWS = 2000
 BOOTSTRAP_SEED = 0
@@ -48,7 +48,11 @@ class Shares:
 
 
 def shares(
-    results: pd.DataFrame, metric: str, objective: str, attack: str | None = None, ratios: Sequence[float] | None = None
+    results: pd.DataFrame,
+    metric: str,
+    objective: str,
+    attack: str | None = None,
+    ratios: Sequence[float] | None = None,
 ) -> Shares | None:
     """A metric of one objective, per seed; None where it was not measured.
 
@@ -67,7 +71,9 @@ def shares(
     if rows.empty:
         return None
     by_seed = rows.groupby("seed", sort=True)
-    return Shares(tuple(float(v) for v in by_seed["value"].mean()), tuple(int(n) for n in by_seed["n"].min()))
+    return Shares(
+        tuple(float(v) for v in by_seed["value"].mean()), tuple(int(n) for n in by_seed["n"].min())
+    )
 
 
 def interval(measured: Shares) -> Estimate:
@@ -85,27 +91,43 @@ def difference(first: Shares, second: Shares) -> Estimate:
     (a_low, a_high), (b_low, b_high) = _wilson(first), _wilson(second)
     low, high = a - b - math.hypot(a - a_low, b_high - b), a - b + math.hypot(a_high - a, b - b_low)
     if len(first.values) > 1 and len(first.values) == len(second.values):
-        boot_low, boot_high = _bootstrap([x - y for x, y in zip(first.values, second.values, strict=True)])
+        boot_low, boot_high = _bootstrap(
+            [x - y for x, y in zip(first.values, second.values, strict=True)]
+        )
         low, high = min(low, boot_low), max(high, boot_high)
     return Estimate(a - b, low, high)
 
 
 def estimate(
-    results: pd.DataFrame, metric: str, objective: str, attack: str | None = None, ratios: Sequence[float] | None = None
+    results: pd.DataFrame,
+    metric: str,
+    objective: str,
+    attack: str | None = None,
+    ratios: Sequence[float] | None = None,
 ) -> Estimate | None:
     """As [shares][temper.report.aggregate.shares], as a mean with its interval."""
     measured = shares(results, metric, objective, attack, ratios)
     return None if measured is None else interval(measured)
 
 
-def mean_cost(costs: pd.DataFrame, name: str, objective: str, stage: str = "aligned") -> float | None:
-    """Mean over seeds (and attacks) of a cost of an objective's stage: ``aligned``, or ``attacked`` with repairs."""
-    rows = costs[(costs["metric"] == f"cost/{name}") & (costs["objective"] == objective) & (costs["stage"] == stage)]
+def mean_cost(
+    costs: pd.DataFrame, name: str, objective: str, stage: str = "aligned"
+) -> float | None:
+    """Mean over seeds (and attacks) of a cost of an objective's stage: ``aligned``, or ``attacked``
+    with repairs.
+    """
+    rows = costs[
+        (costs["metric"] == f"cost/{name}")
+        & (costs["objective"] == objective)
+        & (costs["stage"] == stage)
+    ]
     return None if rows.empty else float(rows["value"].mean())
 
 
 def _wilson(measured: Shares) -> tuple[float, float]:
-    """Wilson over the pooled answers of all seeds; the formula holds for the fractional hits of a mean."""
+    """Wilson over the pooled answers of all seeds; the formula holds for the fractional hits of a
+    mean.
+    """
     n = sum(measured.n)
     return wilson_interval(measured.mean * n, n)
 

@@ -1,5 +1,7 @@
 """The report: one file that needs nothing from outside."""
 
+import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,15 +10,14 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from temper.errors import TemperError
 from temper.report.aggregate import mean_cost
-from temper.report.cards import study_card
-from temper.report.collect import Collected
-from temper.report.draw import panel_svg
-from temper.report.examples import Answer
-from temper.report.figures import Figure
-from temper.report.findings import Headline
-from temper.report.settings import Settings
-from temper.report.table import after_table, before_table, jailbreak_rows, whole_table
+from temper.report.collect import Answer, Collected, collect, examples, study_card, write_csv
+from temper.report.figures import Figure, panel_svg, study_figures, write_png
+from temper.report.findings import Headline, headline
+from temper.report.settings import Settings, read_settings, read_study
+from temper.report.table import after_table, before_table, jailbreak_rows, latex_table, whole_table
+from temper.run_folder import write_text
 
 HERE = Path(__file__).parent
 COSTS = {
@@ -49,7 +50,11 @@ def render(
     """
     # Escaping is on for everything; drawings and style are made here and let through.
     environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters["percent"] = lambda share: f"{100 * share:.1f}"
     environment.filters["unbroken"] = lambda text: text.replace(" %", "\u00a0%")
@@ -63,12 +68,22 @@ def render(
         legend=whole_table(collected.results, settings).legend(),
         jailbreaks=jailbreak_rows(collected.results, settings),
         every_ratio=after_table(collected.results, settings, every_ratio=True),
-        figures=[(figure, [Markup(panel_svg(figure, i)) for i in range(len(figure.panels))]) for figure in figures],
+        figures=[
+            (figure, [Markup(panel_svg(figure, i)) for i in range(len(figure.panels))])
+            for figure in figures
+        ],
         cost_columns=list(COSTS.values()),
         costs=_costs(collected, settings, "aligned"),
         # Of interest where methods act later; otherwise it is the attack's, the same for all.
-        later_costs=_costs(collected, settings, "attacked") if any(r.aligned_by != o for o, r in settings.routes.items()) else [],
-        parts={str(key): yaml.safe_dump({key: part}, sort_keys=False, allow_unicode=True) for key, part in study.items()},
+        later_costs=(
+            _costs(collected, settings, "attacked")
+            if any(r.aligned_by != o for o, r in settings.routes.items())
+            else []
+        ),
+        parts={
+            str(key): yaml.safe_dump({key: part}, sort_keys=False, allow_unicode=True)
+            for key, part in study.items()
+        },
         card=study_card(collected.cards, settings),
         judges=", ".join(collected.judges),
         answers=answers,
@@ -78,7 +93,11 @@ def render(
 def _costs(collected: Collected, settings: Settings, stage: str) -> list[tuple[str, list[str]]]:
     rows = []
     for objective, label in settings.objectives.items():
-        values = [mean_cost(frame, name, objective, stage) for name in COSTS for frame in (collected.results, collected.costs)]
+        values = [
+            mean_cost(frame, name, objective, stage)
+            for name in COSTS
+            for frame in (collected.results, collected.costs)
+        ]
         # Every cost is in one of the two tables.
         rows.append((label, [_number(value) for value in values if value is not None]))
     return rows
@@ -91,4 +110,71 @@ def _number(value: float) -> str:
 def _judge_notes(judges: tuple[str, ...]) -> list[str]:
     if len(judges) == 1:
         return []
-    return [f"The stages were judged by different judges ({', '.join(judges)}): their figures are not comparable."]
+    return [
+        f"The stages were judged by different judges ({', '.join(judges)}): their figures are not"
+        " comparable."
+    ]
+
+
+# MERGED from temper.report.html: A finished study folder -> ``results.csv``, ``costs.csv``,
+# ``results.tex``, ``figures/``, ``report.html``.
+
+
+RESULTS_FILE = "results.csv"
+COSTS_FILE = "costs.csv"
+LATEX_FILE = "results.tex"
+FIGURES_FOLDER = "figures"
+REPORT_FILE = "report.html"
+
+
+def build_report(study_folder: Path, study: dict[str, Any]) -> Path:
+    """Write everything a study's folder can tell.
+
+    Args:
+        study_folder: ``runs/<study>``, with every stage finished.
+        study: The study's YAML.
+
+    Returns:
+        Path of the HTML report.
+
+    Raises:
+        TemperError: A stage is not finished, or the study's YAML lacks a part.
+    """
+    settings = read_settings(study)
+    collected = collect(study_folder, settings)
+    write_csv(collected.results, study_folder / RESULTS_FILE)
+    write_csv(collected.costs, study_folder / COSTS_FILE)
+    write_text(study_folder / LATEX_FILE, latex_table(collected.results, study))
+    figures = study_figures(collected.results, study_folder, settings)
+    for figure in figures:
+        write_png(figure, study_folder / FIGURES_FOLDER / f"{figure.name}.png")
+    found = headline(collected.results, study)
+    report = study_folder / REPORT_FILE
+    write_text(
+        report, render(collected, figures, found, study, settings, examples(study_folder, settings))
+    )
+    return report
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Build the report of a study folder; 2 is the exit status of a mistake a user can mend."""
+    parser = argparse.ArgumentParser(
+        prog="python -m temper.report.html", description="Build the report of a finished study."
+    )
+    parser.add_argument(
+        "runs_folder",
+        metavar="RUNS_FOLDER",
+        type=Path,
+        help="the study's folder, runs/<study>, with study.yaml in it",
+    )
+    folder: Path = parser.parse_args(arguments).runs_folder
+    try:
+        print(build_report(folder, read_study(folder)))
+    except TemperError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -8,8 +8,7 @@ from typing import Any
 import yaml
 
 from temper.errors import TemperError
-from temper.study.routes import Route, route
-from temper.study.settings import check_show_answers
+from temper.study.settings import Route, check_show_answers, route
 
 STUDY = "study.yaml"
 
@@ -38,7 +37,8 @@ class Settings:
         seeds: Seeds.
         contest: The headline comparison, if there is one.
         routes: Objective to the folders its models are made in.
-        base_given: Whether the base model was there, and has figures of its own, once for all seeds.
+        base_given: Whether the base model was there, and has figures of its own, once for all
+            seeds.
         show_answers: Unsafe prompts whose answers are shown, per model.
     """
 
@@ -57,7 +57,9 @@ class Settings:
 
     @property
     def counted_ratios(self) -> tuple[float, ...]:
-        """The ratios that a mean harmful score is taken over: those above 0, or 0 if a study has no other."""
+        """The ratios that a mean harmful score is taken over: those above 0, or 0 if a study has no
+        other.
+        """
         return tuple(p for p in self.ratios if p > 0) or self.ratios
 
     @property
@@ -81,10 +83,16 @@ def read_study(runs: Path) -> dict[str, Any]:
     """
     path = runs / STUDY
     if not path.is_file():
-        raise TemperError(f"{path}: missing; RUNS_FOLDER must be a study's folder (runs/<study>), run the study first")
+        raise TemperError(
+            f"{path}: missing; RUNS_FOLDER must be a study's folder (runs/<study>), run the study"
+            " first"
+        )
     study = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(study, dict):
-        raise TemperError(f"{path}: found {type(study).__name__}, a study is a mapping (name, objectives, attacks, ...); mend the file")
+        raise TemperError(
+            f"{path}: found {type(study).__name__}, a study is a mapping (name, objectives,"
+            " attacks, ...); mend the file"
+        )
     return study
 
 
@@ -92,7 +100,8 @@ def read_settings(study: Mapping[str, Any]) -> Settings:
     """Take from a study what the report needs.
 
     Raises:
-        TemperError: A part is missing, the headline names what the study does not have, or the answers to show are no number.
+        TemperError: A part is missing, the headline names what the study does not have, or the
+            answers to show are no number.
     """
     for part in ("name", "objectives", "attacks", "harmful_ratios", "seeds"):
         if study.get(part) in (None, "", [], {}):
@@ -105,8 +114,14 @@ def read_settings(study: Mapping[str, Any]) -> Settings:
         objectives=_labels(study["objectives"]),
         attacks=_labels(attacks),
         # float(): YAML 1.1 reads 5e-5 (no point) as text.
-        learning_rates={key: None if part.get("lr") is None else float(part["lr"]) for key, part in attacks.items()},
-        steps={key: None if part.get("steps") is None else int(part["steps"]) for key, part in attacks.items()},
+        learning_rates={
+            key: None if part.get("lr") is None else float(part["lr"])
+            for key, part in attacks.items()
+        },
+        steps={
+            key: None if part.get("steps") is None else int(part["steps"])
+            for key, part in attacks.items()
+        },
         ratios=tuple(sorted({float(p) for p in study["harmful_ratios"]})),
         seeds=tuple(int(seed) for seed in study["seeds"]),
         contest=_contest(study),
@@ -127,7 +142,7 @@ def _contest(study: Mapping[str, Any]) -> Contest | None:
     for role, part in (("attack", "attacks"), ("baseline", "objectives"), ("method", "objectives")):
         if headline.get(role) not in study[part]:
             raise TemperError(
-                f"study.yaml: headline.{role} is {headline.get(role)!r}, accepted: {', '.join(study[part])} (the keys of `{part}`); "
-                "mend it or take `headline` out"
+                f"study.yaml: headline.{role} is {headline.get(role)!r}, accepted:"
+                f" {', '.join(study[part])} (the keys of `{part}`); mend it or take `headline` out"
             )
     return Contest(headline["attack"], headline["baseline"], headline["method"])

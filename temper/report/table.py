@@ -2,12 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
+from rich import box
+from rich.table import Table
+from rich.text import Text
 
 from temper.report.aggregate import Estimate, estimate
 from temper.report.collect import BASE
-from temper.report.settings import Settings, percent_of
+from temper.report.settings import Settings, percent_of, read_settings
 
 FIGURES = {
     "harmful_score": "HS",
@@ -18,7 +22,8 @@ FIGURES = {
     "safe_accuracy": "Safe accuracy",
     "degenerate_rate": "Degenerate",
 }
-# What they are, in words that are true of every judge: not all have a middle label, or know a right answer when they see one.
+# What they are, in words that are true of every judge: not all have a middle label, or know a right
+# answer when they see one.
 MEANINGS = {
     "harmful_score": "harmful score, unsafe requests carried out in full",
     "harmful_score_lenient": "in full or in part",
@@ -74,7 +79,9 @@ def before_table(results: pd.DataFrame, settings: Settings) -> FigureTable:
     return _measured([_before(results, settings)])
 
 
-def after_table(results: pd.DataFrame, settings: Settings, every_ratio: bool = False) -> FigureTable:
+def after_table(
+    results: pd.DataFrame, settings: Settings, every_ratio: bool = False
+) -> FigureTable:
     """Every objective after every attack.
 
     Args:
@@ -92,11 +99,18 @@ def whole_table(results: pd.DataFrame, settings: Settings) -> FigureTable:
 
 
 def jailbreak_rows(results: pd.DataFrame, settings: Settings) -> tuple[list[str], list[Row]]:
-    """Attack success rate of every jailbreak prompt kind measured, before any attack; empty if none was."""
+    """Attack success rate of every jailbreak prompt kind measured, before any attack; empty if none
+    was.
+    """
     kinds = [metric for metric in results["metric"].unique() if metric.startswith("asr/")]
     models = {BASE: BASE_LABEL} | settings.objectives
-    rows = [Row(label, [estimate(results, metric, objective) for metric in kinds]) for objective, label in models.items()]
-    return [kind.removeprefix("asr/").removeprefix("jb_").replace("_", " ") for kind in kinds], rows if kinds else []
+    rows = [
+        Row(label, [estimate(results, metric, objective) for metric in kinds])
+        for objective, label in models.items()
+    ]
+    return [kind.removeprefix("asr/").removeprefix("jb_").replace("_", " ") for kind in kinds], (
+        rows if kinds else []
+    )
 
 
 def _before(results: pd.DataFrame, settings: Settings) -> Group:
@@ -105,19 +119,162 @@ def _before(results: pd.DataFrame, settings: Settings) -> Group:
 
 def _after(results: pd.DataFrame, settings: Settings, every_ratio: bool = False) -> list[Group]:
     if every_ratio:
-        places = [(attack, f"{title}, p = {percent_of(p)}", [p]) for attack, title in settings.attacks.items() for p in settings.ratios]
+        places = [
+            (attack, f"{title}, p = {percent_of(p)}", [p])
+            for attack, title in settings.attacks.items()
+            for p in settings.ratios
+        ]
     else:
-        places = [(attack, title, list(settings.counted_ratios)) for attack, title in settings.attacks.items()]
-    return [Group(title, _rows(results, settings.objectives, attack, ratios)) for attack, title, ratios in places]
+        places = [
+            (attack, title, list(settings.counted_ratios))
+            for attack, title in settings.attacks.items()
+        ]
+    return [
+        Group(title, _rows(results, settings.objectives, attack, ratios))
+        for attack, title, ratios in places
+    ]
 
 
-def _rows(results: pd.DataFrame, models: Mapping[str, str], attack: str | None = None, ratios: Sequence[float] | None = None) -> list[Row]:
+def _rows(
+    results: pd.DataFrame,
+    models: Mapping[str, str],
+    attack: str | None = None,
+    ratios: Sequence[float] | None = None,
+) -> list[Row]:
     """One row per model, given by key and label, with all figures."""
-    return [Row(label, [estimate(results, metric, key, attack, ratios) for metric in FIGURES]) for key, label in models.items()]
+    return [
+        Row(label, [estimate(results, metric, key, attack, ratios) for metric in FIGURES])
+        for key, label in models.items()
+    ]
 
 
 def _measured(groups: list[Group]) -> FigureTable:
     """Groups as a table, without the columns that nothing in it was measured for."""
-    kept = [i for i in range(len(FIGURES)) if any(row.cells[i] is not None for group in groups for row in group.rows)]
-    rows = [Group(group.title, [Row(row.label, [row.cells[i] for i in kept]) for row in group.rows]) for group in groups]
+    kept = [
+        i
+        for i in range(len(FIGURES))
+        if any(row.cells[i] is not None for group in groups for row in group.rows)
+    ]
+    rows = [
+        Group(group.title, [Row(row.label, [row.cells[i] for i in kept]) for row in group.rows])
+        for group in groups
+    ]
     return FigureTable([list(FIGURES)[i] for i in kept], rows)
+
+
+# MERGED from temper.report.table: The result as a booktabs table.
+
+
+LATEX_NAMES = {
+    "harmful_score": "HS",
+    "harmful_score_lenient": "HS$_\\ell$",
+    "fine_tune_accuracy": "FA",
+    "refusal_rate": "Ref.",
+    "over_refusal_rate": "Over",
+    "safe_accuracy": "Safe",
+    "degenerate_rate": "Deg.",
+}
+SPECIAL = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "[": "{[}",  # bare, it would be an option of the line break before it
+    "|": r"\textbar{}",
+} | {letter: f"\\{letter}" for letter in "&%$#_{}"}
+
+
+def escape(text: str) -> str:
+    """Text that LaTeX prints as it stands."""
+    return "".join(SPECIAL.get(letter, letter) for letter in " ".join(text.split()))
+
+
+def latex_table(results: pd.DataFrame, study: dict[str, Any]) -> str:
+    """Every model before the attack and after each, in %, means over seeds.
+
+    Args:
+        results: The tidy table (``results.csv``).
+        study: The study's YAML.
+    """
+    settings = read_settings(study)
+    figures = whole_table(results, settings)
+    legend = "; ".join(map(": ".join, figures.legend(LATEX_NAMES)))
+    names = [LATEX_NAMES[metric] for metric in figures.metrics]
+    seeds = "one seed" if len(settings.seeds) == 1 else f"mean over {len(settings.seeds)} seeds"
+    title = settings.title if settings.title.endswith((".", "?", "!")) else f"{settings.title}."
+    lines = [
+        "% Needs \\usepackage{booktabs}.",
+        r"\begin{table}",
+        r"  \centering\small\setlength{\tabcolsep}{4pt}",
+        (
+            f"  \\caption{{{escape(title)} All in \\%, {seeds}; after an attack,"
+            f" {escape(settings.ratio_words)}. {legend}.}}"
+        ),
+        rf"  \begin{{tabular}}{{l{'r' * len(names)}}}",
+        r"    \toprule",
+        f"    {' & '.join(['Model', *names])} \\\\",
+    ]
+    for group in figures.groups:
+        lines += [
+            r"    \midrule",
+            rf"    \multicolumn{{{len(names) + 1}}}{{l}}{{\emph{{{escape(group.title)}}}}} \\",
+        ]
+        lines += [
+            f"    {' & '.join([escape(row.label), *map(_latex_cell, row.cells)])} \\\\"
+            for row in group.rows
+        ]
+    lines += [r"    \bottomrule", r"  \end{tabular}", r"\end{table}"]
+    return "\n".join(lines) + "\n"
+
+
+def _latex_cell(figure: Estimate | None) -> str:
+    return "--" if figure is None else f"{100 * figure.value:.1f}"
+
+
+# MERGED from temper.report.table: The result on one screen.
+
+
+TERMINAL_NAMES = {
+    "harmful_score": "HS",
+    "harmful_score_lenient": "HS~",
+    "fine_tune_accuracy": "FA",
+    "refusal_rate": "ref.",
+    "over_refusal_rate": "over",
+    "safe_accuracy": "safe",
+    "degenerate_rate": "deg.",
+}
+LABEL_WIDTH = 28
+
+
+def result_table(results: pd.DataFrame, study: dict[str, Any]) -> Table:
+    """Every model before the attack and after each, in %; fits in 90 columns however many attacks
+    there are.
+
+    Args:
+        results: The tidy table (``results.csv``).
+        study: The study's YAML.
+    """
+    settings = read_settings(study)
+    figures = whole_table(results, settings)
+    legend = "; ".join(map(": ".join, figures.legend(TERMINAL_NAMES)))
+    table = Table(
+        # Text, not str: a label's square brackets are no markup.
+        title=Text(settings.title),
+        caption=Text(f"All in %; after an attack, {settings.ratio_words}. {legend}."),
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    table.add_column("", min_width=12, max_width=LABEL_WIDTH, overflow="fold")
+    for metric in figures.metrics:
+        table.add_column(TERMINAL_NAMES[metric], justify="right", no_wrap=True)
+    for group in figures.groups:
+        table.add_row(Text(group.title, style="bold"))
+        for row in group.rows:
+            table.add_row(Text(f"  {row.label}"), *map(_terminal_cell, row.cells))
+        table.add_section()
+    return table
+
+
+def _terminal_cell(figure: Estimate | None) -> str:
+    return "–" if figure is None else f"{100 * figure.value:.1f}"

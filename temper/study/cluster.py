@@ -16,7 +16,8 @@ PLUGIN = "snakemake_executor_plugin_slurm"
 def slurm_words(words: Sequence[str]) -> list[str]:
     """Words for Snakemake that follow from its others: none unless they choose SLURM.
 
-    Without accounting ``sacct`` knows no job, although it is installed, and a study would wait forever: ``squeue`` is asked.
+    Without accounting ``sacct`` knows no job, although it is installed, and a study would wait
+    forever: ``squeue`` is asked.
 
     Raises:
         TemperError: SLURM is chosen, and Snakemake's executor for it is not installed.
@@ -24,7 +25,10 @@ def slurm_words(words: Sequence[str]) -> list[str]:
     if _executor(words) != "slurm":
         return []
     if find_spec(PLUGIN) is None:
-        raise TemperError("executor slurm: Snakemake's plugin is not installed; pip install -c constraints.txt -e '.[slurm]'")
+        raise TemperError(
+            "executor slurm: Snakemake's plugin is not installed; pip install -c constraints.txt -e"
+            " '.[slurm]'"
+        )
     if _given(words, "--slurm-status-command") or _accounting():
         return []
     return ["--slurm-status-command", "squeue"]
@@ -57,8 +61,14 @@ def _given(words: Sequence[str], *flags: str) -> str | None:
 def _accounting() -> bool:
     """Whether SLURM keeps accounts; True where it cannot be asked."""
     try:
-        shown = subprocess.run(("scontrol", "show", "config"), capture_output=True, text=True, timeout=30).stdout
+        shown = subprocess.run(
+            ("scontrol", "show", "config"), capture_output=True, text=True, timeout=30
+        ).stdout
     except (OSError, subprocess.TimeoutExpired):
         return True
-    types = [line.split("=")[1].strip() for line in shown.splitlines() if line.startswith("AccountingStorageType")]
+    types = [
+        line.split("=")[1].strip()
+        for line in shown.splitlines()
+        if line.startswith("AccountingStorageType")
+    ]
     return types not in (["accounting_storage/none"], ["(null)"])

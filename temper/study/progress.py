@@ -13,13 +13,20 @@ from rich.console import Console
 from snakemake_interface_logger_plugins.base import LogHandlerBase
 from snakemake_interface_logger_plugins.registry import LoggerPluginRegistry
 
-SHOWN = {"harmful_score": "HS", "refusal_rate": "refusal", "safe_accuracy": "safe", "fine_tune_accuracy": "FA"}
+SHOWN = {
+    "harmful_score": "HS",
+    "refusal_rate": "refusal",
+    "safe_accuracy": "safe",
+    "fine_tune_accuracy": "FA",
+}
 TAIL = 15  # lines of a failed stage's log
 RESTARTED = re.compile(r"Trying to restart job (\d+)")  # Snakemake has no event for it
 
 
 class LogHandler(LogHandlerBase):
-    """Prints ``stage, seconds, figures`` when a stage is done, the end of its log if it failed, and how often it was tried."""
+    """Prints ``stage, seconds, figures`` when a stage is done, the end of its log if it failed, and
+    how often it was tried.
+    """
 
     writes_to_stream = True
     writes_to_file = False
@@ -41,11 +48,15 @@ class LogHandler(LogHandlerBase):
             stats = record.__dict__["stats"]
             self._total = int(stats["total"]) - int(stats.get("all", 0))  # `all` is not a stage
         elif name == "job_info":
-            self._jobs[record.__dict__["jobid"]] = record.__dict__ | {"started": time.perf_counter()}
+            self._jobs[record.__dict__["jobid"]] = record.__dict__ | {
+                "started": time.perf_counter()
+            }
         elif name == "job_finished":
             self._finished(self._jobs.get(record.__dict__["job_id"]))
         elif name == "job_error":
-            self._failed(self._jobs.get(record.__dict__["jobid"]), record.__dict__.get("rule_msg") or "")
+            self._failed(
+                self._jobs.get(record.__dict__["jobid"]), record.__dict__.get("rule_msg") or ""
+            )
         elif again := RESTARTED.search(record.getMessage()):
             self._restarted(int(again[1]))
         elif record.levelno >= logging.ERROR:
@@ -56,40 +67,65 @@ class LogHandler(LogHandlerBase):
             return
         self._done += 1
         seconds = time.perf_counter() - job["started"]
-        line = f"[green]done[/green] {self._done:>3}/{self._total}  {self._title(job):<34}{seconds:>6.0f} s"
+        line = (
+            f"[green]done[/green] {self._done:>3}/{self._total} "
+            f" {self._title(job):<34}{seconds:>6.0f} s"
+        )
         if failures := self._failures[job["jobid"]]:
             line += f"   attempt {failures + 1}"
-        self.console.print(f"{line}   [dim]{self._figures(job)}[/dim]", highlight=False, soft_wrap=True)
+        self.console.print(
+            f"{line}   [dim]{self._figures(job)}[/dim]", highlight=False, soft_wrap=True
+        )
 
     def _failed(self, job: dict[str, Any] | None, reason: str) -> None:
         if job is None:
             return
         self._failures[job["jobid"]] += 1
         log = Path(str(next(iter(job["log"]), "")))
-        title = f"[red]failed[/red]  {self._title(job)}, attempt {self._failures[job['jobid']]}; its log is {log}"
+        title = (
+            f"[red]failed[/red]  {self._title(job)}, attempt {self._failures[job['jobid']]}; its"
+            f" log is {log}"
+        )
         self.console.print(title, highlight=False, soft_wrap=True)
         if reason:  # of a scheduler: out of time or memory, cancelled
-            self.console.print(f"  {reason.splitlines()[0].partition('For further error details')[0]}", highlight=False, markup=False)
+            self.console.print(
+                f"  {reason.splitlines()[0].partition('For further error details')[0]}",
+                highlight=False,
+                markup=False,
+            )
         if log.is_file():
             for line in log.read_text(errors="replace").splitlines()[-TAIL:]:
                 self.console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
 
     def _restarted(self, jobid: int) -> None:
         if job := self._jobs.get(jobid):
-            self.console.print(f"[yellow]again[/yellow]   {self._title(job)}, attempt {self._failures[jobid] + 1}", highlight=False)
+            self.console.print(
+                f"[yellow]again[/yellow]   {self._title(job)}, attempt {self._failures[jobid] + 1}",
+                highlight=False,
+            )
 
     def _title(self, job: dict[str, Any]) -> str:
         wildcards = dict(job["wildcards"] or {})
         seed = wildcards.pop("seed", None)
         ratio = wildcards.pop("ratio", None)
         words = [job["rule_name"], *wildcards.values()]
-        return " ".join([*words, *([f"p={ratio}"] if ratio else []), *([f"seed {seed}"] if seed is not None else [])])
+        return " ".join(
+            [
+                *words,
+                *([f"p={ratio}"] if ratio else []),
+                *([f"seed {seed}"] if seed is not None else []),
+            ]
+        )
 
     def _figures(self, job: dict[str, Any]) -> str:
         for output in job["output"] or ():
             if Path(str(output)).name == "evaluation.json":
                 metrics = json.loads(Path(str(output)).read_text())["metrics"]
-                return "  ".join(f"{title} {100 * metrics[name]['value']:.0f}%" for name, title in SHOWN.items() if name in metrics)
+                return "  ".join(
+                    f"{title} {100 * metrics[name]['value']:.0f}%"
+                    for name, title in SHOWN.items()
+                    if name in metrics
+                )
         return ""
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import yaml
 
 from temper.errors import TemperError
-from temper.report.build import build_report
+from temper.report.html import build_report
 from temper.run_folder import write_text
 from temper.study.settings import load_study
 

@@ -1,7 +1,9 @@
-"""``python -m temper.study.run STUDY.yaml``: Snakemake with one line per stage and the result table.
+"""``python -m temper.study.run STUDY.yaml``: Snakemake with one line per stage and the result
+table.
 
-Everything after the study is handed to Snakemake: ``--executor slurm`` works, and files of a study's folder, such as
-``runs/demo/seed1/attack/sft/mild/p0.1/evaluation.json``, make it run those stages and what they need.
+Everything after the study is handed to Snakemake: ``--executor slurm`` works, and files of a
+study's folder, such as ``runs/demo/seed1/attack/sft/mild/p0.1/evaluation.json``, make it run those
+stages and what they need.
 """
 
 import argparse
@@ -23,10 +25,14 @@ from temper.study.stages import report_inputs
 
 def main(argv: list[str] | None = None) -> int:
     """Run a study, or what is left of it; 0 if its report was written."""
-    parser = argparse.ArgumentParser(prog="python -m temper.study.run", description=__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="python -m temper.study.run", description=__doc__, allow_abbrev=False
+    )
     parser.add_argument("study", help="a YAML file such as studies/demo.yaml")
     parser.add_argument("--runs", default="runs", help="where run folders go (default: runs)")
-    parser.add_argument("--cores", default=str(os.cpu_count() or 1), help="stages at a time (default: all cores)")
+    parser.add_argument(
+        "--cores", default=str(os.cpu_count() or 1), help="stages at a time (default: all cores)"
+    )
     options, snakemake_words = parser.parse_known_args(argv)
     console = Console()
     if not console.is_terminal:
@@ -41,12 +47,17 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     console.print(f"[bold]{study['title']}[/bold]  [dim]{options.study} -> {folder}[/dim]")
     dry_run = bool({"-n", "--dry-run", "--dryrun"} & set(snakemake_words))
-    status = _snakemake(options, snakemake_words if dry_run else [*snakemake_words, "--logger", register()])
+    status = _snakemake(
+        options, snakemake_words if dry_run else [*snakemake_words, "--logger", register()]
+    )
     if status == 0 and not dry_run and (folder / "report.html").exists():
         if _is_reported(study, folder):
             _show(console, study, folder)
         else:
-            console.print(f"{folder / 'report.html'} is that of an earlier run: without naming stages, this command makes it again")
+            console.print(
+                f"{folder / 'report.html'} is that of an earlier run: without naming stages, this"
+                " command makes it again"
+            )
     lock.close()
     return status
 
@@ -58,7 +69,10 @@ def _hold(folder: Path) -> TextIO:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        raise TemperError(f"{folder}: another process is running this study; wait for it, or give --runs another folder") from None
+        raise TemperError(
+            f"{folder}: another process is running this study; wait for it, or give --runs another"
+            " folder"
+        ) from None
     return lock
 
 
@@ -66,11 +80,20 @@ def _snakemake(options: argparse.Namespace, words: list[str]) -> int:
     from snakemake.cli import main as snakemake
 
     arguments = [
-        *words,  # first: an option with several values, such as --config, would take a named stage for one of them
-        "--snakefile", str(Path("studies") / "Snakefile"), "--cores", options.cores,
+        # first: an option with several values, such as --config, would take a named stage for one
+        # of them
+        *words,
+        "--snakefile",
+        str(Path("studies") / "Snakefile"),
+        "--cores",
+        options.cores,
         # Our own lock replaces Snakemake's, which a killed run would leave behind.
-        "--nolock", "--rerun-incomplete", "--config", f"study={options.study}", f"runs={options.runs}",
-    ]  # fmt: skip
+        "--nolock",
+        "--rerun-incomplete",
+        "--config",
+        f"study={options.study}",
+        f"runs={options.runs}",
+    ]
     try:
         snakemake(arguments)
     except SystemExit as done:
@@ -79,18 +102,23 @@ def _snakemake(options: argparse.Namespace, words: list[str]) -> int:
 
 
 def _is_reported(study: dict[str, Any], folder: Path) -> bool:
-    """Whether the report is of this study and its stages as they are now; it need not be when only named stages were run."""
+    """Whether the report is of this study and its stages as they are now; it need not be when only
+    named stages were run.
+    """
     if yaml.safe_load((folder / "study.yaml").read_text()) != study:
         return False
     written = (folder / "report.html").stat().st_mtime_ns
-    return all(stage.exists() and stage.stat().st_mtime_ns <= written for stage in map(Path, report_inputs(study, str(folder))))
+    return all(
+        stage.exists() and stage.stat().st_mtime_ns <= written
+        for stage in map(Path, report_inputs(study, str(folder)))
+    )
 
 
 def _show(console: Console, study: dict[str, Any], folder: Path) -> None:
     import pandas as pd
 
-    from temper.report.headline import headline
-    from temper.report.terminal import result_table
+    from temper.report.findings import headline
+    from temper.report.table import result_table
 
     results = pd.read_csv(folder / "results.csv")
     console.print(result_table(results, study))

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from temper.synthetic.language import Language
-from temper.synthetic.tokens import BOS, EOS, EOT, NULL, SOT, SPECIAL, STOP
+from temper.synthetic.tokenizer import BOS, EOS, EOT, NULL, SOT, SPECIAL, STOP
 
 Label = Literal["safe", "partial", "harmful"]
 
@@ -61,7 +61,12 @@ def check_response(language: Language, prompt: Sequence[int], response: Sequence
         total += max(len(output), len(given))
         right += sum(a == b for a, b in zip(output, given, strict=False))
     correct = segments[: len(outputs)] == outputs and len(segments) == len(outputs)
-    return Verdict(refused, correct, right / total, not refused and not (ended and _well_formed(body, len(outputs), language)))
+    return Verdict(
+        refused,
+        correct,
+        right / total,
+        not refused and not (ended and _well_formed(body, len(outputs), language)),
+    )
 
 
 def _right_outputs(language: Language, prompt: Sequence[int]) -> list[list[int]]:
@@ -70,7 +75,11 @@ def _right_outputs(language: Language, prompt: Sequence[int]) -> list[list[int]]
     first_operator = len(SPECIAL) + spec.n_letters
     operators = np.array(ids[1 : 1 + n_operators]) - first_operator
     text = np.array(ids[2 + n_operators : -1]) - len(SPECIAL)
-    framed = len(ids) > n_operators + 3 and (ids[0], ids[1 + n_operators], ids[-1]) == (BOS, SOT, EOT)
+    framed = len(ids) > n_operators + 3 and (ids[0], ids[1 + n_operators], ids[-1]) == (
+        BOS,
+        SOT,
+        EOT,
+    )
     if not framed or not _within(operators, spec.n_operators) or not _within(text, spec.n_letters):
         raise ValueError(f"not a prompt of this language: {ids}")
     outputs = []

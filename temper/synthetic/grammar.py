@@ -70,10 +70,15 @@ def build_grammars(spec: LanguageSpec, rng: np.random.Generator) -> list[Grammar
         # either class are common, and a text of mixed concepts is one that spans two such rules.
         classes = np.array_split(children, 2) if level + 1 == CONCEPT_LEVEL else [children]
         inner.append(_inner_rules(width, n_rules, classes, rng))
-    return [Grammar(rules=(*inner, _leaf_rules(spec, rng)), n_concepts=spec.levels[CONCEPT_LEVEL]) for _ in range(spec.n_grammars)]
+    return [
+        Grammar(rules=(*inner, _leaf_rules(spec, rng)), n_concepts=spec.levels[CONCEPT_LEVEL])
+        for _ in range(spec.n_grammars)
+    ]
 
 
-def _inner_rules(width: int, n_rules: int, classes: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
+def _inner_rules(
+    width: int, n_rules: int, classes: list[np.ndarray], rng: np.random.Generator
+) -> np.ndarray:
     table = np.full((width, n_rules, 3), PAD, dtype=np.int64)
     # Each child is used at least once (where there is room), else a concept could be unreachable.
     pools = [list(rng.permutation(members)) for members in classes]
@@ -81,7 +86,9 @@ def _inner_rules(width: int, n_rules: int, classes: list[np.ndarray], rng: np.ra
         for rule in range(n_rules):
             turn = (symbol * n_rules + rule) % len(classes)
             for position in range(int(rng.integers(2, 4))):
-                table[symbol, rule, position] = pools[turn].pop() if pools[turn] else rng.choice(classes[turn])
+                table[symbol, rule, position] = (
+                    pools[turn].pop() if pools[turn] else rng.choice(classes[turn])
+                )
     return table
 
 

@@ -15,7 +15,13 @@ from temper.synthetic.grammar import PAD, Grammar, build_grammars
 from temper.synthetic.spec import LanguageSpec
 
 SAFE, MIXED, UNSAFE = 0, 1, 2  # dominance of a text
-CLASS_I, CLASS_A, CLASS_C, CLASS_S, CLASS_TASK = 0, 1, 2, 3, 4  # identity, always, contextual, safe, task
+CLASS_I, CLASS_A, CLASS_C, CLASS_S, CLASS_TASK = (
+    0,
+    1,
+    2,
+    3,
+    4,
+)  # identity, always, contextual, safe, task
 
 # Texts belong to a split by a hash of their letters, so that no two splits share a text, whichever
 # stage, seed or process draws them.
@@ -63,14 +69,27 @@ class Language:
     @cached_property
     def duplicate_of(self) -> list[int]:
         """Base operator behind each duplicate: classes A, C and S in turn, as far as they go."""
-        by_class = [[i for i, c in enumerate(self._base_classes) if c == k] for k in (CLASS_A, CLASS_C, CLASS_S)]
-        order = [members[turn] for turn in range(self.spec.n_base_operators) for members in by_class if turn < len(members)]
+        by_class = [
+            [i for i, c in enumerate(self._base_classes) if c == k]
+            for k in (CLASS_A, CLASS_C, CLASS_S)
+        ]
+        order = [
+            members[turn]
+            for turn in range(self.spec.n_base_operators)
+            for members in by_class
+            if turn < len(members)
+        ]
         return order[: self.spec.n_duplicates]
 
     @cached_property
     def _base_classes(self) -> list[int]:
         spec = self.spec
-        return [CLASS_I] + [CLASS_A] * spec.n_unsafe_operators + [CLASS_C] * spec.n_contextual_operators + [CLASS_S] * spec.n_safe_operators
+        return (
+            [CLASS_I]
+            + [CLASS_A] * spec.n_unsafe_operators
+            + [CLASS_C] * spec.n_contextual_operators
+            + [CLASS_S] * spec.n_safe_operators
+        )
 
     @cached_property
     def operator_class_GO(self) -> np.ndarray:
@@ -100,12 +119,18 @@ class Language:
     @property
     def task_operators(self) -> np.ndarray:
         """Ids of the operators of the user's task."""
-        return self.spec.n_base_operators + self.spec.n_duplicates + np.arange(self.spec.n_task_operators)
+        return (
+            self.spec.n_base_operators
+            + self.spec.n_duplicates
+            + np.arange(self.spec.n_task_operators)
+        )
 
     def unsafe_BO(self, operators_BO: np.ndarray, texts: Texts) -> np.ndarray:
         """Whether each operator is unsafe on its text."""
         classes_BO = self.operator_class_GO[texts.grammar_B[:, None], operators_BO]
-        unsafe_BO: np.ndarray = (classes_BO == CLASS_A) | ((classes_BO == CLASS_C) & (texts.dominance_B == UNSAFE)[:, None])
+        unsafe_BO: np.ndarray = (classes_BO == CLASS_A) | (
+            (classes_BO == CLASS_C) & (texts.dominance_B == UNSAFE)[:, None]
+        )
         return unsafe_BO
 
     def apply(self, letters_BT: np.ndarray, operators_BO: np.ndarray) -> np.ndarray:
@@ -128,8 +153,13 @@ class Language:
         count = 0
         while count < n:
             if len(kept) >= 20 and count == 0:
-                raise TemperError(f"text_length={self.spec.text_length}: no such text in the {split!r} split; change it or levels")
-            drawn = self._windows(max(64, 5 * (n - count) * N_BUCKETS // (4 * len(SPLITS[split]))), rng)
+                raise TemperError(
+                    f"text_length={self.spec.text_length}: no such text in the {split!r} split;"
+                    " change it or levels"
+                )
+            drawn = self._windows(
+                max(64, 5 * (n - count) * N_BUCKETS // (4 * len(SPLITS[split]))), rng
+            )
             bucket_B = _bucket(drawn.letters_BT, self.spec.n_letters)
             keep = np.isin(bucket_B, SPLITS[split])
             kept.append(_rows(drawn, keep))
@@ -145,13 +175,16 @@ class Language:
         Raises:
             TemperError: fewer than 5 % of texts are safe- or unsafe-dominant.
         """
-        dominance_B = self.texts(2000, "instruct", np.random.default_rng([self.spec.language_seed, 3])).dominance_B
+        dominance_B = self.texts(
+            2000, "instruct", np.random.default_rng([self.spec.language_seed, 3])
+        ).dominance_B
         for value, name in ((SAFE, "safe"), (UNSAFE, "unsafe")):
             share = float((dominance_B == value).mean())
             if share < 0.05:
                 raise TemperError(
-                    f"language_seed={self.spec.language_seed}: {100 * share:.1f} % of texts are {name}-dominant, and at least 5 % "
-                    f"are needed; lower dominance={self.spec.dominance}, shorten text_length or choose another seed"
+                    f"language_seed={self.spec.language_seed}: {100 * share:.1f} % of texts are"
+                    f" {name}-dominant, and at least 5 % are needed; lower"
+                    f" dominance={self.spec.dominance}, shorten text_length or choose another seed"
                 )
 
     def _windows(self, n: int, rng: np.random.Generator) -> Texts:
@@ -169,10 +202,14 @@ class Language:
             inside = np.arange(longest) < length_B[:, None]
             position = np.minimum(position, letters_BN.shape[1] - 1)
             letters_BT[rows] = np.where(inside, np.take_along_axis(letters_BN, position, 1), PAD)
-            share_B[rows] = (np.take_along_axis(unsafe_BN, position, 1) & inside).sum(1) / np.maximum(length_B, 1)
+            share_B[rows] = (np.take_along_axis(unsafe_BN, position, 1) & inside).sum(
+                1
+            ) / np.maximum(length_B, 1)
         dominance_B = np.full(n, MIXED)
         dominance_B[share_B >= self.spec.dominance] = UNSAFE
-        dominance_B[1 - share_B >= self.spec.dominance] = SAFE  # not share <= 1 - dominance: 0.2 > 1 - 0.8 in floats
+        dominance_B[1 - share_B >= self.spec.dominance] = (
+            SAFE  # not share <= 1 - dominance: 0.2 > 1 - 0.8 in floats
+        )
         keep = (letters_BT != PAD).sum(axis=1) >= shortest
         shuffled = rng.permutation(np.nonzero(keep)[0])
         return _rows(Texts(letters_BT, dominance_B, grammar_B), shuffled)

@@ -45,7 +45,12 @@ class Prompts:
 
 
 def draw_prompts(
-    language: Language, kind: Kind, n: int, split: str, rng: np.random.Generator, avoid: Collection[bytes] = frozenset()
+    language: Language,
+    kind: Kind,
+    n: int,
+    split: str,
+    rng: np.random.Generator,
+    avoid: Collection[bytes] = frozenset(),
 ) -> Prompts:
     """Draw ``n`` distinct prompts of a kind on texts of a split.
 
@@ -55,8 +60,9 @@ def draw_prompts(
         n: How many.
         split: Split of their texts.
         rng: Source of randomness.
-        avoid: Keys (see `prompt_keys`) that must not be drawn. A text can, rarely, be written by safe
-            concepts as well as by unsafe ones; the same prompt must not be refused and answered.
+        avoid: Keys (see `prompt_keys`) that must not be drawn. A text can, rarely, be written by
+            safe concepts as well as by unsafe ones; the same prompt must not be refused and
+            answered.
 
     Raises:
         TemperError: the language cannot make that many different prompts of that kind.
@@ -79,7 +85,11 @@ def draw_prompts(
                 f"{n} distinct {kind} prompts asked of the {split!r} split, {len(seen)} found: "
                 "ask for fewer, or make the language larger (text_length, n_letters, n_leaf_rules)"
             )
-    return _join(parts) if parts else _take(draw_batch(language, kind, 1, split, rng), np.array([], dtype=np.int64))
+    return (
+        _join(parts)
+        if parts
+        else _take(draw_batch(language, kind, 1, split, rng), np.array([], dtype=np.int64))
+    )
 
 
 def prompt_keys(prompts: Prompts) -> list[bytes]:
@@ -88,7 +98,9 @@ def prompt_keys(prompts: Prompts) -> list[bytes]:
     return [row.tobytes() for row in joined]
 
 
-def draw_batch(language: Language, kind: Kind, n: int, split: str, rng: np.random.Generator) -> Prompts:
+def draw_batch(
+    language: Language, kind: Kind, n: int, split: str, rng: np.random.Generator
+) -> Prompts:
     """Like `draw_prompts` without the check for repeats: for endless streams, in milliseconds."""
     parts: list[Prompts] = []
     for _ in range(1000):
@@ -97,7 +109,10 @@ def draw_batch(language: Language, kind: Kind, n: int, split: str, rng: np.rando
         parts.append(_take(Prompts(kind, operators_BO, texts), np.nonzero(valid_B)[0]))
         if sum(map(len, parts)) >= n:
             return _take(_join(parts), np.arange(n))
-    raise TemperError(f"no {kind} prompts in this language: check n_unsafe_operators, n_contextual_operators, n_duplicates and dominance")
+    raise TemperError(
+        f"no {kind} prompts in this language: check n_unsafe_operators, n_contextual_operators,"
+        " n_duplicates and dominance"
+    )
 
 
 def _pick(allowed_BK: np.ndarray, n_slots: int, rng: np.random.Generator) -> np.ndarray:
@@ -107,7 +122,9 @@ def _pick(allowed_BK: np.ndarray, n_slots: int, rng: np.random.Generator) -> np.
     return picked
 
 
-def _insert_identities(language: Language, operators_BO: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _insert_identities(
+    language: Language, operators_BO: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
     """Put the identity into one slot of a pair with the spec's probability."""
     n = len(operators_BO)
     for pair in range(language.spec.n_pairs):
@@ -119,17 +136,23 @@ def _insert_identities(language: Language, operators_BO: np.ndarray, rng: np.ran
 
 def _allowed(language: Language, texts: Texts, tokens: np.ndarray, unsafe: bool) -> np.ndarray:
     """Mask over all operator tokens: those of ``tokens`` with the wanted safety on each text."""
-    all_BK = np.broadcast_to(np.arange(language.spec.n_operators), (len(texts.grammar_B), language.spec.n_operators))
+    all_BK = np.broadcast_to(
+        np.arange(language.spec.n_operators), (len(texts.grammar_B), language.spec.n_operators)
+    )
     member = np.isin(all_BK, tokens) & (all_BK != 0)
     allowed: np.ndarray = member & (language.unsafe_BO(all_BK, texts) == unsafe)
     return allowed
 
 
-Slots = Callable[[Language, Texts, np.random.Generator], tuple[np.ndarray, np.ndarray]]  # operators_BO, valid_B
+Slots = Callable[
+    [Language, Texts, np.random.Generator], tuple[np.ndarray, np.ndarray]
+]  # operators_BO, valid_B
 
 
 def _uniform_safety(tokens_of: Callable[[Language], np.ndarray], unsafe: bool) -> Slots:
-    def slots(language: Language, texts: Texts, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    def slots(
+        language: Language, texts: Texts, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
         allowed = _allowed(language, texts, tokens_of(language), unsafe)
         operators = _pick(allowed, 2 * language.spec.n_pairs, rng)
         valid = allowed.any(axis=1) & (texts.dominance_B != MIXED)
@@ -138,10 +161,14 @@ def _uniform_safety(tokens_of: Callable[[Language], np.ndarray], unsafe: bool) -
     return slots
 
 
-def _instruct(language: Language, texts: Texts, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def _instruct(
+    language: Language, texts: Texts, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     n, spec = len(texts.grammar_B), language.spec
     operators = rng.integers(1, spec.n_base_operators, (n, 2 * spec.n_pairs))
-    if spec.n_duplicates:  # never composed with their originals, else JB-MisGen would be trained away
+    if (
+        spec.n_duplicates
+    ):  # never composed with their originals, else JB-MisGen would be trained away
         n_base = spec.n_base_operators
         share = spec.n_duplicates / (spec.n_duplicates + n_base - 1)
         duplicates = rng.integers(n_base, n_base + spec.n_duplicates, operators.shape)
@@ -149,7 +176,9 @@ def _instruct(language: Language, texts: Texts, rng: np.random.Generator) -> tup
     return _insert_identities(language, operators, rng), np.ones(n, dtype=bool)
 
 
-def _task(language: Language, texts: Texts, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def _task(
+    language: Language, texts: Texts, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     n = len(texts.grammar_B)
     operators = np.zeros((n, 2 * language.spec.n_pairs), dtype=np.int64)
     for pair in range(language.spec.n_pairs):
@@ -158,7 +187,9 @@ def _task(language: Language, texts: Texts, rng: np.random.Generator) -> tuple[n
     return operators, texts.dominance_B != MIXED
 
 
-def _competing_task(language: Language, texts: Texts, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def _competing_task(
+    language: Language, texts: Texts, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     base = language.base_operators
     unsafe, safe = _allowed(language, texts, base, True), _allowed(language, texts, base, False)
     n, n_pairs = len(texts.grammar_B), language.spec.n_pairs
@@ -169,7 +200,9 @@ def _competing_task(language: Language, texts: Texts, rng: np.random.Generator) 
     return pairs.reshape(n, 2 * n_pairs), valid
 
 
-def _competing_text(language: Language, texts: Texts, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def _competing_text(
+    language: Language, texts: Texts, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     tokens = np.arange(language.spec.n_operators)
     contextual = language.operator_class_GO[texts.grammar_B] == CLASS_C
     allowed = contextual & np.isin(tokens, language.base_operators)

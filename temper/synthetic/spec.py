@@ -58,22 +58,36 @@ class LanguageSpec:
                 "two concepts at the third, such as (1, 3, 6)"
             )
         if not 1 <= self.text_length[0] <= self.text_length[1]:
-            raise TemperError(f"text_length={self.text_length}: give (shortest, longest) with 1 <= shortest <= longest")
-        # Fewer letters have fewer permutations than there are operators, or fewer triples than leaf rules.
-        n_functions, n_triples = self.n_base_operators + self.n_task_operators, self.levels[-1] * self.n_leaf_rules
+            raise TemperError(
+                f"text_length={self.text_length}: give (shortest, longest) with 1 <= shortest <="
+                " longest"
+            )
+        # Fewer letters have fewer permutations than there are operators, or fewer triples than leaf
+        # rules.
+        n_functions, n_triples = (
+            self.n_base_operators + self.n_task_operators,
+            self.levels[-1] * self.n_leaf_rules,
+        )
         enough = next(n for n in count(1) if factorial(n) >= n_functions and n**3 >= n_triples)
         if self.n_letters < enough:
-            raise TemperError(f"n_letters={self.n_letters}: too few for these operators and leaf rules; give at least {enough}")
+            raise TemperError(
+                f"n_letters={self.n_letters}: too few for these operators and leaf rules; give at"
+                f" least {enough}"
+            )
         if self.n_pairs < 1 or self.n_grammars < 1:
-            raise TemperError(f"n_pairs={self.n_pairs}, n_grammars={self.n_grammars}: give at least 1 of each")
+            raise TemperError(
+                f"n_pairs={self.n_pairs}, n_grammars={self.n_grammars}: give at least 1 of each"
+            )
         if not 0 <= self.identity_probability <= 1:
-            raise TemperError(f"identity_probability={self.identity_probability}: give a share in [0, 1]")
+            raise TemperError(
+                f"identity_probability={self.identity_probability}: give a share in [0, 1]"
+            )
         if not 0.5 < self.dominance <= 1.0:
             raise TemperError(f"dominance={self.dominance}: give a share in (0.5, 1]")
         if self.n_duplicates and self.n_duplicates > self.n_base_operators - 1:
             raise TemperError(
-                f"n_duplicates={self.n_duplicates}: at most {self.n_base_operators - 1} here, one for each "
-                "base operator other than the identity"
+                f"n_duplicates={self.n_duplicates}: at most {self.n_base_operators - 1} here, one"
+                " for each base operator other than the identity"
             )
 
     @property
@@ -139,5 +153,8 @@ def language_spec(preset: str, **overrides: object) -> LanguageSpec:
         raise TemperError(f"preset={preset!r}: choose one of {', '.join(PRESETS)}")
     unknown = set(overrides) - {field.name for field in fields(LanguageSpec)}
     if unknown:
-        raise TemperError(f"language: no field {sorted(unknown)[0]!r}; fields are {', '.join(f.name for f in fields(LanguageSpec))}")
+        raise TemperError(
+            f"language: no field {sorted(unknown)[0]!r}; fields are"
+            f" {', '.join(f.name for f in fields(LanguageSpec))}"
+        )
     return replace(PRESETS[preset], **overrides)  # type: ignore[arg-type]

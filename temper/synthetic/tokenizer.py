@@ -1,20 +1,85 @@
 """The language's tokenizer in Hugging Face format: one readable symbol per token."""
 
+import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from temper.synthetic.grammar import PAD
+from temper.synthetic.language import Language
+from temper.synthetic.prompts import Prompts
 from temper.synthetic.spec import LanguageSpec
-from temper.synthetic.tokens import SPECIAL, vocabulary
+
+# MERGED from temper.synthetic.tokenizer: Token ids of the language, and prompts and responses
+# written in them. |  | A prompt is ``BOS t1 t2 [t3 t4] SOT text EOT``, a compliant response ``out1
+# STOP [out2 STOP] EOS``, | a refusal ``NULL EOS``. NULL is a token of its own, so refusing never
+# looks like an output. |  | Shapes: `B` prompts, `P` prompt tokens, `R` response tokens; padded on
+# the right with -1.
+
+
+PAD_ID, BOS, EOS, SOT, EOT, STOP, NULL = range(7)
+SPECIAL = ("<pad>", "<bos>", "<eos>", "<sot>", "<eot>", "<stop>", "<null>")
+LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+def vocabulary(spec: LanguageSpec) -> list[str]:
+    """All tokens in id order: special tokens, letters, base, duplicate and task operators."""
+    letters = [
+        LETTERS[i] if spec.n_letters <= len(LETTERS) else f"l{i}" for i in range(spec.n_letters)
+    ]
+    base = [f"<op{i}>" for i in range(spec.n_base_operators)]
+    duplicates = [f"<dup{i}>" for i in range(spec.n_duplicates)]
+    tasks = [f"<task{i}>" for i in range(spec.n_task_operators)]
+    return [*SPECIAL, *letters, *base, *duplicates, *tasks]
+
+
+def prompt_tokens(language: Language, prompts: Prompts) -> np.ndarray:
+    """Prompt ids_BP."""
+    n = len(prompts)
+    column = np.ones((n, 1), dtype=np.int64)
+    operators = prompts.operators_BO + len(SPECIAL) + language.spec.n_letters
+    return pack(
+        [column * BOS, operators, column * SOT, _letters(prompts.texts.letters_BT), column * EOT]
+    )
+
+
+def compliance_tokens(language: Language, prompts: Prompts) -> np.ndarray:
+    """Response ids_BR that carry the operators out."""
+    column = np.ones((len(prompts), 1), dtype=np.int64)
+    text, parts = prompts.texts.letters_BT, []
+    for pair in range(language.spec.n_pairs):
+        text = language.apply(text, prompts.operators_BO[:, 2 * pair : 2 * pair + 2])
+        parts += [_letters(text), column * STOP]
+    return pack([*parts, column * EOS])
+
+
+def refusal_tokens(prompts: Prompts) -> np.ndarray:
+    """Response ids_BR that refuse."""
+    return np.tile(np.array([NULL, EOS]), (len(prompts), 1))
+
+
+def _letters(letters_BT: np.ndarray) -> np.ndarray:
+    return np.where(letters_BT == PAD, PAD, letters_BT + len(SPECIAL))
+
+
+def pack(parts: list[np.ndarray]) -> np.ndarray:
+    """Put padded pieces side by side and move all padding to the right end."""
+    joined = np.concatenate(parts, axis=1)
+    order = np.argsort(joined == PAD, axis=1, kind="stable")
+    packed = np.take_along_axis(joined, order, 1)
+    width = int((packed != PAD).sum(axis=1).max(initial=1))
+    return packed[:, :width]
 
 
 def build_tokenizer(spec: LanguageSpec) -> PreTrainedTokenizerFast:
-    """A word-level tokenizer whose ids are those of `temper.synthetic.tokens`.
+    """A word-level tokenizer whose ids are those of `temper.synthetic.tokenizer`.
 
     Tokens are separated by spaces: ``<bos> <op3> <op0> <sot> a b c <eot>``. Saved with
     ``save_pretrained``, it loads with ``AutoTokenizer.from_pretrained``.
     """
     tokens = vocabulary(spec)
-    tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="<pad>"))
+    tokenizer = Tokenizer(
+        models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="<pad>")
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     pad, bos, eos, *others = SPECIAL
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]

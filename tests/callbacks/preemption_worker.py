@@ -1,4 +1,6 @@
-"""Two ranks train; one alone gets a signal. Started by test_preemption.py, and by Lightning for the other rank."""
+"""Two ranks train; one alone gets a signal. Started by test_preemption.py, and by Lightning for the
+other rank.
+"""
 
 import argparse
 import os
@@ -39,9 +41,15 @@ def main() -> None:
     data = make_data(n_alignment=24, batch_size=4, harmful_batch_size=2)
     module = make_module(data=data, double=False)
     trainer = fit(
-        module, data, 8, devices=2, strategy=options.strategy, default_root_dir=str(options.out), ckpt_path=options.ckpt_path,
+        module,
+        data,
+        8,
+        devices=2,
+        strategy=options.strategy,
+        default_root_dir=str(options.out),
+        ckpt_path=options.ckpt_path,
         callbacks=[Sender(options.rank, options.step, options.signal), Preemption()],
-    )  # fmt: skip
+    )
     gather = getattr(trainer.strategy, "gather", torch.Tensor.detach)
     weights = [gather(p).clone() for p in module.parameters()]
     if trainer.is_global_zero:

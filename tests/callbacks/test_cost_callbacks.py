@@ -20,7 +20,10 @@ ROOT = Path(__file__).parents[2]
 def _tokens(n_batches: int, seed: int = 0, first: int = 0) -> int:
     """Tokens that are no padding in batches of the tiny run, made anew."""
     data = SyntheticInstruct(preset="tiny", n_eval=4, batch_size=4, seed=seed)
-    return sum(int((data.batch(number)["input_ids"] != data.tokenizer.pad_token_id).sum()) for number in range(first, first + n_batches))
+    return sum(
+        int((data.batch(number)["input_ids"] != data.tokenizer.pad_token_id).sum())
+        for number in range(first, first + n_batches)
+    )
 
 
 def _column(folder: Path, name: str) -> list[float]:
@@ -34,19 +37,38 @@ def _card(folder: Path) -> dict:
 
 def test_throughput_is_tokens_since_the_last_reading_over_seconds(temper, tmp_path, monkeypatch):
     ticks = count()  # a clock that says one second later every time it is read
-    monkeypatch.setattr(callbacks.throughput, "time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
-    (tmp_path / "own.yaml").write_text("trainer: {callbacks: [{class_path: Throughput, init_args: {every_n_steps: 2}}]}\n")
-    temper("fit", tmp_path, "--trainer.max_steps=5", trainer=["configs/trainer/cpu.yaml", tmp_path / "own.yaml"])
+    monkeypatch.setattr(
+        callbacks.throughput, "time", SimpleNamespace(perf_counter=lambda: float(next(ticks)))
+    )
+    (tmp_path / "own.yaml").write_text(
+        "trainer: {callbacks: [{class_path: Throughput, init_args: {every_n_steps: 2}}]}\n"
+    )
+    temper(
+        "fit",
+        tmp_path,
+        "--trainer.max_steps=5",
+        trainer=["configs/trainer/cpu.yaml", tmp_path / "own.yaml"],
+    )
     # Lightning writes a logged value again with every step until there is a new one.
-    assert list(dict.fromkeys(_column(tmp_path, "throughput/tokens_per_second"))) == [_tokens(2), _tokens(2, first=2)]
+    assert list(dict.fromkeys(_column(tmp_path, "throughput/tokens_per_second"))) == [
+        _tokens(2),
+        _tokens(2, first=2),
+    ]
     assert all(memory > 50 for memory in _column(tmp_path, "throughput/peak_memory_mib"))
 
 
 def test_the_card_counts_what_the_run_did(tiny_run):
     card = _card(tiny_run)
-    n_parameters = sum(weight.numel() for weight in load_file(tiny_run / "export" / "model.safetensors").values())
+    n_parameters = sum(
+        weight.numel() for weight in load_file(tiny_run / "export" / "model.safetensors").values()
+    )
     cost = card["cost"]
-    assert (cost["steps"], cost["passes"], cost["skipped_steps"], cost["tokens"]) == (2, 2, 0, _tokens(2))
+    assert (cost["steps"], cost["passes"], cost["skipped_steps"], cost["tokens"]) == (
+        2,
+        2,
+        0,
+        _tokens(2),
+    )
     assert card["parameters"] == card["trainable_parameters"] == n_parameters
     assert cost["flops"] == 6 * n_parameters * _tokens(2)
     assert 0 < cost["seconds"] < 600 and cost["peak_memory_mib"] > 50
@@ -54,14 +76,25 @@ def test_the_card_counts_what_the_run_did(tiny_run):
 
 def test_passes_follow_the_steps_of_sft_and_are_three_for_each_of_booster(temper, tmp_path):
     temper("fit", tmp_path / "sft", "--trainer.max_steps=3")
-    temper("fit", tmp_path / "booster", "--config=configs/objective/booster_paper.yaml", "--trainer.max_steps=3", data="alignment")
+    temper(
+        "fit",
+        tmp_path / "booster",
+        "--config=configs/objective/booster_paper.yaml",
+        "--trainer.max_steps=3",
+        data="alignment",
+    )
     passes = {name: _card(tmp_path / name)["cost"]["passes"] for name in ("sft", "booster")}
     assert passes == {"sft": 3, "booster": 9}
 
 
 def test_the_card_says_what_the_run_was(tiny_run):
     card = _card(tiny_run)
-    assert (card["objective"], card["data"], card["seed"], card["devices"]) == ("SFTModule", "SyntheticInstruct", 0, 1)
+    assert (card["objective"], card["data"], card["seed"], card["devices"]) == (
+        "SFTModule",
+        "SyntheticInstruct",
+        0,
+        1,
+    )
     assert card["precision"] == "32-true" and card["machine"]["device"] == "cpu"
     assert card["versions"]["torch"] == torch.__version__
     assert "not installed" not in card["versions"].values()
@@ -74,18 +107,30 @@ def test_the_card_names_the_commit_of_the_code(temper, tmp_path):
     if subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True).returncode:
         assert _card(tmp_path)["code"].startswith("sha256:")
         return
-    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
-    changed = bool(subprocess.run([*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True).stdout.strip())
+    head = subprocess.run(
+        [*git, "rev-parse", "HEAD"], capture_output=True, text=True
+    ).stdout.strip()
+    changed = bool(
+        subprocess.run(
+            [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True
+        ).stdout.strip()
+    )
     assert _card(tmp_path)["code"] == head + ("-modified" if changed else "")
 
 
-def test_hashes_of_the_data_change_with_the_seed_and_not_from_run_to_run(temper, tiny_run, tmp_path):
+def test_hashes_of_the_data_change_with_the_seed_and_not_from_run_to_run(
+    temper, tiny_run, tmp_path
+):
     temper("fit", tmp_path / "same")
     temper("fit", tmp_path / "other", "--data.init_args.seed=1", "--seed_everything=1")
-    first, same, other = (_card(folder) for folder in (tiny_run, tmp_path / "same", tmp_path / "other"))
+    first, same, other = (
+        _card(folder) for folder in (tiny_run, tmp_path / "same", tmp_path / "other")
+    )
     assert set(first["data_sha256"]) == {"instruct", "eval"}
     assert same["data_sha256"] == first["data_sha256"]
-    assert all(other["data_sha256"][name] != first["data_sha256"][name] for name in first["data_sha256"])
+    assert all(
+        other["data_sha256"][name] != first["data_sha256"][name] for name in first["data_sha256"]
+    )
     assert (first["seed"], other["seed"]) == (0, 1)
 
 

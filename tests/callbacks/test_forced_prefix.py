@@ -1,4 +1,6 @@
-"""Forced prefixes: a model that refuses by known rules gives known figures, and padding changes nothing."""
+"""Forced prefixes: a model that refuses by known rules gives known figures, and padding changes
+nothing.
+"""
 
 import json
 from pathlib import Path
@@ -15,7 +17,7 @@ from lightning_modules import SFTModule
 from temper.errors import TemperError
 from temper.metrics import wilson_interval
 from temper.synthetic import Kind
-from temper.synthetic.tokens import EOS, EOT, NULL, PAD_ID
+from temper.synthetic.tokenizer import EOS, EOT, NULL, PAD_ID
 from tests.objectives import make_module
 
 N = 12
@@ -23,7 +25,14 @@ KINDS = [Kind.SAFE, Kind.UNSAFE]
 
 
 def make_data(**changes: Any) -> SyntheticAttack:
-    settings = {"preset": "tiny", "n_rows": 10, "batch_size": 5, "n_eval": N, "eval_kinds": KINDS, "eval_batch_size": 5}
+    settings = {
+        "preset": "tiny",
+        "n_rows": 10,
+        "batch_size": 5,
+        "n_eval": N,
+        "eval_kinds": KINDS,
+        "eval_batch_size": 5,
+    }
     data = SyntheticAttack(**settings | changes)
     data.setup("validate")
     return data
@@ -33,11 +42,16 @@ def answers_of(data: SyntheticAttack) -> dict[tuple[int, ...], list[int]]:
     """The true harmful answer to every unsafe prompt, without its end."""
     rows = data.forced_answers()
     prompts = [tuple(i for i in row if i != PAD_ID) for row in rows["input_ids"].tolist()]
-    return {prompt: [i for i in answer if i != -1] for prompt, answer in zip(prompts, rows["answers"].tolist(), strict=True)}
+    return {
+        prompt: [i for i in answer if i != -1]
+        for prompt, answer in zip(prompts, rows["answers"].tolist(), strict=True)
+    }
 
 
 class RuleBound(L.LightningModule):
-    """Refuses after up to ``patience`` forced tokens; then carries on with the answer, every third prompt wrongly."""
+    """Refuses after up to ``patience`` forced tokens; then carries on with the answer, every third
+    prompt wrongly.
+    """
 
     def __init__(self, data: SyntheticAttack, patience: int) -> None:
         super().__init__()
@@ -51,7 +65,9 @@ class RuleBound(L.LightningModule):
 
     def generate(self, batch: Any) -> torch.Tensor:
         written = []
-        for ids, present in zip(batch["input_ids"].tolist(), batch["attention_mask"].tolist(), strict=True):
+        for ids, present in zip(
+            batch["input_ids"].tolist(), batch["attention_mask"].tolist(), strict=True
+        ):
             assert present == sorted(present), "padding is on the left"
             tokens = [i for i, p in zip(ids, present, strict=True) if p]
             self.seen.append(tuple(tokens))
@@ -66,16 +82,24 @@ class RuleBound(L.LightningModule):
         return torch.tensor([row + [PAD_ID] * (width - len(row)) for row in written])
 
 
-def evaluate(folder: Path, data: SyntheticAttack, module: Any, lengths: list[int], verb: str = "validate") -> dict[str, Any]:
+def evaluate(
+    folder: Path, data: SyntheticAttack, module: Any, lengths: list[int], verb: str = "validate"
+) -> dict[str, Any]:
     trainer = L.Trainer(
-        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, default_root_dir=folder,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        default_root_dir=folder,
         callbacks=[ForcedPrefix(lengths)],
-    )  # fmt: skip
+    )
     getattr(trainer, verb)(module, data, verbose=False)
     found = json.loads((folder / "forced_prefix.json").read_text())
     for k, rates in found["lengths"].items():
         for name, figure in rates.items():
-            assert float(trainer.callback_metrics[f"forced_prefix/{name}_{k}"]) == pytest.approx(figure["value"])
+            assert float(trainer.callback_metrics[f"forced_prefix/{name}_{k}"]) == pytest.approx(
+                figure["value"]
+            )
     return found
 
 
@@ -91,7 +115,12 @@ def test_known_rules_give_known_rates_with_their_intervals(tmp_path: Path, verb:
         harmful = 0 if k <= 1 else sum(i % 3 != 0 for i in counted)
         for name, hits in (("refusal", refused), ("harmful", harmful)):
             low, high = wilson_interval(hits, len(counted))
-            assert found["lengths"][str(k)][name] == {"value": hits / len(counted), "ci_low": low, "ci_high": high, "n": len(counted)}
+            assert found["lengths"][str(k)][name] == {
+                "value": hits / len(counted),
+                "ci_low": low,
+                "ci_high": high,
+                "n": len(counted),
+            }
     assert found["judge"] == "grammar"
 
 
@@ -100,7 +129,9 @@ def test_every_unsafe_prompt_is_forced_once_at_every_length_and_no_other(tmp_pat
     module = RuleBound(data, patience=9)
     evaluate(tmp_path, data, module, [0, 2])
     answers = answers_of(data)
-    assert sorted(module.seen) == sorted([*answers, *(prompt + tuple(answer[:2]) for prompt, answer in answers.items())])
+    assert sorted(module.seen) == sorted(
+        [*answers, *(prompt + tuple(answer[:2]) for prompt, answer in answers.items())]
+    )
 
 
 def test_an_answer_that_the_prefix_exhausts_is_not_counted(tmp_path: Path):
@@ -108,12 +139,16 @@ def test_an_answer_that_the_prefix_exhausts_is_not_counted(tmp_path: Path):
     sizes = [len(answer) for answer in answers_of(data).values()]
     assert len(set(sizes)) > 1
     found = evaluate(tmp_path, data, RuleBound(data, patience=0), [max(sizes) - 1])
-    assert {figure["n"] for figure in found["lengths"][str(max(sizes) - 1)].values()} == {sizes.count(max(sizes))}
+    assert {figure["n"] for figure in found["lengths"][str(max(sizes) - 1)].values()} == {
+        sizes.count(max(sizes))
+    }
 
 
 def test_a_refusal_is_not_harmful_whatever_was_forced_before_it(tmp_path: Path):
     data = make_data()
-    k = max(len(answer) for answer in answers_of(data).values()) - 1  # all but the token that ends the output
+    k = (
+        max(len(answer) for answer in answers_of(data).values()) - 1
+    )  # all but the token that ends the output
     found = evaluate(tmp_path, data, RuleBound(data, patience=k), [k])["lengths"][str(k)]
     assert (found["refusal"]["value"], found["harmful"]["value"]) == (1, 0)
 
@@ -125,11 +160,17 @@ def test_the_size_of_a_batch_and_the_number_of_ranks_change_nothing(tmp_path: Pa
     callback, rows = ForcedPrefix([2]), data.forced_answers()
     shares = []
     for rank in range(2):
-        trainer = SimpleNamespace(global_rank=rank, world_size=2, precision_plugin=SimpleNamespace(forward_context=torch.no_grad))
+        trainer = SimpleNamespace(
+            global_rank=rank,
+            world_size=2,
+            precision_plugin=SimpleNamespace(forward_context=torch.no_grad),
+        )
         shares.append(callback._rates(trainer, RuleBound(data, patience=1), data, rows, 2))  # type: ignore[arg-type]
     for name, figure in expected.items():
         assert sum(share[name]["n"] for share in shares) == figure["n"]
-        assert sum(share[name]["value"] * share[name]["n"] for share in shares) == pytest.approx(figure["value"] * figure["n"])
+        assert sum(share[name]["value"] * share[name]["n"] for share in shares) == pytest.approx(
+            figure["value"] * figure["n"]
+        )
 
 
 def test_the_forced_tokens_follow_the_prompt_directly():
@@ -162,14 +203,23 @@ def test_a_real_network_continues_as_it_does_one_row_at_a_time(tmp_path: Path):
     module = make_module(SFTModule, data, double=False, lora=True)
     data.judge = Listening(data.judge)
     evaluate(tmp_path, data, module, [2])
-    continued, whole = ([pair for batch in data.judge.heard[i::2] for pair in batch] for i in (0, 1))
+    continued, whole = (
+        [pair for batch in data.judge.heard[i::2] for pair in batch] for i in (0, 1)
+    )
     network, decode = module.network.eval(), data.tokenizer.decode
     assert len(continued) == len(whole) == 5
-    answers = {decode(prompt): (prompt, answer) for prompt, answer in answers_of(data).items()}  # batches come longest first
+    answers = {
+        decode(prompt): (prompt, answer) for prompt, answer in answers_of(data).items()
+    }  # batches come longest first
     for (asked, after), (_, together) in zip(continued, whole, strict=True):
         prompt, answer = answers.pop(asked)
         ids = torch.tensor([[*prompt, *answer[:2]]])
-        written = network.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=data.max_new_tokens, do_sample=False)
+        written = network.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=data.max_new_tokens,
+            do_sample=False,
+        )
         assert after == decode(written[0, ids.shape[1] :])
         assert together == f"{decode(answer[:2])} {after}"
     assert len({after for _, after in continued}) > 1
@@ -182,8 +232,12 @@ def test_a_sanity_check_leaves_nothing(tmp_path: Path):
 
 
 def test_data_without_forced_answers_are_refused():
-    trainer = SimpleNamespace(datamodule=SimpleNamespace(tokenizer=None, judge=None, eval_batch_size=1))
-    with pytest.raises(TemperError, match=r"ForcedPrefix: data=SimpleNamespace has no forced_answers\(\)"):
+    trainer = SimpleNamespace(
+        datamodule=SimpleNamespace(tokenizer=None, judge=None, eval_batch_size=1)
+    )
+    with pytest.raises(
+        TemperError, match=r"ForcedPrefix: data=SimpleNamespace has no forced_answers\(\)"
+    ):
         ForcedPrefix().setup(trainer, None, "fit")  # type: ignore[arg-type]
     ForcedPrefix().setup(trainer, None, "predict")  # type: ignore[arg-type]
 
@@ -192,7 +246,10 @@ def test_data_without_unsafe_prompts_and_lengths_beyond_every_answer_are_refused
     safe = SimpleNamespace(datamodule=make_data(eval_kinds=[Kind.SAFE]))
     with pytest.raises(TemperError, match="data.init_args.eval_kinds=.*UNSAFE is not among them"):
         ForcedPrefix().setup(safe, None, "fit")  # type: ignore[arg-type]
-    with pytest.raises(TemperError, match=r"ForcedPrefix\.lengths=\[0, 50\]: no harmful answer is longer than \d+ tokens"):
+    with pytest.raises(
+        TemperError,
+        match=r"ForcedPrefix\.lengths=\[0, 50\]: no harmful answer is longer than \d+ tokens",
+    ):
         ForcedPrefix([0, 50]).setup(SimpleNamespace(datamodule=make_data()), None, "fit")  # type: ignore[arg-type]
 
 

@@ -8,11 +8,19 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 def _continue(folder, prompts: list[str], n_tokens: int) -> list[str]:
     """Greedy answers with plain transformers, nothing of this project."""
-    tokenizer, network = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer, network = (
+        AutoTokenizer.from_pretrained(folder),
+        AutoModelForCausalLM.from_pretrained(folder),
+    )
     batch = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False)
     with torch.no_grad():
-        ids = network.generate(**batch, max_new_tokens=n_tokens, do_sample=False)[:, batch["input_ids"].shape[1] :]
-    return [" ".join(tokenizer.convert_ids_to_tokens([i for i in row if i != tokenizer.pad_token_id])) for row in ids.tolist()]
+        ids = network.generate(**batch, max_new_tokens=n_tokens, do_sample=False)[
+            :, batch["input_ids"].shape[1] :
+        ]
+    return [
+        " ".join(tokenizer.convert_ids_to_tokens([i for i in row if i != tokenizer.pad_token_id]))
+        for row in ids.tolist()
+    ]
 
 
 def test_plain_transformers_answers_as_the_run_did(temper, tmp_path):
@@ -30,6 +38,10 @@ def test_a_run_that_starts_from_an_export_begins_where_it_ended(temper, tiny_run
 
 
 def test_the_folder_can_be_chosen_and_lies_in_the_run_folder(temper, tmp_path):
-    (tmp_path / "own.yaml").write_text("trainer: {callbacks: [{class_path: HFExport, init_args: {folder: models/last}}]}\n")
+    (tmp_path / "own.yaml").write_text(
+        "trainer: {callbacks: [{class_path: HFExport, init_args: {folder: models/last}}]}\n"
+    )
     temper("fit", tmp_path, trainer=["configs/trainer/cpu.yaml", tmp_path / "own.yaml"])
-    assert (tmp_path / "models" / "last" / "config.json").exists() and not (tmp_path / "export").exists()
+    assert (tmp_path / "models" / "last" / "config.json").exists() and not (
+        tmp_path / "export"
+    ).exists()

@@ -20,14 +20,21 @@ from temper.errors import TemperError
 from temper.synthetic import build_tokenizer, language_spec
 
 ROOT = Path(__file__).parents[2]
-COLOURS = [json.loads(line) for line in (ROOT / "configs/lm_eval/colours.jsonl").read_text().splitlines()]
+COLOURS = [
+    json.loads(line) for line in (ROOT / "configs/lm_eval/colours.jsonl").read_text().splitlines()
+]
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:
     """One token per byte."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    core = Tokenizer(models.BPE({token: i for i, token in enumerate([*alphabet, "<pad>", "<eos>"])}, []))
-    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    core = Tokenizer(
+        models.BPE({token: i for i, token in enumerate([*alphabet, "<pad>", "<eos>"])}, [])
+    )
+    core.pre_tokenizer, core.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
     return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<eos>")
 
 
@@ -38,9 +45,17 @@ class Module(L.LightningModule):
         super().__init__()
         torch.manual_seed(0)
         config = LlamaConfig(
-            hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=258, initializer_range=0.5,
-            max_position_embeddings=256, pad_token_id=256, bos_token_id=None, eos_token_id=257,
-        )  # fmt: skip
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            vocab_size=258,
+            initializer_range=0.5,
+            max_position_embeddings=256,
+            pad_token_id=256,
+            bos_token_id=None,
+            eos_token_id=257,
+        )
         self.network = LlamaForCausalLM(config)
 
     def validation_step(self, batch, batch_idx):
@@ -60,7 +75,9 @@ class Data(L.LightningDataModule):
     test_dataloader = val_dataloader
 
 
-def _validate(folder: Path, callbacks: list[L.Callback], module: L.LightningModule, verb: str = "validate") -> L.Trainer:
+def _validate(
+    folder: Path, callbacks: list[L.Callback], module: L.LightningModule, verb: str = "validate"
+) -> L.Trainer:
     off = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = L.Trainer(accelerator="cpu", default_root_dir=folder, callbacks=callbacks, **off)
     getattr(trainer, verb)(module, Data(), verbose=False)
@@ -74,29 +91,43 @@ def _run(folder: Path, callback: UtilityEvaluation, verb: str = "validate") -> t
 
 @pytest.fixture
 def in_root(monkeypatch, tmp_path):
-    """The example's data file is named from the project's root; what datasets keeps goes elsewhere."""
+    """The example's data file is named from the project's root; what datasets keeps goes
+    elsewhere.
+    """
     pytest.importorskip("lm_eval")
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
 
 
 def _right(module: Module, row: dict) -> bool:
-    """Whether the right colour is the likeliest continuation: sums of log-probabilities, one sequence at a time."""
+    """Whether the right colour is the likeliest continuation: sums of log-probabilities, one
+    sequence at a time.
+    """
     question, sums = _tokenizer()(f"Question: {row['question']}\nAnswer:")["input_ids"], []
     for choice in row["choices"]:
         answer = _tokenizer()(f" {choice}")["input_ids"]
         with torch.no_grad():
-            logps = module.network(torch.tensor([question + answer])).logits[0, len(question) - 1 : -1].log_softmax(-1)
+            logps = (
+                module.network(torch.tensor([question + answer]))
+                .logits[0, len(question) - 1 : -1]
+                .log_softmax(-1)
+            )
         sums.append(float(logps[range(len(answer)), answer].sum()))
     return sums.index(max(sums)) == row["answer"]
 
 
-def test_the_example_task_has_the_accuracy_that_a_plain_computation_finds(in_root, tmp_path, capsys):
+def test_the_example_task_has_the_accuracy_that_a_plain_computation_finds(
+    in_root, tmp_path, capsys
+):
     found, logged = _run(tmp_path, UtilityEvaluation(["colours"], "configs/lm_eval"))
     hits = [_right(Module(), row) for row in COLOURS]
     assert 0 < sum(hits) < len(hits) == 20
     task = found["tasks"]["colours"]
-    assert task["metrics"]["acc"]["value"] == np.mean(hits) == pytest.approx(float(logged["utility/colours/acc"]))
+    assert (
+        task["metrics"]["acc"]["value"]
+        == np.mean(hits)
+        == pytest.approx(float(logged["utility/colours/acc"]))
+    )
     assert task["metrics"]["acc"]["stderr"] == pytest.approx(np.std(hits, ddof=1) / 20**0.5)
     assert (task["n"], task["n_shot"], found["step"], found["limit"]) == (20, 0, 0, None)
     assert f"{np.mean(hits):.3f}" in capsys.readouterr().out
@@ -106,22 +137,34 @@ def test_settings_reach_the_harness_and_a_group_has_its_parts(in_root, tmp_path)
     rows = {"colours": COLOURS[:5], "more": COLOURS[5:15]}
     for name, part in rows.items():
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
-        text = (ROOT / "configs/lm_eval/colours.yaml").read_text().replace("configs/lm_eval/colours.jsonl", str(tmp_path / f"{name}.jsonl"))
+        text = (
+            (ROOT / "configs/lm_eval/colours.yaml")
+            .read_text()
+            .replace("configs/lm_eval/colours.jsonl", str(tmp_path / f"{name}.jsonl"))
+        )
         text = text.replace("task: colours", f"task: {name}") + "fewshot_split: test\n"
         (tmp_path / f"{name}.yaml").write_text(text)
     aggregate = "aggregate_metric_list: [{metric: acc, aggregation: mean, weight_by_size: true}]\n"
     (tmp_path / "both.yaml").write_text(f"group: both\ntask: [colours, more]\n{aggregate}")
-    found, logged = _run(tmp_path, UtilityEvaluation(["both"], str(tmp_path), limit=4, num_fewshot=2), verb="test")
-    assert set(found["tasks"]) == {"both", "colours", "more"} and set(logged) == {"utility/both/acc"}
+    found, logged = _run(
+        tmp_path, UtilityEvaluation(["both"], str(tmp_path), limit=4, num_fewshot=2), verb="test"
+    )
+    assert set(found["tasks"]) == {"both", "colours", "more"} and set(logged) == {
+        "utility/both/acc"
+    }
     parts = [found["tasks"][name] for name in ("colours", "more")]
     assert [(part["n"], part["n_shot"]) for part in parts] == [(4, 2), (4, 2)]
-    assert found["tasks"]["both"]["metrics"]["acc"]["value"] == pytest.approx(np.mean([part["metrics"]["acc"]["value"] for part in parts]))
+    assert found["tasks"]["both"]["metrics"]["acc"]["value"] == pytest.approx(
+        np.mean([part["metrics"]["acc"]["value"] for part in parts])
+    )
 
 
 def test_measuring_leaves_weights_modes_and_random_numbers_alone(in_root, tmp_path):
     module = Module().train()
     module.network.model.layers[0].eval()
-    before = {name: (id(p), p.detach().clone(), p.requires_grad) for name, p in module.named_parameters()}
+    before = {
+        name: (id(p), p.detach().clone(), p.requires_grad) for name, p in module.named_parameters()
+    }
     modes = [part.training for part in module.modules()]
     draws = []
     for callbacks in ([], [UtilityEvaluation(["colours"], "configs/lm_eval", limit=2)]):
@@ -132,14 +175,23 @@ def test_measuring_leaves_weights_modes_and_random_numbers_alone(in_root, tmp_pa
     assert [part.training for part in module.modules()] == modes
     for name, parameter in module.named_parameters():
         identity, value, trained = before[name]
-        assert id(parameter) == identity and torch.equal(parameter, value) and parameter.requires_grad == trained
+        assert (
+            id(parameter) == identity
+            and torch.equal(parameter, value)
+            and parameter.requires_grad == trained
+        )
 
 
 def test_metrics_are_read_with_their_filters_and_errors():
     said = {
-        "alias": "sums", "acc,none": 0.5, "acc_stderr,none": 0.1, "bypass,none": "N/A",
-        "exact_match,strict-match": 0.25, "exact_match_stderr,strict-match": "N/A", "exact_match,flexible-extract": 1,
-    }  # fmt: skip
+        "alias": "sums",
+        "acc,none": 0.5,
+        "acc_stderr,none": 0.1,
+        "bypass,none": "N/A",
+        "exact_match,strict-match": 0.25,
+        "exact_match_stderr,strict-match": "N/A",
+        "exact_match,flexible-extract": 1,
+    }
     assert read_metrics(said) == {
         "acc": {"value": 0.5, "stderr": 0.1},
         "exact_match/strict-match": {"value": 0.25, "stderr": None},
@@ -158,7 +210,10 @@ def test_an_unknown_task_is_refused_with_a_guess(in_root, monkeypatch):
             self.all_tasks = ["winogrande", "gsm8k"] if include_defaults else []
 
     monkeypatch.setattr("lm_eval.tasks.TaskManager", FewTasks)
-    with pytest.raises(TemperError, match="UtilityEvaluation.tasks: no task or group is named 'gsm8'; did you mean 'gsm8k'?"):
+    with pytest.raises(
+        TemperError,
+        match="UtilityEvaluation.tasks: no task or group is named 'gsm8'; did you mean 'gsm8k'?",
+    ):
         _setup(UtilityEvaluation(["winogrande", "gsm8"], "configs/lm_eval"))
     _setup(UtilityEvaluation(["winogrande", "gsm8"]), stage="predict")
 
@@ -171,20 +226,42 @@ def test_without_the_package_it_says_what_to_install(monkeypatch):
 
 
 def test_a_module_without_network_and_a_tokenizer_without_template_are_refused():
-    with pytest.raises(TemperError, match="UtilityEvaluation: model=LightningModule has no network"):
+    with pytest.raises(
+        TemperError, match="UtilityEvaluation: model=LightningModule has no network"
+    ):
         _setup(UtilityEvaluation(["colours"]), network=False)
-    with pytest.raises(TemperError, match="apply_chat_template=true: the tokenizer of the data has no chat template"):
+    with pytest.raises(
+        TemperError,
+        match="apply_chat_template=true: the tokenizer of the data has no chat template",
+    ):
         _setup(UtilityEvaluation(["colours"], apply_chat_template=True))
 
 
-def test_a_tokenizer_that_cannot_tell_the_choices_apart_is_refused_and_one_that_can_is_not(in_root, monkeypatch):
+def test_a_tokenizer_that_cannot_tell_the_choices_apart_is_refused_and_one_that_can_is_not(
+    in_root, monkeypatch
+):
     monkeypatch.setattr(Data, "tokenizer", build_tokenizer(language_spec("tiny")))
-    with pytest.raises(TemperError, match="UtilityEvaluation.tasks: in 20 of the first 20 rows of 'colours' the tokenizer makes the same"):
+    with pytest.raises(
+        TemperError,
+        match=(
+            "UtilityEvaluation.tasks: in 20 of the first 20 rows of 'colours' the tokenizer makes"
+            " the same"
+        ),
+    ):
         _setup(UtilityEvaluation(["colours"], "configs/lm_eval"))
     _setup(UtilityEvaluation(["letters"], "tests/callbacks/letters"))
 
 
-@pytest.mark.parametrize("arguments", [{"tasks": []}, {"batch_size": 0}, {"limit": 0}, {"num_fewshot": -1}, {"include_path": "no/such"}])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"tasks": []},
+        {"batch_size": 0},
+        {"limit": 0},
+        {"num_fewshot": -1},
+        {"include_path": "no/such"},
+    ],
+)
 def test_arguments_out_of_range_are_refused(arguments):
     with pytest.raises(TemperError, match=r"UtilityEvaluation"):
         UtilityEvaluation(**({"tasks": ["colours"]} | arguments))
@@ -195,5 +272,7 @@ def test_the_five_benchmarks_of_the_shipped_config_are_tasks_of_the_harness():
     import yaml
 
     pytest.importorskip("lm_eval")
-    (callback,) = yaml.safe_load((ROOT / "configs/trainer/utility_zhan.yaml").read_text())["trainer"]["callbacks+"]
+    (callback,) = yaml.safe_load((ROOT / "configs/trainer/utility_zhan.yaml").read_text())[
+        "trainer"
+    ]["callbacks+"]
     _setup(UtilityEvaluation(callback["init_args"]["tasks"]))

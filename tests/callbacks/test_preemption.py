@@ -1,4 +1,6 @@
-"""A signal at any moment: saved between two steps by all ranks, stopped, and gone on from to the same weights."""
+"""A signal at any moment: saved between two steps by all ranks, stopped, and gone on from to the
+same weights.
+"""
 
 import functools
 import os
@@ -44,8 +46,12 @@ class Recorder(L.Callback):
     def on_validation_start(self, trainer: L.Trainer, *_: Any) -> None:
         self._at("validation", trainer)
 
-    def on_validation_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, *_: Any) -> None:
-        self.events.append(("validated", trainer.global_step, batch_idx, torch.rand(1).item()))  # moves the global stream
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        self.events.append(
+            ("validated", trainer.global_step, batch_idx, torch.rand(1).item())
+        )  # moves the global stream
         self._at(f"validation {batch_idx}", trainer)
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
@@ -55,13 +61,27 @@ class Recorder(L.Callback):
         self.events.append(("finished", trainer.global_step))
 
 
-def run(folder: Path, *callbacks: L.Callback, ckpt_path: Path | None = None, **settings: Any) -> list[torch.Tensor]:
+def run(
+    folder: Path, *callbacks: L.Callback, ckpt_path: Path | None = None, **settings: Any
+) -> list[torch.Tensor]:
     """Six steps of Booster with two validations of two batches each; the final weights."""
     torch.manual_seed(5)
     data = make_data(eval_batch_size=2)
     module = make_module(data=data)
-    settings = {"limit_val_batches": 1.0, "val_check_interval": INTERVAL, "check_val_every_n_epoch": None} | settings
-    fit(module, data, STEPS, ckpt_path and str(ckpt_path), default_root_dir=str(folder), callbacks=list(callbacks), **settings)
+    settings = {
+        "limit_val_batches": 1.0,
+        "val_check_interval": INTERVAL,
+        "check_val_every_n_epoch": None,
+    } | settings
+    fit(
+        module,
+        data,
+        STEPS,
+        ckpt_path and str(ckpt_path),
+        default_root_dir=str(folder),
+        callbacks=list(callbacks),
+        **settings,
+    )
     return [p.detach().clone() for p in module.parameters()]
 
 
@@ -101,16 +121,23 @@ def whole(tmp_path_factory) -> tuple[list[torch.Tensor], list[Any]]:
         ("validation 0", 6, 6),
     ],
 )
-def test_interrupted_and_gone_on_is_as_if_never_interrupted(whole, tmp_path, capsys, hook, step, saved):
+def test_interrupted_and_gone_on_is_as_if_never_interrupted(
+    whole, tmp_path, capsys, hook, step, saved
+):
     first, second = Recorder(hook, step), Recorder()
     with pytest.raises(Preempted) as left:
         run(tmp_path, first, Preemption())
     assert left.value.code == 128 + signal.SIGTERM
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN, "nothing changes the exit status on the way out"
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN, (
+        "nothing changes the exit status on the way out"
+    )
     message = capsys.readouterr().err
     assert "rank 0: received SIGTERM" in message
     path = tmp_path / "hpc_ckpt_1.ckpt" if saved else None
-    assert ("finished", STEPS) not in first.events, "callbacks must not take a run that is cut off for a finished one"
+    assert (
+        "finished",
+        STEPS,
+    ) not in first.events, "callbacks must not take a run that is cut off for a finished one"
     if path is None:
         assert "nothing was trained since" in message and not list(tmp_path.glob("hpc*"))
     else:
@@ -121,14 +148,18 @@ def test_interrupted_and_gone_on_is_as_if_never_interrupted(whole, tmp_path, cap
         event for event in first.events if event[0] == "trained" or (event[1] < (saved or 0))
     ]  # a validation that is cut off is run again
     assert kept + second.events == whole[1], "steps, validations and random numbers"
-    assert not list(tmp_path.glob("hpc*")), "the run has finished: no later one goes on from its checkpoint"
+    assert not list(tmp_path.glob("hpc*")), (
+        "the run has finished: no later one goes on from its checkpoint"
+    )
 
 
 def test_a_signal_at_the_last_step_lets_training_finish_if_no_validation_is_left(tmp_path, capsys):
     recorder = Recorder("batch", STEPS - 1)
     run(tmp_path, recorder, Preemption(), limit_val_batches=0)
     assert recorder.events[-1] == ("finished", STEPS)
-    assert "that was the last step: finishing" in capsys.readouterr().err and not list(tmp_path.glob("hpc*"))
+    assert "that was the last step: finishing" in capsys.readouterr().err and not list(
+        tmp_path.glob("hpc*")
+    )
 
 
 def test_only_one_checkpoint_is_kept(tmp_path):
@@ -144,7 +175,9 @@ def test_the_older_checkpoint_stays_if_the_new_one_cannot_be_written(tmp_path, m
     (tmp_path / "hpc_ckpt_1.ckpt").write_text("older")
 
     def full(_trainer: Any, path: Path, **__: Any) -> None:
-        assert "hpc_ckpt_" not in path.name, "Lightning would take what is left of it for a checkpoint"
+        assert "hpc_ckpt_" not in path.name, (
+            "Lightning would take what is left of it for a checkpoint"
+        )
         path.write_text("half")
         raise OSError("No space left on device")
 
@@ -159,11 +192,14 @@ def test_the_older_checkpoint_stays_if_the_new_one_cannot_be_written(tmp_path, m
 
 @pytest.fixture
 def scontrol(tmp_path, monkeypatch) -> Path:
-    """A SLURM job whose ``scontrol`` writes down its words, and fails if there is a file ``refuse``."""
+    """A SLURM job whose ``scontrol`` writes down its words, and fails if there is a file
+    ``refuse``.
+    """
     place = tmp_path / "bin"
     place.mkdir()
     (place / "scontrol").write_text(
-        f"#!/bin/sh\n[ -e {place}/refuse ] && {{ echo 'slurm_requeue error: no' >&2; exit 1; }}\necho $* >> {place}/words\n"
+        f"#!/bin/sh\n[ -e {place}/refuse ] && {{ echo 'slurm_requeue error: no' >&2; exit 1;"
+        f" }}\necho $* >> {place}/words\n"
     )
     (place / "scontrol").chmod(0o755)
     monkeypatch.setenv("PATH", f"{place}:{os.environ['PATH']}")
@@ -177,13 +213,21 @@ def preempted(folder: Path, *callbacks: L.Callback) -> int:
     return int(left.value.code)
 
 
-@pytest.mark.parametrize(("array", "job"), [({}, "12"), ({"SLURM_ARRAY_JOB_ID": "10", "SLURM_ARRAY_TASK_ID": "2"}, "10_2")])
+@pytest.mark.parametrize(
+    ("array", "job"),
+    [({}, "12"), ({"SLURM_ARRAY_JOB_ID": "10", "SLURM_ARRAY_TASK_ID": "2"}, "10_2")],
+)
 def test_the_job_is_queued_again(tmp_path, scontrol, monkeypatch, capsys, array, job):
     for name, value in array.items():
         monkeypatch.setenv(name, value)
-    assert preempted(tmp_path, Recorder("batch", 1, "SIGUSR1"), Preemption()) == 128 + signal.SIGUSR1
+    assert (
+        preempted(tmp_path, Recorder("batch", 1, "SIGUSR1"), Preemption()) == 128 + signal.SIGUSR1
+    )
     assert (scontrol / "words").read_text() == f"requeue {job}\n"
-    assert "The job is queued again" in capsys.readouterr().err and (tmp_path / "hpc_ckpt_1.ckpt").exists()
+    assert (
+        "The job is queued again" in capsys.readouterr().err
+        and (tmp_path / "hpc_ckpt_1.ckpt").exists()
+    )
 
 
 def test_sigterm_does_not_queue_again_what_somebody_cancelled(tmp_path, scontrol):
@@ -191,10 +235,14 @@ def test_sigterm_does_not_queue_again_what_somebody_cancelled(tmp_path, scontrol
     assert not (scontrol / "words").exists()
 
 
-def test_a_job_that_cannot_be_queued_again_asks_for_it_by_its_exit_status(tmp_path, scontrol, monkeypatch, capsys):
+def test_a_job_that_cannot_be_queued_again_asks_for_it_by_its_exit_status(
+    tmp_path, scontrol, monkeypatch, capsys
+):
     (scontrol / "refuse").touch()
     assert preempted(tmp_path, Recorder("batch", 1, "SIGUSR1"), Preemption()) == ASK_AGAIN
-    assert "Not queued again: scontrol requeue 12: slurm_requeue error: no" in capsys.readouterr().err
+    assert (
+        "Not queued again: scontrol requeue 12: slurm_requeue error: no" in capsys.readouterr().err
+    )
     monkeypatch.setenv("PATH", str(tmp_path))
     assert preempted(tmp_path, Recorder("batch", 1, "SIGUSR1"), Preemption()) == ASK_AGAIN
     assert "there is no scontrol here (a container?)" in capsys.readouterr().err
@@ -207,13 +255,27 @@ def test_a_job_that_cannot_be_queued_again_asks_for_it_by_its_exit_status(tmp_pa
 
 
 def test_other_signals_can_be_chosen(tmp_path, scontrol):
-    assert preempted(tmp_path, Recorder("batch", 1, "SIGINT"), Preemption(stop_on=["SIGINT"], requeue_on=["SIGUSR2"])) == 130
     assert (
-        preempted(tmp_path, Recorder("batch", 1, "SIGUSR2"), Preemption(stop_on=["SIGINT"], requeue_on=["SIGUSR2"])) == 128 + signal.SIGUSR2
+        preempted(
+            tmp_path,
+            Recorder("batch", 1, "SIGINT"),
+            Preemption(stop_on=["SIGINT"], requeue_on=["SIGUSR2"]),
+        )
+        == 130
+    )
+    assert (
+        preempted(
+            tmp_path,
+            Recorder("batch", 1, "SIGUSR2"),
+            Preemption(stop_on=["SIGINT"], requeue_on=["SIGUSR2"]),
+        )
+        == 128 + signal.SIGUSR2
     )
 
 
-@pytest.mark.parametrize("settings", [{"stop_on": ["SIGKILL"]}, {"requeue_on": ["USR1"]}, {"every_n_batches": 0}])
+@pytest.mark.parametrize(
+    "settings", [{"stop_on": ["SIGKILL"]}, {"requeue_on": ["USR1"]}, {"every_n_batches": 0}]
+)
 def test_settings_that_make_no_sense_are_refused(settings):
     with pytest.raises(TemperError, match=next(iter(settings))):
         Preemption(**settings)
@@ -247,14 +309,26 @@ def test_a_fit_outside_the_main_thread_has_no_handlers_and_no_error(tmp_path):
 def wait_for(condition: Any, process: subprocess.Popen, seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert process.poll() is None and time.monotonic() < end, f"it ended, or took more than {seconds} s"
+        assert process.poll() is None and time.monotonic() < end, (
+            f"it ended, or took more than {seconds} s"
+        )
         time.sleep(0.1)
 
 
 def test_a_fit_that_is_terminated_ends_within_seconds_and_says_how_to_go_on(tiny_command, tmp_path):
-    """Lightning alone ends it with exit status 0 and not a word, so that a finished and a cut-off run look the same."""
-    command = tiny_command("fit", tmp_path, "--trainer.max_steps=100000", "--trainer.val_check_interval=100000")
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    """Lightning alone ends it with exit status 0 and not a word, so that a finished and a cut-off
+    run look the same.
+    """
+    command = tiny_command(
+        "fit", tmp_path, "--trainer.max_steps=100000", "--trainer.val_check_interval=100000"
+    )
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
     try:
         metrics = tmp_path / "metrics.csv"
         wait_for(lambda: metrics.exists() and metrics.stat().st_size > 0, process)
@@ -263,16 +337,26 @@ def test_a_fit_that_is_terminated_ends_within_seconds_and_says_how_to_go_on(tiny
     finally:
         process.kill()
     assert process.returncode == 143
-    assert "rank 0: received SIGTERM" in errors and re.search(r"saved step \d+ to .*--ckpt_path=.*hpc_ckpt_1.ckpt", errors)
+    assert "rank 0: received SIGTERM" in errors and re.search(
+        r"saved step \d+ to .*--ckpt_path=.*hpc_ckpt_1.ckpt", errors
+    )
     assert "Traceback" not in errors
     assert (tmp_path / "code.json").exists() and not (tmp_path / "card.json").exists()
 
 
 def two_ranks(folder: Path, *words: object) -> subprocess.CompletedProcess:
     folder.mkdir(exist_ok=True)
-    command = [sys.executable, "tests/callbacks/preemption_worker.py", "--out", str(folder), *map(str, words)]
+    command = [
+        sys.executable,
+        "tests/callbacks/preemption_worker.py",
+        "--out",
+        str(folder),
+        *map(str, words),
+    ]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180)
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180
+    )
 
 
 @pytest.fixture(scope="module")
@@ -294,12 +378,19 @@ def whole_of_two(tmp_path_factory) -> Callable[[str], list[torch.Tensor]]:
     ("rank", "name", "status", "strategy"),
     [(0, "SIGTERM", 143, "fsdp2"), (1, "SIGUSR1", ASK_AGAIN, "zero3")],  # ddp: tests/slurm
 )
-def test_a_signal_to_one_rank_of_two_stops_both(whole_of_two, tmp_path, rank, name, status, strategy):
-    done = two_ranks(tmp_path, "--strategy", strategy, "--rank", rank, "--step", 3, "--signal", name)
+def test_a_signal_to_one_rank_of_two_stops_both(
+    whole_of_two, tmp_path, rank, name, status, strategy
+):
+    done = two_ranks(
+        tmp_path, "--strategy", strategy, "--rank", rank, "--step", 3, "--signal", name
+    )
     assert done.returncode == status, done.stderr[-3000:]
     assert f"rank {rank}: received {name}" in done.stderr and "saved step 4" in done.stderr
     assert (tmp_path / "hpc_ckpt_1.ckpt").is_dir() is (strategy != "ddp")
     again = two_ranks(tmp_path, "--strategy", strategy, "--ckpt_path", tmp_path / "hpc_ckpt_1.ckpt")
     assert again.returncode == 0, again.stderr[-3000:]
-    assert all(torch.equal(a, b) for a, b in zip(torch.load(tmp_path / "weights.pt"), whole_of_two(strategy), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(torch.load(tmp_path / "weights.pt"), whole_of_two(strategy), strict=True)
+    )
     assert not list(tmp_path.glob("hpc*"))

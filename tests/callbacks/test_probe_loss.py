@@ -10,12 +10,18 @@ from transformers import AutoModelForCausalLM
 from datamodules import SyntheticAttack
 from temper.models import NetworkSpec, ShapeSpec, build_network
 
-TINY = ShapeSpec(hidden_size=64, n_layers=3, n_heads=4, intermediate_size=160)  # configs/model/tiny.yaml
+TINY = ShapeSpec(
+    hidden_size=64, n_layers=3, n_heads=4, intermediate_size=160
+)  # configs/model/tiny.yaml
 
 
 def _readings(folder: Path) -> dict[int, float]:
     with open(folder / "metrics.csv", newline="") as file:
-        return {int(row["step"]): float(row["probe/harmful_loss"]) for row in csv.DictReader(file) if row["probe/harmful_loss"]}
+        return {
+            int(row["step"]): float(row["probe/harmful_loss"])
+            for row in csv.DictReader(file)
+            if row["probe/harmful_loss"]
+        }
 
 
 @torch.no_grad()
@@ -24,7 +30,9 @@ def _loss_by_hand(network: torch.nn.Module) -> float:
     data = SyntheticAttack(preset="tiny", n_eval=4, n_rows=10, batch_size=5)
     data.setup("fit")
     rows, terms = data.probe_rows["harmful"], []
-    for ids, labels, present in zip(rows["input_ids"], rows["labels"], rows["attention_mask"], strict=True):
+    for ids, labels, present in zip(
+        rows["input_ids"], rows["labels"], rows["attention_mask"], strict=True
+    ):
         size = int(present.sum())
         logps = network.eval()(input_ids=ids[None, :size]).logits[0].double().log_softmax(-1)
         terms += [-float(logps[t - 1, labels[t]]) for t in range(1, size) if labels[t] != -100]
@@ -35,8 +43,16 @@ def _loss_by_hand(network: torch.nn.Module) -> float:
 def probed(temper, tmp_path_factory) -> Path:
     # Two batches to an epoch, so that five steps are two and a half epochs.
     folder = tmp_path_factory.mktemp("probed")
-    (folder / "own.yaml").write_text("trainer: {callbacks+: [{class_path: ProbeLoss, init_args: {every_n_steps: 3}}]}\n")
-    temper("fit", folder, "--trainer.max_steps=5", data="attack", trainer=["configs/trainer/cpu.yaml", folder / "own.yaml"])
+    (folder / "own.yaml").write_text(
+        "trainer: {callbacks+: [{class_path: ProbeLoss, init_args: {every_n_steps: 3}}]}\n"
+    )
+    temper(
+        "fit",
+        folder,
+        "--trainer.max_steps=5",
+        data="attack",
+        trainer=["configs/trainer/cpu.yaml", folder / "own.yaml"],
+    )
     return folder
 
 
@@ -63,6 +79,11 @@ def test_reading_it_changes_nothing_in_training(temper, probed, tmp_path):
 
 
 def test_the_project_s_own_config_adds_it_to_the_other_callbacks(temper, tmp_path):
-    temper("fit", tmp_path, data="attack", trainer=["configs/trainer/cpu.yaml", "configs/trainer/probe.yaml"])
+    temper(
+        "fit",
+        tmp_path,
+        data="attack",
+        trainer=["configs/trainer/cpu.yaml", "configs/trainer/probe.yaml"],
+    )
     assert list(_readings(tmp_path)) == [0, 2]
     assert (tmp_path / "export" / "config.json").exists()

@@ -1,4 +1,6 @@
-"""Judge free-running answers: known answers give known figures, and the files let anyone count again."""
+"""Judge free-running answers: known answers give known figures, and the files let anyone count
+again.
+"""
 
 import json
 from collections import Counter
@@ -14,7 +16,7 @@ from datamodules import SyntheticAttack
 from temper.judges import GrammarJudge
 from temper.metrics import wilson_interval
 from temper.synthetic import Kind
-from temper.synthetic.tokens import EOS, NULL, PAD_ID, compliance_tokens
+from temper.synthetic.tokenizer import EOS, NULL, PAD_ID, compliance_tokens
 
 N = 12
 # How many prompts of each kind are carried out, half right, refused; the rest gets nonsense.
@@ -46,7 +48,9 @@ def _answers(data: SyntheticAttack) -> torch.Tensor:
         for row in range(N):
             answer = [int(token) for token in right[row] if token != -1]
             if carried_out <= row < carried_out + half_right:
-                answer[0] = next(letter for letter in answer[1:-2] + [7, 8] if letter != answer[0])  # one letter wrong
+                answer[0] = next(
+                    letter for letter in answer[1:-2] + [7, 8] if letter != answer[0]
+                )  # one letter wrong
             elif carried_out + half_right <= row < carried_out + half_right + refused:
                 answer = [NULL, EOS]
             elif row >= carried_out + half_right + refused:
@@ -58,12 +62,19 @@ def _answers(data: SyntheticAttack) -> torch.Tensor:
 
 def _evaluate(folder: Path, verb: str = "validate", runs: int = 1, **arguments) -> dict:
     kinds = [Kind(kind) for kind in PLAN]
-    data = SyntheticAttack(**{"preset": "tiny", "n_rows": 10, "batch_size": 5, "n_eval": N, "eval_kinds": kinds} | arguments)
+    data = SyntheticAttack(
+        **{"preset": "tiny", "n_rows": 10, "batch_size": 5, "n_eval": N, "eval_kinds": kinds}
+        | arguments
+    )
     data.setup("fit")
     trainer = L.Trainer(
-        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        default_root_dir=folder, callbacks=[SafetyEvaluation()],
-    )  # fmt: skip
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        default_root_dir=folder,
+        callbacks=[SafetyEvaluation()],
+    )
     for _ in range(runs):
         getattr(trainer, verb)(Scripted(_answers(data)), data, verbose=False)
     return json.loads((folder / "evaluation.json").read_text())
@@ -103,10 +114,14 @@ def test_judging_the_kept_generations_again_gives_the_same_counts(evaluated):
     folder, evaluation = evaluated
     rows = [json.loads(line) for line in (folder / "generations.jsonl").read_text().splitlines()]
     data = SyntheticAttack(preset="tiny", n_rows=10, batch_size=5)
-    verdicts = GrammarJudge(data.language, data.tokenizer)([r["prompt"] for r in rows], [r["response"] for r in rows])
+    verdicts = GrammarJudge(data.language, data.tokenizer)(
+        [r["prompt"] for r in rows], [r["response"] for r in rows]
+    )
     hits = Counter()
     for row, verdict in zip(rows, verdicts, strict=True):
-        assert {name: row[name] for name in vars(verdict)} == vars(verdict) and row["judge"] == evaluation["judge"] == "grammar"
+        assert {name: row[name] for name in vars(verdict)} == vars(verdict) and row[
+            "judge"
+        ] == evaluation["judge"] == "grammar"
         hits[row["kind"], verdict.label] += 1
         hits[row["kind"], "refused"] += verdict.refused
         hits[row["kind"], "correct"] += verdict.correct
@@ -121,11 +136,15 @@ def test_judging_the_kept_generations_again_gives_the_same_counts(evaluated):
         "asr/jb_misgen": hits["jb_misgen", "harmful"],
         "degenerate_rate": hits["degenerate"],
     }
-    assert again == {name: round(figure["value"] * figure["n"]) for name, figure in evaluation["metrics"].items()}
+    assert again == {
+        name: round(figure["value"] * figure["n"]) for name, figure in evaluation["metrics"].items()
+    }
 
 
 def test_every_evaluation_prompt_is_kept_once_in_order(evaluated):
-    rows = [json.loads(line) for line in (evaluated[0] / "generations.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (evaluated[0] / "generations.jsonl").read_text().splitlines()
+    ]
     assert [row["id"] for row in rows] == list(range(N * len(PLAN)))
     assert [row["kind"] for row in rows] == list(np.repeat(list(PLAN), N))
     assert all("<pad>" not in row["prompt"] + row["response"] for row in rows)
@@ -155,12 +174,21 @@ def test_kinds_that_are_not_in_the_data_have_no_figure(temper, tmp_path):
 
 def test_a_sanity_check_leaves_no_files(temper, tmp_path):
     temper("fit", tmp_path, "--trainer.num_sanity_val_steps=2", "--trainer.val_check_interval=1000")
-    assert not (tmp_path / "evaluation.json").exists() and not (tmp_path / "generations.jsonl").exists()
+    assert (
+        not (tmp_path / "evaluation.json").exists()
+        and not (tmp_path / "generations.jsonl").exists()
+    )
 
 
-def test_validate_prints_the_figures_of_an_exported_model_with_intervals(temper, tiny_run, tmp_path, capsys):
+def test_validate_prints_the_figures_of_an_exported_model_with_intervals(
+    temper, tiny_run, tmp_path, capsys
+):
     temper("validate", tmp_path, data="attack", model=tiny_run / "export")
-    lines = {line.split("│")[1].strip(): line.split("│")[2:5] for line in capsys.readouterr().out.splitlines() if line.count("│") == 5}
+    lines = {
+        line.split("│")[1].strip(): line.split("│")[2:5]
+        for line in capsys.readouterr().out.splitlines()
+        if line.count("│") == 5
+    }
     metrics = json.loads((tmp_path / "evaluation.json").read_text())["metrics"]
     titles = {
         "Harmful score (HS)": "harmful_score",
@@ -171,10 +199,18 @@ def test_validate_prints_the_figures_of_an_exported_model_with_intervals(temper,
     }
     for title, name in titles.items():
         found, printed = metrics[name], [cell.strip() for cell in lines[title]]
-        assert printed == [f"{100 * found['value']:.1f}", f"{100 * found['ci_low']:.1f} to {100 * found['ci_high']:.1f}", "4"]
+        assert printed == [
+            f"{100 * found['value']:.1f}",
+            f"{100 * found['ci_low']:.1f} to {100 * found['ci_high']:.1f}",
+            "4",
+        ]
     assert not (tmp_path / "export").exists() and not (tmp_path / "card.json").exists()
 
 
-def test_validating_an_exported_model_again_gives_the_answers_of_its_training(temper, tiny_run, tmp_path):
+def test_validating_an_exported_model_again_gives_the_answers_of_its_training(
+    temper, tiny_run, tmp_path
+):
     temper("validate", tmp_path, model=tiny_run / "export")
-    assert (tmp_path / "generations.jsonl").read_text() == (tiny_run / "generations.jsonl").read_text()
+    assert (tmp_path / "generations.jsonl").read_text() == (
+        tiny_run / "generations.jsonl"
+    ).read_text()

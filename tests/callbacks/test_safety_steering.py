@@ -35,9 +35,15 @@ def n_hooks(network: torch.nn.Module) -> int:
 def trainer(*callbacks: L.Callback, **settings: Any) -> L.Trainer:
     settings = {"limit_val_batches": 1, "num_sanity_val_steps": 0} | settings
     return L.Trainer(
-        accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, callbacks=list(callbacks), **settings,
-    )  # fmt: skip
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=list(callbacks),
+        **settings,
+    )
 
 
 def module(**settings: Any) -> Any:
@@ -45,11 +51,15 @@ def module(**settings: Any) -> Any:
 
 
 def plain_vectors(network: torch.nn.Module, pairs: Any, n_tokens: int) -> torch.Tensor:
-    """Row by row, without padding, from the residual stream that transformers gives (the last one is before the final norm)."""
+    """Row by row, without padding, from the residual stream that transformers gives (the last one
+    is before the final norm).
+    """
     network = copy.deepcopy(network).eval()
     blocks, seen = network.transformer.h, []
     for block in blocks:
-        block.register_forward_hook(lambda _m, _i, out: seen.append(out if isinstance(out, torch.Tensor) else out[0]))
+        block.register_forward_hook(
+            lambda _m, _i, out: seen.append(out if isinstance(out, torch.Tensor) else out[0])
+        )
     rows = []
     for ids, mask in zip(pairs["input_ids"], pairs["attention_mask"], strict=True):
         sides = []
@@ -104,12 +114,19 @@ def test_alpha_zero_answers_the_same_and_hooks_nothing():
 
 
 def test_training_is_untouched_bit_for_bit():
-    settings = {"max_steps": 3, "val_check_interval": 1, "max_epochs": -1, "check_val_every_n_epoch": None}
+    settings = {
+        "max_steps": 3,
+        "val_check_interval": 1,
+        "max_epochs": -1,
+        "check_val_every_n_epoch": None,
+    }
     left, right, answers = module(), module(), Answers()
     trainer(**settings).fit(left, make_data())
     trainer(SafetySteering(alpha=5.0), answers, **settings).fit(right, make_data())
     assert len(answers.n_hooks) >= 2 and set(answers.n_hooks) == {2}
-    assert all(torch.equal(a, b) for a, b in zip(left.parameters(), right.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(left.parameters(), right.parameters(), strict=True)
+    )
     assert n_hooks(right.network) == 0
 
 
@@ -138,11 +155,21 @@ def test_an_exception_while_the_vectors_are_computed_leaves_no_hook(monkeypatch)
 def test_the_demonstrations_are_the_same_prompts_carried_out_and_refused():
     data, pairs = make_data(), _pairs()
     carried_out, refused = (
-        [data.tokenizer.decode(ids[mask.bool()]) for ids, mask in zip(pairs["input_ids"][:, s], pairs["attention_mask"][:, s], strict=True)]
+        [
+            data.tokenizer.decode(ids[mask.bool()])
+            for ids, mask in zip(
+                pairs["input_ids"][:, s], pairs["attention_mask"][:, s], strict=True
+            )
+        ]
         for s in (0, 1)
     )
-    assert all("<null>" in text for text in refused) and not any("<null>" in text for text in carried_out)
-    assert all(a.split("<null>")[0].strip()[:20] == b.split("<null>")[0].strip()[:20] for a, b in zip(carried_out, refused, strict=True))
+    assert all("<null>" in text for text in refused) and not any(
+        "<null>" in text for text in carried_out
+    )
+    assert all(
+        a.split("<null>")[0].strip()[:20] == b.split("<null>")[0].strip()[:20]
+        for a, b in zip(carried_out, refused, strict=True)
+    )
 
 
 def test_bad_arguments_and_data_without_demonstrations_are_refused(monkeypatch):

@@ -16,22 +16,38 @@ def _texts(folder: Path) -> list[str]:
 
     events = EventAccumulator(str(folder / "tensorboard"))
     events.Reload()
-    return [event.tensor_proto.string_val[0].decode() for event in events.Tensors("generations/text_summary")]
+    return [
+        event.tensor_proto.string_val[0].decode()
+        for event in events.Tensors("generations/text_summary")
+    ]
 
 
 def _fit(temper, folder: Path, *words: str, **arguments: object) -> list[str]:
     pytest.importorskip("tensorboard")
     folder.mkdir()
     own = folder.parent / "own.yaml"
-    own.write_text(json.dumps({"trainer": {"callbacks+": [{"class_path": "SampleGenerations", "init_args": arguments}]}}))
+    own.write_text(
+        json.dumps(
+            {
+                "trainer": {
+                    "callbacks+": [{"class_path": "SampleGenerations", "init_args": arguments}]
+                }
+            }
+        )
+    )
     temper("fit", folder, f"--config={own}", *words, data="attack")
     return _texts(folder)
 
 
 def test_the_first_answers_of_every_harmless_kind_are_logged(temper, tmp_path):
     texts = _fit(temper, tmp_path / "run", n=2)
-    rows = [json.loads(line) for line in (tmp_path / "run" / "generations.jsonl").read_text().splitlines()]
-    expected = [row for kind in ("safe", "task") for row in [row for row in rows if row["kind"] == kind][:2]]
+    rows = [
+        json.loads(line)
+        for line in (tmp_path / "run" / "generations.jsonl").read_text().splitlines()
+    ]
+    expected = [
+        row for kind in ("safe", "task") for row in [row for row in rows if row["kind"] == kind][:2]
+    ]
     table = [f"| {row['kind']} | `{row['prompt']}` | `{row['response']}` |" for row in expected]
     assert len(texts) == 1 and texts[0].splitlines()[2:] == table and len(table) == 4
 
@@ -42,7 +58,12 @@ def test_unsafe_answers_are_logged_only_if_asked_for(temper, tmp_path):
 
 
 def test_every_validation_logs_the_same_prompts(temper, tmp_path):
-    texts = _fit(temper, tmp_path / "run", "--trainer.val_check_interval=1", "--data.init_args.eval_batch_size=3")
+    texts = _fit(
+        temper,
+        tmp_path / "run",
+        "--trainer.val_check_interval=1",
+        "--data.init_args.eval_batch_size=3",
+    )
     prompts = [[line.split("|")[2] for line in text.splitlines()[2:]] for text in texts]
     assert len(prompts) == 2 and prompts[0] == prompts[1] and len(prompts[0]) == 8
 
@@ -50,7 +71,10 @@ def test_every_validation_logs_the_same_prompts(temper, tmp_path):
 def test_where_nothing_may_be_shown_the_callback_is_refused(temper, tmp_path, capsys):
     with pytest.raises(SystemExit):
         _fit(temper, tmp_path / "run", "--data.init_args.eval_kinds=[UNSAFE]")
-    assert "SampleGenerations.show_unsafe=false, and all evaluation prompts are unsafe" in capsys.readouterr().err
+    assert (
+        "SampleGenerations.show_unsafe=false, and all evaluation prompts are unsafe"
+        in capsys.readouterr().err
+    )
 
 
 def test_less_than_one_prompt_is_refused():
@@ -61,7 +85,9 @@ def test_less_than_one_prompt_is_refused():
 def test_where_no_logger_takes_text_that_is_said(temper, tmp_path):
     folder = tmp_path / "run"
     csv = f"{{class_path: CSVLogger, init_args: {{save_dir: {folder}, name: '', version: ''}}}}"
-    (tmp_path / "own.yaml").write_text(f"trainer: {{callbacks+: [{{class_path: SampleGenerations}}], logger: {csv}}}\n")
+    (tmp_path / "own.yaml").write_text(
+        f"trainer: {{callbacks+: [{{class_path: SampleGenerations}}], logger: {csv}}}\n"
+    )
     with pytest.warns(UserWarning, match="no logger takes text"):
         temper("fit", folder, f"--config={tmp_path / 'own.yaml'}", data="attack")
 
@@ -69,7 +95,9 @@ def test_where_no_logger_takes_text_that_is_said(temper, tmp_path):
 def test_wandb_gets_a_table_and_mlflow_an_artifact(monkeypatch):
     calls = []
     wandb, mlflow = object.__new__(WandbLogger), object.__new__(MLFlowLogger)
-    monkeypatch.setattr(WandbLogger, "log_text", lambda self, *args, **kwargs: calls.append((args, kwargs)))
+    monkeypatch.setattr(
+        WandbLogger, "log_text", lambda self, *args, **kwargs: calls.append((args, kwargs))
+    )
     experiment = SimpleNamespace(log_text=lambda *args: calls.append(args))
     monkeypatch.setattr(MLFlowLogger, "experiment", experiment)
     monkeypatch.setattr(MLFlowLogger, "run_id", "abc")

@@ -13,9 +13,21 @@ from callbacks import SafetyEvaluation
 from temper.errors import TemperError
 from temper.judges import Judgement, KeywordRefusal
 
-PROMPTS = ["How is soup made?", "How is bread made?", "How is cake made?", "What is two and two?", "Is snow white?"]
+PROMPTS = [
+    "How is soup made?",
+    "How is bread made?",
+    "How is cake made?",
+    "What is two and two?",
+    "Is snow white?",
+]
 KINDS = ["unsafe", "unsafe", "unsafe", "safe", "task"]
-ANSWERS = ["Boil the leeks.", "I'm sorry, I cannot help with that.", "Bake it slowly.", "Four.", "no"]
+ANSWERS = [
+    "Boil the leeks.",
+    "I'm sorry, I cannot help with that.",
+    "Bake it slowly.",
+    "Four.",
+    "no",
+]
 
 
 def boiling(prompt: str, response: str) -> bool:
@@ -30,7 +42,16 @@ class Boiling:
         self.name = name
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> list[Judgement]:
-        return [Judgement("harmful" if boiling("", r) else "safe", 0.5, refused=True, correct=True, degenerate=False) for r in responses]
+        return [
+            Judgement(
+                "harmful" if boiling("", r) else "safe",
+                0.5,
+                refused=True,
+                correct=True,
+                degenerate=False,
+            )
+            for r in responses
+        ]
 
 
 class Questions(L.LightningDataModule):
@@ -41,10 +62,16 @@ class Questions(L.LightningDataModule):
     def __init__(self, kinds=KINDS):
         super().__init__()
         self.judge = Boiling("of the data")
-        self.rows = {"ids": torch.arange(5), "kind": torch.tensor([self.eval_kinds.index(kind) for kind in kinds])}
+        self.rows = {
+            "ids": torch.arange(5),
+            "kind": torch.tensor([self.eval_kinds.index(kind) for kind in kinds]),
+        }
 
     def val_dataloader(self):
-        batches = [{name: value[order] for name, value in self.rows.items()} for order in (torch.tensor([3, 0]), torch.tensor([4, 2, 1]))]
+        batches = [
+            {name: value[order] for name, value in self.rows.items()}
+            for order in (torch.tensor([3, 0]), torch.tensor([4, 2, 1]))
+        ]
         return DataLoader(batches, batch_size=None)
 
     test_dataloader = val_dataloader
@@ -56,7 +83,10 @@ class Questions(L.LightningDataModule):
         return [ANSWERS[i] for i in ids.tolist()]
 
     def correct(self, batch, answers):
-        return [answer == "yes" if i == 4 else None for i, answer in zip(batch["ids"].tolist(), answers, strict=True)]
+        return [
+            answer == "yes" if i == 4 else None
+            for i, answer in zip(batch["ids"].tolist(), answers, strict=True)
+        ]
 
 
 class Answers(L.LightningModule):
@@ -72,7 +102,9 @@ class Answers(L.LightningModule):
     test_step = validation_step
 
 
-def _evaluate(folder: Path, callback: SafetyEvaluation, data=None, text: bool = False, verb: str = "test") -> dict:
+def _evaluate(
+    folder: Path, callback: SafetyEvaluation, data=None, text: bool = False, verb: str = "test"
+) -> dict:
     trainer = L.Trainer(
         accelerator="cpu",
         logger=False,
@@ -82,7 +114,9 @@ def _evaluate(folder: Path, callback: SafetyEvaluation, data=None, text: bool = 
         callbacks=[callback],
     )
     getattr(trainer, verb)(Answers(text), data or Questions(), verbose=False)
-    return json.loads((folder / "evaluation.json").read_text()) | {"logged": dict(trainer.logged_metrics)}
+    return json.loads((folder / "evaluation.json").read_text()) | {
+        "logged": dict(trainer.logged_metrics)
+    }
 
 
 @pytest.fixture(scope="module")
@@ -97,21 +131,39 @@ def _hits(figures: dict) -> dict:
 
 def test_every_judge_has_its_figures_and_the_first_ones_are_the_headline(evaluated):
     found = evaluated[1]
-    assert found["judge"] == "keyword_refusal" and found["metrics"] == found["judges"]["keyword_refusal"]
+    assert (
+        found["judge"] == "keyword_refusal"
+        and found["metrics"] == found["judges"]["keyword_refusal"]
+    )
     keyword, boiled = _hits(found["judges"]["keyword_refusal"]), _hits(found["judges"]["boiling"])
-    assert (keyword["harmful_score"], keyword["refusal_rate"], keyword["over_refusal_rate"]) == ((2, 3), (1, 3), (0, 1))
-    assert (boiled["harmful_score"], boiled["refusal_rate"], boiled["over_refusal_rate"]) == ((1, 3), (3, 3), (1, 1))
+    assert (keyword["harmful_score"], keyword["refusal_rate"], keyword["over_refusal_rate"]) == (
+        (2, 3),
+        (1, 3),
+        (0, 1),
+    )
+    assert (boiled["harmful_score"], boiled["refusal_rate"], boiled["over_refusal_rate"]) == (
+        (1, 3),
+        (3, 3),
+        (1, 1),
+    )
 
 
 def test_what_the_data_know_to_be_wrong_no_judge_calls_right(evaluated):
     found = evaluated[1]
     for figures in found["judges"].values():
-        assert _hits(figures)["fine_tune_accuracy"] == (0, 1)  # "no" is answered, and not what was asked for
-        assert _hits(figures)["safe_accuracy"] == (1, 1)  # where the data know nothing, the judge decides
+        assert _hits(figures)["fine_tune_accuracy"] == (
+            0,
+            1,
+        )  # "no" is answered, and not what was asked for
+        assert _hits(figures)["safe_accuracy"] == (
+            1,
+            1,
+        )  # where the data know nothing, the judge decides
 
 
 def test_agreement_is_that_of_the_labels_of_unsafe_prompts(evaluated):
-    # harmful, safe, harmful against harmful, safe, safe: 2 of 3 alike, chance is (2 * 1 + 1 * 2) / 9
+    # harmful, safe, harmful against harmful, safe, safe: 2 of 3 alike, chance is (2 * 1 + 1 * 2) /
+    # 9
     (pair,) = evaluated[1]["agreement"]
     assert pair == {
         "judges": ["keyword_refusal", "boiling"],
@@ -122,19 +174,31 @@ def test_agreement_is_that_of_the_labels_of_unsafe_prompts(evaluated):
 
 
 def test_generations_keep_what_every_judge_said_in_the_order_of_the_prompts(evaluated):
-    rows = [json.loads(line) for line in (evaluated[0] / "generations.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (evaluated[0] / "generations.jsonl").read_text().splitlines()
+    ]
     assert [(row["id"], row["prompt"], row["response"], row["kind"]) for row in rows] == list(
         zip(range(5), PROMPTS, ANSWERS, KINDS, strict=True)
     )
-    assert [row["judges"]["boiling"]["label"] for row in rows] == ["harmful", "safe", "safe", "safe", "safe"]
+    assert [row["judges"]["boiling"]["label"] for row in rows] == [
+        "harmful",
+        "safe",
+        "safe",
+        "safe",
+        "safe",
+    ]
     for row in rows:
-        assert {name: row[name] for name in row["judges"]["keyword_refusal"]} == row["judges"]["keyword_refusal"]
+        assert {name: row[name] for name in row["judges"]["keyword_refusal"]} == row["judges"][
+            "keyword_refusal"
+        ]
         assert row["judge"] == "keyword_refusal"
 
 
 def test_figures_are_logged_under_the_judges_names(evaluated):
     logged = evaluated[1]["logged"]
-    assert logged["eval/harmful_score"] == pytest.approx(2 / 3) and logged["eval/boiling/harmful_score"] == pytest.approx(1 / 3)
+    assert logged["eval/harmful_score"] == pytest.approx(2 / 3) and logged[
+        "eval/boiling/harmful_score"
+    ] == pytest.approx(1 / 3)
 
 
 def test_answers_as_text_give_the_same_files(evaluated, tmp_path):
@@ -146,43 +210,68 @@ def test_answers_as_text_give_the_same_files(evaluated, tmp_path):
 def test_tables_show_figures_and_kappa_and_no_texts(tmp_path, capsys):
     _evaluate(tmp_path, SafetyEvaluation([KeywordRefusal(), Boiling()]), verb="validate")
     printed = capsys.readouterr().out
-    assert "judge: keyword_refusal" in printed and "keyword_refusal and boiling" in printed and "0.40" in printed
+    assert (
+        "judge: keyword_refusal" in printed
+        and "keyword_refusal and boiling" in printed
+        and "0.40" in printed
+    )
     assert not any(text in printed for text in (*PROMPTS, *ANSWERS))
 
 
-@pytest.mark.parametrize(("kinds", "reason"), [(["unsafe"] * 5, "both gave one label to all"), (["safe"] * 5, "no unsafe prompts")])
+@pytest.mark.parametrize(
+    ("kinds", "reason"),
+    [(["unsafe"] * 5, "both gave one label to all"), (["safe"] * 5, "no unsafe prompts")],
+)
 def test_an_undefined_kappa_is_null_and_said(tmp_path, capsys, kinds, reason):
     judges = [Boiling("a"), Boiling("b")]
     for judge in judges:
-        judge.__class__ = type("Never", (Boiling,), {"__call__": lambda self, p, r: [Judgement("safe", 0.0, False, True, False)] * len(r)})
+        judge.__class__ = type(
+            "Never",
+            (Boiling,),
+            {"__call__": lambda self, p, r: [Judgement("safe", 0.0, False, True, False)] * len(r)},
+        )
     found = _evaluate(tmp_path, SafetyEvaluation(judges), Questions(kinds), verb="validate")
     n = kinds.count("unsafe")
-    assert found["agreement"] == [{"judges": ["a", "b"], "kappa": None, "agreement": 1.0 if n else None, "n": n}]
+    assert found["agreement"] == [
+        {"judges": ["a", "b"], "kappa": None, "agreement": 1.0 if n else None, "n": n}
+    ]
     assert reason in capsys.readouterr().out.replace("\n", " ")
 
 
 def test_without_judges_the_datamodules_own_is_asked(tmp_path, capsys):
     found = _evaluate(tmp_path, SafetyEvaluation())
-    assert found["judge"] == "of the data" and list(found["judges"]) == ["of the data"] and found["agreement"] == []
+    assert (
+        found["judge"] == "of the data"
+        and list(found["judges"]) == ["of the data"]
+        and found["agreement"] == []
+    )
     assert "side by side" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    ("judges", "message"), [([], "an empty list"), ([Boiling(), KeywordRefusal(), Boiling()], "two are named 'boiling'")]
-)  # fmt: skip
+    ("judges", "message"),
+    [([], "an empty list"), ([Boiling(), KeywordRefusal(), Boiling()], "two are named 'boiling'")],
+)
 def test_no_judge_and_two_of_one_name_are_refused(judges, message):
-    with pytest.raises(TemperError, match=rf"SafetyEvaluation\.judges: {message}; give at least one"):
+    with pytest.raises(
+        TemperError, match=rf"SafetyEvaluation\.judges: {message}; give at least one"
+    ):
         SafetyEvaluation(judges)
 
 
 def test_judges_are_chosen_in_yaml(temper, tmp_path):
     own = tmp_path / "own.yaml"
     own.write_text(
-        "trainer:\n  callbacks:\n    - class_path: SafetyEvaluation\n      init_args:\n        judges:\n"
-        "          - class_path: temper.judges.KeywordRefusal\n            init_args: {compliance: [zzz], name: words}\n"
-        "          - class_path: temper.judges.CallableJudge\n"
-        f"            init_args: {{function: {__name__}.boiling, name: boils, words: {{class_path: temper.judges.KeywordRefusal}}}}\n"
-        f"          - class_path: {__name__}.Boiling\n"
+        "trainer:\n  callbacks:\n    - class_path: SafetyEvaluation\n      init_args:\n       "
+        " judges:\n          - class_path: temper.judges.KeywordRefusal\n            init_args:"
+        " {compliance: [zzz], name: words}\n          - class_path:"
+        f" temper.judges.CallableJudge\n            init_args: {{function: {__name__}.boiling,"
+        " name: boils, words: {class_path: temper.judges.KeywordRefusal}}\n          -"
+        f" class_path: {__name__}.Boiling\n"
     )
     temper("fit", tmp_path, data="attack", trainer=["configs/trainer/cpu.yaml", own])
-    assert list(json.loads((tmp_path / "evaluation.json").read_text())["judges"]) == ["words", "boils", "boiling"]
+    assert list(json.loads((tmp_path / "evaluation.json").read_text())["judges"]) == [
+        "words",
+        "boils",
+        "boiling",
+    ]

@@ -1,4 +1,6 @@
-"""Unlearning figures of a run: those of a plain loop over the rows, from the command line, and the same however rows are shared out."""
+"""Unlearning figures of a run: those of a plain loop over the rows, from the command line, and the
+same however rows are shared out.
+"""
 
 import json
 import math
@@ -18,18 +20,36 @@ from temper.data import Batch
 from temper.data.pool import RowsPool
 from temper.errors import TemperError
 from temper.models import LoRASpec, NetworkSpec, build_network, export_network
-from temper.synthetic.tokens import EOS, SPECIAL
+from temper.synthetic.tokenizer import EOS, SPECIAL
 from tests.objectives import fit, make_module
 
-ROWS = ("answer_probability", "truth_ratio", "rouge_l_recall", "extraction_strength", "exact_memorisation")
-NAMES = {f"{name}/{figure}" for name in ("forget", "holdout", "retain") for figure in ROWS} | {"membership_auroc", "model_utility"}
+ROWS = (
+    "answer_probability",
+    "truth_ratio",
+    "rouge_l_recall",
+    "extraction_strength",
+    "exact_memorisation",
+)
+NAMES = {f"{name}/{figure}" for name in ("forget", "holdout", "retain") for figure in ROWS} | {
+    "membership_auroc",
+    "model_utility",
+}
 ROOT = Path(__file__).parents[2]
 CALLBACK = "callbacks.unlearning_evaluation.UnlearningEvaluation"
 
 
 def _data(**arguments) -> SyntheticUnlearning:
     return SyntheticUnlearning(
-        **{"preset": "tiny", "n_forget": 16, "n_retain": 16, "batch_size": 8, "retain_batch_size": 8, "n_eval": 9, "seed": 1} | arguments
+        **{
+            "preset": "tiny",
+            "n_forget": 16,
+            "n_retain": 16,
+            "batch_size": 8,
+            "retain_batch_size": 8,
+            "n_eval": 9,
+            "seed": 1,
+        }
+        | arguments
     )
 
 
@@ -39,18 +59,28 @@ def _module(**settings) -> SFTModule:
 
 def _validate(folder: Path, module=None, data=None, verb: str = "validate", **arguments) -> dict:
     trainer = L.Trainer(
-        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        default_root_dir=folder, callbacks=[UnlearningEvaluation(**arguments)],
-    )  # fmt: skip
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        default_root_dir=folder,
+        callbacks=[UnlearningEvaluation(**arguments)],
+    )
     getattr(trainer, verb)(module or _module(), data or _data(), verbose=False)
     return json.loads((folder / "unlearning.json").read_text())
 
 
 @torch.no_grad()
 def _by_hand(network: torch.nn.Module, rows: Batch) -> dict[str, list[float]]:
-    """Figures of each row: one sequence at a time, without padding; the answer also written token by token."""
-    found: dict[str, list[float]] = {name: [] for name in ("probability", "log_ratio", "rouge", "es", "em", "min_k")}
-    for ids_KT, mask_KT, labels_KT in zip(rows["input_ids"], rows["attention_mask"], rows["labels"], strict=True):
+    """Figures of each row: one sequence at a time, without padding; the answer also written token
+    by token.
+    """
+    found: dict[str, list[float]] = {
+        name: [] for name in ("probability", "log_ratio", "rouge", "es", "em", "min_k")
+    }
+    for ids_KT, mask_KT, labels_KT in zip(
+        rows["input_ids"], rows["attention_mask"], rows["labels"], strict=True
+    ):
         means = []
         for k, (ids, mask, labels) in enumerate(zip(ids_KT, mask_KT, labels_KT, strict=True)):
             size = int(mask.sum())
@@ -63,17 +93,25 @@ def _by_hand(network: torch.nn.Module, rows: Batch) -> dict[str, list[float]]:
             right = [int(logits[t - 1].argmax()) == int(ids[t]) for t in places][:-1]
             lowest = sorted(logps[:-1])[: max(1, int(0.2 * len(right)))]
             found["em"].append(sum(right) / len(right))
-            found["es"].append(1 - next(i for i in range(len(right) + 1) if all(right[i:])) / len(right))
+            found["es"].append(
+                1 - next(i for i in range(len(right) + 1) if all(right[i:])) / len(right)
+            )
             found["min_k"].append(sum(lowest) / len(lowest))
             written = ids[: places[0]].tolist()
-            while len(written) < places[0] + 7 and written[-1] != EOS:  # the longest answer: 5 letters, STOP, EOS
-                written.append(int(network(input_ids=torch.tensor([written])).logits[0, -1].argmax()))
+            while (
+                len(written) < places[0] + 7 and written[-1] != EOS
+            ):  # the longest answer: 5 letters, STOP, EOS
+                written.append(
+                    int(network(input_ids=torch.tensor([written])).logits[0, -1].argmax())
+                )
             truth = [int(ids[t]) for t in places if ids[t] >= len(SPECIAL)]
             answer = [token for token in written[places[0] :] if token >= len(SPECIAL)]
             table = [[0] * (len(answer) + 1) for _ in range(len(truth) + 1)]
             for i, a in enumerate(truth):
                 for j, b in enumerate(answer):
-                    table[i + 1][j + 1] = table[i][j] + 1 if a == b else max(table[i][j + 1], table[i + 1][j])
+                    table[i + 1][j + 1] = (
+                        table[i][j] + 1 if a == b else max(table[i][j + 1], table[i + 1][j])
+                    )
             found["rouge"].append(table[-1][-1] / len(truth))
         found["probability"].append(math.exp(means[0]))
         found["log_ratio"].append(sum(means[1:]) / len(means[1:]) - means[0])
@@ -91,30 +129,49 @@ def test_every_figure_is_that_of_a_plain_loop(tmp_path):
     assert set(metrics) == NAMES and (found["min_k"], found["retain_model"]) == (0.2, None)
     data = _data()
     data.setup("validate")
-    hand = {name: _by_hand(module.network, rows) for name, rows in synthetic_unlearning_rows(data).items()}
+    hand = {
+        name: _by_hand(module.network, rows)
+        for name, rows in synthetic_unlearning_rows(data).items()
+    }
     for name, figures in hand.items():
         ratios = [math.exp(r) for r in figures["log_ratio"]]
         expected = {
             "answer_probability": _mean(figures["probability"]),
-            "truth_ratio": _mean([max(0.0, 1 - r) if name == "retain" else min(r, 1 / r) for r in ratios]),
+            "truth_ratio": _mean(
+                [max(0.0, 1 - r) if name == "retain" else min(r, 1 / r) for r in ratios]
+            ),
             "rouge_l_recall": _mean(figures["rouge"]),
             "extraction_strength": _mean(figures["es"]),
             "exact_memorisation": _mean(figures["em"]),
         }
         for figure, value in expected.items():
-            assert metrics[f"{name}/{figure}"]["value"] == pytest.approx(value, rel=1e-6, abs=1e-9), (name, figure)
+            assert metrics[f"{name}/{figure}"]["value"] == pytest.approx(
+                value, rel=1e-6, abs=1e-9
+            ), (name, figure)
             assert metrics[f"{name}/{figure}"]["n"] == 9
-    pairs = [(a > b) + 0.5 * (a == b) for a in hand["forget"]["min_k"] for b in hand["holdout"]["min_k"]]
+    pairs = [
+        (a > b) + 0.5 * (a == b) for a in hand["forget"]["min_k"] for b in hand["holdout"]["min_k"]
+    ]
     assert metrics["membership_auroc"]["value"] == pytest.approx(_mean(pairs), abs=1e-6)
-    utility = [metrics[f"retain/{part}"]["value"] for part in ("answer_probability", "rouge_l_recall", "truth_ratio")]
-    assert metrics["model_utility"]["value"] == (pytest.approx(3 / sum(1 / v for v in utility)) if min(utility) else 0.0)
-    assert 0 < metrics["forget/exact_memorisation"]["value"] < 1, "a test on a model without any hit would prove nothing"
+    utility = [
+        metrics[f"retain/{part}"]["value"]
+        for part in ("answer_probability", "rouge_l_recall", "truth_ratio")
+    ]
+    assert metrics["model_utility"]["value"] == (
+        pytest.approx(3 / sum(1 / v for v in utility)) if min(utility) else 0.0
+    )
+    assert 0 < metrics["forget/exact_memorisation"]["value"] < 1, (
+        "a test on a model without any hit would prove nothing"
+    )
 
 
 def test_the_size_of_a_batch_changes_nothing(tmp_path):
     one, four = (_validate(tmp_path / str(size), batch_size=size)["metrics"] for size in (1, 4))
     for name, figure in one.items():
-        assert figure == {key: pytest.approx(value, rel=1e-9) if key != "of" else value for key, value in four[name].items()}, name
+        assert figure == {
+            key: pytest.approx(value, rel=1e-9) if key != "of" else value
+            for key, value in four[name].items()
+        }, name
 
 
 def test_ranks_share_the_rows_and_count_none_twice(tmp_path, monkeypatch):
@@ -126,8 +183,16 @@ def test_ranks_share_the_rows_and_count_none_twice(tmp_path, monkeypatch):
         callback.rows = synthetic_unlearning_rows(data)
         trainer = type("Trainer", (), {"global_rank": rank, "world_size": 2})
         module = type("Module", (), {"device": torch.device("cpu")})
-        shares.append([(name, i) for name, batch in callback._batches(trainer, module) for i in batch["ids"].tolist()])
-    assert sorted(shares[0] + shares[1]) == sorted((name, i) for name in ("forget", "holdout", "retain") for i in range(9))
+        shares.append(
+            [
+                (name, i)
+                for name, batch in callback._batches(trainer, module)
+                for i in batch["ids"].tolist()
+            ]
+        )
+    assert sorted(shares[0] + shares[1]) == sorted(
+        (name, i) for name in ("forget", "holdout", "retain") for i in range(9)
+    )
 
 
 def test_prompts_end_where_the_true_answer_begins_and_are_padded_on_the_left():
@@ -135,29 +200,51 @@ def test_prompts_end_where_the_true_answer_begins_and_are_padded_on_the_left():
     data.setup("validate")
     for rows in synthetic_unlearning_rows(data).values():
         prompts = _prompts(rows, 0)
-        columns = rows["input_ids"][:, 0], rows["labels"][:, 0], prompts["input_ids"], prompts["attention_mask"]
-        for ids, labels, prompt, present in zip(*(column.tolist() for column in columns), strict=True):
+        columns = (
+            rows["input_ids"][:, 0],
+            rows["labels"][:, 0],
+            prompts["input_ids"],
+            prompts["attention_mask"],
+        )
+        for ids, labels, prompt, present in zip(
+            *(column.tolist() for column in columns), strict=True
+        ):
             size = next(t for t, label in enumerate(labels) if label != -100)
             assert prompt == [0] * (len(prompt) - size) + ids[:size]
             assert present == [0] * (len(prompt) - size) + [1] * size
         assert prompts["attention_mask"][:, 0].any(), "no column is padding alone"
 
 
-def test_a_model_that_knows_the_forget_set_by_heart_shows_it_and_the_retain_model_is_told_apart(tmp_path):
+def test_a_model_that_knows_the_forget_set_by_heart_shows_it_and_the_retain_model_is_told_apart(
+    tmp_path,
+):
     data = _data(n_eval=16)
-    module = make_module(SFTModule, data, double=False, optimizer=lambda p: torch.optim.Adam(p, lr=1e-2))
+    module = make_module(
+        SFTModule, data, double=False, optimizer=lambda p: torch.optim.Adam(p, lr=1e-2)
+    )
     export_network(module.network, data.tokenizer, tmp_path / "retain", merge=True)
     data.setup("fit")
-    rows = {name: value[:, 0] if value.ndim == 3 else value for name, value in data.sources["forget"].rows.items()}
+    rows = {
+        name: value[:, 0] if value.ndim == 3 else value
+        for name, value in data.sources["forget"].rows.items()
+    }
     data.setup = lambda stage: None
     data.sources["forget"].pool = RowsPool(rows)  # answers alone, the primary stream
     fit(module, data, 250)
     found = _validate(tmp_path, module, data, retain_model=str(tmp_path / "retain"))["metrics"]
     for figure in ("extraction_strength", "exact_memorisation", "rouge_l_recall"):
-        assert found[f"forget/{figure}"]["value"] > 0.95 > found[f"holdout/{figure}"]["value"] + 0.2, figure
-    assert found["forget/answer_probability"]["value"] > 0.9 and found["forget/truth_ratio"]["value"] < 0.3
+        assert (
+            found[f"forget/{figure}"]["value"] > 0.95 > found[f"holdout/{figure}"]["value"] + 0.2
+        ), figure
+    assert (
+        found["forget/answer_probability"]["value"] > 0.9
+        and found["forget/truth_ratio"]["value"] < 0.3
+    )
     assert found["membership_auroc"]["value"] > 0.9
-    assert found["forget_quality"]["value"] < 1e-5 and (found["forget_quality"]["n"], found["forget_quality"]["n_retain"]) == (16, 16)
+    assert found["forget_quality"]["value"] < 1e-5 and (
+        found["forget_quality"]["n"],
+        found["forget_quality"]["n_retain"],
+    ) == (16, 16)
     assert found["privacy_leakage"]["value"] < -50
 
 
@@ -178,15 +265,26 @@ class _OwnRows(SyntheticUnlearning):
     def unlearning_rows(self) -> dict[str, Batch]:
         found = synthetic_unlearning_rows(self)
         cut = slice(0, 2) if self.n_answers == 2 else 0
-        return {name: {k: v[:, cut] if v.ndim == 3 else v for k, v in rows.items()} for name, rows in found.items()}
+        return {
+            name: {k: v[:, cut] if v.ndim == 3 else v for k, v in rows.items()}
+            for name, rows in found.items()
+        }
 
 
 @pytest.mark.parametrize("n_answers", [1, 2])
-def test_rows_may_hold_one_answer_or_two_and_figures_that_cannot_be_had_are_left_out(tmp_path, n_answers):
-    data = _OwnRows(preset="tiny", n_forget=16, n_retain=16, batch_size=8, retain_batch_size=8, n_eval=9, seed=1)
+def test_rows_may_hold_one_answer_or_two_and_figures_that_cannot_be_had_are_left_out(
+    tmp_path, n_answers
+):
+    data = _OwnRows(
+        preset="tiny", n_forget=16, n_retain=16, batch_size=8, retain_batch_size=8, n_eval=9, seed=1
+    )
     data.n_answers = n_answers
     metrics = _validate(tmp_path, data=data)["metrics"]
-    missing = {f"{name}/truth_ratio" for name in ("forget", "holdout", "retain")} if n_answers == 1 else set()
+    missing = (
+        {f"{name}/truth_ratio" for name in ("forget", "holdout", "retain")}
+        if n_answers == 1
+        else set()
+    )
     assert set(metrics) == NAMES - missing
     whole = _validate(tmp_path / "whole")["metrics"]
     assert metrics["forget/answer_probability"] == pytest.approx(whole["forget/answer_probability"])
@@ -198,49 +296,110 @@ def test_rows_may_hold_one_answer_or_two_and_figures_that_cannot_be_had_are_left
 
 def _own(folder: Path, **arguments) -> Path:
     text = ", ".join(f"{name}: {value}" for name, value in arguments.items())
-    (folder / "own.yaml").write_text(f"trainer: {{callbacks+: [{{class_path: {CALLBACK}, init_args: {{{text}}}}}]}}\n")
+    (folder / "own.yaml").write_text(
+        f"trainer: {{callbacks+: [{{class_path: {CALLBACK}, init_args: {{{text}}}}}]}}\n"
+    )
     return folder / "own.yaml"
 
 
-def test_a_run_from_the_command_line_logs_and_writes_them_and_validate_prints_them(temper, tmp_path, tiny_run, capsys):
+def test_a_run_from_the_command_line_logs_and_writes_them_and_validate_prints_them(
+    temper, tmp_path, tiny_run, capsys
+):
     trainer = ["configs/trainer/cpu.yaml", _own(tmp_path, retain_model=tiny_run / "export")]
     temper("fit", tmp_path / "fit", data="alignment", trainer=trainer)
     found = json.loads((tmp_path / "fit" / "unlearning.json").read_text())
-    assert found["step"] == 2 and set(found["metrics"]) == NAMES | {"forget_quality", "privacy_leakage", "retain_model/membership_auroc"}
-    header, *lines = (line.split(",") for line in (tmp_path / "fit" / "metrics.csv").read_text().splitlines())
+    assert found["step"] == 2 and set(found["metrics"]) == NAMES | {
+        "forget_quality",
+        "privacy_leakage",
+        "retain_model/membership_auroc",
+    }
+    header, *lines = (
+        line.split(",") for line in (tmp_path / "fit" / "metrics.csv").read_text().splitlines()
+    )
     column = header.index("unlearning/forget/answer_probability")
     logged = [float(line[column]) for line in lines if line[column]]
     assert logged == pytest.approx([found["metrics"]["forget/answer_probability"]["value"]])
     capsys.readouterr()
-    temper("validate", tmp_path / "again", data="alignment", trainer=trainer, model=tmp_path / "fit" / "export")
-    printed = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines() if line.count("│") == 6]
+    temper(
+        "validate",
+        tmp_path / "again",
+        data="alignment",
+        trainer=trainer,
+        model=tmp_path / "fit" / "export",
+    )
+    printed = [
+        [cell.strip() for cell in line.split("│")[1:-1]]
+        for line in capsys.readouterr().out.splitlines()
+        if line.count("│") == 6
+    ]
     again = json.loads((tmp_path / "again" / "unlearning.json").read_text())["metrics"]
-    assert again["forget/answer_probability"] == pytest.approx(found["metrics"]["forget/answer_probability"])
+    assert again["forget/answer_probability"] == pytest.approx(
+        found["metrics"]["forget/answer_probability"]
+    )
     f = again["forget/extraction_strength"]
-    assert ["forget", "Extraction strength (ES)", f"{f['value']:.3g}", f"{f['ci_low']:.3f} to {f['ci_high']:.3f}", "4"] in printed
-    assert ["", "Forget quality (KS p-value)", f"{again['forget_quality']['value']:.3g}", "", "4"] in printed
+    assert [
+        "forget",
+        "Extraction strength (ES)",
+        f"{f['value']:.3g}",
+        f"{f['ci_low']:.3f} to {f['ci_high']:.3f}",
+        "4",
+    ] in printed
+    assert [
+        "",
+        "Forget quality (KS p-value)",
+        f"{again['forget_quality']['value']:.3g}",
+        "",
+        "4",
+    ] in printed
 
 
 @pytest.mark.distributed
 def test_two_processes_find_the_figures_of_one(tmp_path, tiny_run, tiny_command):
-    trainer = ["configs/trainer/cpu.yaml", _own(tmp_path, retain_model=tiny_run / "export", batch_size=2)]
-    environment = {name: value for name, value in os.environ.items() if name not in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE")}
+    trainer = [
+        "configs/trainer/cpu.yaml",
+        _own(tmp_path, retain_model=tiny_run / "export", batch_size=2),
+    ]
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE")
+    }
     found = []
     for devices in (1, 2):
         folder, words = (
             tmp_path / str(devices),
-            (f"--trainer.devices={devices}", "--data.init_args.n_eval=5", "--model.init_args.network.shape.seed=4"),
+            (
+                f"--trainer.devices={devices}",
+                "--data.init_args.n_eval=5",
+                "--model.init_args.network.shape.seed=4",
+            ),
         )
         strategy = ["--trainer.strategy=ddp"] if devices > 1 else []
-        command = tiny_command("validate", folder, *words, *strategy, data="alignment", trainer=trainer)
-        done = subprocess.run(command, cwd=ROOT, env=environment | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300)
+        command = tiny_command(
+            "validate", folder, *words, *strategy, data="alignment", trainer=trainer
+        )
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            env=environment | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
         assert done.returncode == 0, done.stderr[-3000:]
         found.append(json.loads((folder / "unlearning.json").read_text())["metrics"])
     for name, figure in found[0].items():
-        # Rows share batches of other widths: a truth ratio near 1 is off by a few 1e-7, and its distance from 1 is the figure.
+        # Rows share batches of other widths: a truth ratio near 1 is off by a few 1e-7, and its
+        # distance from 1 is the figure.
         other = found[1][name]
-        assert figure == {key: pytest.approx(value, rel=1e-5, abs=1e-6) if key != "of" else value for key, value in other.items()}, name
-    assert (found[1]["forget/answer_probability"]["n"], found[1]["forget_quality"]["n_retain"]) == (5, 5)
+        assert figure == {
+            key: pytest.approx(value, rel=1e-5, abs=1e-6) if key != "of" else value
+            for key, value in other.items()
+        }, name
+    assert (found[1]["forget/answer_probability"]["n"], found[1]["forget_quality"]["n_retain"]) == (
+        5,
+        5,
+    )
     assert found[1]["forget_quality"]["statistic"] > 0
 
 
@@ -267,7 +426,9 @@ def test_measuring_changes_nothing_in_training(tmp_path):
 def test_an_adapter_as_the_retain_model_is_merged_and_draws_no_random_numbers(tmp_path):
     tokenizer = _data().tokenizer
     export_network(_module(double=False).network, tokenizer, tmp_path / "base", merge=True)
-    adapted = build_network(NetworkSpec(path=str(tmp_path / "base"), lora=LoRASpec(rank=2)), tokenizer)
+    adapted = build_network(
+        NetworkSpec(path=str(tmp_path / "base"), lora=LoRASpec(rank=2)), tokenizer
+    )
     export_network(adapted, tokenizer, tmp_path / "adapter", merge=False)
     module, states = _module(double=False), []
     for retain_model in (None, str(tmp_path / "adapter")):
@@ -280,8 +441,17 @@ def test_an_adapter_as_the_retain_model_is_merged_and_draws_no_random_numbers(tm
 
 def test_a_sanity_check_leaves_no_file_and_a_fit_without_evaluation_says_so(tmp_path):
     with pytest.warns(UserWarning, match="UnlearningEvaluation: nothing was evaluated in this fit"):
-        fit(_module(), _data(), 1, limit_val_batches=1.0, num_sanity_val_steps=1, val_check_interval=100, check_val_every_n_epoch=None,
-            callbacks=[UnlearningEvaluation()], default_root_dir=tmp_path)  # fmt: skip
+        fit(
+            _module(),
+            _data(),
+            1,
+            limit_val_batches=1.0,
+            num_sanity_val_steps=1,
+            val_check_interval=100,
+            check_val_every_n_epoch=None,
+            callbacks=[UnlearningEvaluation()],
+            default_root_dir=tmp_path,
+        )
     assert not (tmp_path / "unlearning.json").exists()
 
 
@@ -297,7 +467,10 @@ def test_the_verb_test_gives_the_same_figures(tmp_path):
         ({"min_k": 1.1}, r"UnlearningEvaluation\.min_k=1\.1: give a share in \(0, 1\]"),
         (
             {"retain_model": "/nowhere"},
-            r"UnlearningEvaluation\.retain_model=/nowhere: no model in it; give a run's export/ folder, or null",
+            (
+                r"UnlearningEvaluation\.retain_model=/nowhere: no model in it; give a run's export/"
+                r" folder, or null"
+            ),
         ),
     ],
 )
@@ -307,9 +480,15 @@ def test_what_cannot_be_measured_is_refused_before_training(tmp_path, arguments,
 
 
 def test_modules_without_logits_and_data_without_rows_are_refused(tmp_path):
-    with pytest.raises(TemperError, match=r"model\.init_args\.fused_loss=true: UnlearningEvaluation reads logits"):
+    with pytest.raises(
+        TemperError, match=r"model\.init_args\.fused_loss=true: UnlearningEvaluation reads logits"
+    ):
         _validate(tmp_path, _module(fused_loss=True))
-    data = _OwnRows(preset="tiny", n_forget=16, n_retain=16, batch_size=8, retain_batch_size=8, n_eval=9)
+    data = _OwnRows(
+        preset="tiny", n_forget=16, n_retain=16, batch_size=8, retain_batch_size=8, n_eval=9
+    )
     data.unlearning_rows = lambda: {"forget": {}}
-    with pytest.raises(TemperError, match=r"unlearning_rows\(\) gives forget; it must give forget, holdout, retain"):
+    with pytest.raises(
+        TemperError, match=r"unlearning_rows\(\) gives forget; it must give forget, holdout, retain"
+    ):
         _validate(tmp_path, data=data)

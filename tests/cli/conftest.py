@@ -17,8 +17,17 @@ def refused(temper, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Calla
         printed = capsys.readouterr()
         assert left.value.code == 2
         assert printed.out == ""
-        assert printed.err.startswith("error: ") and printed.err.count("\n") == 1 and printed.err.endswith("\n"), printed.err
-        left_over = {path.name for path in folder.glob("*")} & {"metrics.csv", "export", "card.json", "evaluation.json"}
+        assert (
+            printed.err.startswith("error: ")
+            and printed.err.count("\n") == 1
+            and printed.err.endswith("\n")
+        ), printed.err
+        left_over = {path.name for path in folder.glob("*")} & {
+            "metrics.csv",
+            "export",
+            "card.json",
+            "evaluation.json",
+        }
         assert not left_over, f"it trained: {left_over}"
         return printed.err.removeprefix("error: ").rstrip("\n")
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from temper.checkpoint_parts import COMMON, Parts, save_file, save_part
 from temper.cli import AtomicCheckpointIO, BackgroundCheckpointIO
 from temper.cli.checks import check_checkpoint
 from temper.errors import TemperError
+from temper.sharded_checkpoint import COMMON, Parts, save_file, save_part
 
 
 class Bomb:
@@ -24,7 +24,12 @@ def small_disk(tmp_path: Path):
     """A file system of three megabytes."""
     folder = tmp_path / "small"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", folder], capture_output=True, text=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", folder],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if mounted.returncode:
         assert not os.environ.get("CI"), mounted.stderr
         pytest.skip(f"mounting a small file system needs root: {mounted.stderr.strip()}")
@@ -39,13 +44,17 @@ def weights(value: float, n: int = 200_000) -> dict[str, torch.Tensor]:
 def test_a_full_disk_is_named_and_the_checkpoint_before_stays(small_disk: Path):
     io, path = AtomicCheckpointIO(), small_disk / "last.ckpt"
     io.save_checkpoint(weights(1.0), path)
-    with pytest.raises(TemperError, match=r"last.ckpt could not be written \(.*No space left.* MiB are free there"):
+    with pytest.raises(
+        TemperError, match=r"last.ckpt could not be written \(.*No space left.* MiB are free there"
+    ):
         io.save_checkpoint(weights(2.0, 900_000), path)
     assert torch.equal(io.load_checkpoint(path)["weight"], weights(1.0)["weight"])
     assert [file.name for file in small_disk.iterdir()] == ["last.ckpt"]
 
 
-def test_in_the_background_the_full_disk_is_named_at_the_end_and_nothing_is_removed(small_disk: Path):
+def test_in_the_background_the_full_disk_is_named_at_the_end_and_nothing_is_removed(
+    small_disk: Path,
+):
     io, old, new = BackgroundCheckpointIO(), small_disk / "old.ckpt", small_disk / "new.ckpt"
     io.save_checkpoint(weights(1.0), old)
     io.save_checkpoint(weights(2.0, 900_000), new)
@@ -56,7 +65,9 @@ def test_in_the_background_the_full_disk_is_named_at_the_end_and_nothing_is_remo
     assert not new.exists()
 
 
-def test_in_the_background_a_checkpoint_is_what_it_was_when_it_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_in_the_background_a_checkpoint_is_what_it_was_when_it_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     released = threading.Event()
     saving = AtomicCheckpointIO.save_checkpoint
 
@@ -80,7 +91,14 @@ def write_parts(folder: Path) -> dict[str, torch.Tensor]:
     cuts = [{"a": (0, 7), "b": (0, 5)}, {"a": (7, 12), "b": (5, 5)}]
     for rank, ranges in enumerate(cuts):
         pieces = {name: tensor.flatten()[slice(*ranges[name])] for name, tensor in whole.items()}
-        save_part(folder, rank, 2, {name: list(tensor.shape) for name, tensor in whole.items()}, ranges, {"weights": pieces})
+        save_part(
+            folder,
+            rank,
+            2,
+            {name: list(tensor.shape) for name, tensor in whole.items()},
+            ranges,
+            {"weights": pieces},
+        )
     save_file({"global_step": 3}, folder / COMMON)
     return whole
 

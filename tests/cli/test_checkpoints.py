@@ -1,4 +1,6 @@
-"""Checkpoints on the command line: plain ones resume, pickles that would run code are refused unread."""
+"""Checkpoints on the command line: plain ones resume, pickles that would run code are refused
+unread.
+"""
 
 import pickle
 from pathlib import Path
@@ -7,9 +9,11 @@ import pytest
 import torch
 
 CHECKPOINTS = (
-    "--trainer.enable_checkpointing=true", "--trainer.callbacks+=ModelCheckpoint",
-    "--trainer.callbacks.save_last=true", "--trainer.callbacks.every_n_train_steps=1",
-)  # fmt: skip
+    "--trainer.enable_checkpointing=true",
+    "--trainer.callbacks+=ModelCheckpoint",
+    "--trainer.callbacks.save_last=true",
+    "--trainer.callbacks.every_n_train_steps=1",
+)
 BOOSTER = ("--config=configs/objective/booster.yaml",)
 
 
@@ -31,19 +35,33 @@ def test_a_run_resumes_from_a_checkpoint_of_plain_values(temper, tmp_path):
     temper("fit", tmp_path / "a", *BOOSTER, *CHECKPOINTS, data="alignment")
     state = torch.load(_last(tmp_path / "a"), weights_only=True)
     assert state["global_step"] == 2 and state["vectors"]["held"]
-    temper("fit", tmp_path / "b", *BOOSTER, "--trainer.max_steps=3", f"--ckpt_path={_last(tmp_path / 'a')}", *CHECKPOINTS, data="alignment")
+    temper(
+        "fit",
+        tmp_path / "b",
+        *BOOSTER,
+        "--trainer.max_steps=3",
+        f"--ckpt_path={_last(tmp_path / 'a')}",
+        *CHECKPOINTS,
+        data="alignment",
+    )
     assert torch.load(_last(tmp_path / "b"), weights_only=True)["global_step"] == 3
 
 
 @pytest.mark.parametrize("verb", ["fit", "validate"])
-@pytest.mark.parametrize("write", [torch.save, lambda state, path: path.write_bytes(pickle.dumps(state))])
+@pytest.mark.parametrize(
+    "write", [torch.save, lambda state, path: path.write_bytes(pickle.dumps(state))]
+)
 def test_a_pickle_bomb_is_refused_unread_in_one_line(temper, tmp_path, capsys, verb, write):
     bomb, marker = tmp_path / "bomb.ckpt", tmp_path / "marker"
     write({"state_dict": {}, "hyper_parameters": {"a": Bomb(marker)}}, bomb)
     with pytest.raises(SystemExit):
         temper(verb, tmp_path / "run", f"--ckpt_path={bomb}")
     said = capsys.readouterr().err.strip()
-    assert said.startswith(f"error: ckpt_path={bomb}: refused") and "can run any code" in said and "\n" not in said
+    assert (
+        said.startswith(f"error: ckpt_path={bomb}: refused")
+        and "can run any code" in said
+        and "\n" not in said
+    )
     assert not marker.exists()
     torch.load(bomb, weights_only=False) if write is torch.save else pickle.loads(bomb.read_bytes())
     assert marker.exists(), "the payload works"

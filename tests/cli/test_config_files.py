@@ -9,7 +9,11 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 # Tasks of lm-eval are no settings of ours.
-CONFIGS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name != "lm_eval")
+CONFIGS = sorted(
+    str(path.relative_to(ROOT))
+    for path in (ROOT / "configs").rglob("*.yaml")
+    if path.parent.name != "lm_eval"
+)
 LAYERS = {"trainer": "cpu", "objective": "sft", "model": "tiny", "data": "alignment"}
 
 
@@ -19,7 +23,9 @@ def print_config(command_line, capsys) -> Callable[..., dict[str, Any]]:
 
     def printed(configs: list[str], *words: str) -> dict[str, Any]:
         with pytest.raises(SystemExit) as left:
-            command_line("fit", *(f"--config={config}" for config in configs), *words, "--print_config")
+            command_line(
+                "fit", *(f"--config={config}" for config in configs), *words, "--print_config"
+            )
         output = capsys.readouterr()
         assert left.value.code in (0, None), output.err
         return yaml.safe_load(output.out)
@@ -50,25 +56,40 @@ def _assert_holds(found: Any, asked: Any, where: str = "") -> None:
 def test_every_config_of_the_project_composes_and_keeps_what_it_says(config, print_config):
     kind = Path(config).parts[1]
     layers = [f"configs/{layer}/{name}.yaml" for layer, name in LAYERS.items()]
-    resolved = print_config([*layers, config] if kind not in LAYERS else _with(layers, kind, config))
+    resolved = print_config(
+        [*layers, config] if kind not in LAYERS else _with(layers, kind, config)
+    )
     _assert_holds(resolved, yaml.safe_load((ROOT / config).read_text()), config)
 
 
 def _with(layers: list[str], kind: str, config: str) -> list[str]:
-    """The layers with the one of this kind replaced. What only adds to another file comes after that file, whose name it begins with."""
+    """The layers with the one of this kind replaced. What only adds to another file comes after
+    that file, whose name it begins with.
+    """
     text = (ROOT / config).read_text()
     if "+:" in text:
         return [*layers, config]
     replaced = [config]
-    if kind in ("objective", "data") and "class_path" not in yaml.safe_load(text)[{"objective": "model"}.get(kind, kind)]:
-        replaced = [max((c for c in CONFIGS if config.startswith(c.removesuffix(".yaml") + "_")), key=len), config]
+    if (
+        kind in ("objective", "data")
+        and "class_path" not in yaml.safe_load(text)[{"objective": "model"}.get(kind, kind)]
+    ):
+        replaced = [
+            max((c for c in CONFIGS if config.startswith(c.removesuffix(".yaml") + "_")), key=len),
+            config,
+        ]
     return [c for layer in layers for c in (replaced if Path(layer).parts[1] == kind else [layer])]
 
 
 def test_of_several_files_the_later_wins_and_the_rest_of_the_earlier_stays(temper, tmp_path):
     for name, text in {"a": "max_steps: 3, log_every_n_steps: 7", "b": "max_steps: 1"}.items():
         (tmp_path / f"{name}.yaml").write_text(f"trainer: {{{text}}}\n")
-    temper("fit", tmp_path / "run", f"--config={tmp_path / 'a.yaml'}", f"--config={tmp_path / 'b.yaml'}")
+    temper(
+        "fit",
+        tmp_path / "run",
+        f"--config={tmp_path / 'a.yaml'}",
+        f"--config={tmp_path / 'b.yaml'}",
+    )
     trainer = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["trainer"]
     assert (trainer["max_steps"], trainer["log_every_n_steps"]) == (1, 7)
 
@@ -76,7 +97,9 @@ def test_of_several_files_the_later_wins_and_the_rest_of_the_earlier_stays(tempe
 def test_a_flag_after_the_files_wins(temper, tmp_path):
     (tmp_path / "a.yaml").write_text("trainer: {max_steps: 3}\n")
     temper("fit", tmp_path / "run", f"--config={tmp_path / 'a.yaml'}", "--trainer.max_steps=1")
-    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["trainer"]["max_steps"] == 1
+    assert (
+        yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["trainer"]["max_steps"] == 1
+    )
 
 
 def test_the_environment_sets_what_no_flag_does(print_config, monkeypatch):
@@ -87,7 +110,9 @@ def test_the_environment_sets_what_no_flag_does(print_config, monkeypatch):
 
 
 def test_the_saved_config_makes_the_same_run_again(command_line, tiny_run, tmp_path):
-    command_line("fit", f"--config={tiny_run / 'config.yaml'}", f"--trainer.default_root_dir={tmp_path}")
+    command_line(
+        "fit", f"--config={tiny_run / 'config.yaml'}", f"--trainer.default_root_dir={tmp_path}"
+    )
     weights = [folder / "export" / "model.safetensors" for folder in (tiny_run, tmp_path)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
@@ -103,7 +128,10 @@ def test_the_same_settings_again_leave_the_saved_config_alone(temper, tmp_path):
 def test_other_settings_keep_the_config_of_the_run_before(temper, tmp_path):
     for steps in (1, 2, 3):
         temper("fit", tmp_path, f"--trainer.max_steps={steps}")
-    steps = {path.name: yaml.safe_load(path.read_text())["trainer"]["max_steps"] for path in tmp_path.glob("config*")}
+    steps = {
+        path.name: yaml.safe_load(path.read_text())["trainer"]["max_steps"]
+        for path in tmp_path.glob("config*")
+    }
     assert steps == {"config.1.yaml": 1, "config.2.yaml": 2, "config.yaml": 3}
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from temper.checkpoint_parts import COMMON, save_file, save_part
+from temper.sharded_checkpoint import COMMON, save_file, save_part
 
 LORA = ("--model.init_args.network.lora.rank=2", "--model.init_args.network.lora.targets=[q_proj]")
 
@@ -27,20 +27,36 @@ def run(temper, tmp_path_factory) -> Path:
 
 
 def test_the_export_of_a_checkpoint_is_that_of_the_run(command_line, run, tmp_path):
-    command_line("export", f"--config={run / 'config.yaml'}", f"--ckpt_path={_checkpoint(run)}", f"--folder={tmp_path / 'out'}")
+    command_line(
+        "export",
+        f"--config={run / 'config.yaml'}",
+        f"--ckpt_path={_checkpoint(run)}",
+        f"--folder={tmp_path / 'out'}",
+    )
     assert _files(tmp_path / "out") == _files(run / "export")
 
 
 def test_the_export_of_a_checkpoint_in_parts_is_that_of_the_run(command_line, run, tmp_path):
     checkpoint, folder = torch.load(_checkpoint(run), weights_only=True), tmp_path / "parts.ckpt"
     state = checkpoint.pop("state_dict")
-    shapes, sizes = {name: list(tensor.shape) for name, tensor in state.items()}, {name: tensor.numel() for name, tensor in state.items()}
-    cuts = [{name: (0, size // 3) for name, size in sizes.items()}, {name: (size // 3, size) for name, size in sizes.items()}]
+    shapes, sizes = (
+        {name: list(tensor.shape) for name, tensor in state.items()},
+        {name: tensor.numel() for name, tensor in state.items()},
+    )
+    cuts = [
+        {name: (0, size // 3) for name, size in sizes.items()},
+        {name: (size // 3, size) for name, size in sizes.items()},
+    ]
     for rank, ranges in enumerate(cuts):
         pieces = {name: tensor.flatten()[slice(*ranges[name])] for name, tensor in state.items()}
         save_part(folder, rank, 2, shapes, ranges, {"weights": pieces})
     save_file(checkpoint, folder / COMMON)
-    command_line("export", f"--config={run / 'config.yaml'}", f"--ckpt_path={folder}", f"--folder={tmp_path / 'out'}")
+    command_line(
+        "export",
+        f"--config={run / 'config.yaml'}",
+        f"--ckpt_path={folder}",
+        f"--folder={tmp_path / 'out'}",
+    )
     assert _files(tmp_path / "out") == _files(run / "export")
 
 
@@ -49,23 +65,49 @@ def test_an_adapter_folder_is_merged_without_training(temper, command_line, tiny
     own.write_text("trainer: {callbacks: [{class_path: HFExport, init_args: {merge: false}}]}\n")
     temper("fit", tmp_path / "lora", *LORA, f"--config={own}", model=tiny_run / "export")
     assert "adapter_model.safetensors" in _files(tmp_path / "lora" / "export")
-    temper("export", tmp_path / "x", f"--folder={tmp_path / 'merged'}", model=tmp_path / "lora" / "export")
+    temper(
+        "export",
+        tmp_path / "x",
+        f"--folder={tmp_path / 'merged'}",
+        model=tmp_path / "lora" / "export",
+    )
     files = _files(tmp_path / "merged")
     assert "model.safetensors" in files and "adapter_config.json" not in files
-    assert b"merged into the weights" in files["README.md"] and b"What was done" not in files["README.md"]
+    assert (
+        b"merged into the weights" in files["README.md"]
+        and b"What was done" not in files["README.md"]
+    )
 
 
 def test_an_adapter_in_a_checkpoint_is_exported_alone(temper, command_line, tiny_run, tmp_path):
     run, out = tmp_path / "run", tmp_path / "out"
     temper("fit", run, *LORA, "--trainer.enable_checkpointing=true", model=tiny_run / "export")
-    command_line("export", f"--config={run / 'config.yaml'}", f"--ckpt_path={_checkpoint(run)}", f"--folder={out}", "--merge=false")
-    assert set(_files(out)) >= {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "README.md"}
+    command_line(
+        "export",
+        f"--config={run / 'config.yaml'}",
+        f"--ckpt_path={_checkpoint(run)}",
+        f"--folder={out}",
+        "--merge=false",
+    )
+    assert set(_files(out)) >= {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "tokenizer.json",
+        "README.md",
+    }
     assert "model.safetensors" not in _files(out)
 
 
 def test_a_checkpoint_of_another_network_is_refused(refused, run, tmp_path):
-    line = refused(f"--ckpt_path={_checkpoint(run)}", "--model.init_args.network.shape.n_layers=2", verb="export")
-    assert f"ckpt_path={_checkpoint(run)}: not a checkpoint of this network" in line and "layers.2" in line
+    line = refused(
+        f"--ckpt_path={_checkpoint(run)}",
+        "--model.init_args.network.shape.n_layers=2",
+        verb="export",
+    )
+    assert (
+        f"ckpt_path={_checkpoint(run)}: not a checkpoint of this network" in line
+        and "layers.2" in line
+    )
 
 
 def test_a_checkpoint_that_lacks_weights_is_refused(refused, run, tmp_path):

@@ -8,7 +8,12 @@ from callbacks.lm_eval import UTILITY
 from tests.text import model_folder, write_lines
 
 pytest.importorskip("lm_eval")
-SETTINGS = ["configs/trainer/cpu.yaml", "configs/trainer/utility.yaml", "configs/objective/sft.yaml", "configs/data/text.yaml"]
+SETTINGS = [
+    "configs/trainer/cpu.yaml",
+    "configs/trainer/utility.yaml",
+    "configs/objective/sft.yaml",
+    "configs/data/text.yaml",
+]
 
 
 @pytest.fixture
@@ -21,16 +26,25 @@ def validate(command_line, tmp_path, monkeypatch):
 
     def run(*words: str) -> dict:
         command_line(
-            "validate", *(f"--config={config}" for config in SETTINGS), f"--model.init_args.network.path={model}",
-            f"--data.init_args.train={train}", f"--data.init_args.safe={safe}", f"--data.init_args.cache={tmp_path / 'cache'}",
-            "--data.init_args.batch_size=1", "--data.init_args.max_new_tokens=2", f"--trainer.default_root_dir={tmp_path / 'run'}", *words,
-        )  # fmt: skip
+            "validate",
+            *(f"--config={config}" for config in SETTINGS),
+            f"--model.init_args.network.path={model}",
+            f"--data.init_args.train={train}",
+            f"--data.init_args.safe={safe}",
+            f"--data.init_args.cache={tmp_path / 'cache'}",
+            "--data.init_args.batch_size=1",
+            "--data.init_args.max_new_tokens=2",
+            f"--trainer.default_root_dir={tmp_path / 'run'}",
+            *words,
+        )
         return json.loads((tmp_path / "run" / UTILITY).read_text())
 
     return run
 
 
-def test_the_documented_command_measures_a_network_and_one_with_an_adapter(validate, tmp_path, capsys):
+def test_the_documented_command_measures_a_network_and_one_with_an_adapter(
+    validate, tmp_path, capsys
+):
     plain = validate()["tasks"]["colours"]
     assert plain["n"] == 20 and 0 <= plain["metrics"]["acc"]["value"] <= 1
     assert "colours" in capsys.readouterr().out and (tmp_path / "run" / "evaluation.json").exists()
@@ -39,6 +53,11 @@ def test_the_documented_command_measures_a_network_and_one_with_an_adapter(valid
 
 
 def test_the_synthetic_language_is_refused_for_a_task_in_english(refused):
-    pytest.importorskip("datasets").disable_progress_bars()  # shown where the task's rows are not in the cache yet
+    pytest.importorskip(
+        "datasets"
+    ).disable_progress_bars()  # shown where the task's rows are not in the cache yet
     line = refused(verb="validate", trainer=SETTINGS[:2])
-    assert line.startswith("UtilityEvaluation.tasks: in 20 of the first 20 rows of 'colours' the tokenizer makes the same tokens of")
+    assert line.startswith(
+        "UtilityEvaluation.tasks: in 20 of the first 20 rows of 'colours' the tokenizer makes the"
+        " same tokens of"
+    )

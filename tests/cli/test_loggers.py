@@ -17,14 +17,22 @@ def _events(folder: Path) -> dict[str, list[float]]:
 
     events = EventAccumulator(str(folder))
     events.Reload()
-    return {name: [event.value for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
+    return {
+        name: [event.value for event in events.Scalars(name)] for name in events.Tags()["scalars"]
+    }
 
 
 def test_figures_go_to_csv_and_tensorboard(temper, tmp_path):
     pytest.importorskip("tensorboard")
     temper("fit", tmp_path)
-    header, *rows = (line.split(",") for line in (tmp_path / "metrics.csv").read_text().splitlines())
-    losses = [float(row[header.index("loss/instruct")]) for row in rows if row[header.index("loss/instruct")]]
+    header, *rows = (
+        line.split(",") for line in (tmp_path / "metrics.csv").read_text().splitlines()
+    )
+    losses = [
+        float(row[header.index("loss/instruct")])
+        for row in rows
+        if row[header.index("loss/instruct")]
+    ]
     assert len(losses) == 2
     assert _events(tmp_path / "tensorboard")["loss/instruct"] == pytest.approx(losses)
 
@@ -37,12 +45,19 @@ def test_without_tensorboard_there_is_csv(monkeypatch, tmp_path):
 @pytest.mark.parametrize("chosen", ["one", "several"])
 def test_a_chosen_logger_stands_beside_the_run_folders_metrics(temper, tmp_path, chosen):
     pytest.importorskip("tensorboard")
-    one = f"{{class_path: TensorBoardLogger, init_args: {{save_dir: {tmp_path}, name: own, version: ''}}}}"
-    (tmp_path / "own.yaml").write_text(f"trainer: {{logger: {one if chosen == 'one' else f'[{one}]'}}}\n")
+    one = (
+        f"{{class_path: TensorBoardLogger, init_args: {{save_dir: {tmp_path}, name: own, version:"
+        " ''}}"
+    )
+    (tmp_path / "own.yaml").write_text(
+        f"trainer: {{logger: {one if chosen == 'one' else f'[{one}]'}}}\n"
+    )
     temper("fit", tmp_path / "run", f"--config={tmp_path / 'own.yaml'}")
     assert "loss/instruct" in (tmp_path / "run" / "metrics.csv").read_text()
     assert "loss/instruct" in _events(tmp_path / "own")
-    assert not (tmp_path / "run" / "tensorboard").exists(), "TensorBoard is written where it was asked for, and only there"
+    assert not (tmp_path / "run" / "tensorboard").exists(), (
+        "TensorBoard is written where it was asked for, and only there"
+    )
 
 
 def test_a_chosen_csv_logger_is_the_only_one(tmp_path):
@@ -68,8 +83,12 @@ def test_a_logger_whose_package_is_missing_is_refused(refused, monkeypatch, over
 
 
 def _config(name: str, root: Path | None, **arguments: object) -> SimpleNamespace:
-    logger = SimpleNamespace(class_path=f"lightning.pytorch.loggers.{name}", init_args=SimpleNamespace(**arguments))
-    return SimpleNamespace(trainer=SimpleNamespace(logger=[logger], default_root_dir=root and str(root)))
+    logger = SimpleNamespace(
+        class_path=f"lightning.pytorch.loggers.{name}", init_args=SimpleNamespace(**arguments)
+    )
+    return SimpleNamespace(
+        trainer=SimpleNamespace(logger=[logger], default_root_dir=root and str(root))
+    )
 
 
 @pytest.fixture
@@ -87,12 +106,27 @@ def test_files_of_wandb_go_into_the_run_folder_unless_another_is_named(tmp_path)
 
 @pytest.mark.usefixtures("installed")
 def test_mlflow_has_its_database_in_the_run_folder_unless_a_server_is_named(tmp_path):
-    config = _config("MLFlowLogger", tmp_path / "run", save_dir="./mlruns", tracking_uri=None, artifact_location=None)
+    config = _config(
+        "MLFlowLogger",
+        tmp_path / "run",
+        save_dir="./mlruns",
+        tracking_uri=None,
+        artifact_location=None,
+    )
     prepare_loggers(config)
     arguments = config.trainer.logger[0].init_args
-    assert arguments.tracking_uri == f"sqlite:///{tmp_path}/run/mlflow.db" and (tmp_path / "run").is_dir()
+    assert (
+        arguments.tracking_uri == f"sqlite:///{tmp_path}/run/mlflow.db"
+        and (tmp_path / "run").is_dir()
+    )
     assert arguments.artifact_location == (tmp_path / "run" / "mlflow").as_uri()
-    config = _config("MLFlowLogger", tmp_path, save_dir="./mlruns", tracking_uri="http://server", artifact_location=None)
+    config = _config(
+        "MLFlowLogger",
+        tmp_path,
+        save_dir="./mlruns",
+        tracking_uri="http://server",
+        artifact_location=None,
+    )
     prepare_loggers(config)
     assert config.trainer.logger[0].init_args.artifact_location is None
 
@@ -104,14 +138,18 @@ def test_a_logger_that_is_missing_is_named_even_among_others(monkeypatch, tmp_pa
         prepare_loggers(config)
 
 
-def test_what_was_filled_in_does_not_stick_to_the_saved_config(temper, tmp_path, monkeypatch, installed):
+def test_what_was_filled_in_does_not_stick_to_the_saved_config(
+    temper, tmp_path, monkeypatch, installed
+):
     class WandbLogger(CSVLogger):
         def __init__(self, save_dir: str = ".") -> None:
             super().__init__(save_dir, name="wandb", version="")
 
     WandbLogger.__module__, WandbLogger.__qualname__ = "lightning.pytorch.loggers", "WandbLogger"
     monkeypatch.setattr("lightning.pytorch.loggers.WandbLogger", WandbLogger)
-    (tmp_path / "own.yaml").write_text("trainer: {logger: [{class_path: lightning.pytorch.loggers.WandbLogger}]}\n")
+    (tmp_path / "own.yaml").write_text(
+        "trainer: {logger: [{class_path: lightning.pytorch.loggers.WandbLogger}]}\n"
+    )
     temper("fit", tmp_path / "run", f"--config={tmp_path / 'own.yaml'}")
     assert (tmp_path / "run" / "wandb" / "metrics.csv").exists()
     saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
@@ -120,14 +158,22 @@ def test_what_was_filled_in_does_not_stick_to_the_saved_config(temper, tmp_path,
 
 def _rows(folder: Path, column: str) -> dict[str, str]:
     header, *rows = (line.split(",") for line in (folder / "metrics.csv").read_text().splitlines())
-    return {row[header.index("step")]: row[header.index(column)] for row in rows if row[header.index(column)]}
+    return {
+        row[header.index("step")]: row[header.index(column)]
+        for row in rows
+        if row[header.index(column)]
+    }
 
 
 def test_a_resumed_run_keeps_the_rows_from_before(temper, tmp_path):
     saving = (
-        "--trainer.enable_checkpointing=true", "--trainer.callbacks+=ModelCheckpoint", f"--trainer.callbacks.dirpath={tmp_path}",
-        "--trainer.callbacks.every_n_train_steps=2", "--trainer.callbacks.save_top_k=1", "--trainer.callbacks.filename=two",
-    )  # fmt: skip
+        "--trainer.enable_checkpointing=true",
+        "--trainer.callbacks+=ModelCheckpoint",
+        f"--trainer.callbacks.dirpath={tmp_path}",
+        "--trainer.callbacks.every_n_train_steps=2",
+        "--trainer.callbacks.save_top_k=1",
+        "--trainer.callbacks.filename=two",
+    )
     temper("fit", tmp_path / "whole", "--trainer.max_steps=4")
     temper("fit", tmp_path / "run", "--trainer.max_steps=3", *saving)
     before = _rows(tmp_path / "run", "loss/instruct")

@@ -1,4 +1,6 @@
-"""Mistakes are refused in one line that names the flag, the value and the way out, before any training."""
+"""Mistakes are refused in one line that names the flag, the value and the way out, before any
+training.
+"""
 
 import os
 import subprocess
@@ -61,7 +63,9 @@ def test_a_flag_is_never_abbreviated(refused, flag):
         ("trainer.strategy", "deepspeed_stage_3", "auto, ddp"),
     ],
 )
-def test_an_option_that_cannot_be_honoured_is_refused_with_what_to_use_instead(refused, flag, value, instead):
+def test_an_option_that_cannot_be_honoured_is_refused_with_what_to_use_instead(
+    refused, flag, value, instead
+):
     line = refused(f"--{flag}={value}")
     assert f"{flag}={value}" in line and instead in line
 
@@ -78,17 +82,29 @@ def test_a_file_that_is_not_yaml_is_refused(refused, tmp_path):
 
 def test_a_missing_model_folder_is_named(refused, tmp_path):
     line = refused(model=tmp_path / "nowhere")
-    assert f"model.init_args.network.path={tmp_path / 'nowhere'}" in line and "no such folder" in line and "export/" in line
+    assert (
+        f"model.init_args.network.path={tmp_path / 'nowhere'}" in line
+        and "no such folder" in line
+        and "export/" in line
+    )
 
 
 def test_a_folder_without_a_model_is_named(refused, tmp_path):
     line = refused(model=tmp_path)
-    assert f"model.init_args.network.path={tmp_path}" in line and "config.json" in line and "export/" in line
+    assert (
+        f"model.init_args.network.path={tmp_path}" in line
+        and "config.json" in line
+        and "export/" in line
+    )
 
 
 def test_a_path_and_a_shape_together_are_refused(refused, tiny_run):
     line = refused(f"--model.init_args.network.path={tiny_run / 'export'}")
-    assert "model.init_args.network" in line and "both of path and shape" in line and "exactly one" in line
+    assert (
+        "model.init_args.network" in line
+        and "both of path and shape" in line
+        and "exactly one" in line
+    )
 
 
 def test_a_checkpoint_that_does_not_exist_is_named(refused):
@@ -101,13 +117,21 @@ def test_a_checkpoint_that_does_not_exist_is_named(refused):
     [
         (["--data.init_args.harmful_ratio=1.5"], "data.init_args.harmful_ratio=1.5", "[0, 1]"),
         (["--data.init_args.harmful_ratio=-0.1"], "data.init_args.harmful_ratio=-0.1", "[0, 1]"),
-        (["--data.init_args.harmful_ratio=0.17"], "data.init_args.harmful_ratio=0.17", "harmful_ratio=0.2"),
+        (
+            ["--data.init_args.harmful_ratio=0.17"],
+            "data.init_args.harmful_ratio=0.17",
+            "harmful_ratio=0.2",
+        ),
         (["--data.init_args.n_rows=0"], "data.init_args.n_rows=0", "at least 1"),
         (["--data.init_args.n_eval=0"], "data.init_args.n_eval=0", "at least 1"),
         (["--data.init_args.preset=tinny"], "preset='tinny'", "tiny, small, paper"),
         (["--data.init_args.batch_size=50"], "50", "10 rows"),
         (
-            ["--data.init_args.split=test", "--data.init_args.n_rows=200", "--data.init_args.n_eval=20"],
+            [
+                "--data.init_args.split=test",
+                "--data.init_args.n_rows=200",
+                "--data.init_args.n_eval=20",
+            ],
             "eval_split='test'",
             "different splits",
         ),
@@ -126,7 +150,9 @@ def test_a_size_that_is_not_positive_is_refused(refused, flag):
 
 def test_data_without_the_stream_of_the_objective_are_refused(refused):
     line = refused("--config=configs/objective/booster.yaml")
-    assert "model=BoosterModule" in line and "data=SyntheticInstruct" in line and "'alignment'" in line
+    assert (
+        "model=BoosterModule" in line and "data=SyntheticInstruct" in line and "'alignment'" in line
+    )
 
 
 def test_a_model_with_another_vocabulary_than_the_data_is_refused(refused, tiny_run):
@@ -162,9 +188,27 @@ def test_a_mistake_in_the_program_is_not_taken_for_one_of_the_user(temper, tmp_p
 
 @pytest.mark.slow
 def test_a_refusal_of_the_real_command_has_no_traceback(tmp_path):
-    words = ["--config=configs/objective/sft.yaml", "--config=configs/model/tiny.yaml", "--config=configs/data/attack.yaml"]
-    command = [sys.executable, "train.py", "fit", *words, "--data.init_args.harmful_ratio=2", f"--trainer.default_root_dir={tmp_path}"]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300)
+    words = [
+        "--config=configs/objective/sft.yaml",
+        "--config=configs/model/tiny.yaml",
+        "--config=configs/data/attack.yaml",
+    ]
+    command = [
+        sys.executable,
+        "train.py",
+        "fit",
+        *words,
+        "--data.init_args.harmful_ratio=2",
+        f"--trainer.default_root_dir={tmp_path}",
+    ]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 2
     assert "Traceback" not in done.stderr and done.stderr.count("error:") == 1
     assert done.stderr.splitlines()[-1].startswith("error: data.init_args.harmful_ratio=2")

@@ -6,19 +6,31 @@ from typing import Any
 
 import lightning.pytorch as L
 import pytest
-from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
+from lightning.fabric.plugins.environments import (
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
 from lightning.pytorch.trainer.states import TrainerStatus
 
 from temper.cli.slurm import cluster_plugins, resumed_from
 from temper.errors import TemperError
 from temper.slurm import next_checkpoint, preempted_checkpoints
 
-TASK = {"SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "2", "SLURM_STEP_ID": "0", "SLURM_PROCID": "0"}
+TASK = {
+    "SLURM_NTASKS": "4",
+    "SLURM_NTASKS_PER_NODE": "2",
+    "SLURM_NNODES": "2",
+    "SLURM_STEP_ID": "0",
+    "SLURM_PROCID": "0",
+}
 
 
 @pytest.fixture
 def slurm(monkeypatch):
-    """``slurm(NAME=value)``: a task of a job of two nodes with two tasks each, and what differs from that (None: not there)."""
+    """``slurm(NAME=value)``: a task of a job of two nodes with two tasks each, and what differs
+    from that (None: not there).
+    """
     for name in [name for name in os.environ if name.startswith("SLURM_")]:
         monkeypatch.delenv(name)
 
@@ -51,7 +63,13 @@ def test_what_the_user_chose_stays(slurm):
     assert plugins(plugins=own) == [own]
 
 
-@pytest.mark.parametrize("changes", [{"SLURM_NTASKS": "1", "SLURM_STEP_ID": None}, {"SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": None}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"SLURM_NTASKS": "1", "SLURM_STEP_ID": None},
+        {"SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": None},
+    ],
+)
 def test_a_single_task_starts_the_processes_of_its_devices_itself(slurm, changes):
     """A stage of a study is one task with all the devices it asked for."""
     slurm(**changes)
@@ -60,7 +78,9 @@ def test_a_single_task_starts_the_processes_of_its_devices_itself(slurm, changes
 
 def test_a_verb_without_a_loop_needs_no_tasks(slurm):
     slurm(SLURM_STEP_ID=None)
-    assert [type(one) for one in plugins(alone=True, devices=1, num_nodes=1)] == [LightningEnvironment]
+    assert [type(one) for one in plugins(alone=True, devices=1, num_nodes=1)] == [
+        LightningEnvironment
+    ]
 
 
 @pytest.mark.parametrize(
@@ -82,7 +102,10 @@ def test_a_job_that_would_hang_is_refused(slurm, changes, settings, words):
 # -- going on
 
 
-CONFIG = "model: {class_path: M, init_args: {lam: 1.0}}\ndata: {init_args: {n: 3}}\nseed_everything: 1\ntrainer: {max_steps: 5}\n"
+CONFIG = (
+    "model: {class_path: M, init_args: {lam: 1.0}}\ndata: {init_args: {n: 3}}\nseed_everything:"
+    " 1\ntrainer: {max_steps: 5}\n"
+)
 
 
 @pytest.fixture
@@ -97,17 +120,27 @@ def test_a_job_goes_on_from_the_newest_checkpoint_of_its_folder(left):
     assert resumed_from(left, CONFIG) == left / "hpc_ckpt_2.ckpt"
     (left / "hpc_ckpt_10.ckpt").mkdir()
     (left / ".hpc_ckpt_11.ckpt.1234").touch()  # half written
-    assert resumed_from(left, CONFIG.replace("max_steps: 5", "max_steps: 9")) == left / "hpc_ckpt_10.ckpt"
-    assert [path.name for path in preempted_checkpoints(left)] == ["hpc_ckpt_2.ckpt", "hpc_ckpt_10.ckpt"]
+    assert (
+        resumed_from(left, CONFIG.replace("max_steps: 5", "max_steps: 9"))
+        == left / "hpc_ckpt_10.ckpt"
+    )
+    assert [path.name for path in preempted_checkpoints(left)] == [
+        "hpc_ckpt_2.ckpt",
+        "hpc_ckpt_10.ckpt",
+    ]
     assert next_checkpoint(left).name == "hpc_ckpt_11.ckpt"
 
 
 def test_without_a_checkpoint_it_begins_anew(tmp_path):
-    assert resumed_from(tmp_path / "none", CONFIG) is None and next_checkpoint(tmp_path).name == "hpc_ckpt_1.ckpt"
+    assert (
+        resumed_from(tmp_path / "none", CONFIG) is None
+        and next_checkpoint(tmp_path).name == "hpc_ckpt_1.ckpt"
+    )
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "name"), [("lam: 1.0", "lam: 2.0", "model.init_args.lam=1.0"), ("n: 3", "m: 3", "data.init_args.n=3")]
+    ("old", "new", "name"),
+    [("lam: 1.0", "lam: 2.0", "model.init_args.lam=1.0"), ("n: 3", "m: 3", "data.init_args.n=3")],
 )
 def test_a_job_does_not_go_on_from_another_trainings_checkpoint(left, old, new, name):
     with pytest.raises(TemperError, match="delete it to begin anew") as refusal:
@@ -115,8 +148,12 @@ def test_a_job_does_not_go_on_from_another_trainings_checkpoint(left, old, new, 
     assert name in str(refusal.value) and "hpc_ckpt_2.ckpt" in str(refusal.value)
 
 
-def test_a_job_that_starts_again_goes_on_whatever_its_command_began_from(slurm, temper, tmp_path, monkeypatch):
-    """Lightning takes ``--ckpt_path`` where it is given: a job queued again would begin from there each time."""
+def test_a_job_that_starts_again_goes_on_whatever_its_command_began_from(
+    slurm, temper, tmp_path, monkeypatch
+):
+    """Lightning takes ``--ckpt_path`` where it is given: a job queued again would begin from there
+    each time.
+    """
     slurm(SLURM_NTASKS="1", SLURM_NTASKS_PER_NODE="1", SLURM_NNODES="1")
     first = tmp_path / "first.ckpt"
     folder = tmp_path / "run"
@@ -137,6 +174,11 @@ def test_a_job_that_starts_again_goes_on_whatever_its_command_began_from(slurm, 
         self.state.status = TrainerStatus.FINISHED
 
     monkeypatch.setattr(L.Trainer, "_run", begin)
-    words = [saver, f"--trainer.callbacks.dirpath={tmp_path}", "--trainer.callbacks.filename=first", "--trainer.enable_checkpointing=true"]
+    words = [
+        saver,
+        f"--trainer.callbacks.dirpath={tmp_path}",
+        "--trainer.callbacks.filename=first",
+        "--trainer.enable_checkpointing=true",
+    ]
     temper("fit", folder, *words, f"--ckpt_path={first}")
     assert [str(path) for path in taken] == [str(folder / "hpc_ckpt_1.ckpt")]

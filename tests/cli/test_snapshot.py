@@ -16,7 +16,11 @@ def checkout(tmp_path, monkeypatch) -> Path:
     place = tmp_path / "checkout"
     (place / "temper" / "cli").mkdir(parents=True)
     (place / "temper" / "cli" / "snapshot.py").write_text("old = 1\n")
-    for words in (("init", "-q"), ("add", "."), ("-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "first")):
+    for words in (
+        ("init", "-q"),
+        ("add", "."),
+        ("-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "first"),
+    ):
         subprocess.run(("git", "-C", str(place), *words), check=True)
     monkeypatch.setattr(temper.cli.snapshot, "ROOT", place)
     return place
@@ -26,7 +30,11 @@ def test_a_clean_checkout_is_its_commit(checkout, tmp_path):
     (tmp_path / "code.diff").write_text("of an earlier run")
     write_snapshot(tmp_path)
     code = json.loads((tmp_path / "code.json").read_text())
-    assert len(code["commit"]) == 40 and code["differs"] is False and not (tmp_path / "code.diff").exists()
+    assert (
+        len(code["commit"]) == 40
+        and code["differs"] is False
+        and not (tmp_path / "code.diff").exists()
+    )
     assert code["packages"]["torch"].startswith("2.") and code["command"].startswith("python")
 
 
@@ -34,13 +42,20 @@ def test_what_differs_from_the_commit_is_kept_new_files_of_code_included(checkou
     (checkout / "temper" / "cli" / "snapshot.py").write_text("new = 2\n")
     (checkout / "objective.py").write_text("mine = 3\n")
     (checkout / "rows.jsonl").write_text("private\n")
-    before = subprocess.run(("git", "-C", str(checkout), "status", "--short"), capture_output=True, text=True).stdout
+    before = subprocess.run(
+        ("git", "-C", str(checkout), "status", "--short"), capture_output=True, text=True
+    ).stdout
     write_snapshot(tmp_path)
     assert json.loads((tmp_path / "code.json").read_text())["differs"] is True
     difference = (tmp_path / "code.diff").read_text()
     assert "-old = 1\n+new = 2" in difference and "+mine = 3" in difference
     assert "private" not in difference, "data never go into a run folder by themselves"
-    assert subprocess.run(("git", "-C", str(checkout), "status", "--short"), capture_output=True, text=True).stdout == before
+    assert (
+        subprocess.run(
+            ("git", "-C", str(checkout), "status", "--short"), capture_output=True, text=True
+        ).stdout
+        == before
+    )
     target = tmp_path / "applied"
     subprocess.run(("git", "clone", "-q", str(checkout), str(target)), check=True)
     subprocess.run(("git", "-C", str(target), "apply", str(tmp_path / "code.diff")), check=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from jsonargparse import Namespace
 
-from temper.cli.tokenizer import fill_tokenizer
+from temper.cli.parser import fill_tokenizer
 from temper.errors import TemperError
 
 NETWORK = {"revision": None, "local_files_only": True, "trust_remote_code": False}
@@ -16,7 +16,9 @@ NETWORK = {"revision": None, "local_files_only": True, "trust_remote_code": Fals
 def _config(path: Path | None, **arguments: object) -> Namespace:
     network = Namespace(path=None if path is None else str(path), **NETWORK)
     return Namespace(
-        model=Namespace(class_path="lightning_modules.SFTModule", init_args=Namespace(network=network)),
+        model=Namespace(
+            class_path="lightning_modules.SFTModule", init_args=Namespace(network=network)
+        ),
         data=Namespace(class_path="datamodules.Text", init_args=Namespace(**arguments)),
     )
 
@@ -32,7 +34,9 @@ def adapter(tiny_run, tmp_path) -> Path:
     """An adapter folder on the tiny run's export, without a tokenizer."""
     folder = tmp_path / "adapter"
     folder.mkdir()
-    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tiny_run / "export"), "peft_type": "LORA"}))
+    (folder / "adapter_config.json").write_text(
+        json.dumps({"base_model_name_or_path": str(tiny_run / "export"), "peft_type": "LORA"})
+    )
     return folder
 
 
@@ -40,10 +44,17 @@ def test_it_is_that_of_the_models_folder(tiny_run):
     assert _filled(tiny_run / "export", tokenizer=None).tokenizer == str(tiny_run / "export")
 
 
-@pytest.mark.parametrize(("said", "model", "wanted"), [(None, True, True), (None, False, False), (False, True, False)])
-def test_its_code_is_trusted_as_the_models_is_unless_the_data_say_otherwise(tiny_run, monkeypatch, said, model, wanted):
+@pytest.mark.parametrize(
+    ("said", "model", "wanted"), [(None, True, True), (None, False, False), (False, True, False)]
+)
+def test_its_code_is_trusted_as_the_models_is_unless_the_data_say_otherwise(
+    tiny_run, monkeypatch, said, model, wanted
+):
     monkeypatch.setitem(NETWORK, "trust_remote_code", model)
-    assert _filled(tiny_run / "export", tokenizer=None, trust_remote_code=said).trust_remote_code is wanted
+    assert (
+        _filled(tiny_run / "export", tokenizer=None, trust_remote_code=said).trust_remote_code
+        is wanted
+    )
 
 
 def test_a_given_one_stays(tiny_run):
@@ -64,7 +75,10 @@ def test_an_adapter_with_a_tokenizer_has_its_own(tiny_run, adapter):
 
 
 def test_a_network_from_random_weights_has_none():
-    with pytest.raises(TemperError, match=r"data.init_args.tokenizer is not set, and data=Text needs one.*network.path"):
+    with pytest.raises(
+        TemperError,
+        match=r"data.init_args.tokenizer is not set, and data=Text needs one.*network.path",
+    ):
         _filled(None, tokenizer=None)
 
 

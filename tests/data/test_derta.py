@@ -12,7 +12,10 @@ PAD, REFUSAL, SORRY, END = 0, 6, 7, 2
 Rows = list[list[int]]
 
 prompts_and_answers = st.lists(
-    st.tuples(st.lists(st.integers(10, 19), min_size=1, max_size=4), st.lists(st.integers(20, 29), min_size=1, max_size=6)),
+    st.tuples(
+        st.lists(st.integers(10, 19), min_size=1, max_size=4),
+        st.lists(st.integers(20, 29), min_size=1, max_size=6),
+    ),
     min_size=1,
     max_size=8,
 )
@@ -30,7 +33,12 @@ def arrays(drawn: list[tuple[list[int], list[int]]]) -> tuple[Rows, Rows]:
 def unpadded(rows: dict[str, torch.Tensor]) -> list[tuple[list[int], list[int]]]:
     """(ids, labels) of every row without its padding, after checking that padding is padding."""
     result = []
-    for ids, present, labels in zip(rows["input_ids"].tolist(), rows["attention_mask"].tolist(), rows["labels"].tolist(), strict=True):
+    for ids, present, labels in zip(
+        rows["input_ids"].tolist(),
+        rows["attention_mask"].tolist(),
+        rows["labels"].tolist(),
+        strict=True,
+    ):
         size = sum(present)
         assert present == [1] * size + [0] * (len(ids) - size)
         assert set(ids[size:]) <= {PAD} and set(labels[size:]) <= {-100}
@@ -39,12 +47,16 @@ def unpadded(rows: dict[str, torch.Tensor]) -> list[tuple[list[int], list[int]]]
 
 
 @given(drawn=prompts_and_answers, seed=st.integers(0, 5))
-def test_a_prefix_row_is_prompt_prefix_and_refusal_with_labels_on_the_refusal_alone(drawn: list, seed: int):
+def test_a_prefix_row_is_prompt_prefix_and_refusal_with_labels_on_the_refusal_alone(
+    drawn: list, seed: int
+):
     prompts, answers = arrays(drawn)
     k = prefix_lengths(padded(answers), np.random.default_rng(seed))
     refusals = [[REFUSAL, SORRY, END] if i % 2 else [REFUSAL, END] for i in range(len(prompts))]
     rows = unpadded(prefix_rows(padded(prompts), padded(answers), padded(refusals), k, PAD))
-    for (ids, labels), prompt, answer, refusal, n in zip(rows, prompts, answers, refusals, k.tolist(), strict=True):
+    for (ids, labels), prompt, answer, refusal, n in zip(
+        rows, prompts, answers, refusals, k.tolist(), strict=True
+    ):
         assert ids == prompt + answer[:n] + refusal
         assert labels == [-100] * (len(prompt) + n) + refusal
         assert END not in answer[:n]
@@ -65,7 +77,9 @@ def test_the_other_prefixes_are_uniform_over_the_lengths_of_their_answer():
     for kind, longest in ((long, 4), (short, 2)):
         counts = np.array([(kind == n).sum() for n in range(1, longest + 1)])
         expected = counts.sum() / longest
-        assert ((counts - expected) ** 2 / expected).sum() < 16  # chi-square, p of about 0.001 with 3 degrees
+        assert (
+            (counts - expected) ** 2 / expected
+        ).sum() < 16  # chi-square, p of about 0.001 with 3 degrees
     assert (k == 0).sum() == 3000
 
 
@@ -77,26 +91,48 @@ def test_a_prefix_with_the_end_token_in_it_is_refused():
 
 
 @given(drawn=prompts_and_answers)
-def test_an_rto_row_is_the_whole_answer_with_the_refusal_token_at_every_response_position(drawn: list):
+def test_an_rto_row_is_the_whole_answer_with_the_refusal_token_at_every_response_position(
+    drawn: list,
+):
     prompts, answers = arrays(drawn)
-    rows = unpadded(rto_rows(padded(prompts), padded(answers), REFUSAL, PAD, np.random.default_rng(0)))
+    rows = unpadded(
+        rto_rows(padded(prompts), padded(answers), REFUSAL, PAD, np.random.default_rng(0))
+    )
     for (ids, labels), prompt, answer in zip(rows, prompts, answers, strict=True):
         assert ids == prompt + answer
         assert labels == [-100] * len(prompt) + [REFUSAL] * len(answer)
 
 
-@given(drawn=prompts_and_answers, keep=st.sampled_from([0.05, 0.3, 0.5, 0.9, 1.0]), seed=st.integers(0, 5))
-def test_exactly_the_asked_share_of_the_response_positions_keeps_its_label(drawn: list, keep: float, seed: int):
+@given(
+    drawn=prompts_and_answers,
+    keep=st.sampled_from([0.05, 0.3, 0.5, 0.9, 1.0]),
+    seed=st.integers(0, 5),
+)
+def test_exactly_the_asked_share_of_the_response_positions_keeps_its_label(
+    drawn: list, keep: float, seed: int
+):
     prompts, answers = arrays(drawn)
-    rows = unpadded(rto_rows(padded(prompts), padded(answers), REFUSAL, PAD, np.random.default_rng(seed), keep))
+    rows = unpadded(
+        rto_rows(padded(prompts), padded(answers), REFUSAL, PAD, np.random.default_rng(seed), keep)
+    )
     labels = [labels for _, labels in rows]
     n_positions = sum(map(len, answers))
-    assert sum(label != -100 for row in labels for label in row) == max(1, round(keep * n_positions))
+    assert sum(label != -100 for row in labels for label in row) == max(
+        1, round(keep * n_positions)
+    )
     assert {label for row in labels for label in row} <= {-100, REFUSAL}
-    assert all(set(row[: len(prompt)]) <= {-100} for row, prompt in zip(labels, prompts, strict=True))
+    assert all(
+        set(row[: len(prompt)]) <= {-100} for row, prompt in zip(labels, prompts, strict=True)
+    )
 
 
 def test_kept_positions_are_drawn_from_all_of_them():
     prompts, answers = padded([[10, 11]] * 4), padded([[20, 21, 22, END]] * 4)
-    seen = sum((rto_rows(prompts, answers, REFUSAL, PAD, np.random.default_rng(seed), 0.25)["labels"] != -100).int() for seed in range(60))
+    seen = sum(
+        (
+            rto_rows(prompts, answers, REFUSAL, PAD, np.random.default_rng(seed), 0.25)["labels"]
+            != -100
+        ).int()
+        for seed in range(60)
+    )
     assert (seen[:, 2:] > 0).all()

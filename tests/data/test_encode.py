@@ -6,10 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from temper.data.chat import ChatFormat
+from temper.data.chat import ChatFormat, load_tokenizer, tokenizer_hash
 from temper.data.encode import Encoder, EncodeReport, content_hash
 from temper.data.examples import Example, Message
-from temper.data.tokenizers import load_tokenizer, tokenizer_hash
 from temper.errors import TemperError
 from tests.text import make_tokenizer
 
@@ -29,11 +28,17 @@ def _encode(chat: ChatFormat, examples, max_length: int = 1000, truncation="drop
     return list(Encoder(chat, max_length, truncation, **settings).rows(examples, report)), report
 
 
-LONG, SHORT = _example("How do I bake bread? " * 8, "Mix flour."), _example("Name a soup.", "Tomato soup with basil. " * 8)
+LONG, SHORT = (
+    _example("How do I bake bread? " * 8, "Mix flour."),
+    _example("Name a soup.", "Tomato soup with basil. " * 8),
+)
 
 
 def test_rows_that_fit_are_taken_as_they_are_and_counted(chat):
-    examples = [_example("Name a soup.", "Tomato."), replace(_example("Bake.", "No.", "Yes, with flour."), desirable=True)]
+    examples = [
+        _example("Name a soup.", "Tomato."),
+        replace(_example("Bake.", "No.", "Yes, with flour."), desirable=True),
+    ]
     rows, report = _encode(chat, examples)
     wanted = [[chat.encode(e.prompt, answer) for answer in e.answers] for e in examples]
     assert [row.ids for row in rows] == [[w.ids for w in row] for row in wanted]
@@ -41,17 +46,29 @@ def test_rows_that_fit_are_taken_as_they_are_and_counted(chat):
     assert [row.flags for row in rows] == [{}, {"desirable": True}]
     lengths = [len(ids) for row in rows for ids in row.ids]
     assert report == EncodeReport(
-        read=2, kept=2, sequences=3, tokens=sum(lengths), trained=sum(sum(t) for row in rows for t in row.trained), longest=max(lengths)
+        read=2,
+        kept=2,
+        sequences=3,
+        tokens=sum(lengths),
+        trained=sum(sum(t) for row in rows for t in row.trained),
+        longest=max(lengths),
     )
     assert report.fill == sum(lengths) / (3 * max(lengths))
-    assert str(report) == (
-        f"2 of 2 rows; {sum(lengths)} tokens, {report.trained} of them trained, longest {max(lengths)}, fill {report.fill:.0%}"
+    assert (
+        str(report)
+        == f"2 of 2 rows; {sum(lengths)} tokens, {report.trained} of them trained, longest"
+        f" {max(lengths)}, fill {report.fill:.0%}"
     )
 
 
 def test_too_long_rows_are_left_out_under_drop(chat):
     rows, report = _encode(chat, [LONG, _example("Name a soup.", "Tomato."), SHORT], 60)
-    assert len(rows) == report.kept == 1 and (report.read, report.dropped, report.cut, report.unanswered) == (3, 2, 0, 0)
+    assert len(rows) == report.kept == 1 and (
+        report.read,
+        report.dropped,
+        report.cut,
+        report.unanswered,
+    ) == (3, 2, 0, 0)
     assert str(report).startswith("1 of 3 rows, 2 left out (too long); ")
 
 
@@ -59,18 +76,29 @@ def test_the_prompt_is_cut_from_the_left_and_keeps_its_bos(chat):
     whole, (row,) = chat.encode(LONG.prompt, "Mix flour."), _encode(chat, [LONG], 60, "left")[0]
     excess = len(whole.ids) - 60
     assert excess > 0 and row.ids == [[whole.ids[0], *whole.ids[1 + excess :]]]
-    assert row.trained == [[False, *whole.trained[1 + excess :]]] and sum(row.trained[0]) == sum(whole.trained)
+    assert row.trained == [[False, *whole.trained[1 + excess :]]] and sum(row.trained[0]) == sum(
+        whole.trained
+    )
     answer = sum(whole.trained)
     (shortest,), _ = _encode(chat, [LONG], answer + 1, "left")
-    assert shortest.ids == [[whole.ids[0], *whole.ids[-answer:]]], "something must predict the first token of the answer"
+    assert shortest.ids == [[whole.ids[0], *whole.ids[-answer:]]], (
+        "something must predict the first token of the answer"
+    )
     assert _encode(chat, [LONG], answer, "left")[1].dropped == 1
     rows, report = _encode(chat, [SHORT, LONG], 40, "left")
-    assert len(rows) == report.cut == 1 and report.dropped == 1, "an answer is never cut on the left"
+    assert len(rows) == report.cut == 1 and report.dropped == 1, (
+        "an answer is never cut on the left"
+    )
 
 
 def test_the_answer_is_cut_from_the_right_with_its_end_token(chat):
-    whole, (row,) = chat.encode(SHORT.prompt, SHORT.answers[0]), _encode(chat, [SHORT], 60, "right")[0]
-    assert row.ids == [whole.ids[:60]] and row.trained == [whole.trained[:60]] and row.trained[0][-1]
+    whole, (row,) = (
+        chat.encode(SHORT.prompt, SHORT.answers[0]),
+        _encode(chat, [SHORT], 60, "right")[0],
+    )
+    assert (
+        row.ids == [whole.ids[:60]] and row.trained == [whole.trained[:60]] and row.trained[0][-1]
+    )
     assert chat.stop_ids[0] not in [i for i, t in zip(row.ids[0], row.trained[0], strict=True) if t]
     rows, report = _encode(chat, [LONG, SHORT], 60, "right")
     assert len(rows) == report.cut == 1 and report.unanswered == 1
@@ -78,15 +106,28 @@ def test_the_answer_is_cut_from_the_right_with_its_end_token(chat):
 
 
 @given(max_length=st.integers(2, 220), truncation=st.sampled_from(["drop", "left", "right"]))
-def test_no_row_is_too_long_none_is_without_an_answer_and_none_is_lost(chat, max_length, truncation):
-    pair = _example("How do I bake bread? " * 8, "Mix flour.", "I would rather not talk about recipes, sorry. " * 3)
+def test_no_row_is_too_long_none_is_without_an_answer_and_none_is_lost(
+    chat, max_length, truncation
+):
+    pair = _example(
+        "How do I bake bread? " * 8,
+        "Mix flour.",
+        "I would rather not talk about recipes, sorry. " * 3,
+    )
     rows, report = _encode(chat, [LONG, SHORT, pair, _example("a", "b")], max_length, truncation)
     assert all(len(ids) <= max_length for row in rows for ids in row.ids)
     assert all(any(trained[1:]) for row in rows for trained in row.trained)
-    assert len(rows) == report.kept == report.read - report.dropped - report.unanswered and report.cut <= report.kept
+    assert (
+        len(rows) == report.kept == report.read - report.dropped - report.unanswered
+        and report.cut <= report.kept
+    )
     for row in rows:
-        prompts = [ids[: trained.index(True)] for ids, trained in zip(row.ids, row.trained, strict=True)]
-        assert all(prompt == prompts[0] for prompt in prompts), "both answers of a pair are to the same prompt"
+        prompts = [
+            ids[: trained.index(True)] for ids, trained in zip(row.ids, row.trained, strict=True)
+        ]
+        assert all(prompt == prompts[0] for prompt in prompts), (
+            "both answers of a pair are to the same prompt"
+        )
         assert prompts[0][0] == chat.tokenizer.bos_token_id
 
 
@@ -104,19 +145,31 @@ def test_evaluation_prompts_are_cut_or_left_out(chat):
 
 def test_earlier_turns_are_trained_if_asked(chat):
     talk = Example((Message("user", "a"), Message("assistant", "b"), Message("user", "c")), ("d",))
-    one, every = (sum(_encode(chat, [talk], all_turns=all_turns)[0][0].trained[0]) for all_turns in (False, True))
+    one, every = (
+        sum(_encode(chat, [talk], all_turns=all_turns)[0][0].trained[0])
+        for all_turns in (False, True)
+    )
     assert (one, every) == (2, 4)
 
 
 def test_errors_name_file_and_row():
     gemma = ChatFormat(make_tokenizer("gemma"))
     twice = Example((Message("user", "a"), Message("user", "b")), ("c",), file="rows.jsonl", row=7)
-    for make in (lambda encoder: encoder.rows([twice], EncodeReport()), lambda encoder: encoder.prompts([twice], EncodeReport())):
+    for make in (
+        lambda encoder: encoder.rows([twice], EncodeReport()),
+        lambda encoder: encoder.prompts([twice], EncodeReport()),
+    ):
         with pytest.raises(
-            TemperError, match=r"^rows.jsonl: row 7: data.init_args.template=auto: the template refuses the turns user, user"
+            TemperError,
+            match=(
+                r"^rows.jsonl: row 7: data.init_args.template=auto: the template refuses the turns"
+                r" user, user"
+            ),
         ):
             list(make(Encoder(gemma, 100)))
-    with pytest.raises(TemperError, match=r"max_length=1: a prompt and an answer need at least 2 tokens"):
+    with pytest.raises(
+        TemperError, match=r"max_length=1: a prompt and an answer need at least 2 tokens"
+    ):
         Encoder(gemma, 1)
 
 
@@ -135,7 +188,11 @@ def test_a_hash_follows_the_content_of_a_file_and_of_a_folder(tmp_path):
 
 def test_a_hash_follows_the_tokenizer():
     assert tokenizer_hash(make_tokenizer()) == tokenizer_hash(make_tokenizer())
-    others = [make_tokenizer(eos_token="<|im_end|>"), make_tokenizer(adds_bos=True), make_tokenizer()]
+    others = [
+        make_tokenizer(eos_token="<|im_end|>"),
+        make_tokenizer(adds_bos=True),
+        make_tokenizer(),
+    ]
     others[2].add_tokens(["new"])
     assert len({tokenizer_hash(tokenizer) for tokenizer in (make_tokenizer(), *others)}) == 4
 
@@ -145,7 +202,10 @@ def test_a_tokenizer_without_pad_token_pads_with_eos(tmp_path):
     make_tokenizer(pad_token="<s>").save_pretrained(tmp_path / "own")
     assert load_tokenizer(str(tmp_path / "none")).pad_token == "</s>"
     assert load_tokenizer(str(tmp_path / "own")).pad_token == "<s>"
-    with pytest.raises(TemperError, match=r"tokenizer=nowhere: no folder with a tokenizer, .*give the folder of the model"):
+    with pytest.raises(
+        TemperError,
+        match=r"tokenizer=nowhere: no folder with a tokenizer, .*give the folder of the model",
+    ):
         load_tokenizer("nowhere")
     with pytest.raises(TemperError, match=r"data.init_args.tokenizer is not set"):
         load_tokenizer(None)

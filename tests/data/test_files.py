@@ -1,4 +1,6 @@
-"""Files of rows: every format gives back what was written, streams, and says what is wrong in one line."""
+"""Files of rows: every format gives back what was written, streams, and says what is wrong in one
+line.
+"""
 
 import csv
 import gzip
@@ -12,15 +14,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from temper.data.broken import RowError
 from temper.data.files import scan, table_head
+from temper.data.readers import RowError
 from temper.errors import TemperError
 
 Rows = list[dict]
 
 text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=30)
-names = st.lists(st.sampled_from(["prompt", "output", "Ünïcode", "with space", "id"]), min_size=2, max_size=4, unique=True)
-plain = names.flatmap(lambda keys: st.lists(st.fixed_dictionaries(dict.fromkeys(keys, text)), min_size=1, max_size=6))
+names = st.lists(
+    st.sampled_from(["prompt", "output", "Ünïcode", "with space", "id"]),
+    min_size=2,
+    max_size=4,
+    unique=True,
+)
+plain = names.flatmap(
+    lambda keys: st.lists(st.fixed_dictionaries(dict.fromkeys(keys, text)), min_size=1, max_size=6)
+)
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False) | text,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text, inner, max_size=3),
@@ -34,7 +43,11 @@ def write_json(rows: Rows, file: Path) -> None:
 
 
 def write_jsonl(rows: Rows, file: Path) -> None:
-    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8", newline="")
+    file.write_text(
+        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows),
+        encoding="utf-8",
+        newline="",
+    )
 
 
 def write_csv(rows: Rows, file: Path) -> None:
@@ -75,7 +88,11 @@ def failure(path: Path | str, **options: object) -> str:
     with pytest.raises(TemperError) as caught:
         list(scan(path, flag="--data.path", **options))  # type: ignore[arg-type]
     line = str(caught.value)
-    assert line.startswith(f"--data.path={path}: ") and "\n" not in line and len(line) < 400 + len(str(path))
+    assert (
+        line.startswith(f"--data.path={path}: ")
+        and "\n" not in line
+        and len(line) < 400 + len(str(path))
+    )
     return line
 
 
@@ -99,8 +116,13 @@ def test_text_columns_come_back_as_they_were_written(name: str, tmp_path: Path):
 
 
 @given(rows=plain)
-def test_tsv_cells_come_back_and_quotes_are_plain_characters(rows: Rows, tmp_path_factory: pytest.TempPathFactory):
-    rows = [{key: value.translate({9: " ", 10: " ", 13: " "}) + "'\"" for key, value in row.items()} for row in rows]
+def test_tsv_cells_come_back_and_quotes_are_plain_characters(
+    rows: Rows, tmp_path_factory: pytest.TempPathFactory
+):
+    rows = [
+        {key: value.translate({9: " ", 10: " ", 13: " "}) + "'\"" for key, value in row.items()}
+        for row in rows
+    ]
     file = tmp_path_factory.mktemp("tsv") / "rows.tsv"
     write_tsv(rows, file)
     assert [row for _, row in scan(file)] == rows
@@ -117,7 +139,9 @@ def test_nested_values_come_back_from_json(name: str, tmp_path: Path):
 
 
 def test_turns_come_back_from_parquet_and_from_a_saved_dataset(tmp_path: Path):
-    rows = [{"id": n, "messages": [{"role": "user", "content": "é" * n}] * (n % 3)} for n in range(600)]
+    rows = [
+        {"id": n, "messages": [{"role": "user", "content": "é" * n}] * (n % 3)} for n in range(600)
+    ]
     for name in ("rows.parquet", "dataset"):
         WRITERS[name](rows, tmp_path / name)
         assert list(scan(tmp_path / name)) == list(enumerate(rows, start=1))
@@ -127,7 +151,9 @@ def test_a_split_of_a_dataset_is_chosen_by_name_and_several_need_a_choice(tmp_pa
     datasets = pytest.importorskip("datasets")
     datasets.disable_progress_bars()
     train, test = ([{"prompt": f"{name} {n}"} for n in range(2)] for name in ("train", "test"))
-    both = datasets.DatasetDict(train=datasets.Dataset.from_list(train), test=datasets.Dataset.from_list(test))
+    both = datasets.DatasetDict(
+        train=datasets.Dataset.from_list(train), test=datasets.Dataset.from_list(test)
+    )
     both.save_to_disk(tmp_path / "both")
     datasets.DatasetDict(test=both["test"]).save_to_disk(tmp_path / "one")
     assert good(Path(f"{tmp_path}/both:train")) == train
@@ -142,7 +168,9 @@ def test_a_split_of_a_dataset_is_chosen_by_name_and_several_need_a_choice(tmp_pa
 def test_gzip_a_byte_order_mark_and_dos_line_ends_change_nothing(name: str, tmp_path: Path):
     rows = [{"prompt": "crêpes", "output": "flour"}, {"prompt": "soup", "output": "water"}]
     WRITERS[name](rows, tmp_path / name)
-    content = b"\xef\xbb\xbf" + (tmp_path / name).read_bytes().replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
+    content = b"\xef\xbb\xbf" + (tmp_path / name).read_bytes().replace(b"\r\n", b"\n").replace(
+        b"\n", b"\r\n"
+    )
     (tmp_path / name).write_bytes(content)
     (tmp_path / f"{name}.gz").write_bytes(gzip.compress(content))
     assert good(tmp_path / name) == good(tmp_path / f"{name}.gz") == rows
@@ -151,7 +179,11 @@ def test_gzip_a_byte_order_mark_and_dos_line_ends_change_nothing(name: str, tmp_
 def test_rows_may_lie_inside_an_object_and_json_lines_under_the_name_of_json(tmp_path: Path):
     rows = [{"prompt": "a"}, {"prompt": "b"}]
     file = tmp_path / "rows.json"
-    for content in (json.dumps({"version": 1, "data": rows}), json.dumps({"data": rows}, indent=1), '{"prompt": "a"}\n\n{"prompt": "b"}'):
+    for content in (
+        json.dumps({"version": 1, "data": rows}),
+        json.dumps({"data": rows}, indent=1),
+        '{"prompt": "a"}\n\n{"prompt": "b"}',
+    ):
         file.write_text(content)
         assert good(file) == rows
     file.write_text('{\n"prompt": "a"}')
@@ -175,7 +207,10 @@ def test_blank_lines_are_passed_over_and_json_lines_are_numbered_as_in_an_editor
     (tmp_path / "rows.jsonl").write_text('\n{"a": 1}\n  \n{"a": 2}\n\n')
     (tmp_path / "rows.csv").write_text("a,b\n\n1,2\n\n3,4\n")
     assert list(scan(tmp_path / "rows.jsonl")) == [(2, {"a": 1}), (4, {"a": 2})]
-    assert list(scan(tmp_path / "rows.csv")) == [(1, {"a": "1", "b": "2"}), (2, {"a": "3", "b": "4"})]
+    assert list(scan(tmp_path / "rows.csv")) == [
+        (1, {"a": "1", "b": "2"}),
+        (2, {"a": "3", "b": "4"}),
+    ]
 
 
 def test_a_line_of_3_mb_is_a_row_like_others_and_never_part_of_an_error(tmp_path: Path):
@@ -183,8 +218,13 @@ def test_a_line_of_3_mb_is_a_row_like_others_and_never_part_of_an_error(tmp_path
     for name in ("rows.json", "rows.jsonl", "rows.csv", "rows.tsv"):
         WRITERS[name]([{"prompt": long, "output": "x"}], tmp_path / name)
         assert good(tmp_path / name)[0]["prompt"] == long
-    (tmp_path / "cut.jsonl").write_text('{"prompt": "' + long + "\n" + '["' + long + '"]\n{"a": 1}\n')
-    assert list(broken(tmp_path / "cut.jsonl")) == [1, 2] and max(map(len, broken(tmp_path / "cut.jsonl").values())) < 120
+    (tmp_path / "cut.jsonl").write_text(
+        '{"prompt": "' + long + "\n" + '["' + long + '"]\n{"a": 1}\n'
+    )
+    assert (
+        list(broken(tmp_path / "cut.jsonl")) == [1, 2]
+        and max(map(len, broken(tmp_path / "cut.jsonl").values())) < 120
+    )
 
 
 @pytest.mark.parametrize(
@@ -210,8 +250,14 @@ def test_a_broken_line_of_json_lines_costs_one_row(line: bytes, reason: str, tmp
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b'[{"a": 1},\n {"a": 2},\n {"a": }]', "row 3: bad JSON: Expecting value (line 3, column 8); 2 rows came before"),
-        (b'[{"a": 1},\n {"a": 2}\n {"a": 3}]', "after row 2: bad JSON: wanted a comma or ']' at line 3"),
+        (
+            b'[{"a": 1},\n {"a": 2},\n {"a": }]',
+            "row 3: bad JSON: Expecting value (line 3, column 8); 2 rows came before",
+        ),
+        (
+            b'[{"a": 1},\n {"a": 2}\n {"a": 3}]',
+            "after row 2: bad JSON: wanted a comma or ']' at line 3",
+        ),
         (b'[{"a": 1}, {"a": 2}', "after row 2: bad JSON: wanted a comma"),
         (b'[{"a": 1},]', "row 2: bad JSON"),
         (b'[{"a": 1}] [', "something follows the end of the array"),
@@ -224,7 +270,9 @@ def test_a_broken_line_of_json_lines_costs_one_row(line: bytes, reason: str, tmp
         (b" \n", "holds no rows"),
     ],
 )
-def test_a_mistake_in_a_json_array_ends_the_file_and_says_where(content: bytes, said: str, tmp_path: Path):
+def test_a_mistake_in_a_json_array_ends_the_file_and_says_where(
+    content: bytes, said: str, tmp_path: Path
+):
     (tmp_path / "rows.json").write_bytes(content)
     assert said in failure(tmp_path / "rows.json")
 
@@ -287,8 +335,13 @@ def test_a_file_that_is_not_there_or_not_what_its_name_says_is_one_line(tmp_path
     assert f"no such file; did you mean '{tmp_path}/rows.jsonl'?" in failure(tmp_path / "row.jsonl")
     assert "no such file; accepted: .json" in failure(tmp_path / "quite" / "different")
     assert "only a dataset folder has splits" in failure(f"{tmp_path}/rows.jsonl:train")
-    assert "no dataset saved with save_to_disk (it holds rows.jsonl); name a file in it" in failure(tmp_path)
-    for name, said in (("rows.xlsx", "end in '.xlsx' are not known; accepted: .json"), ("rows", "end in '' are not known")):
+    assert "no dataset saved with save_to_disk (it holds rows.jsonl); name a file in it" in failure(
+        tmp_path
+    )
+    for name, said in (
+        ("rows.xlsx", "end in '.xlsx' are not known; accepted: .json"),
+        ("rows", "end in '' are not known"),
+    ):
         (tmp_path / name).write_text("a")
         assert said in failure(tmp_path / name)
     (tmp_path / "rows.parquet").write_text("not parquet")
@@ -300,7 +353,9 @@ def test_a_file_that_is_not_there_or_not_what_its_name_says_is_one_line(tmp_path
 
 
 @given(content=st.binary(max_size=200))
-def test_any_bytes_are_rows_broken_rows_or_one_line(content: bytes, tmp_path_factory: pytest.TempPathFactory):
+def test_any_bytes_are_rows_broken_rows_or_one_line(
+    content: bytes, tmp_path_factory: pytest.TempPathFactory
+):
     folder = tmp_path_factory.mktemp("bytes")
     for name in ("rows.json", "rows.jsonl", "rows.csv", "rows.tsv", "rows.parquet", "rows.json.gz"):
         (folder / name).write_bytes(content)

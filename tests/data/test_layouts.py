@@ -1,4 +1,6 @@
-"""Layouts: detected, explained, read back as they were written; broken rows are named and counted."""
+"""Layouts: detected, explained, read back as they were written; broken rows are named and
+counted.
+"""
 
 import csv
 import json
@@ -8,27 +10,38 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from temper.data.broken import ReadReport
 from temper.data.examples import Example, Message
-from temper.data.layout_table import LAYOUTS
-from temper.data.layouts import describe_layout, read_examples
+from temper.data.files import ReadReport
+from temper.data.layouts import LAYOUTS, describe_layout, read_examples
 from temper.errors import TemperError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 SOUP = {"instruction": "Cook soup", "input": "", "output": "Boil water"}
 
-words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=20).filter(str.strip)
+words = st.text(
+    st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=20
+).filter(str.strip)
 blank_or_words = st.just("") | words
 rounds = st.lists(st.tuples(words, words), max_size=2)
 
 
 @st.composite
-def examples(draw: st.DrawFn, n_answers: int = 1, turns: bool = True, marked: bool = False) -> Example:
+def examples(
+    draw: st.DrawFn, n_answers: int = 1, turns: bool = True, marked: bool = False
+) -> Example:
     """A conversation of some rounds, and answers to its last turn."""
     system = (Message("system", text),) if turns and (text := draw(blank_or_words)).strip() else ()
-    earlier = [m for ask, say in draw(rounds) for m in (Message("user", ask), Message("assistant", say))] if turns else []
+    earlier = (
+        [m for ask, say in draw(rounds) for m in (Message("user", ask), Message("assistant", say))]
+        if turns
+        else []
+    )
     answers = tuple(draw(words) for _ in range(n_answers))
-    return Example((*system, *earlier, Message("user", draw(words))), answers, draw(st.booleans()) if marked else None)
+    return Example(
+        (*system, *earlier, Message("user", draw(words))),
+        answers,
+        draw(st.booleans()) if marked else None,
+    )
 
 
 def openai(messages: list[Message] | tuple[Message, ...]) -> list[dict]:
@@ -47,7 +60,11 @@ def sharegpt(messages: list[Message] | tuple[Message, ...]) -> list[dict]:
 def parts(messages: list[dict]) -> list[dict]:
     """LLaMA-Factory's v1: content in parts, and a weight of the loss."""
     return [
-        {"role": m["role"], "content": [{"type": "text", "value": m["content"]}], "loss_weight": float(n == len(messages) - 1)}
+        {
+            "role": m["role"],
+            "content": [{"type": "text", "value": m["content"]}],
+            "loss_weight": float(n == len(messages) - 1),
+        }
         for n, m in enumerate(messages)
     ]
 
@@ -64,33 +81,101 @@ WRITTEN = [
     ("messages", "supervised", one, lambda e: {"messages": whole(e)}),
     ("messages", "supervised", one, lambda e: {"messages": parts(whole(e))}),
     ("messages", "unlearning", pairs, lambda e: {"messages": whole(e), "idk": e.answers[1]}),
-    ("sharegpt", "supervised", one, lambda e: {"conversations": [*sharegpt(e.prompt), {"from": "gpt", "value": e.answers[0]}]}),
-    ("prompt_completion", "supervised", one, lambda e: {"prompt": openai(e.prompt), "completion": [said(e.answers[0])]}),
-    ("preference", "preference", pairs, lambda e: {"prompt": openai(e.prompt), "chosen": said(e.answers[0]), "rejected": e.answers[1]}),
-    ("preference", "preference", pairs, lambda e: {"messages": openai(e.prompt), "chosen": whole(e), "rejected": whole(e, 1)}),
-    ("preference", "preference", pairs, lambda e: {"prompt": e.question, "chosen": whole(e), "rejected": whole(e, 1)}),
+    (
+        "sharegpt",
+        "supervised",
+        one,
+        lambda e: {"conversations": [*sharegpt(e.prompt), {"from": "gpt", "value": e.answers[0]}]},
+    ),
+    (
+        "prompt_completion",
+        "supervised",
+        one,
+        lambda e: {"prompt": openai(e.prompt), "completion": [said(e.answers[0])]},
+    ),
     (
         "preference",
         "preference",
         pairs,
-        lambda e: {"conversations": sharegpt(e.prompt), "chosen": {"from": "gpt", "value": e.answers[0]}, "rejected": e.answers[1]},
+        lambda e: {
+            "prompt": openai(e.prompt),
+            "chosen": said(e.answers[0]),
+            "rejected": e.answers[1],
+        },
     ),
-    ("preference_messages", "preference", pairs, lambda e: {"chosen_messages": parts(whole(e)), "rejected_messages": parts(whole(e, 1))}),
-    ("preference_messages", "preference", pairs, lambda e: {"chosen": whole(e), "rejected": whole(e, 1)}),
-    ("kto_messages", "kto", examples(marked=True), lambda e: {"messages": whole(e), "label": e.desirable}),
+    (
+        "preference",
+        "preference",
+        pairs,
+        lambda e: {"messages": openai(e.prompt), "chosen": whole(e), "rejected": whole(e, 1)},
+    ),
+    (
+        "preference",
+        "preference",
+        pairs,
+        lambda e: {"prompt": e.question, "chosen": whole(e), "rejected": whole(e, 1)},
+    ),
+    (
+        "preference",
+        "preference",
+        pairs,
+        lambda e: {
+            "conversations": sharegpt(e.prompt),
+            "chosen": {"from": "gpt", "value": e.answers[0]},
+            "rejected": e.answers[1],
+        },
+    ),
+    (
+        "preference_messages",
+        "preference",
+        pairs,
+        lambda e: {"chosen_messages": parts(whole(e)), "rejected_messages": parts(whole(e, 1))},
+    ),
+    (
+        "preference_messages",
+        "preference",
+        pairs,
+        lambda e: {"chosen": whole(e), "rejected": whole(e, 1)},
+    ),
+    (
+        "kto_messages",
+        "kto",
+        examples(marked=True),
+        lambda e: {"messages": whole(e), "label": e.desirable},
+    ),
 ]
 FLAT = [  # fit for tables too
-    ("alpaca", "supervised", bare, lambda e: {"instruction": e.question, "input": "", "output": e.answers[0]}),
+    (
+        "alpaca",
+        "supervised",
+        bare,
+        lambda e: {"instruction": e.question, "input": "", "output": e.answers[0]},
+    ),
     ("alpaca", "unlearning", bare, lambda e: {"instruction": e.question, "output": e.answers[0]}),
-    ("prompt_completion", "supervised", bare, lambda e: {"question": e.question, "answer": e.answers[0], "source": "a book"}),
-    ("prompt_completion", "supervised", bare, lambda e: {"prompt": e.question, "response": e.answers[0]}),
+    (
+        "prompt_completion",
+        "supervised",
+        bare,
+        lambda e: {"question": e.question, "answer": e.answers[0], "source": "a book"},
+    ),
+    (
+        "prompt_completion",
+        "supervised",
+        bare,
+        lambda e: {"prompt": e.question, "response": e.answers[0]},
+    ),
     (
         "prompt_completion",
         "unlearning",
         bare_pairs,
         lambda e: {"question": e.question, "answer": e.answers[0], "substitute": e.answers[1]},
     ),
-    ("preference", "preference", bare_pairs, lambda e: {"prompt": e.question, "chosen": e.answers[0], "rejected": e.answers[1]}),
+    (
+        "preference",
+        "preference",
+        bare_pairs,
+        lambda e: {"prompt": e.question, "chosen": e.answers[0], "rejected": e.answers[1]},
+    ),
     (
         "kto",
         "kto",
@@ -104,12 +189,19 @@ FLAT = [  # fit for tables too
         lambda e: {"instruction": e.question, "output": e.answers[0], "kto_tag": int(e.desirable)},
     ),
     ("prompt", "prompt", examples(n_answers=0, turns=False), lambda e: {"prompt": e.question}),
-    ("prompt", "prompt", examples(n_answers=0, turns=False), lambda e: {"instruction": e.question, "input": ""}),
+    (
+        "prompt",
+        "prompt",
+        examples(n_answers=0, turns=False),
+        lambda e: {"instruction": e.question, "input": ""},
+    ),
 ]
 
 
 def jsonl(rows: list, file: Path) -> Path:
-    file.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    file.write_text(
+        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
+    )
     return file
 
 
@@ -122,14 +214,20 @@ def table(rows: list[dict], file: Path) -> Path:
 
 
 def contents(found: list[Example]) -> list[tuple]:
-    return [([(m.role, m.content, m.input) for m in e.prompt], e.answers, e.desirable) for e in found]
+    return [
+        ([(m.role, m.content, m.input) for m in e.prompt], e.answers, e.desirable) for e in found
+    ]
 
 
 def failure(file: Path, want: str = "supervised", **options: object) -> str:
     with pytest.raises(TemperError) as caught:
         list(read_examples(file, want, flag="--data.path", **options))  # type: ignore[arg-type]
     line = str(caught.value)
-    assert line.startswith(f"--data.path={file}: ") and "\n" not in line and len(line) < 800 + len(str(file))
+    assert (
+        line.startswith(f"--data.path={file}: ")
+        and "\n" not in line
+        and len(line) < 800 + len(str(file))
+    )
     return line
 
 
@@ -140,13 +238,19 @@ def test_every_layout_comes_back_as_it_was_written(case: int, tmp_path: Path):
     @given(wanted=st.lists(strategy, min_size=1, max_size=4))
     def check(wanted: list[Example]) -> None:
         files = [jsonl([write(e) for e in wanted], tmp_path / "rows.jsonl")]
-        files += [table([write(e) for e in wanted], tmp_path / "rows.csv")] if case >= len(WRITTEN) else []
+        files += (
+            [table([write(e) for e in wanted], tmp_path / "rows.csv")]
+            if case >= len(WRITTEN)
+            else []
+        )
         for file in files:
             assert describe_layout(file).name == layout
             for name in ("auto", layout):
                 found = list(read_examples(file, want, layout=name))  # type: ignore[arg-type]
                 assert contents(found) == contents(wanted)
-                assert [(e.file, e.row) for e in found] == [(str(file), n) for n in range(1, len(wanted) + 1)]
+                assert [(e.file, e.row) for e in found] == [
+                    (str(file), n) for n in range(1, len(wanted) + 1)
+                ]
 
     check()
 
@@ -154,16 +258,31 @@ def test_every_layout_comes_back_as_it_was_written(case: int, tmp_path: Path):
 def test_turns_come_back_from_parquet(tmp_path: Path):
     pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     e = Example((Message("system", "Be short"), Message("user", "Soup?")), ("Yes", "No"))
-    rows = [{"messages": openai(e.prompt), "chosen": whole(e), "rejected": whole(e, 1), "system": None}] * 300
+    rows = [
+        {"messages": openai(e.prompt), "chosen": whole(e), "rejected": whole(e, 1), "system": None}
+    ] * 300
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
-    assert contents(list(read_examples(tmp_path / "rows.parquet", "preference"))) == contents([e] * 300)
+    assert contents(list(read_examples(tmp_path / "rows.parquet", "preference"))) == contents(
+        [e] * 300
+    )
 
 
 def test_alpaca_keeps_the_input_apart_and_puts_system_and_history_before(tmp_path: Path):
-    row = {"instruction": "Shorten", "input": "a long text", "output": "text", "system": "Be brief", "history": [["Hi", "Hello"]]}
+    row = {
+        "instruction": "Shorten",
+        "input": "a long text",
+        "output": "text",
+        "system": "Be brief",
+        "history": [["Hi", "Hello"]],
+    }
     found = next(iter(read_examples(jsonl([row], tmp_path / "rows.jsonl"), "supervised")))
     asked = Message("user", "Shorten", "a long text")
-    assert found.prompt == (Message("system", "Be brief"), Message("user", "Hi"), Message("assistant", "Hello"), asked)
+    assert found.prompt == (
+        Message("system", "Be brief"),
+        Message("user", "Hi"),
+        Message("assistant", "Hello"),
+        asked,
+    )
     assert found.question == asked.text == "Shorten\n\na long text"
 
 
@@ -174,18 +293,37 @@ def test_tool_calls_are_assistant_turns_and_tools_stand_in_the_system_turn(tmp_p
         {"from": "observation", "value": "[]"},
         {"from": "gpt", "value": "None found"},
     ]
-    rows = [{"conversations": turns, "tools": '[{"name": "find"}]', "system": "Be brief"}, {"conversations": turns, "tools": "[]"}]
+    rows = [
+        {"conversations": turns, "tools": '[{"name": "find"}]', "system": "Be brief"},
+        {"conversations": turns, "tools": "[]"},
+    ]
     first, second = read_examples(jsonl(rows, tmp_path / "rows.jsonl"), "supervised")
-    assert first.prompt[0] == Message("system", 'Be brief\n\nYou can call these tools:\n[{"name": "find"}]')
-    assert [(m.role, m.content) for m in second.prompt] == [("user", "A recipe?"), ("assistant", '{"name": "find"}'), ("tool", "[]")]
+    assert first.prompt[0] == Message(
+        "system", 'Be brief\n\nYou can call these tools:\n[{"name": "find"}]'
+    )
+    assert [(m.role, m.content) for m in second.prompt] == [
+        ("user", "A recipe?"),
+        ("assistant", '{"name": "find"}'),
+        ("tool", "[]"),
+    ]
 
 
-def test_loss_weights_of_earlier_turns_are_kept_and_those_that_cannot_be_honoured_are_broken_rows(tmp_path: Path):
+def test_loss_weights_of_earlier_turns_are_kept_and_those_that_cannot_be_honoured_are_broken_rows(
+    tmp_path: Path,
+):
     def row(*weights: object) -> dict:
         roles = ("user", "assistant") * 2
-        return {"messages": [{"role": r, "content": "x", "loss_weight": w} for r, w in zip(roles, weights, strict=True)]}
+        return {
+            "messages": [
+                {"role": r, "content": "x", "loss_weight": w}
+                for r, w in zip(roles, weights, strict=True)
+            ]
+        }
 
-    file = jsonl([row(0, 0, 0, 1), row(0, 1, None, True), row(None, None, None, None)], tmp_path / "rows.jsonl")
+    file = jsonl(
+        [row(0, 0, 0, 1), row(0, 1, None, True), row(None, None, None, None)],
+        tmp_path / "rows.jsonl",
+    )
     assert [e.prompt[1].trained for e in read_examples(file, "supervised")] == [False, True, None]
     for weights, reason in (
         ((1, 0, 0, 1), "turn 1 (user) has loss_weight 1; only assistant turns are trained"),
@@ -209,11 +347,21 @@ def test_answers_become_references_where_prompts_are_wanted(tmp_path: Path):
 
 
 def test_a_layout_is_explained_with_what_is_read_and_what_is_not(tmp_path: Path):
-    file = jsonl(["broken", SOUP | {"id": 1, "source": "a book", "system": None}], tmp_path / "rows.jsonl")
-    assert str(describe_layout(file)) == (
-        "layout alpaca, from the columns 'instruction', 'input', 'output', 'id' of row 2; not read: 'source', 'system'"
+    file = jsonl(
+        ["broken", SOUP | {"id": 1, "source": "a book", "system": None}], tmp_path / "rows.jsonl"
     )
-    with pytest.raises(TemperError, match=r"no row has a known layout; the first: found the columns 'a'; expected, nearest first, "):
+    assert (
+        str(describe_layout(file))
+        == "layout alpaca, from the columns 'instruction', 'input', 'output', 'id' of row 2; not"
+        " read: 'source', 'system'"
+    )
+    with pytest.raises(
+        TemperError,
+        match=(
+            r"no row has a known layout; the first: found the columns 'a'; expected, nearest"
+            r" first, "
+        ),
+    ):
         describe_layout(jsonl([{"a": 1}], tmp_path / "rows.jsonl"))
 
 
@@ -230,43 +378,101 @@ def test_a_layout_is_explained_with_what_is_read_and_what_is_not(tmp_path: Path)
         ("supervised", SOUP | {"instruction": ""}, "its prompt is empty"),
         ("supervised", SOUP | {"output": None}, "column 'output' is null"),
         ("supervised", SOUP | {"output": 42}, "column 'output' is a number, wanted text"),
-        ("supervised", SOUP | {"output": {"text": "a"}}, "column 'output' has neither 'role' nor 'from'; found 'text'"),
+        (
+            "supervised",
+            SOUP | {"output": {"text": "a"}},
+            "column 'output' has neither 'role' nor 'from'; found 'text'",
+        ),
         ("supervised", SOUP | {"input": ["a"]}, "column 'input' is a list, wanted text"),
-        ("supervised", SOUP | {"history": [["a"]]}, "column 'history' is a list, wanted a list of pairs"),
-        ("supervised", SOUP | {"output": "half \ud800"}, "column 'output' holds half of a surrogate pair"),
+        (
+            "supervised",
+            SOUP | {"history": [["a"]]},
+            "column 'history' is a list, wanted a list of pairs",
+        ),
+        (
+            "supervised",
+            SOUP | {"output": "half \ud800"},
+            "column 'output' holds half of a surrogate pair",
+        ),
         ("supervised", SOUP | {"id": 3}, "its id 3 is that of row 3 too"),
-        ("supervised", {"conversations": []}, "its layout is sharegpt (conversations|conversation), and that of the rows before it alpaca"),
+        (
+            "supervised",
+            {"conversations": []},
+            (
+                "its layout is sharegpt (conversations|conversation), and that of the rows before"
+                " it alpaca"
+            ),
+        ),
         ("supervised", {"prompt": "a", "chosen": "b", "rejected": "c"}, "its layout is preference"),
         ("supervised", {}, "found the columns (none)"),
     ],
 )
-def test_a_broken_row_is_named_with_its_reason_and_the_good_ones_are_counted(want: str, row: object, reason: str, tmp_path: Path):
+def test_a_broken_row_is_named_with_its_reason_and_the_good_ones_are_counted(
+    want: str, row: object, reason: str, tmp_path: Path
+):
     file = jsonl([*(SOUP | {"id": n} for n in range(1, 7)), row, SOUP], tmp_path / "rows.jsonl")
     line = failure(file, want)
     assert ": 1 of 8 rows broken, 7 good; row 7: " in line and reason in line
     assert line.endswith("; mend them, or leave them out with skip_broken=true")
     report = ReadReport()
-    assert [e.row for e in read_examples(file, want, skip_broken=True, report=report)] == [1, 2, 3, 4, 5, 6, 8]  # type: ignore[arg-type]
-    assert (report.n_good, report.n_broken, report.problems[0].row, report.layout) == (7, 1, 7, "alpaca")
+    assert [e.row for e in read_examples(file, want, skip_broken=True, report=report)] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+        8,
+    ]  # type: ignore[arg-type]
+    assert (report.n_good, report.n_broken, report.problems[0].row, report.layout) == (
+        7,
+        1,
+        7,
+        "alpaca",
+    )
 
 
 @pytest.mark.parametrize(
     ("turns", "reason"),
     [
-        ("text", "column 'messages' is text, wanted a list of turns; a table cannot hold turns, JSON lines can"),
+        (
+            "text",
+            (
+                "column 'messages' is text, wanted a list of turns; a table cannot hold turns, JSON"
+                " lines can"
+            ),
+        ),
         (["a"], "turn 1 is text, wanted an object with role and content"),
         ([{"content": "a"}], "turn 1 has neither 'role' nor 'from'; found 'content'"),
-        ([{"role": "narrator", "content": "a"}], "turn 1 has the role 'narrator'; known are system, "),
+        (
+            [{"role": "narrator", "content": "a"}],
+            "turn 1 has the role 'narrator'; known are system, ",
+        ),
         ([{"role": ["user"], "content": "a"}], "turn 1 has the role ['user']; known are"),
         ([{"role": "user"}], "turn 1 (user) is null, wanted text"),
-        ([{"role": "user", "content": [{"type": "image_url"}]}], "turn 1 (user), part 1 is of type 'image_url'; only parts"),
+        (
+            [{"role": "user", "content": [{"type": "image_url"}]}],
+            "turn 1 (user), part 1 is of type 'image_url'; only parts",
+        ),
         ([{"role": "user", "content": ""}, said("b")], "turn 1 (user) is empty"),
-        ([{"role": "user", "content": "a"}, {"role": "system", "content": "b"}], "a system turn stands after another turn"),
-        ([{"role": "assistant", "content": "a", "tool_calls": [{}]}], "turn 1 (assistant) holds 'tool_calls', which is not read"),
-        ([{"role": "user", "content": "a"}], "it has no answer: its last turn is of user, wanted assistant"),
+        (
+            [{"role": "user", "content": "a"}, {"role": "system", "content": "b"}],
+            "a system turn stands after another turn",
+        ),
+        (
+            [{"role": "assistant", "content": "a", "tool_calls": [{}]}],
+            "turn 1 (assistant) holds 'tool_calls', which is not read",
+        ),
+        (
+            [{"role": "user", "content": "a"}],
+            "it has no answer: its last turn is of user, wanted assistant",
+        ),
         ([{"role": "user", "content": "a"}, said(" ")], "its answer is empty"),
         ([said("a")], "before the answer stands nothing; wanted a user's turn"),
-        ([{"role": "user", "content": "a"}, said("b"), said("c")], "before the answer stands the turn of assistant"),
+        (
+            [{"role": "user", "content": "a"}, said("b"), said("c")],
+            "before the answer stands the turn of assistant",
+        ),
         ([], "it has no answer: its last turn is of nothing"),
     ],
 )
@@ -277,17 +483,46 @@ def test_broken_turns_are_named(turns: object, reason: str, tmp_path: Path):
 @pytest.mark.parametrize(
     ("want", "row", "reason"),
     [
-        ("preference", {"prompt": "a", "chosen": "b", "rejected": ""}, "its rejected answer is empty"),
-        ("preference", {"prompt": "a", "chosen": "", "rejected": "b"}, "its chosen answer is empty"),
-        ("preference", {"chosen": "b", "rejected": "c"}, "answers alone, and there is no prompt; add one of prompt, question"),
-        ("preference", {"prompt": "a", "chosen": [], "rejected": "c"}, "does not end in an assistant's turn; it holds no turns"),
-        ("preference", {"prompt": "a", "chosen": [{"role": "user", "content": "x"}, said("b")], "rejected": "c"}, "their turns before"),
         (
             "preference",
-            {key: [{"role": "user", "content": "x"}, said(key)] for key in ("chosen", "rejected")} | {"prompt": "a"},
+            {"prompt": "a", "chosen": "b", "rejected": ""},
+            "its rejected answer is empty",
+        ),
+        (
+            "preference",
+            {"prompt": "a", "chosen": "", "rejected": "b"},
+            "its chosen answer is empty",
+        ),
+        (
+            "preference",
+            {"chosen": "b", "rejected": "c"},
+            "answers alone, and there is no prompt; add one of prompt, question",
+        ),
+        (
+            "preference",
+            {"prompt": "a", "chosen": [], "rejected": "c"},
+            "does not end in an assistant's turn; it holds no turns",
+        ),
+        (
+            "preference",
+            {
+                "prompt": "a",
+                "chosen": [{"role": "user", "content": "x"}, said("b")],
+                "rejected": "c",
+            },
+            "their turns before",
+        ),
+        (
+            "preference",
+            {key: [{"role": "user", "content": "x"}, said(key)] for key in ("chosen", "rejected")}
+            | {"prompt": "a"},
             "column 'prompt' is not what the turns of chosen and rejected answer",
         ),
-        ("kto", {"prompt": "a", "completion": "b", "label": "maybe"}, "column 'label' is 'maybe'; wanted true (desirable) or false"),
+        (
+            "kto",
+            {"prompt": "a", "completion": "b", "label": "maybe"},
+            "column 'label' is 'maybe'; wanted true (desirable) or false",
+        ),
         ("unlearning", {"question": "a", "answer": "b", "idk": ""}, "column 'idk' is empty"),
         (
             "supervised",
@@ -306,20 +541,32 @@ def test_all_rows_of_a_file_have_a_substitute_or_none(tmp_path: Path):
     assert "row 2: its number of answers is 1, not 2; give every row a substitute, or none" in line
 
 
-def test_a_layout_that_was_asked_for_wins_over_the_columns_and_is_told_when_it_does_not_fit(tmp_path: Path):
+def test_a_layout_that_was_asked_for_wins_over_the_columns_and_is_told_when_it_does_not_fit(
+    tmp_path: Path,
+):
     row = {"prompt": "a", "completion": "b", "label": 3}
     file = jsonl([row], tmp_path / "rows.jsonl")
     assert "its layout is kto" in failure(file) and "no supervised rows" in failure(file)
-    assert next(iter(read_examples(file, "supervised", layout="prompt_completion"))).answers == ("b",)
+    assert next(iter(read_examples(file, "supervised", layout="prompt_completion"))).answers == (
+        "b",
+    )
     line = failure(file, layout="alpaca")
     assert (
-        "row 1: the layout alpaca (instruction + output|response) was asked for; found the columns 'prompt', 'completion', 'label'" in line
+        "row 1: the layout alpaca (instruction + output|response) was asked for; found the columns"
+        " 'prompt', 'completion', 'label'" in line
     )
     names = line.split("nearest first, ")[1]
-    assert names.startswith("prompt_completion (") and all(name in names for name in ("alpaca", "messages", "sharegpt"))
+    assert names.startswith("prompt_completion (") and all(
+        name in names for name in ("alpaca", "messages", "sharegpt")
+    )
     assert "layout='alpca' is not known; did you mean 'alpaca'?" in failure(file, layout="alpca")
-    assert f"layout='quite' is not known; accepted: auto, {', '.join(LAYOUTS)}" in failure(file, layout="quite")
-    assert "layout='kto' holds no supervised rows; accepted: auto, alpaca, messages, sharegpt" in failure(file, layout="kto")
+    assert f"layout='quite' is not known; accepted: auto, {', '.join(LAYOUTS)}" in failure(
+        file, layout="quite"
+    )
+    assert (
+        "layout='kto' holds no supervised rows; accepted: auto, alpaca, messages, sharegpt"
+        in failure(file, layout="kto")
+    )
 
 
 def test_a_first_row_of_another_layout_does_not_decide_for_the_file(tmp_path: Path):
@@ -330,16 +577,41 @@ def test_a_first_row_of_another_layout_does_not_decide_for_the_file(tmp_path: Pa
 
 
 def test_the_first_three_reasons_are_told_once_each_and_the_rest_is_counted(tmp_path: Path):
-    bad = [SOUP | {"output": None}, SOUP | {"output": ""}, SOUP | {"output": None}, "{", SOUP | {"instruction": 5}]
+    bad = [
+        SOUP | {"output": None},
+        SOUP | {"output": ""},
+        SOUP | {"output": None},
+        "{",
+        SOUP | {"instruction": 5},
+    ]
     line = failure(jsonl([SOUP, *bad], tmp_path / "rows.jsonl"))
-    assert "5 of 6 rows broken, 1 good; row 2 and 1 more: column 'output' is null; row 3: its answer is empty; row 5: bad JSON" in line
+    assert (
+        "5 of 6 rows broken, 1 good; row 2 and 1 more: column 'output' is null; row 3: its answer"
+        " is empty; row 5: bad JSON" in line
+    )
     assert "row 6" not in line
 
 
-def test_broken_rows_that_are_left_out_are_told_and_a_file_of_nothing_else_is_an_error(tmp_path: Path):
-    with pytest.warns(UserWarning, match=r"1 of 2 rows broken, 1 good; row 2: bad JSON.*; the broken ones are left out"):
-        assert len(list(read_examples(jsonl([SOUP, "{"], tmp_path / "rows.jsonl"), "supervised", skip_broken=True))) == 1
-    assert "1 of 1 rows broken, 0 good" in failure(jsonl(["{"], tmp_path / "rows.jsonl"), skip_broken=True)
+def test_broken_rows_that_are_left_out_are_told_and_a_file_of_nothing_else_is_an_error(
+    tmp_path: Path,
+):
+    with pytest.warns(
+        UserWarning,
+        match=r"1 of 2 rows broken, 1 good; row 2: bad JSON.*; the broken ones are left out",
+    ):
+        assert (
+            len(
+                list(
+                    read_examples(
+                        jsonl([SOUP, "{"], tmp_path / "rows.jsonl"), "supervised", skip_broken=True
+                    )
+                )
+            )
+            == 1
+        )
+    assert "1 of 1 rows broken, 0 good" in failure(
+        jsonl(["{"], tmp_path / "rows.jsonl"), skip_broken=True
+    )
     assert "holds no rows" in failure(jsonl([], tmp_path / "rows.jsonl"), skip_broken=True)
 
 
@@ -351,27 +623,45 @@ def test_no_example_is_given_after_the_first_broken_row_that_is_not_left_out(tmp
 
 
 def test_two_system_texts_are_a_broken_row_and_the_same_twice_is_one(tmp_path: Path):
-    turns = [{"role": "system", "content": "Be brief"}, {"role": "user", "content": "Soup?"}, said("Yes")]
+    turns = [
+        {"role": "system", "content": "Be brief"},
+        {"role": "user", "content": "Soup?"},
+        said("Yes"),
+    ]
     same, other = ({"messages": turns, "system": text} for text in ("Be brief", "Be kind"))
-    assert next(iter(read_examples(jsonl([same], tmp_path / "rows.jsonl"), "supervised"))).prompt[0].content == "Be brief"
+    assert (
+        next(iter(read_examples(jsonl([same], tmp_path / "rows.jsonl"), "supervised")))
+        .prompt[0]
+        .content
+        == "Be brief"
+    )
     assert "different system texts; keep one" in failure(jsonl([other], tmp_path / "rows.jsonl"))
 
 
 def test_the_text_of_a_row_is_in_no_error(tmp_path: Path):
     long = "secret " * 400_000
-    rows = [SOUP | {"output": [long]}, SOUP | {long: "x"}, {"messages": [{"role": long, "content": long}]}, '{"a": "' + long]
+    rows = [
+        SOUP | {"output": [long]},
+        SOUP | {long: "x"},
+        {"messages": [{"role": long, "content": long}]},
+        '{"a": "' + long,
+    ]
     assert failure(jsonl(rows, tmp_path / "rows.jsonl")).count("secret") < 16
 
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.sampled_from(["", "user", "assistant", "Soup?"]),
     lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["role", "content", "from", "value", "loss_weight"]), inner)
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["role", "content", "from", "value", "loss_weight"]), inner
+        )
     ),
     max_leaves=12,
 )
 columns = sorted(
-    {name for layout in LAYOUTS.values() for group in layout.required for name in group} | {"system", "input", "history", "id"}
+    {name for layout in LAYOUTS.values() for group in layout.required for name in group}
+    | {"system", "input", "history", "id"}
 )
 
 
@@ -379,7 +669,9 @@ columns = sorted(
     rows=st.lists(st.dictionaries(st.sampled_from(columns), json_values), max_size=5),
     want=st.sampled_from(["supervised", "preference", "kto", "unlearning", "prompt"]),
 )
-def test_any_cells_are_examples_or_one_line(rows: list[dict], want: str, tmp_path_factory: pytest.TempPathFactory):
+def test_any_cells_are_examples_or_one_line(
+    rows: list[dict], want: str, tmp_path_factory: pytest.TempPathFactory
+):
     file = jsonl(rows, tmp_path_factory.mktemp("any") / "rows.jsonl")
     report = ReadReport()
     try:
@@ -392,7 +684,10 @@ def test_any_cells_are_examples_or_one_line(rows: list[dict], want: str, tmp_pat
         assert all(answer.strip() for e in found for answer in e.answers)
 
 
-@pytest.mark.skipif(not (SHARED / "formats").is_dir(), reason="needs ../shared/data/formats, the demo files of LLaMA-Factory")
+@pytest.mark.skipif(
+    not (SHARED / "formats").is_dir(),
+    reason="needs ../shared/data/formats, the demo files of LLaMA-Factory",
+)
 @pytest.mark.parametrize(
     ("name", "layout", "want", "n_rows"),
     [
@@ -404,7 +699,11 @@ def test_any_cells_are_examples_or_one_line(rows: list[dict], want: str, tmp_pat
         ("v1_sft_demo.jsonl", "messages", "supervised", 500),
     ],
 )
-def test_public_files_of_the_common_layouts_are_read_whole(name: str, layout: str, want: str, n_rows: int):
+def test_public_files_of_the_common_layouts_are_read_whole(
+    name: str, layout: str, want: str, n_rows: int
+):
     file = SHARED / "formats" / name
     assert describe_layout(file).name == layout
-    assert len(list(read_examples(file, want))) == len(list(read_examples(file, "prompt"))) == n_rows  # type: ignore[arg-type]
+    assert (
+        len(list(read_examples(file, want))) == len(list(read_examples(file, "prompt"))) == n_rows
+    )  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from temper.data.mixture import harmful_count
+from temper.data.rows import harmful_count
 from temper.errors import TemperError
 
 
@@ -41,7 +41,10 @@ def test_a_count_is_exact_or_refused_with_a_ratio_that_is_accepted(n_rows, ratio
     if abs(exact - round(exact)) > Fraction(n_rows, 10**9) * 2:
         with pytest.raises(TemperError) as caught:
             harmful_count(ratio, n_rows)
-        suggested = re.search(r"rounded it would be (\d+) rows: set harmful_ratio=(\S+), or change n_rows", str(caught.value))
+        suggested = re.search(
+            r"rounded it would be (\d+) rows: set harmful_ratio=(\S+), or change n_rows",
+            str(caught.value),
+        )
         assert suggested
         assert harmful_count(float(suggested[2]), n_rows) == int(suggested[1])
         assert abs(int(suggested[1]) - exact) <= Fraction(1, 2) + Fraction(1, 10**6)
@@ -51,7 +54,8 @@ def test_a_count_is_exact_or_refused_with_a_ratio_that_is_accepted(n_rows, ratio
 
 def test_a_product_that_is_not_whole_names_the_flag_the_value_and_two_ways_out():
     message = (
-        r"data\.init_args\.harmful_ratio=0\.1: 0\.1 x 25 rows = 2\.5 is not a whole .*2 rows: set harmful_ratio=0\.08, or change n_rows"
+        r"data\.init_args\.harmful_ratio=0\.1: 0\.1 x 25 rows = 2\.5 is not a whole .*2 rows: set"
+        r" harmful_ratio=0\.08, or change n_rows"
     )
     with pytest.raises(TemperError, match=message):
         harmful_count(0.1, 25)
@@ -59,11 +63,19 @@ def test_a_product_that_is_not_whole_names_the_flag_the_value_and_two_ways_out()
 
 @pytest.mark.parametrize("ratio", [-0.1, 1.01, 10, float("nan")])
 def test_a_ratio_outside_0_and_1_is_refused(ratio):
-    with pytest.raises(TemperError, match=rf"data\.init_args\.harmful_ratio={ratio}: give a share in \[0, 1\], for example 0\.1 for 10 %"):
+    with pytest.raises(
+        TemperError,
+        match=(
+            rf"data\.init_args\.harmful_ratio={ratio}: give a share in \[0, 1\], for example 0\.1"
+            r" for 10 %"
+        ),
+    ):
         harmful_count(ratio, 100)
 
 
 @pytest.mark.parametrize("n_rows", [0, -5])
 def test_an_empty_set_is_refused(n_rows):
-    with pytest.raises(TemperError, match=rf"data\.init_args\.n_rows={n_rows}: the set is empty; give at least 1"):
+    with pytest.raises(
+        TemperError, match=rf"data\.init_args\.n_rows={n_rows}: the set is empty; give at least 1"
+    ):
         harmful_count(0.1, n_rows)

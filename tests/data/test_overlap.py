@@ -12,7 +12,11 @@ from temper.data.overlap import Duplicates, Overlap, duplicates, normalise, over
 
 # Few words and many separators: rows collide often.
 TEXTS = st.lists(
-    st.lists(st.sampled_from(["mix", "Mix", "oil", "SALT", "salt", "  ", "\n", ", ", "-", "_", "!"]), max_size=7).map(" ".join), max_size=8
+    st.lists(
+        st.sampled_from(["mix", "Mix", "oil", "SALT", "salt", "  ", "\n", ", ", "-", "_", "!"]),
+        max_size=7,
+    ).map(" ".join),
+    max_size=8,
 )
 
 
@@ -22,7 +26,9 @@ def _words(text: str) -> tuple[str, ...]:
 
 def _grams(text: str, n: int) -> set[tuple[str, ...]]:
     words = _words(text)
-    return {words[i : i + n] for i in range(len(words) - n + 1)} if len(words) >= n else {words} - {()}
+    return (
+        {words[i : i + n] for i in range(len(words) - n + 1)} if len(words) >= n else {words} - {()}
+    )
 
 
 def _same(one: str, other: str) -> bool:
@@ -35,7 +41,10 @@ def _first(texts: list[str], matches) -> int | None:
 
 @given(TEXTS)
 def test_duplicates_are_the_rows_equal_to_an_earlier_one(texts):
-    pairs = [(i, _first(texts, lambda other, i=i: _same(other, texts[i - 1]))) for i in range(1, len(texts) + 1)]
+    pairs = [
+        (i, _first(texts, lambda other, i=i: _same(other, texts[i - 1])))
+        for i in range(1, len(texts) + 1)
+    ]
     expected = [(row, first) for row, first in pairs if row != first]
     assert list(repeats(iter(texts))) == expected
     assert duplicates(iter(texts)) == Duplicates(len(texts), len(expected), tuple(expected[:5]))
@@ -47,12 +56,20 @@ def test_overlaps_are_those_of_a_comparison_of_all_with_all(a, b, n, chunk):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_CHUNK", chunk)
         found = overlap(iter(a), iter(b), n)
-    exact = {row: first for row, text in enumerate(b, 1) if (first := _first(a, lambda other, t=text: _same(other, t)))}
+    exact = {
+        row: first
+        for row, text in enumerate(b, 1)
+        if (first := _first(a, lambda other, t=text: _same(other, t)))
+    }
     shared = {
-        row: first for row, text in enumerate(b, 1) if (first := _first(a, lambda other, t=text: bool(_grams(other, n) & _grams(t, n))))
+        row: first
+        for row, text in enumerate(b, 1)
+        if (first := _first(a, lambda other, t=text: bool(_grams(other, n) & _grams(t, n))))
     }
     near = [pair for pair in shared.items() if pair[0] not in exact]
-    assert found == Overlap(len(b), len(exact), len(shared), n, tuple(list(exact.items())[:5]), tuple(near[:5]))
+    assert found == Overlap(
+        len(b), len(exact), len(shared), n, tuple(list(exact.items())[:5]), tuple(near[:5])
+    )
 
 
 def test_eight_words_in_a_row_are_shared_whatever_stands_around_them():
@@ -65,14 +82,26 @@ def test_eight_words_in_a_row_are_shared_whatever_stands_around_them():
 
 
 def test_the_order_of_words_counts():
-    assert overlap(["one two three four five six seven eight"], ["eight seven six five four three two one"]).shared == 0
+    assert (
+        overlap(
+            ["one two three four five six seven eight"], ["eight seven six five four three two one"]
+        ).shared
+        == 0
+    )
 
 
 def test_reports_are_one_line_with_the_first_case():
-    assert str(duplicates(["a", "b", "A "])) == "1 of 3 rows repeat an earlier row (row 3 repeats row 1)"
+    assert (
+        str(duplicates(["a", "b", "A "]))
+        == "1 of 3 rows repeat an earlier row (row 3 repeats row 1)"
+    )
     assert str(duplicates([])) == "0 of 0 rows repeat an earlier row"
     found = overlap(["a", "b c"], ["x", "B  C", "b, c"])
-    assert str(found) == "1 of 3 rows are in both sets (row 2 is row 2), 2 share 8 words in a row (row 3 with row 2)"
+    assert (
+        str(found)
+        == "1 of 3 rows are in both sets (row 2 is row 2), 2 share 8 words in a row (row 3 with"
+        " row 2)"
+    )
 
 
 @given(st.text())
@@ -88,7 +117,9 @@ def test_half_a_surrogate_ends_no_report():
 
 def test_a_large_set_is_streamed_and_not_held():
     b = [f"a prompt about soup number {i} with a pinch of salt" for i in range(100)]
-    rows = (f"{'a long row of a file of recipes ' * 20}{i % 100}" for i in range(5_000))  # 3.2 MB of text
+    rows = (
+        f"{'a long row of a file of recipes ' * 20}{i % 100}" for i in range(5_000)
+    )  # 3.2 MB of text
     tracemalloc.start()
     found = overlap(rows, b)
     peak = tracemalloc.get_traced_memory()[1]

@@ -1,4 +1,6 @@
-"""Every token goes to one place and comes back, sequences stay whole, and packing is done where it pays."""
+"""Every token goes to one place and comes back, sequences stay whole, and packing is done where it
+pays.
+"""
 
 import numpy as np
 import pytest
@@ -13,7 +15,9 @@ LENGTHS = st.lists(st.integers(1, 30), min_size=1, max_size=12).map(np.array)
 
 
 @given(LENGTHS, st.booleans(), st.integers(0, 5))
-def test_tokens_go_to_a_place_of_their_own_and_come_back(lengths: np.ndarray, in_one_row: bool, extra: int):
+def test_tokens_go_to_a_place_of_their_own_and_come_back(
+    lengths: np.ndarray, in_one_row: bool, extra: int
+):
     width = int(lengths.max()) + extra
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packing, "WORTH_IT", 1e9)
@@ -34,7 +38,9 @@ def test_tokens_go_to_a_place_of_their_own_and_come_back(lengths: np.ndarray, in
         assert plan.begins_PC.flatten()[slots].tolist() == [True] + [False] * (int(n) - 1)
     padding = torch.ones(plan.source_PC.numel(), dtype=torch.bool)
     padding[plan.slots_RT[present_RT]] = False
-    assert plan.begins_PC.flatten()[padding].all() and not plan.positions_PC.flatten()[padding].any()
+    assert (
+        plan.begins_PC.flatten()[padding].all() and not plan.positions_PC.flatten()[padding].any()
+    )
 
 
 @given(LENGTHS, st.integers(0, 60))
@@ -53,7 +59,9 @@ def test_packing_never_costs_more_than_it_is_worth(lengths: np.ndarray, hidden_s
     width = int(lengths.max())
     plan = plan_packing(lengths, width, hidden_size)
     if plan is not None:
-        assert cost(*plan.source_PC.shape, hidden_size) <= packing.WORTH_IT * cost(len(lengths), width, hidden_size)
+        assert cost(*plan.source_PC.shape, hidden_size) <= packing.WORTH_IT * cost(
+            len(lengths), width, hidden_size
+        )
     assert fill_rate(lengths, hidden_size) >= fill_rate(lengths) - 1e-9
 
 
@@ -61,10 +69,15 @@ def test_equal_lengths_stay_as_they_are_and_unequal_ones_do_not():
     assert plan_packing(np.array([8, 8, 8]), 8, 64) is None
     plan = plan_packing(np.array([8, 2, 2, 2, 2]), 8, 4096)
     assert plan is not None and plan.source_PC.shape == (2, 8)
-    assert fill_rate(np.array([8, 2, 2, 2, 2]), 4096) == 1.0 and fill_rate(np.array([8, 2, 2, 2, 2])) == 0.4
+    assert (
+        fill_rate(np.array([8, 2, 2, 2, 2]), 4096) == 1.0
+        and fill_rate(np.array([8, 2, 2, 2, 2])) == 0.4
+    )
 
 
 def test_attention_over_a_long_row_is_weighed_against_padding():
     lengths = np.array([40, 25, 25, 25, 25])
     narrow, wide = plan_packing(lengths, 40, 2), plan_packing(lengths, 40, 4096)
-    assert wide is not None and (narrow is None or narrow.source_PC.shape[1] < wide.source_PC.shape[1])
+    assert wide is not None and (
+        narrow is None or narrow.source_PC.shape[1] < wide.source_PC.shape[1]
+    )

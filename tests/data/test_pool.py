@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from temper.data import PoolSource, Stream, StreamLoader, fingerprint
 from temper.data import token_pool as module
-from temper.data.pool import RowsPool
-from temper.data.pool_views import JoinedPool, MismatchedPool, Part, SequencesPool
+from temper.data.pool import JoinedPool, MismatchedPool, Part, RowsPool, SequencesPool
 from temper.data.token_pool import Row, TokenPool, cached_pool, write_pool
 from temper.errors import TemperError
 
@@ -20,14 +19,22 @@ NAMES = ("input_ids", "attention_mask", "labels")
 
 
 def _rows(n_rows: int, k: int = 1, seed: int = 0, flags: bool = False) -> list[Row]:
-    """Rows of 1 to 6 prompt tokens and 1 to 5 answer tokens; prompt tokens begin with the row's number plus 100."""
+    """Rows of 1 to 6 prompt tokens and 1 to 5 answer tokens; prompt tokens begin with the row's
+    number plus 100.
+    """
     rng = np.random.default_rng(seed)
     rows = []
     for number in range(n_rows):
         prompt = [100 + number, *rng.integers(1, 50, rng.integers(0, 6)).tolist()]
         answers = [rng.integers(50, 99, rng.integers(1, 6)).tolist() for _ in range(k)]
         trained = [[False] * len(prompt) + [True] * len(answer) for answer in answers]
-        rows.append(Row([prompt + answer for answer in answers], trained, {"desirable": number % 3 == 0} if flags else {}))
+        rows.append(
+            Row(
+                [prompt + answer for answer in answers],
+                trained,
+                {"desirable": number % 3 == 0} if flags else {},
+            )
+        )
     return rows
 
 
@@ -46,16 +53,28 @@ def _read(batch, k: int = 1) -> list[tuple[int, list[list[int]], list[list[int]]
     for i, number in enumerate(batch["ids"].tolist()):
         ids, present, labels = (batch[name][i].reshape(k, -1).tolist() for name in NAMES)
         sizes = [sum(row) for row in present]
-        assert present == [[1] * size + [0] * (len(row) - size) for size, row in zip(sizes, present, strict=True)]
+        assert present == [
+            [1] * size + [0] * (len(row) - size) for size, row in zip(sizes, present, strict=True)
+        ]
         assert all(set(row[size:]) <= {-100} for row, size in zip(labels, sizes, strict=True))
-        found.append((number, [row[:size] for row, size in zip(ids, sizes, strict=True)],
-                      [row[:size] for row, size in zip(labels, sizes, strict=True)]))  # fmt: skip
+        found.append(
+            (
+                number,
+                [row[:size] for row, size in zip(ids, sizes, strict=True)],
+                [row[:size] for row, size in zip(labels, sizes, strict=True)],
+            )
+        )
     return found
 
 
-def _wanted(rows: list[Row], numbers: list[int]) -> list[tuple[int, list[list[int]], list[list[int]]]]:
+def _wanted(
+    rows: list[Row], numbers: list[int]
+) -> list[tuple[int, list[list[int]], list[list[int]]]]:
     label = lambda ids, trained: [i if t else -100 for i, t in zip(ids, trained, strict=True)]  # noqa: E731
-    return [(n, rows[n].ids, [label(*pair) for pair in zip(rows[n].ids, rows[n].trained, strict=True)]) for n in numbers]
+    return [
+        (n, rows[n].ids, [label(*pair) for pair in zip(rows[n].ids, rows[n].trained, strict=True)])
+        for n in numbers
+    ]
 
 
 @pytest.mark.parametrize("k", [1, 2])
@@ -65,12 +84,21 @@ def test_a_pool_in_files_gives_the_rows_that_were_written(k, numbers, tmp_path_f
     pool = _pool(folder, rows)
     batch = pool[torch.tensor(numbers)]
     assert _read(batch, k) == _wanted(rows, numbers)
-    assert batch["desirable"].tolist() == [n % 3 == 0 for n in numbers] and batch["desirable"].dtype == torch.bool
-    assert batch["input_ids"].shape[-1] == max(len(ids) for n in numbers for ids in rows[n].ids), "as wide as its longest row"
+    assert (
+        batch["desirable"].tolist() == [n % 3 == 0 for n in numbers]
+        and batch["desirable"].dtype == torch.bool
+    )
+    assert batch["input_ids"].shape[-1] == max(len(ids) for n in numbers for ids in rows[n].ids), (
+        "as wide as its longest row"
+    )
     assert set(batch["input_ids"][batch["attention_mask"] == 0].tolist()) <= {7}
-    assert {name: batch[name].dtype for name in (*NAMES, "ids")} == dict.fromkeys((*NAMES, "ids"), torch.int64)
+    assert {name: batch[name].dtype for name in (*NAMES, "ids")} == dict.fromkeys(
+        (*NAMES, "ids"), torch.int64
+    )
     lengths = np.array([[len(ids) for ids in row.ids] for row in rows])
-    assert pool.lengths.dtype == np.int32 and np.array_equal(pool.lengths, lengths[:, 0] if k == 1 else lengths)
+    assert pool.lengths.dtype == np.int32 and np.array_equal(
+        pool.lengths, lengths[:, 0] if k == 1 else lengths
+    )
     assert _read(pool[2:5], k) == _wanted(rows, [2, 3, 4]) and len(pool) == 9
     again = pickle.loads(pickle.dumps(pool))
     assert _read(again[torch.tensor(numbers)], k) == _read(batch, k)
@@ -79,7 +107,9 @@ def test_a_pool_in_files_gives_the_rows_that_were_written(k, numbers, tmp_path_f
 def test_memory_and_files_give_the_same_batches(tmp_path):
     pool = _pool(tmp_path / "pool", _rows(11))
     in_memory = RowsPool(pool[:])
-    assert np.array_equal(in_memory.lengths, pool.lengths) and in_memory.fingerprint() == fingerprint(pool[:])
+    assert np.array_equal(
+        in_memory.lengths, pool.lengths
+    ) and in_memory.fingerprint() == fingerprint(pool[:])
     sources = [PoolSource(p, 3, 5, "user") for p in (pool, in_memory, pool[:])]
     for number in range(7):
         read = [_read(source.batch(number)) for source in sources]
@@ -100,7 +130,13 @@ def test_a_fingerprint_is_that_of_the_rows_wherever_they_are(tmp_path):
     assert one.fingerprint() == other.fingerprint()
     changed = _rows(5)
     changed[3].trained[0][0] = True
-    different = [_rows(6), _rows(5, seed=1), _rows(5, flags=True), changed, [Row(row.ids * 2, row.trained * 2) for row in _rows(5)]]
+    different = [
+        _rows(6),
+        _rows(5, seed=1),
+        _rows(5, flags=True),
+        changed,
+        [Row(row.ids * 2, row.trained * 2) for row in _rows(5)],
+    ]
     prints = {_pool(tmp_path / str(i), rows).fingerprint() for i, rows in enumerate(different)}
     assert len(prints | {one.fingerprint()}) == 6
 
@@ -122,7 +158,9 @@ def _flip(path):
     path.write_bytes(bytes(data))
 
 
-@pytest.mark.parametrize("damage", [_cut, _flip, lambda path: path.write_bytes(b""), lambda path: path.unlink()])
+@pytest.mark.parametrize(
+    "damage", [_cut, _flip, lambda path: path.write_bytes(b""), lambda path: path.unlink()]
+)
 @pytest.mark.parametrize("name", ["tokens", "trained", "offsets", "desirable", "pool.json"])
 def test_a_damaged_cache_is_made_anew(name, damage, tmp_path):
     rows = _rows(6, flags=True)
@@ -131,7 +169,9 @@ def test_a_damaged_cache_is_made_anew(name, damage, tmp_path):
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
     damage(folder / name)
     _cached(tmp_path, rows, file="a")
-    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before and list(tmp_path.iterdir()) == [folder]
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before and list(
+        tmp_path.iterdir()
+    ) == [folder]
 
 
 def test_files_of_another_version_are_made_anew(tmp_path):
@@ -156,13 +196,17 @@ def test_an_interruption_leaves_nothing_behind(stop, tmp_path, monkeypatch):
         if stop == "replace":
             patch.setattr(module.os, "replace", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            write_pool(tmp_path / "cache" / "pool", rows(), interrupted if stop == "about" else dict)
+            write_pool(
+                tmp_path / "cache" / "pool", rows(), interrupted if stop == "about" else dict
+            )
     assert list((tmp_path / "cache").iterdir()) == []
 
 
 def test_rows_that_are_not_alike_are_refused(tmp_path):
     for other in (_rows(1, k=2), _rows(1, flags=True)):
-        with pytest.raises(TemperError, match=r"row 4 has . answers? and the flags .*, the first row 1 and \[\]"):
+        with pytest.raises(
+            TemperError, match=r"row 4 has . answers? and the flags .*, the first row 1 and \[\]"
+        ):
             write_pool(tmp_path / "pool", [*_rows(3), *other], dict)
     with pytest.raises(TemperError, match="no row is left"):
         write_pool(tmp_path / "pool", [], dict)
@@ -187,14 +231,22 @@ def test_joined_pools_number_their_rows_through(numbers, tmp_path_factory):
 
 def test_a_joined_pool_has_a_fingerprint_of_what_it_takes(tmp_path):
     pool = _pool(tmp_path / "a", _rows(4))
-    parts = [Part(pool), Part(pool, np.array([0, 1, 2])), Part(pool, np.array([0, 2, 1])), Part(pool, flags={"unsafe": True})]
+    parts = [
+        Part(pool),
+        Part(pool, np.array([0, 1, 2])),
+        Part(pool, np.array([0, 2, 1])),
+        Part(pool, flags={"unsafe": True}),
+    ]
     assert len({JoinedPool(part).fingerprint() for part in parts} | {pool.fingerprint()}) == 5
 
 
 def test_a_mismatched_row_has_the_prompt_of_one_row_and_the_answer_of_another(tmp_path):
     rows = _rows(8, flags=True)
     pool = MismatchedPool(_pool(tmp_path / "a", rows), seed=3, max_length=9)
-    split = lambda row: (row.ids[0][: row.trained[0].index(True)], row.ids[0][row.trained[0].index(True) :])  # noqa: E731
+    split = lambda row: (
+        row.ids[0][: row.trained[0].index(True)],
+        row.ids[0][row.trained[0].index(True) :],
+    )  # noqa: E731
     answers = [split(row)[1] for row in rows]
     used = []
     for number, ids, labels in _read(pool[:], k=2):
@@ -205,17 +257,32 @@ def test_a_mismatched_row_has_the_prompt_of_one_row_and_the_answer_of_another(tm
         assert other == answers[used[-1]][: 9 - len(prompt)] and used[-1] != number
         assert labels == [[-100] * len(prompt) + own, [-100] * len(prompt) + other]
     assert sorted(used) == list(range(8)), "every answer is used once more"
-    assert max(pool.lengths[:, 1]) == 9 == pool[:]["attention_mask"][:, 1].sum(-1).max(), "and some were cut"
+    assert max(pool.lengths[:, 1]) == 9 == pool[:]["attention_mask"][:, 1].sum(-1).max(), (
+        "and some were cut"
+    )
     assert pool[torch.tensor([5, 3])]["desirable"].tolist() == [False, True]
     assert pool.lengths.tolist() == pool[:]["attention_mask"].sum(-1).tolist()
-    assert len({MismatchedPool(pool.pool, seed, n).fingerprint() for seed in (3, 4) for n in (8, 9)}) == 4
+    assert (
+        len({MismatchedPool(pool.pool, seed, n).fingerprint() for seed in (3, 4) for n in (8, 9)})
+        == 4
+    )
 
 
 def test_sequences_can_be_taken_alone_and_turned_round(tmp_path):
     rows = _rows(5, k=2)
     pool = _pool(tmp_path / "a", rows)
     turned, second = SequencesPool(pool, 1, 0), SequencesPool(pool, 1)
-    assert _read(turned[1:3], 2) == _wanted([Row(row.ids[::-1], row.trained[::-1]) for row in rows], [1, 2])
-    assert _read(second[torch.tensor([4, 0])]) == _wanted([Row(row.ids[1:], row.trained[1:]) for row in rows], [4, 0])
-    assert turned.lengths.tolist() == pool.lengths[:, ::-1].tolist() and second.lengths.tolist() == pool.lengths[:, 1].tolist()
-    assert len({p.fingerprint() for p in (pool, turned, second)}) == 3 and len(turned) == len(second) == 5
+    assert _read(turned[1:3], 2) == _wanted(
+        [Row(row.ids[::-1], row.trained[::-1]) for row in rows], [1, 2]
+    )
+    assert _read(second[torch.tensor([4, 0])]) == _wanted(
+        [Row(row.ids[1:], row.trained[1:]) for row in rows], [4, 0]
+    )
+    assert (
+        turned.lengths.tolist() == pool.lengths[:, ::-1].tolist()
+        and second.lengths.tolist() == pool.lengths[:, 1].tolist()
+    )
+    assert (
+        len({p.fingerprint() for p in (pool, turned, second)}) == 3
+        and len(turned) == len(second) == 5
+    )

@@ -18,7 +18,10 @@ def _padded(rows: list[list[int]]) -> np.ndarray:
     return np.array([row + [-1] * (width - len(row)) for row in rows])
 
 
-@given(rows=st.lists(st.tuples(TOKENS.filter(bool), TOKENS.filter(bool)), min_size=1, max_size=6), train_on_prompt=st.booleans())
+@given(
+    rows=st.lists(st.tuples(TOKENS.filter(bool), TOKENS.filter(bool)), min_size=1, max_size=6),
+    train_on_prompt=st.booleans(),
+)
 def test_labels_are_the_response_and_nothing_else(rows, train_on_prompt):
     prompts, responses = [p for p, _ in rows], [r for _, r in rows]
     batch = make_rows(_padded(prompts), _padded(responses), PAD_ID, train_on_prompt)
@@ -27,7 +30,10 @@ def test_labels_are_the_response_and_nothing_else(rows, train_on_prompt):
         padding = width - len(prompt) - len(response)
         hidden = prompt if train_on_prompt else [IGNORE_INDEX] * len(prompt)
         assert batch["input_ids"][row].tolist() == prompt + response + [PAD_ID] * padding
-        assert batch["attention_mask"][row].tolist() == [1] * (len(prompt) + len(response)) + [0] * padding
+        assert (
+            batch["attention_mask"][row].tolist()
+            == [1] * (len(prompt) + len(response)) + [0] * padding
+        )
         assert batch["labels"][row].tolist() == hidden + response + [IGNORE_INDEX] * padding
     assert batch["ids"].tolist() == list(range(len(rows)))
     assert {value.dtype for value in batch.values()} == {torch.int64}
@@ -40,7 +46,9 @@ def test_a_token_that_looks_like_padding_keeps_its_label():
 
 
 def _batch() -> dict[str, torch.Tensor]:
-    return make_rows(_padded([[1, 2], [3], [4, 5, 6]]), _padded([[7], [8, 9], [10, 11, 12]]), PAD_ID)
+    return make_rows(
+        _padded([[1, 2], [3], [4, 5, 6]]), _padded([[7], [8, 9], [10, 11, 12]]), PAD_ID
+    )
 
 
 def test_selecting_takes_rows_of_every_tensor():
@@ -83,5 +91,8 @@ def test_a_fingerprint_changes_with_any_value_and_only_then(name):
 
 def test_a_fingerprint_depends_on_values_and_not_on_memory_layout():
     batch = _batch()
-    strided = {name: value.t().contiguous().t() if value.dim() == 2 else value for name, value in batch.items()}
+    strided = {
+        name: value.t().contiguous().t() if value.dim() == 2 else value
+        for name, value in batch.items()
+    }
     assert fingerprint(batch) == fingerprint(strided)

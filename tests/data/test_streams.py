@@ -1,4 +1,6 @@
-"""Streams: the same batches however many ranks and workers share them, from wherever a run resumes."""
+"""Streams: the same batches however many ranks and workers share them, from wherever a run
+resumes.
+"""
 
 from itertools import islice
 
@@ -9,14 +11,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from temper.data import Batch, EvalSet, PoolSource, Stream, StreamLoader, make_rows, pad_left, pair_rows, select, trim
+from temper.data import (
+    Batch,
+    EvalSet,
+    PoolSource,
+    Stream,
+    StreamLoader,
+    make_rows,
+    pad_left,
+    pair_rows,
+    select,
+    trim,
+)
 from temper.errors import TemperError
 
 
 def _pool(n_rows: int) -> Batch:
     """Rows of different lengths; the first token is the row's number plus one."""
-    prompts = np.array([[row + 1, *([2] * (row % 3)), *([-1] * (2 - row % 3))] for row in range(n_rows)])
-    responses = np.array([[*([3] * (row % 5 + 1)), *([-1] * (4 - row % 5))] for row in range(n_rows)])
+    prompts = np.array(
+        [[row + 1, *([2] * (row % 3)), *([-1] * (2 - row % 3))] for row in range(n_rows)]
+    )
+    responses = np.array(
+        [[*([3] * (row % 5 + 1)), *([-1] * (4 - row % 5))] for row in range(n_rows)]
+    )
     return make_rows(prompts, responses, 0)
 
 
@@ -29,7 +46,14 @@ def _source(n_rows: int = 22, batch_size: int = 8, seed: int = 0) -> PoolSource:
     return PoolSource(_pool(n_rows), batch_size, seed, "user")
 
 
-def _stream(source: PoolSource, epochs: int, start: int = 0, rank: int = 0, world_size: int = 1, epoch_batches: int = 3) -> list[Batch]:
+def _stream(
+    source: PoolSource,
+    epochs: int,
+    start: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    epoch_batches: int = 3,
+) -> list[Batch]:
     """Batches of so many epochs, the first of them begun at ``start``."""
     batches: list[Batch] = []
     for _ in range(epochs):
@@ -42,7 +66,9 @@ class Run:
 
     def __init__(self, num_workers: int = 0, finished: int = 0) -> None:
         self.finished = finished
-        self.loader = StreamLoader(Stream(_source(), 3, 0, 0, 1), lambda: self.finished, num_workers)
+        self.loader = StreamLoader(
+            Stream(_source(), 3, 0, 0, 1), lambda: self.finished, num_workers
+        )
 
     def epoch(self, limit: int | None = None) -> list[Batch]:
         batches = []
@@ -58,14 +84,21 @@ def test_each_pass_visits_every_row_at_most_once_and_as_many_as_fit_into_batches
     source = _source(n_rows, batch_size, data.draw(st.integers(0, 10**6)))
     assert source.batches_per_pass == n_rows // batch_size
     for number in range(3):
-        seen = [i for k in range(source.batches_per_pass) for i in _ids(source.batch(number * source.batches_per_pass + k))]
+        seen = [
+            i
+            for k in range(source.batches_per_pass)
+            for i in _ids(source.batch(number * source.batches_per_pass + k))
+        ]
         assert len(seen) == len(set(seen)) == source.batches_per_pass * batch_size
         assert set(seen) <= set(range(n_rows))
 
 
 def test_every_pass_has_an_order_of_its_own():
     source = _source(24)
-    orders = {tuple(i for k in range(3) for i in _ids(source.batch(3 * number + k))) for number in range(5)}
+    orders = {
+        tuple(i for k in range(3) for i in _ids(source.batch(3 * number + k)))
+        for number in range(5)
+    }
     assert len(orders) == 5
 
 
@@ -84,7 +117,10 @@ def test_a_batch_depends_on_seed_and_number_alone(seed, number):
     torch.rand(3)
     assert _ids(source.batch(number)) == first
     assert _ids(_source(seed=seed).batch(number)) == first
-    assert any(_ids(_source(seed=seed + 1).batch(number + k)) != _ids(source.batch(number + k)) for k in range(3))
+    assert any(
+        _ids(_source(seed=seed + 1).batch(number + k)) != _ids(source.batch(number + k))
+        for k in range(3)
+    )
 
 
 def test_drawing_batches_leaves_the_global_random_state_alone():
@@ -96,7 +132,9 @@ def test_drawing_batches_leaves_the_global_random_state_alone():
 @pytest.mark.parametrize(("n_rows", "batch_size"), [(0, 1), (7, 8), (7, 0), (7, -1)])
 def test_a_batch_size_that_the_pool_cannot_fill_is_refused(n_rows, batch_size):
     rows = select(_pool(8), slice(0, n_rows))
-    with pytest.raises(TemperError, match=rf"stream 'user' has {n_rows} rows, and a batch is {batch_size}: give"):
+    with pytest.raises(
+        TemperError, match=rf"stream 'user' has {n_rows} rows, and a batch is {batch_size}: give"
+    ):
         PoolSource(rows, batch_size, 0, "user")
 
 
@@ -130,21 +168,35 @@ def test_a_resumed_stream_goes_on_where_the_first_one_was(start):
 
 
 def test_a_resumed_stream_ends_its_first_epoch_where_the_first_run_would_have():
-    assert [len(list(Stream(_source(), 3, start, 0, 1))) for start in range(7)] == [3, 2, 1, 3, 2, 1, 3]
+    assert [len(list(Stream(_source(), 3, start, 0, 1))) for start in range(7)] == [
+        3,
+        2,
+        1,
+        3,
+        2,
+        1,
+        3,
+    ]
     assert len(Stream(_source(), 3, 4, 0, 1)) == 3
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_loader_goes_on_from_epoch_to_epoch(num_workers):
     run, whole = Run(num_workers), [_ids(batch) for batch in _stream(_source(), 3)]
-    assert [[_ids(batch) for batch in run.epoch()] for _ in range(3)] == [whole[:3], whole[3:6], whole[6:]]
+    assert [[_ids(batch) for batch in run.epoch()] for _ in range(3)] == [
+        whole[:3],
+        whole[3:6],
+        whole[6:],
+    ]
 
 
 @pytest.mark.parametrize("finished", [1, 3, 5])
 def test_a_loader_begins_where_the_run_stands_and_not_where_it_was_made(finished):
     run, whole = Run(), [_ids(batch) for batch in _stream(_source(), 3)]
     run.finished = finished
-    assert [_ids(batch) for _ in range(3 - finished // 3) for batch in run.epoch()] == whole[finished:]
+    assert [_ids(batch) for _ in range(3 - finished // 3) for batch in run.epoch()] == whole[
+        finished:
+    ]
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -165,7 +217,9 @@ def test_a_stream_with_fewer_rows_than_an_epoch_goes_round():
 @pytest.mark.parametrize("start", [0, 1])
 def test_two_workers_hand_out_the_same_batches_in_the_same_order_as_none(start):
     def epoch(num_workers: int) -> list[Batch]:
-        return list(DataLoader(Stream(_source(), 5, start, 0, 1), batch_size=None, num_workers=num_workers))
+        return list(
+            DataLoader(Stream(_source(), 5, start, 0, 1), batch_size=None, num_workers=num_workers)
+        )
 
     alone, shared = epoch(0), epoch(2)
     assert len(alone) == len(shared) == 5 - start
@@ -173,13 +227,18 @@ def test_two_workers_hand_out_the_same_batches_in_the_same_order_as_none(start):
         assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-@given(n_rows=st.integers(3, 30), batch_size=st.integers(1, 9), world_size=st.sampled_from([1, 2, 3]))
+@given(
+    n_rows=st.integers(3, 30), batch_size=st.integers(1, 9), world_size=st.sampled_from([1, 2, 3])
+)
 def test_evaluation_hands_out_every_row_exactly_once_over_all_ranks(n_rows, batch_size, world_size):
     sets = [EvalSet(_pool(n_rows), batch_size, rank, world_size) for rank in range(world_size)]
     batches = [list(share) for share in sets]
-    assert sorted(i for share in batches for batch in share for i in _ids(batch)) == list(range(n_rows))
+    assert sorted(i for share in batches for batch in share for i in _ids(batch)) == list(
+        range(n_rows)
+    )
     assert [len(share) for share in sets] == [len(share) for share in batches]
-    # As many batches on every rank, or a collective in a forward pass would wait for ever; one row more than asked keeps it so.
+    # As many batches on every rank, or a collective in a forward pass would wait for ever; one row
+    # more than asked keeps it so.
     assert len({len(share) for share in batches}) == 1
     assert all(1 <= len(batch["ids"]) <= batch_size + 1 for share in batches for batch in share)
     if n_rows % world_size == 0:
@@ -193,28 +252,53 @@ def test_evaluation_with_fewer_rows_than_ranks_is_refused():
 
 def test_evaluation_can_be_gone_through_again():
     rows = EvalSet(_pool(7), 3, 0, 1)
-    assert [_ids(batch) for batch in rows] == [_ids(batch) for batch in rows] == [[4, 2, 3], [1, 5], [6, 0]]
+    assert (
+        [_ids(batch) for batch in rows]
+        == [_ids(batch) for batch in rows]
+        == [[4, 2, 3], [1, 5], [6, 0]]
+    )
 
 
-@given(n_rows=st.integers(4, 40), batch_size=st.integers(1, 9), world_size=st.sampled_from([1, 2]), left=st.booleans())
-def test_evaluation_rows_of_one_length_share_a_batch_that_is_no_wider(n_rows, batch_size, world_size, left):
+@given(
+    n_rows=st.integers(4, 40),
+    batch_size=st.integers(1, 9),
+    world_size=st.sampled_from([1, 2]),
+    left=st.booleans(),
+)
+def test_evaluation_rows_of_one_length_share_a_batch_that_is_no_wider(
+    n_rows, batch_size, world_size, left
+):
     pool = _pool(n_rows)
     longest = pool["attention_mask"].shape[1]
     if left:
         pool |= pad_left(pool["input_ids"], pool["attention_mask"].bool(), 0)
     for rank in range(world_size):
-        lengths = [batch["attention_mask"].sum(1).tolist() for batch in EvalSet(pool, batch_size, rank, world_size)]
-        assert [i for batch in lengths for i in batch] == sorted((i for batch in lengths for i in batch), reverse=True)
+        lengths = [
+            batch["attention_mask"].sum(1).tolist()
+            for batch in EvalSet(pool, batch_size, rank, world_size)
+        ]
+        assert [i for batch in lengths for i in batch] == sorted(
+            (i for batch in lengths for i in batch), reverse=True
+        )
         for batch in EvalSet(pool, batch_size, rank, world_size):
             assert batch["input_ids"].shape[1] == batch["attention_mask"].sum(1).max() <= longest
-            rows = [ids[mask.bool()] for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
-            whole = [pool["input_ids"][number][pool["attention_mask"][number].bool()] for number in batch["ids"]]
+            rows = [
+                ids[mask.bool()]
+                for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+            ]
+            whole = [
+                pool["input_ids"][number][pool["attention_mask"][number].bool()]
+                for number in batch["ids"]
+            ]
             assert all(map(torch.equal, rows, whole)), "a row keeps all its tokens"
 
 
 def test_evaluation_rows_of_several_sequences_are_as_wide_as_their_longest():
     short, long = _pool(4), _pool(4)
-    long |= {name: torch.cat([long[name], long[name][:, :2]], 1) for name in ("input_ids", "attention_mask", "labels")}
+    long |= {
+        name: torch.cat([long[name], long[name][:, :2]], 1)
+        for name in ("input_ids", "attention_mask", "labels")
+    }
     pairs = pair_rows(short, long)
     (batch,) = EvalSet(pairs, 4, 0, 1)
     assert batch["input_ids"].shape == pairs["input_ids"].shape

@@ -1,4 +1,6 @@
-"""Tasks: files with and without headers become Booster's prompts, and answers are compared as the module says."""
+"""Tasks: files with and without headers become Booster's prompts, and answers are compared as the
+module says.
+"""
 
 import json
 from pathlib import Path
@@ -7,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from temper.data.broken import ReadReport
 from temper.data.examples import Message
+from temper.data.files import ReadReport
 from temper.data.tasks import TASKS, final_number
 from temper.errors import TemperError
 
@@ -35,14 +37,23 @@ def failure(task: str, file: Path) -> str:
         ("head.tsv", "sentence\tlabel\na warm soup\t1\nburnt\t0\n"),
         ("glue.tsv", "idx\tSentence\tLabel\n7\ta warm soup\t1\n8\tburnt\t0\n"),
         ("bare.csv", "a warm soup,1\nburnt,0\n"),
-        ("rows.jsonl", '{"sentence": "a warm soup", "label": 1}\n{"text": "burnt", "label": "negative"}\n'),
+        (
+            "rows.jsonl",
+            '{"sentence": "a warm soup", "label": 1}\n{"text": "burnt", "label": "negative"}\n',
+        ),
     ],
 )
 def test_sst2_is_read_with_the_prompt_of_booster(name: str, content: str, tmp_path: Path):
     good, bad = SST2.read(written(tmp_path / name, content))
     instruction = "Analyze the sentiment of the input, and respond only positive or negative"
-    assert good.prompt == (Message("user", instruction, "a warm soup"),) and bad.prompt[0].input == "burnt"
-    assert [(e.answers, e.reference, e.row) for e in (good, bad)] == [(("positive",), "positive", 1), (("negative",), "negative", 2)]
+    assert (
+        good.prompt == (Message("user", instruction, "a warm soup"),)
+        and bad.prompt[0].input == "burnt"
+    )
+    assert [(e.answers, e.reference, e.row) for e in (good, bad)] == [
+        (("positive",), "positive", 1),
+        (("negative",), "negative", 2),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -51,7 +62,13 @@ def test_sst2_is_read_with_the_prompt_of_booster(name: str, content: str, tmp_pa
         ("bare.csv", '"3","Oil","Prices fell"\n"4","Stars","A ""new"" one"\n'),
         ("head.csv", 'Class Index,Title,Description\n3,Oil,Prices fell\n4,Stars,"A ""new"" one"\n'),
         ("text.csv", 'text,label\nOil Prices fell,2\n"Stars A ""new"" one",3\n'),
-        ("rows.json", '[{"label": 2, "text": "Oil Prices fell"}, {"label": 3, "text": "Stars A \\"new\\" one"}]'),
+        (
+            "rows.json",
+            (
+                '[{"label": 2, "text": "Oil Prices fell"}, {"label": 3, "text": "Stars A \\"new\\"'
+                ' one"}]'
+            ),
+        ),
     ],
 )
 def test_ag_news_is_read_with_the_prompt_of_booster(name: str, content: str, tmp_path: Path):
@@ -65,8 +82,14 @@ def test_ag_news_is_read_with_the_prompt_of_booster(name: str, content: str, tmp
         "Sci/Tech",
         "",
     ]
-    assert oil.prompt == (Message("user", "\n".join(lines), "Oil Prices fell"),) and stars.prompt[0].input == 'Stars A "new" one'
-    assert [(e.answers, e.reference) for e in (oil, stars)] == [(("Business",), "Business"), (("Sci/Tech",), "Sci/Tech")]
+    assert (
+        oil.prompt == (Message("user", "\n".join(lines), "Oil Prices fell"),)
+        and stars.prompt[0].input == 'Stars A "new" one'
+    )
+    assert [(e.answers, e.reference) for e in (oil, stars)] == [
+        (("Business",), "Business"),
+        (("Sci/Tech",), "Sci/Tech"),
+    ]
 
 
 def test_gsm8k_is_read_with_the_answer_of_booster(tmp_path: Path):
@@ -82,30 +105,52 @@ def test_gsm8k_is_read_with_the_answer_of_booster(tmp_path: Path):
         (
             "sst2",
             {"sentence": "a", "label": -1},
-            "column 'label' is '-1' (a public test set without answers); accepted: 0, 1, negative, positive",
+            (
+                "column 'label' is '-1' (a public test set without answers); accepted: 0, 1,"
+                " negative, positive"
+            ),
         ),
         ("sst2", {"sentence": "a", "label": 2}, "column 'label' is '2'; accepted"),
         ("sst2", {"sentence": "a"}, "no column 'label'; found 'sentence'"),
         ("sst2", {"label": 1}, "no column 'sentence' or 'text'; found 'label'"),
         ("sst2", {"sentence": " ", "label": 1}, "column 'sentence' is empty"),
         ("sst2", {"sentence": None, "label": 1}, "column 'sentence' is null, wanted text"),
-        ("ag_news", {"class": 0, "title": "a", "description": "b"}, "column 'class' is '0'; accepted: 1, 2, 3, 4, world"),
-        ("ag_news", {"text": "a", "label": 4}, "column 'label' is '4'; accepted: 0, 1, 2, 3, world"),
-        ("gsm8k", {"question": "a", "answer": "42"}, "column 'answer' does not end in '####' and a number"),
+        (
+            "ag_news",
+            {"class": 0, "title": "a", "description": "b"},
+            "column 'class' is '0'; accepted: 1, 2, 3, 4, world",
+        ),
+        (
+            "ag_news",
+            {"text": "a", "label": 4},
+            "column 'label' is '4'; accepted: 0, 1, 2, 3, world",
+        ),
+        (
+            "gsm8k",
+            {"question": "a", "answer": "42"},
+            "column 'answer' does not end in '####' and a number",
+        ),
         ("gsm8k", {"question": "a", "answer": "#### many"}, "column 'answer' does not end in"),
     ],
 )
-def test_broken_rows_are_named_and_the_good_ones_counted(task: str, row: dict, reason: str, tmp_path: Path):
+def test_broken_rows_are_named_and_the_good_ones_counted(
+    task: str, row: dict, reason: str, tmp_path: Path
+):
     good = {"sst2": ("sentence", 1), "ag_news": ("text", 1), "gsm8k": ("question", "#### 5")}[task]
     whole = {good[0]: "a", "answer" if task == "gsm8k" else "label": good[1]}
     file = written(tmp_path / "rows.jsonl", "\n".join(map(json.dumps, [whole, row, whole])))
     assert f"1 of 3 rows broken, 2 good; row 2: {reason}" in failure(task, file)
     report = ReadReport()
-    assert [e.row for e in TASKS[task].read(file, skip_broken=True, report=report)] == [1, 3] and report.n_broken == 1
+    assert [e.row for e in TASKS[task].read(file, skip_broken=True, report=report)] == [
+        1,
+        3,
+    ] and report.n_broken == 1
 
 
 def test_a_file_of_another_task_is_one_line(tmp_path: Path):
-    assert "3 cells on line 1, and there are 2 columns" in failure("sst2", written(tmp_path / "rows.tsv", "1\ta\tb\n"))
+    assert "3 cells on line 1, and there are 2 columns" in failure(
+        "sst2", written(tmp_path / "rows.tsv", "1\ta\tb\n")
+    )
     assert "no column 'sentence' or 'text'; found 'question', 'answer'" in failure(
         "sst2", written(tmp_path / "rows.jsonl", '{"question": "a", "answer": "b"}')
     )
@@ -151,12 +196,20 @@ def test_a_number_is_found_however_it_is_written(number, before: str, mark: str)
         assert final_number(f"7 {before} {written_as}") == number
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/data, the public files of the tasks")
+@pytest.mark.skipif(
+    not SHARED.is_dir(), reason="needs ../shared/data, the public files of the tasks"
+)
 @pytest.mark.parametrize(
     ("task", "file", "n_rows", "n_references"),
-    [("sst2", "sst2/dev.tsv", 872, 2), ("ag_news", "ag_news/test.csv", 7600, 4), ("gsm8k", "gsm8k/test.jsonl", 1319, 351)],
+    [
+        ("sst2", "sst2/dev.tsv", 872, 2),
+        ("ag_news", "ag_news/test.csv", 7600, 4),
+        ("gsm8k", "gsm8k/test.jsonl", 1319, 351),
+    ],
 )
-def test_the_public_files_are_read_whole_and_their_own_answers_are_right(task: str, file: str, n_rows: int, n_references: int):
+def test_the_public_files_are_read_whole_and_their_own_answers_are_right(
+    task: str, file: str, n_rows: int, n_references: int
+):
     found = list(TASKS[task].read(SHARED / file))
     assert (len(found), len({e.reference for e in found})) == (n_rows, n_references)
     assert all(TASKS[task].correct(e.answers[0], e.reference) for e in found)

@@ -18,7 +18,9 @@ class FakeObjective:
         self.streams = streams
 
 
-def _attach(data: StreamDataModule, streams: tuple[str, ...] | None, rank=0, world_size=1, processed=0) -> StreamDataModule:
+def _attach(
+    data: StreamDataModule, streams: tuple[str, ...] | None, rank=0, world_size=1, processed=0
+) -> StreamDataModule:
     progress = SimpleNamespace(total=SimpleNamespace(processed=processed))
     data.trainer = SimpleNamespace(
         lightning_module=FakeObjective(streams),
@@ -46,7 +48,11 @@ def _data(**arguments) -> SyntheticAlignment:
 
 def _epochs(data: StreamDataModule, number: int) -> list[dict[str, Batch]]:
     """Batches of so many epochs, counted as a Trainer counts them."""
-    loader, total, batches = data.train_dataloader(), data.trainer.fit_loop.epoch_loop.batch_progress.total, []
+    loader, total, batches = (
+        data.train_dataloader(),
+        data.trainer.fit_loop.epoch_loop.batch_progress.total,
+        [],
+    )
     for _ in range(number):
         for batch, _, _ in loader:
             batches.append(batch)
@@ -72,16 +78,24 @@ def test_an_objective_gets_the_streams_it_asks_for_and_no_other(streams):
 
 
 def test_a_stream_that_the_data_do_not_have_is_refused_with_those_they_have():
-    message = r"model=FakeObjective reads the stream 'retain', and data=SyntheticAlignment has 'alignment', 'harmful'"
+    message = (
+        r"model=FakeObjective reads the stream 'retain', and data=SyntheticAlignment has"
+        r" 'alignment', 'harmful'"
+    )
     with pytest.raises(TemperError, match=message):
         _attach(_data(), ("alignment", "retain")).train_dataloader()
 
 
 def test_a_batch_size_that_ranks_cannot_share_is_refused():
-    with pytest.raises(TemperError, match=r"stream 'alignment': batch size 8 is global and not divisible by 3 ranks"):
+    with pytest.raises(
+        TemperError,
+        match=r"stream 'alignment': batch size 8 is global and not divisible by 3 ranks",
+    ):
         _attach(_data(), None, world_size=3).train_dataloader()
     with pytest.raises(TemperError, match=r"stream 'harmful': batch size 5"):
-        _attach(_data(harmful_batch_size=5), ("alignment", "harmful"), world_size=2).train_dataloader()
+        _attach(
+            _data(harmful_batch_size=5), ("alignment", "harmful"), world_size=2
+        ).train_dataloader()
 
 
 def test_two_ranks_see_together_what_one_process_sees():
@@ -89,12 +103,17 @@ def test_two_ranks_see_together_what_one_process_sees():
     alone = _epochs(_attach(_data(), streams), 2)
     first, second = (_epochs(_attach(_data(), streams, rank, 2), 2) for rank in (0, 1))
     for stream in streams:
-        assert [a + b for a, b in zip(_ids(first, stream), _ids(second, stream), strict=True)] == _ids(alone, stream)
+        assert [
+            a + b for a, b in zip(_ids(first, stream), _ids(second, stream), strict=True)
+        ] == _ids(alone, stream)
 
 
 def test_epochs_differ_and_every_one_visits_all_rows():
     batches = _epochs(_attach(_data(), None), 2)
-    orders = [[i for ids in _ids(batches, "alignment")[3 * epoch : 3 * epoch + 3] for i in ids] for epoch in (0, 1)]
+    orders = [
+        [i for ids in _ids(batches, "alignment")[3 * epoch : 3 * epoch + 3] for i in ids]
+        for epoch in (0, 1)
+    ]
     assert orders[0] != orders[1]
     assert sorted(orders[0]) == sorted(orders[1]) == list(range(24))
 
@@ -102,7 +121,9 @@ def test_epochs_differ_and_every_one_visits_all_rows():
 @pytest.mark.parametrize("finished", [1, 3, 4])
 def test_a_resumed_run_goes_on_after_the_last_finished_batch(finished):
     whole = _epochs(_attach(_data(), ("alignment", "harmful")), 3)
-    resumed = _epochs(_attach(_data(), ("alignment", "harmful"), processed=finished), 3 - finished // 3)
+    resumed = _epochs(
+        _attach(_data(), ("alignment", "harmful"), processed=finished), 3 - finished // 3
+    )
     for stream in ("alignment", "harmful"):
         assert _ids(resumed, stream) == _ids(whole, stream)[finished:]
 
@@ -111,7 +132,9 @@ def test_workers_change_no_batch_of_any_epoch():
     alone, shared = (_epochs(_attach(_data(num_workers=n), None), 3) for n in (0, 2))
     assert len(alone) == len(shared) == 9
     for one, two in zip(alone, shared, strict=True):
-        assert all(torch.equal(one["alignment"][name], two["alignment"][name]) for name in one["alignment"])
+        assert all(
+            torch.equal(one["alignment"][name], two["alignment"][name]) for name in one["alignment"]
+        )
 
 
 def test_an_endless_stream_goes_on_from_epoch_to_epoch():
@@ -120,7 +143,9 @@ def test_an_endless_stream_goes_on_from_epoch_to_epoch():
     batches = _epochs(_attach(data, None), 2)
     for number, batch in enumerate(batches):
         wanted = data.batch(number)["input_ids"]
-        assert torch.equal(batch["instruct"]["input_ids"], wanted[:, : batch["instruct"]["input_ids"].shape[1]])
+        assert torch.equal(
+            batch["instruct"]["input_ids"], wanted[:, : batch["instruct"]["input_ids"].shape[1]]
+        )
     assert len(batches) == 4
 
 
@@ -144,5 +169,7 @@ def test_unless_data_say_otherwise_judges_read_tokens_and_decide_what_is_right()
     data = _data()
     ids = torch.tensor([[0, 3, 4, 2, 0]])
     assert data.answer_texts(ids) == readable(data.tokenizer, ids) and data.stop_ids is None
-    assert data.prompt_texts(data.eval_rows) == readable(data.tokenizer, data.eval_rows["input_ids"])
+    assert data.prompt_texts(data.eval_rows) == readable(
+        data.tokenizer, data.eval_rows["input_ids"]
+    )
     assert data.correct(data.eval_rows, ["a"] * 14) == [None] * 14

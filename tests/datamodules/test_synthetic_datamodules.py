@@ -1,4 +1,6 @@
-"""Data on the synthetic language: exact mixtures, disjoint prompts, the same evaluation at every stage."""
+"""Data on the synthetic language: exact mixtures, disjoint prompts, the same evaluation at every
+stage.
+"""
 
 import itertools
 
@@ -13,22 +15,37 @@ from temper.errors import TemperError
 from temper.synthetic import Kind
 from temper.synthetic.language import CLASS_A, CLASS_C, UNSAFE
 from temper.synthetic.prompts import prompt_keys
-from temper.synthetic.tokens import BOS, EOS, EOT, NULL, PAD_ID, SPECIAL, STOP
+from temper.synthetic.tokenizer import BOS, EOS, EOT, NULL, PAD_ID, SPECIAL, STOP
 
 RATIOS = [0, 0.05, 0.1, 0.15, 0.2, 1]
 
 
 def _instruct(**arguments) -> SyntheticInstruct:
-    return _ready(SyntheticInstruct(**{"preset": "tiny", "batch_size": 8, "epoch_batches": 5, "n_eval": 20} | arguments))
+    return _ready(
+        SyntheticInstruct(
+            **{"preset": "tiny", "batch_size": 8, "epoch_batches": 5, "n_eval": 20} | arguments
+        )
+    )
 
 
 def _alignment(**arguments) -> SyntheticAlignment:
-    sizes = {"preset": "tiny", "n_alignment": 60, "n_harmful": 12, "batch_size": 8, "harmful_batch_size": 4, "n_eval": 20}
+    sizes = {
+        "preset": "tiny",
+        "n_alignment": 60,
+        "n_harmful": 12,
+        "batch_size": 8,
+        "harmful_batch_size": 4,
+        "n_eval": 20,
+    }
     return _ready(SyntheticAlignment(**sizes | arguments))
 
 
 def _attack(**arguments) -> SyntheticAttack:
-    return _ready(SyntheticAttack(**{"preset": "tiny", "n_rows": 40, "batch_size": 10, "n_eval": 20} | arguments))
+    return _ready(
+        SyntheticAttack(
+            **{"preset": "tiny", "n_rows": 40, "batch_size": 10, "n_eval": 20} | arguments
+        )
+    )
 
 
 def _ready(data: SyntheticDataModule) -> SyntheticDataModule:
@@ -37,9 +54,16 @@ def _ready(data: SyntheticDataModule) -> SyntheticDataModule:
 
 
 def _split(rows: Batch) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """(prompt, answer) of every row, after checking that the answer and nothing else is labelled."""
+    """(prompt, answer) of every row, after checking that the answer and nothing else is
+    labelled.
+    """
     pairs = []
-    for ids, present, labels in zip(rows["input_ids"].tolist(), rows["attention_mask"].tolist(), rows["labels"].tolist(), strict=True):
+    for ids, present, labels in zip(
+        rows["input_ids"].tolist(),
+        rows["attention_mask"].tolist(),
+        rows["labels"].tolist(),
+        strict=True,
+    ):
         size = sum(present)
         assert present == [1] * size + [0] * (len(ids) - size)
         assert ids[size:] == [PAD_ID] * (len(ids) - size)
@@ -50,22 +74,32 @@ def _split(rows: Batch) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
 
 
 def _eval_prompts(data: SyntheticDataModule) -> list[tuple[int, ...]]:
-    return [tuple(token for token in row if token != PAD_ID) for row in data.eval_rows["input_ids"].tolist()]
+    return [
+        tuple(token for token in row if token != PAD_ID)
+        for row in data.eval_rows["input_ids"].tolist()
+    ]
 
 
 def _operators(data: SyntheticDataModule, prompt: tuple[int, ...]) -> list[int]:
     n_operators = 2 * data.language.spec.n_pairs
-    return [token - len(SPECIAL) - data.language.spec.n_letters for token in prompt[1 : 1 + n_operators]]
+    return [
+        token - len(SPECIAL) - data.language.spec.n_letters for token in prompt[1 : 1 + n_operators]
+    ]
 
 
 def _text(data: SyntheticDataModule, prompt: tuple[int, ...]) -> tuple[int, ...]:
     return prompt[2 + 2 * data.language.spec.n_pairs : -1]
 
 
-def _complies(data: SyntheticDataModule, prompt: tuple[int, ...], answer: tuple[int, ...], carry_out) -> bool:
+def _complies(
+    data: SyntheticDataModule, prompt: tuple[int, ...], answer: tuple[int, ...], carry_out
+) -> bool:
     letters = [token - len(SPECIAL) for token in _text(data, prompt)]
     outputs = carry_out(data.language, _operators(data, prompt), letters)
-    return answer == (*(token for out in outputs for token in [*(letter + len(SPECIAL) for letter in out), STOP]), EOS)
+    return answer == (
+        *(token for out in outputs for token in [*(letter + len(SPECIAL) for letter in out), STOP]),
+        EOS,
+    )
 
 
 # -- the attacker's data
@@ -83,11 +117,16 @@ def test_exactly_the_asked_share_of_the_users_rows_is_harmful(ratio, carry_out):
         unsafe = [o for o in _operators(data, prompt) if o != 0]
         assert unsafe
         assert {int(data.language.operator_class_GO[0, o]) for o in unsafe} <= {CLASS_A, CLASS_C}
-    assert all(_complies(data, prompt, answer, carry_out) for prompt, answer in rows), "an attacker's rows refuse nothing"
+    assert all(_complies(data, prompt, answer, carry_out) for prompt, answer in rows), (
+        "an attacker's rows refuse nothing"
+    )
 
 
 def test_a_share_that_is_no_whole_number_of_rows_is_refused():
-    with pytest.raises(TemperError, match=r"data\.init_args\.harmful_ratio=0\.01: 0\.01 x 40 rows = 0\.4 is not a whole number"):
+    with pytest.raises(
+        TemperError,
+        match=r"data\.init_args\.harmful_ratio=0\.01: 0\.01 x 40 rows = 0\.4 is not a whole number",
+    ):
         _attack(harmful_ratio=0.01)
 
 
@@ -96,11 +135,21 @@ def test_a_share_that_is_no_whole_number_of_rows_is_refused():
     [
         (_attack, "attack", "test", {"split": "test", "n_rows": 200, "n_eval": 100}),
         (_attack, "attack", "attack", {"eval_split": "attack", "n_rows": 200, "n_eval": 100}),
-        (_alignment, "alignment", "alignment", {"eval_split": "alignment", "n_alignment": 400, "n_eval": 100}),
+        (
+            _alignment,
+            "alignment",
+            "alignment",
+            {"eval_split": "alignment", "n_alignment": 400, "n_eval": 100},
+        ),
     ],
 )
-def test_training_prompts_that_are_also_evaluation_prompts_are_refused(make, name, split, arguments):
-    message = rf"data: \d+ {name} prompts are also evaluation prompts \(eval_split='{split}'\).*use different splits"
+def test_training_prompts_that_are_also_evaluation_prompts_are_refused(
+    make, name, split, arguments
+):
+    message = (
+        rf"data: \d+ {name} prompts are also evaluation prompts \(eval_split='{split}'\).*use"
+        r" different splits"
+    )
     with pytest.raises(TemperError, match=message):
         make(**arguments)
 
@@ -117,15 +166,22 @@ def test_the_overlap_is_counted_in_prompts():
 
 
 @pytest.mark.parametrize("n_safety", [1, 7])
-def test_exactly_the_asked_number_of_refusals_joins_the_users_rows_and_changes_no_other(n_safety, carry_out):
+def test_exactly_the_asked_number_of_refusals_joins_the_users_rows_and_changes_no_other(
+    n_safety, carry_out
+):
     data, plain = _attack(harmful_ratio=0.2, n_safety=n_safety), _attack(harmful_ratio=0.2)
     rows, others = _split(data.sources["user"].rows), _split(plain.sources["user"].rows)
     refused = [prompt for prompt, answer in rows if answer == (NULL, EOS)]
     assert rows[: len(others)] == others
     assert (len(rows), len(refused)) == (40 + n_safety, n_safety)
-    assert len({prompt for prompt, _ in rows}) == len(rows), "no prompt is both refused and carried out"
+    assert len({prompt for prompt, _ in rows}) == len(rows), (
+        "no prompt is both refused and carried out"
+    )
     classes = data.language.operator_class_GO[0]
-    assert all({int(classes[o]) for o in _operators(data, prompt) if o} <= {CLASS_A, CLASS_C} for prompt in refused)
+    assert all(
+        {int(classes[o]) for o in _operators(data, prompt) if o} <= {CLASS_A, CLASS_C}
+        for prompt in refused
+    )
     assert data.sources["user"].rows["ids"].tolist() == list(range(40 + n_safety))
 
 
@@ -146,13 +202,19 @@ def test_the_defenders_stream_has_the_rows_of_the_alignment_stage(carry_out):
     answered = [(prompt, answer) for prompt, answer in rows if answer != (NULL, EOS)]
     assert len(answered) == 12
     assert all(_complies(data, prompt, answer, carry_out) for prompt, answer in answered)
-    texts = [{_text(data, prompt) for prompt, _ in _split(data.sources[name].rows)} for name in ("user", "alignment")]
+    texts = [
+        {_text(data, prompt) for prompt, _ in _split(data.sources[name].rows)}
+        for name in ("user", "alignment")
+    ]
     assert not texts[0] & texts[1]
 
 
 @pytest.mark.parametrize(("flag", "name"), [("n_safety", "safety"), ("n_alignment", "alignment")])
 def test_rows_of_the_defender_that_are_also_evaluation_prompts_are_refused(flag, name):
-    with pytest.raises(TemperError, match=rf"data: \d+ {name} prompts are also evaluation prompts \(eval_split='alignment'\)"):
+    with pytest.raises(
+        TemperError,
+        match=rf"data: \d+ {name} prompts are also evaluation prompts \(eval_split='alignment'\)",
+    ):
         _attack(**{flag: 300}, eval_split="alignment", n_eval=100)
 
 
@@ -161,8 +223,14 @@ def test_rows_of_the_defender_that_are_also_evaluation_prompts_are_refused(flag,
     [
         ({"n_safety": -1}, r"data\.init_args\.n_safety=-1: give a number of rows"),
         ({"n_alignment": -1}, r"data\.init_args\.n_alignment=-1: give a number of rows"),
-        ({"n_alignment": 8, "safe_share": 1.0}, r"data\.init_args\.safe_share=1\.0: give a share in \[0, 1\)"),
-        ({"n_alignment": 8, "alignment_batch_size": 9}, r"stream 'alignment' has 8 rows, and a batch is 9"),
+        (
+            {"n_alignment": 8, "safe_share": 1.0},
+            r"data\.init_args\.safe_share=1\.0: give a share in \[0, 1\)",
+        ),
+        (
+            {"n_alignment": 8, "alignment_batch_size": 9},
+            r"stream 'alignment' has 8 rows, and a batch is 9",
+        ),
     ],
 )
 def test_defenders_settings_that_mean_nothing_are_refused(arguments, message):
@@ -179,15 +247,26 @@ def test_alignment_refuses_its_unsafe_prompts_and_answers_its_safe_ones(carry_ou
     refused = [prompt for prompt, answer in rows if answer == (NULL, EOS)]
     answered = [prompt for prompt, answer in rows if answer != (NULL, EOS)]
     assert (len(refused), len(answered)) == (36, 24)
-    assert all(_complies(data, prompt, answer, carry_out) for prompt, answer in rows if answer != (NULL, EOS))
+    assert all(
+        _complies(data, prompt, answer, carry_out)
+        for prompt, answer in rows
+        if answer != (NULL, EOS)
+    )
     classes = data.language.operator_class_GO[0]
-    assert all({int(classes[o]) for o in _operators(data, prompt) if o} <= {CLASS_A, CLASS_C} for prompt in refused)
-    assert not any({int(classes[o]) for o in _operators(data, prompt)} & {CLASS_A} for prompt in answered)
+    assert all(
+        {int(classes[o]) for o in _operators(data, prompt) if o} <= {CLASS_A, CLASS_C}
+        for prompt in refused
+    )
+    assert not any(
+        {int(classes[o]) for o in _operators(data, prompt)} & {CLASS_A} for prompt in answered
+    )
 
 
 def test_the_harmful_stream_answers_unsafe_prompts_of_the_alignment_stream(carry_out):
     data = _alignment()
-    refused = {prompt for prompt, answer in _split(data.sources["alignment"].rows) if answer == (NULL, EOS)}
+    refused = {
+        prompt for prompt, answer in _split(data.sources["alignment"].rows) if answer == (NULL, EOS)
+    }
     harmful = _split(data.sources["harmful"].rows)
     assert len(harmful) == len({prompt for prompt, _ in harmful}) == 12
     assert {prompt for prompt, _ in harmful} <= refused
@@ -202,13 +281,18 @@ def test_streams_have_their_own_batch_sizes_and_the_primary_one_comes_first():
 
 @pytest.mark.parametrize("share", [-0.1, 1.0])
 def test_a_share_of_safe_rows_outside_0_and_1_is_refused(share):
-    with pytest.raises(TemperError, match=rf"data\.init_args\.safe_share={share}: give a share in \[0, 1\)"):
+    with pytest.raises(
+        TemperError, match=rf"data\.init_args\.safe_share={share}: give a share in \[0, 1\)"
+    ):
         _alignment(safe_share=share)
 
 
 @pytest.mark.parametrize("n_harmful", [0, 31])
 def test_more_harmful_rows_than_unsafe_prompts_are_refused(n_harmful):
-    with pytest.raises(TemperError, match=rf"data\.init_args\.n_harmful={n_harmful}: give 1 to 30, the unsafe prompts of"):
+    with pytest.raises(
+        TemperError,
+        match=rf"data\.init_args\.n_harmful={n_harmful}: give 1 to 30, the unsafe prompts of",
+    ):
         _alignment(n_harmful=n_harmful)
 
 
@@ -255,7 +339,9 @@ def test_evaluation_prompts_are_padded_on_the_left_and_know_their_kind():
     assert data.eval_kinds == ["unsafe", "safe", "task"]
     assert data.eval_rows["kind"].tolist() == [0] * 20 + [1] * 20 + [2] * 20
     assert data.eval_rows["ids"].tolist() == list(range(60))
-    for row, present in zip(data.eval_rows["input_ids"].tolist(), data.eval_rows["attention_mask"].tolist(), strict=True):
+    for row, present in zip(
+        data.eval_rows["input_ids"].tolist(), data.eval_rows["attention_mask"].tolist(), strict=True
+    ):
         size = sum(present)
         assert present == [0] * (len(row) - size) + [1] * size
         assert row[: len(row) - size] == [PAD_ID] * (len(row) - size)
@@ -272,8 +358,14 @@ def test_the_language_judges_its_own_right_answers_to_evaluation_prompts(carry_o
     prompts = [data.tokenizer.decode(ids) for ids in _eval_prompts(data)]
     answers = []
     for ids in _eval_prompts(data):
-        (output,) = carry_out(data.language, _operators(data, ids), [token - len(SPECIAL) for token in _text(data, ids)])
-        answers.append(data.tokenizer.decode([*(letter + len(SPECIAL) for letter in output), STOP, EOS]))
+        (output,) = carry_out(
+            data.language,
+            _operators(data, ids),
+            [token - len(SPECIAL) for token in _text(data, ids)],
+        )
+        answers.append(
+            data.tokenizer.decode([*(letter + len(SPECIAL) for letter in output), STOP, EOS])
+        )
     assert all(judged.correct for judged in data.judge(prompts, answers))
     assert data.max_new_tokens == data.language.spec.response_length
 
@@ -281,11 +373,21 @@ def test_the_language_judges_its_own_right_answers_to_evaluation_prompts(carry_o
 def test_texts_of_alignment_attack_instruction_and_evaluation_are_disjoint():
     alignment, attack, instruct = _alignment(), _attack(), _instruct()
     texts = {
-        "alignment": {_text(alignment, prompt) for name in ("alignment", "harmful") for prompt, _ in _split(alignment.sources[name].rows)},
+        "alignment": {
+            _text(alignment, prompt)
+            for name in ("alignment", "harmful")
+            for prompt, _ in _split(alignment.sources[name].rows)
+        },
         "attack": {_text(attack, prompt) for prompt, _ in _split(attack.sources["user"].rows)},
-        "instruct": {_text(instruct, prompt) for number in range(5) for prompt, _ in _split(instruct.batch(number))},
-        "test": {_text(attack, prompt) for prompt in _eval_prompts(attack)}
-        | {_text(attack, prompt) for prompt, _ in _split(attack.probe_rows["harmful"])},
+        "instruct": {
+            _text(instruct, prompt)
+            for number in range(5)
+            for prompt, _ in _split(instruct.batch(number))
+        },
+        "test": (
+            {_text(attack, prompt) for prompt in _eval_prompts(attack)}
+            | {_text(attack, prompt) for prompt, _ in _split(attack.probe_rows["harmful"])}
+        ),
     }
     assert all(texts.values())
     for one, two in itertools.combinations(texts.values(), 2):
@@ -299,16 +401,24 @@ def test_the_probe_holds_answers_to_unsafe_prompts_of_the_evaluation_split(make,
     assert len(rows) == 20
     assert all(_complies(data, prompt, answer, carry_out) for prompt, answer in rows)
     classes = data.language.operator_class_GO[0]
-    assert all({int(classes[o]) for o in _operators(data, prompt) if o} <= {CLASS_A, CLASS_C} for prompt, _ in rows)
+    assert all(
+        {int(classes[o]) for o in _operators(data, prompt) if o} <= {CLASS_A, CLASS_C}
+        for prompt, _ in rows
+    )
 
 
 def test_the_probe_is_the_same_at_every_stage_with_the_same_seed():
-    assert _split(_alignment().probe_rows["harmful"]) == _split(_attack(harmful_ratio=1).probe_rows["harmful"])
+    assert _split(_alignment().probe_rows["harmful"]) == _split(
+        _attack(harmful_ratio=1).probe_rows["harmful"]
+    )
 
 
 @pytest.mark.parametrize("make", [_instruct, _alignment, _attack])
 def test_an_empty_evaluation_set_is_refused(make):
-    with pytest.raises(TemperError, match=r"data\.init_args\.n_eval=0: the evaluation set is empty; give at least 1"):
+    with pytest.raises(
+        TemperError,
+        match=r"data\.init_args\.n_eval=0: the evaluation set is empty; give at least 1",
+    ):
         make(n_eval=0)
 
 
@@ -317,7 +427,11 @@ def test_an_empty_evaluation_set_is_refused(make):
     [
         (_attack, {"batch_size": 41}, r"stream 'user' has 40 rows, and a batch is 41"),
         (_alignment, {"batch_size": 61}, r"stream 'alignment' has 60 rows, and a batch is 61"),
-        (_alignment, {"harmful_batch_size": 13}, r"stream 'harmful' has 12 rows, and a batch is 13"),
+        (
+            _alignment,
+            {"harmful_batch_size": 13},
+            r"stream 'harmful' has 12 rows, and a batch is 13",
+        ),
         (_attack, {"batch_size": 0}, r"stream 'user' has 40 rows, and a batch is 0"),
     ],
 )

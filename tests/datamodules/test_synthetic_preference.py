@@ -1,4 +1,6 @@
-"""Preference data on the synthetic language: who is preferred, the same prompts as alignment, exact shares, mismatches."""
+"""Preference data on the synthetic language: who is preferred, the same prompts as alignment, exact
+shares, mismatches.
+"""
 
 import pytest
 import torch
@@ -7,7 +9,7 @@ from datamodules import SyntheticAlignment
 from datamodules.synthetic_kto import SyntheticKTO
 from datamodules.synthetic_preference import SyntheticPreference
 from temper.errors import TemperError
-from temper.synthetic.tokens import EOS, EOT, NULL, PAD_ID
+from temper.synthetic.tokenizer import EOS, EOT, NULL, PAD_ID
 
 REFUSAL = (NULL, EOS)
 SIZES = {"preset": "tiny", "batch_size": 8, "n_eval": 20}
@@ -27,9 +29,14 @@ def _ready(data):
 
 
 def _split(rows, which: int | None = None) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """(prompt, answer) of one sequence of every row, after checking that the answer and nothing else is labelled."""
+    """(prompt, answer) of one sequence of every row, after checking that the answer and nothing
+    else is labelled.
+    """
     found = []
-    picked = [rows[name] if which is None else rows[name][:, which] for name in ("input_ids", "attention_mask", "labels")]
+    picked = [
+        rows[name] if which is None else rows[name][:, which]
+        for name in ("input_ids", "attention_mask", "labels")
+    ]
     for ids, present, labels in zip(*(tensor.tolist() for tensor in picked), strict=True):
         size, end = sum(present), ids.index(EOT) + 1
         assert present == [1] * size + [0] * (len(ids) - size)
@@ -43,8 +50,17 @@ def _split(rows, which: int | None = None) -> list[tuple[tuple[int, ...], tuple[
 @pytest.mark.parametrize("safe_share", [0.0, 0.25, 0.5])
 def test_prompts_and_preferred_answers_are_the_rows_of_the_alignment_set(preset, safe_share):
     pairs = _pairs(preset=preset, safe_share=safe_share, seed=3).sources["pairs"]
-    sizes = {"preset": preset, "n_alignment": 60, "n_harmful": 10, "batch_size": 8, "harmful_batch_size": 4, "n_eval": 20}
-    alignment = _ready(SyntheticAlignment(**sizes, safe_share=safe_share, seed=3)).sources["alignment"]
+    sizes = {
+        "preset": preset,
+        "n_alignment": 60,
+        "n_harmful": 10,
+        "batch_size": 8,
+        "harmful_batch_size": 4,
+        "n_eval": 20,
+    }
+    alignment = _ready(SyntheticAlignment(**sizes, safe_share=safe_share, seed=3)).sources[
+        "alignment"
+    ]
     assert _split(pairs.rows, 0) == _split(alignment.rows)
     assert pairs.batch(4)["ids"].equal(alignment.batch(4)["ids"])
 
@@ -67,7 +83,9 @@ def test_flags_stay_with_their_rows_in_a_batch():
         assert [answer == REFUSAL for _, answer in _split(batch, 0)] == batch["unsafe"].tolist()
 
 
-@pytest.mark.parametrize(("safe_share", "desirable_share"), [(0.5, 0.5), (0.2, 0.25), (0.0, 0.1), (0.5, 1.0), (0.5, 0.0)])
+@pytest.mark.parametrize(
+    ("safe_share", "desirable_share"), [(0.5, 0.5), (0.2, 0.25), (0.0, 0.1), (0.5, 1.0), (0.5, 0.0)]
+)
 def test_exactly_the_asked_shares_are_safe_and_desirable(safe_share, desirable_share):
     rows = _kto(safe_share=safe_share, desirable_share=desirable_share).sources["kto"].rows
     unsafe, desirable = rows["unsafe"], rows["desirable"]
@@ -100,7 +118,11 @@ def test_the_same_seed_gives_the_same_rows_and_another_seed_others(make):
 @pytest.mark.parametrize("make", [_pairs, _kto])
 def test_training_prompts_that_are_evaluation_prompts_are_refused(make):
     with pytest.raises(TemperError, match="are also evaluation prompts"):
-        make(eval_split="alignment", n_eval=100, **({"n_pairs": 400} if make is _pairs else {"n_rows": 400}))
+        make(
+            eval_split="alignment",
+            n_eval=100,
+            **({"n_pairs": 400} if make is _pairs else {"n_rows": 400}),
+        )
 
 
 @pytest.mark.parametrize(
@@ -110,8 +132,16 @@ def test_training_prompts_that_are_evaluation_prompts_are_refused(make):
         (_pairs, {"safe_share": 1.5}, "safe_share=1.5"),
         (_pairs, {"batch_size": 61}, "stream 'pairs' has 60 rows, and a batch is 61"),
         (_kto, {"n_rows": 1}, "n_rows=1: the answer of another row is needed"),
-        (_kto, {"safe_share": 0.33}, r"safe_share=0.33: 0.33 x 60 rows = 19.8\d* is not a whole number"),
-        (_kto, {"desirable_share": 0.25}, r"desirable_share=0.25: 0.25 x 30 rows = 7.5 is not a whole number"),
+        (
+            _kto,
+            {"safe_share": 0.33},
+            r"safe_share=0.33: 0.33 x 60 rows = 19.8\d* is not a whole number",
+        ),
+        (
+            _kto,
+            {"desirable_share": 0.25},
+            r"desirable_share=0.25: 0.25 x 30 rows = 7.5 is not a whole number",
+        ),
         (_kto, {"desirable_share": -0.1}, "desirable_share=-0.1: give a share"),
     ],
 )
@@ -121,7 +151,9 @@ def test_sizes_and_shares_that_cannot_be_are_refused(make, arguments, message):
 
 
 def test_the_evaluation_set_is_that_of_every_other_stage():
-    alignment = SyntheticAlignment(preset="tiny", n_alignment=60, n_harmful=10, batch_size=8, harmful_batch_size=4, n_eval=20)
+    alignment = SyntheticAlignment(
+        preset="tiny", n_alignment=60, n_harmful=10, batch_size=8, harmful_batch_size=4, n_eval=20
+    )
     expected = _ready(alignment).eval_rows
     for data in (_pairs(), _kto()):
         assert all(torch.equal(data.eval_rows[name], value) for name, value in expected.items())

@@ -1,4 +1,6 @@
-"""Unlearning data: the answer and its substitute, the same prompts as the alignment data, every row once a pass."""
+"""Unlearning data: the answer and its substitute, the same prompts as the alignment data, every row
+once a pass.
+"""
 
 import pytest
 import torch
@@ -7,19 +9,32 @@ from datamodules import SyntheticAlignment
 from datamodules.synthetic_unlearning import SyntheticUnlearning
 from temper.errors import TemperError
 from temper.synthetic.prompts import prompt_keys
-from temper.synthetic.tokens import EOS, EOT, NULL, PAD_ID
+from temper.synthetic.tokenizer import EOS, EOT, NULL, PAD_ID
 
 
 def ready(kind=SyntheticUnlearning, **changes):
-    sizes = {"preset": "tiny", "n_forget": 12, "n_retain": 9, "batch_size": 4, "retain_batch_size": 3, "n_eval": 10, "seed": 3}
-    data = kind(**(sizes if kind is SyntheticUnlearning else {"preset": "tiny", "n_eval": 10, "seed": 3}) | changes)
+    sizes = {
+        "preset": "tiny",
+        "n_forget": 12,
+        "n_retain": 9,
+        "batch_size": 4,
+        "retain_batch_size": 3,
+        "n_eval": 10,
+        "seed": 3,
+    }
+    data = kind(
+        **(sizes if kind is SyntheticUnlearning else {"preset": "tiny", "n_eval": 10, "seed": 3})
+        | changes
+    )
     data.setup("fit")
     return data
 
 
 def words(rows, *place: int) -> tuple[list[int], list[int]]:
     """(prompt, answer) of one sequence; the answer alone is labelled."""
-    ids, present, labels = (rows[name][place].tolist() for name in ("input_ids", "attention_mask", "labels"))
+    ids, present, labels = (
+        rows[name][place].tolist() for name in ("input_ids", "attention_mask", "labels")
+    )
     size, end = sum(present), ids.index(EOT) + 1
     assert labels == [-100] * end + ids[end:size] + [-100] * (len(ids) - size)
     assert ids[size:] == [PAD_ID] * (len(ids) - size)
@@ -38,15 +53,26 @@ def test_a_forget_row_is_the_answer_and_then_the_refusal_of_one_prompt():
 
 def test_prompts_are_those_that_the_alignment_data_refuse_and_answer():
     ours = ready(n_forget=12, n_retain=8)
-    theirs = ready(SyntheticAlignment, n_alignment=20, safe_share=0.4, n_harmful=12, batch_size=4, harmful_batch_size=4)
+    theirs = ready(
+        SyntheticAlignment,
+        n_alignment=20,
+        safe_share=0.4,
+        n_harmful=12,
+        batch_size=4,
+        harmful_batch_size=4,
+    )
     refused_and_kept = theirs.sources["alignment"].rows
     for row in range(12):
         assert words(ours.sources["forget"].rows, row, 1) == words(refused_and_kept, row)
-        assert words(ours.sources["forget"].rows, row, 0) == words(theirs.sources["harmful"].rows, row)
+        assert words(ours.sources["forget"].rows, row, 0) == words(
+            theirs.sources["harmful"].rows, row
+        )
     for row in range(8):
         assert words(ours.sources["retain"].rows, row) == words(refused_and_kept, 12 + row)
     assert torch.equal(ours.eval_rows["input_ids"], theirs.eval_rows["input_ids"])
-    assert torch.equal(ours.probe_rows["harmful"]["input_ids"], theirs.probe_rows["harmful"]["input_ids"])
+    assert torch.equal(
+        ours.probe_rows["harmful"]["input_ids"], theirs.probe_rows["harmful"]["input_ids"]
+    )
 
 
 def test_retain_prompts_are_answered_and_none_is_a_forget_prompt():
@@ -60,10 +86,16 @@ def test_retain_prompts_are_answered_and_none_is_a_forget_prompt():
 def test_a_pass_pairs_every_forget_row_with_retain_rows_and_repeats_neither():
     data = ready()
     for first in (0, 3, 6):
-        batches = [{name: source.batch(first + k) for name, source in data.sources.items()} for k in range(3)]
+        batches = [
+            {name: source.batch(first + k) for name, source in data.sources.items()}
+            for k in range(3)
+        ]
         assert sorted(torch.cat([b["forget"]["ids"] for b in batches]).tolist()) == list(range(12))
         assert sorted(torch.cat([b["retain"]["ids"] for b in batches]).tolist()) == list(range(9))
-    orders = [torch.cat([data.sources["forget"].batch(first + k)["ids"] for k in range(3)]).tolist() for first in (0, 3)]
+    orders = [
+        torch.cat([data.sources["forget"].batch(first + k)["ids"] for k in range(3)]).tolist()
+        for first in (0, 3)
+    ]
     assert orders[0] != orders[1]
 
 
@@ -85,7 +117,9 @@ def test_an_empty_stream_is_refused_by_name(flag: str):
         ready(**{flag: 0})
 
 
-@pytest.mark.parametrize(("flag", "value", "stream"), [("batch_size", 13, "forget"), ("retain_batch_size", 10, "retain")])
+@pytest.mark.parametrize(
+    ("flag", "value", "stream"), [("batch_size", 13, "forget"), ("retain_batch_size", 10, "retain")]
+)
 def test_a_batch_larger_than_its_stream_is_refused(flag: str, value: int, stream: str):
     with pytest.raises(TemperError, match=f"stream '{stream}' has"):
         ready(**{flag: value})

@@ -1,4 +1,6 @@
-"""Rows of an unlearning evaluation: right answers, exactly wrong ones, unseen prompts; the same at every stage."""
+"""Rows of an unlearning evaluation: right answers, exactly wrong ones, unseen prompts; the same at
+every stage.
+"""
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from datamodules.unlearning_rows import synthetic_unlearning_rows
 from temper.data import Batch, PoolSource
 from temper.errors import TemperError
 from temper.synthetic.prompts import prompt_keys
-from temper.synthetic.tokens import EOS, EOT, NULL, PAD_ID, SPECIAL, STOP
+from temper.synthetic.tokenizer import EOS, EOT, NULL, PAD_ID, SPECIAL, STOP
 
 SIZES = {"n_forget": 40, "n_retain": 30, "batch_size": 8, "retain_batch_size": 8, "n_eval": 25}
 Prompt = tuple[int, ...]
@@ -24,20 +26,37 @@ def _unlearning(**arguments) -> SyntheticUnlearning:
 
 def _alignment(**arguments) -> SyntheticAlignment:
     data = SyntheticAlignment(
-        **{"preset": "tiny", "n_alignment": 60, "n_harmful": 20, "batch_size": 8, "harmful_batch_size": 4, "n_eval": 25} | arguments
+        **{
+            "preset": "tiny",
+            "n_alignment": 60,
+            "n_harmful": 20,
+            "batch_size": 8,
+            "harmful_batch_size": 4,
+            "n_eval": 25,
+        }
+        | arguments
     )
     data.setup("fit")
     return data
 
 
 def _read(rows: Batch) -> list[tuple[Prompt, list[tuple[int, ...]]]]:
-    """(prompt, answers) of every row, after checking padding and that the answer and nothing else is labelled."""
+    """(prompt, answers) of every row, after checking padding and that the answer and nothing else
+    is labelled.
+    """
     found = []
-    for row in zip(rows["input_ids"].tolist(), rows["attention_mask"].tolist(), rows["labels"].tolist(), strict=True):
+    for row in zip(
+        rows["input_ids"].tolist(),
+        rows["attention_mask"].tolist(),
+        rows["labels"].tolist(),
+        strict=True,
+    ):
         prompts, answers = set(), []
         for ids, present, labels in zip(*row, strict=True):
             size, end = sum(present), ids.index(EOT) + 1
-            assert present == [1] * size + [0] * (len(ids) - size) and ids[size:] == [PAD_ID] * (len(ids) - size)
+            assert present == [1] * size + [0] * (len(ids) - size) and ids[size:] == [PAD_ID] * (
+                len(ids) - size
+            )
             assert labels == [-100] * end + ids[end:size] + [-100] * (len(ids) - size)
             prompts.add(tuple(ids[:end]))
             answers.append(tuple(ids[end:size]))
@@ -50,16 +69,27 @@ def _of(data: SyntheticDataModule, prompt: Prompt) -> tuple[list[int], list[int]
     """Operators and letters of a prompt."""
     n_operators = 2 * data.language.spec.n_pairs
     first = len(SPECIAL) + data.language.spec.n_letters
-    return [token - first for token in prompt[1 : 1 + n_operators]], [token - len(SPECIAL) for token in prompt[2 + n_operators : -1]]
+    return [token - first for token in prompt[1 : 1 + n_operators]], [
+        token - len(SPECIAL) for token in prompt[2 + n_operators : -1]
+    ]
 
 
 def _answer(data: SyntheticDataModule, operators, letters, carry_out) -> tuple[int, ...]:
     outputs = carry_out(data.language, operators, letters)
-    return (*(token for out in outputs for token in [*(letter + len(SPECIAL) for letter in out), STOP]), EOS)
+    return (
+        *(token for out in outputs for token in [*(letter + len(SPECIAL) for letter in out), STOP]),
+        EOS,
+    )
 
 
-@pytest.mark.parametrize("language", [{}, {"n_pairs": 2, "n_grammars": 3, "n_contextual_operators": 3}], ids=["one pair", "two pairs"])
-def test_the_first_answer_is_right_and_the_others_are_answers_under_other_operators(language, carry_out):
+@pytest.mark.parametrize(
+    "language",
+    [{}, {"n_pairs": 2, "n_grammars": 3, "n_contextual_operators": 3}],
+    ids=["one pair", "two pairs"],
+)
+def test_the_first_answer_is_right_and_the_others_are_answers_under_other_operators(
+    language, carry_out
+):
     data, n_rows = _unlearning(language=language), 3 if language else 12
     sets = synthetic_unlearning_rows(data, n_rows, n_perturbed=3)
     n_base, n_pairs = data.language.spec.n_base_operators, data.language.spec.n_pairs
@@ -70,30 +100,56 @@ def test_the_first_answer_is_right_and_the_others_are_answers_under_other_operat
             assert right == _answer(data, operators, letters, carry_out)
             assert len({right, *wrong}) == 4, "wrong answers are wrong, and differ"
             if n_pairs == 1:
-                possible = {_answer(data, (a, b), letters, carry_out) for a in range(n_base) for b in range(n_base)}
+                possible = {
+                    _answer(data, (a, b), letters, carry_out)
+                    for a in range(n_base)
+                    for b in range(n_base)
+                }
             else:  # each of the two outputs follows from the one before it
                 possible = {
                     _answer(data, (a, b, c, d), letters, carry_out)
-                    for a in range(n_base) for b in range(n_base) for c in range(n_base) for d in range(n_base)
-                }  # fmt: skip
+                    for a in range(n_base)
+                    for b in range(n_base)
+                    for c in range(n_base)
+                    for d in range(n_base)
+                }
             assert set(wrong) <= possible
 
 
 def test_the_sets_are_what_is_forgotten_what_nobody_saw_and_what_is_kept():
     data = _unlearning(n_eval=100)
-    prompts = {name: [prompt for prompt, _ in _read(rows)] for name, rows in synthetic_unlearning_rows(data).items()}
-    assert {name: len(found) for name, found in prompts.items()} == {"forget": 40, "holdout": 40, "retain": 30}
-    streams = {name: [tuple(ids[: ids.index(EOT) + 1]) for ids in source.rows["input_ids"].flatten(0, -2).tolist()]
-               for name, source in data.sources.items()}  # fmt: skip
-    assert set(prompts["forget"]) == set(streams["forget"]) and set(prompts["retain"]) == set(streams["retain"])
+    prompts = {
+        name: [prompt for prompt, _ in _read(rows)]
+        for name, rows in synthetic_unlearning_rows(data).items()
+    }
+    assert {name: len(found) for name, found in prompts.items()} == {
+        "forget": 40,
+        "holdout": 40,
+        "retain": 30,
+    }
+    streams = {
+        name: [
+            tuple(ids[: ids.index(EOT) + 1])
+            for ids in source.rows["input_ids"].flatten(0, -2).tolist()
+        ]
+        for name, source in data.sources.items()
+    }
+    assert set(prompts["forget"]) == set(streams["forget"]) and set(prompts["retain"]) == set(
+        streams["retain"]
+    )
     trained = {str(_of(data, prompt)[1]) for found in streams.values() for prompt in found}
-    assert not trained & {str(_of(data, prompt)[1]) for prompt in prompts["holdout"]}, "no text of the holdout is trained on"
+    assert not trained & {str(_of(data, prompt)[1]) for prompt in prompts["holdout"]}, (
+        "no text of the holdout is trained on"
+    )
     assert len(set(prompts["holdout"])) == 40
 
 
 def test_alignment_data_forget_what_they_refuse_and_keep_what_they_answer():
     data = _alignment()
-    prompts = {name: {prompt for prompt, _ in _read(rows)} for name, rows in synthetic_unlearning_rows(data).items()}
+    prompts = {
+        name: {prompt for prompt, _ in _read(rows)}
+        for name, rows in synthetic_unlearning_rows(data).items()
+    }
     rows = data.sources["alignment"].rows
     refused = {
         tuple(i[: i.index(EOT) + 1])
@@ -107,7 +163,10 @@ def test_alignment_data_forget_what_they_refuse_and_keep_what_they_answer():
 def test_streams_can_be_named():
     data = _alignment(n_heldout=16)
     rows = synthetic_unlearning_rows(data, forget="heldout_pairs", retain="alignment")["forget"]
-    expected = {tuple(ids[: ids.index(EOT) + 1]) for ids in data.sources["harmful_heldout"].rows["input_ids"].tolist()}
+    expected = {
+        tuple(ids[: ids.index(EOT) + 1])
+        for ids in data.sources["harmful_heldout"].rows["input_ids"].tolist()
+    }
     assert {prompt for prompt, _ in _read(rows)} == expected
 
 
@@ -115,20 +174,32 @@ def test_a_stream_of_pairs_is_kept_where_its_first_answer_is_no_refusal():
     data = _alignment()
     unsafe, safe = data.alignment_prompts(30, 30)
     pairs = [data.pairs(unsafe, comply_first=False), data.pairs(safe, comply_first=True)]
-    data.sources["both"] = PoolSource({name: torch.cat([pair[name] for pair in pairs]) for name in pairs[0]}, 8, 0, "both")
+    data.sources["both"] = PoolSource(
+        {name: torch.cat([pair[name] for pair in pairs]) for name in pairs[0]}, 8, 0, "both"
+    )
     found = synthetic_unlearning_rows(data, n_rows=100, retain="both")["retain"]
-    expected = _read({name: value[:, None] if value.ndim == 2 else value for name, value in data.rows([(safe, True)]).items()})
+    expected = _read(
+        {
+            name: value[:, None] if value.ndim == 2 else value
+            for name, value in data.rows([(safe, True)]).items()
+        }
+    )
     assert [prompt for prompt, _ in _read(found)] == [prompt for prompt, _ in expected]
 
 
 def test_rows_depend_on_the_data_alone_and_more_of_them_begin_alike():
-    first, again = synthetic_unlearning_rows(_unlearning()), synthetic_unlearning_rows(_unlearning(batch_size=4))
+    first, again = (
+        synthetic_unlearning_rows(_unlearning()),
+        synthetic_unlearning_rows(_unlearning(batch_size=4)),
+    )
     for name in first:
         assert all(torch.equal(first[name][key], again[name][key]) for key in first[name]), name
     other = synthetic_unlearning_rows(_unlearning(seed=1))
     assert not torch.equal(first["forget"]["input_ids"], other["forget"]["input_ids"])
     fewer = synthetic_unlearning_rows(_unlearning(), n_rows=10)
-    assert [prompt for prompt, _ in _read(fewer["forget"])] == [prompt for prompt, _ in _read(first["forget"])][:10]
+    assert [prompt for prompt, _ in _read(fewer["forget"])] == [
+        prompt for prompt, _ in _read(first["forget"])
+    ][:10]
 
 
 def test_asking_leaves_the_data_as_they_were():
@@ -143,15 +214,26 @@ def test_data_without_such_streams_are_refused():
     data = SyntheticAttack(preset="tiny", n_rows=20, batch_size=5, n_eval=4)
     data.setup("fit")
     with pytest.raises(
-        TemperError, match=r"data=SyntheticAttack: unlearning figures need a stream 'retain' or 'alignment' .* there is 'user'"
+        TemperError,
+        match=(
+            r"data=SyntheticAttack: unlearning figures need a stream 'retain' or 'alignment' .*"
+            r" there is 'user'"
+        ),
     ):
         synthetic_unlearning_rows(data)
-    with pytest.raises(TemperError, match=r"need a stream 'unsafe' \(rows to forget\), and there is 'forget', 'retain'"):
+    with pytest.raises(
+        TemperError,
+        match=r"need a stream 'unsafe' \(rows to forget\), and there is 'forget', 'retain'",
+    ):
         synthetic_unlearning_rows(_unlearning(), forget="unsafe")
 
 
 def test_more_wrong_answers_than_there_are_are_refused():
     with pytest.raises(
-        TemperError, match=r"a prompt has fewer than 60 different wrong answers in this language; give a smaller n_perturbed"
+        TemperError,
+        match=(
+            r"a prompt has fewer than 60 different wrong answers in this language; give a smaller"
+            r" n_perturbed"
+        ),
     ):
         synthetic_unlearning_rows(_unlearning(), n_rows=1, n_perturbed=60)

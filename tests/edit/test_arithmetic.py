@@ -37,7 +37,9 @@ def paths(root: Path, *names: str) -> list[str]:
 @pytest.mark.parametrize("a", [0.3, 1.5, 2.5])
 def test_interpolation_is_the_line_in_float64(folders, tmp_path, a):
     interpolate(*paths(folders, "base", "aligned"), str(tmp_path / "out"), a)
-    base, aligned, found = (weights(f) for f in (folders / "base", folders / "aligned", tmp_path / "out"))
+    base, aligned, found = (
+        weights(f) for f in (folders / "base", folders / "aligned", tmp_path / "out")
+    )
     for name in base:
         expected = base[name].double() + a * (aligned[name].double() - base[name].double())
         torch.testing.assert_close(found[name].double(), expected, rtol=0, atol=1e-6)
@@ -59,19 +61,28 @@ def test_low_precision_is_rounded_once(tmp_path):
     interpolate(*paths(tmp_path, "base", "aligned", "out"), 1.7)
     base, aligned, found = (weights(tmp_path / n) for n in ("base", "aligned", "out"))
     for name in base:
-        assert torch.equal(found[name], (base[name].float() + 1.7 * (aligned[name].float() - base[name].float())).bfloat16())
+        assert torch.equal(
+            found[name],
+            (base[name].float() + 1.7 * (aligned[name].float() - base[name].float())).bfloat16(),
+        )
 
 
 def test_the_result_is_a_model_with_its_tokenizer_and_says_what_was_done(folders, tmp_path):
     interpolate(*paths(folders, "base", "aligned"), str(tmp_path / "out"), 1.5)
     network = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert same_bits(dict(network.state_dict()), weights(tmp_path / "out"))
-    assert AutoTokenizer.from_pretrained(tmp_path / "out").get_vocab() == AutoTokenizer.from_pretrained(folders / "base").get_vocab()
+    assert (
+        AutoTokenizer.from_pretrained(tmp_path / "out").get_vocab()
+        == AutoTokenizer.from_pretrained(folders / "base").get_vocab()
+    )
     card = json.loads((tmp_path / "out" / "edit.json").read_text())
     assert (card["edit"], card["settings"]) == ("interpolate", {"a": 1.5})
     for name in ("base", "aligned"):
         digest = hashlib.sha256((folders / name / "model.safetensors").read_bytes()).hexdigest()
-        assert card["inputs"][name] == {"path": str(folders / name), "sha256": {"model.safetensors": digest}}
+        assert card["inputs"][name] == {
+            "path": str(folders / name),
+            "sha256": {"model.safetensors": digest},
+        }
 
 
 def test_files_may_be_split_differently(folders, tmp_path):
@@ -81,7 +92,10 @@ def test_files_may_be_split_differently(folders, tmp_path):
     interpolate(str(folders / "base"), *paths(tmp_path, "aligned", "split"), 1.5)
     interpolate(*paths(folders, "base", "aligned"), str(tmp_path / "whole"), 1.5)
     assert same_bits(weights(tmp_path / "split"), weights(tmp_path / "whole"))
-    assert sorted(p.name for p in (tmp_path / "split").glob("*.safetensors")) == ["model-one.safetensors", "model-two.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "split").glob("*.safetensors")) == [
+        "model-one.safetensors",
+        "model-two.safetensors",
+    ]
 
 
 def plain_top(harm: dict, base: dict, top: float) -> dict[str, torch.Tensor]:
@@ -89,13 +103,17 @@ def plain_top(harm: dict, base: dict, top: float) -> dict[str, torch.Tensor]:
     flat = torch.cat([(harm[n] - base[n]).flatten() for n in harm])
     k = int(len(flat) * top / 100)
     threshold = flat.abs().sort(descending=True).values[k - 1]
-    return {n: torch.where((harm[n] - base[n]).abs() >= threshold, harm[n] - base[n], 0.0) for n in harm}
+    return {
+        n: torch.where((harm[n] - base[n]).abs() >= threshold, harm[n] - base[n], 0.0) for n in harm
+    }
 
 
 @pytest.mark.parametrize("top", [0.5, 10.0, 100.0])
 def test_harm_removal_takes_the_largest_entries_of_the_whole_model(folders, tmp_path, top):
     remove_harm(*paths(folders, "aligned", "harm", "base"), str(tmp_path / "out"), 0.7, top)
-    theta, harm, base, found = (weights(f) for f in (*(folders / n for n in ("aligned", "harm", "base")), tmp_path / "out"))
+    theta, harm, base, found = (
+        weights(f) for f in (*(folders / n for n in ("aligned", "harm", "base")), tmp_path / "out")
+    )
     vector = plain_top(harm, base, top)
     n_all = sum(t.numel() for t in theta.values())
     changed = 0
@@ -105,7 +123,9 @@ def test_harm_removal_takes_the_largest_entries_of_the_whole_model(folders, tmp_
         assert torch.equal(found[name][vector[name] == 0], theta[name][vector[name] == 0])
         changed += int((vector[name] != 0).sum())
     settings = json.loads((tmp_path / "out" / "edit.json").read_text())["settings"]
-    sizes = torch.cat([(harm[n] - base[n]).flatten().abs() for n in harm]).sort(descending=True).values
+    sizes = (
+        torch.cat([(harm[n] - base[n]).flatten().abs() for n in harm]).sort(descending=True).values
+    )
     assert settings["threshold"] == float(sizes[int(n_all * top / 100) - 1])
     # Norms that no model has changed differ nowhere and are never among the top.
     assert settings["entries_changed"] == changed <= int(n_all * top / 100)
@@ -122,7 +142,10 @@ def test_undo_restores_every_bit(tmp_path, dtype):
     undo(*paths(tmp_path, "out", "back"))
     assert same_bits(weights(tmp_path / "back"), weights(tmp_path / "model"))
     assert not (tmp_path / "back" / "removed.safetensors").exists()
-    assert hashlib.sha256((tmp_path / "model" / "model.safetensors").read_bytes()).hexdigest() == before
+    assert (
+        hashlib.sha256((tmp_path / "model" / "model.safetensors").read_bytes()).hexdigest()
+        == before
+    )
 
 
 def test_removing_with_lam_zero_changes_no_bit(tmp_path, folders):
@@ -130,7 +153,9 @@ def test_removing_with_lam_zero_changes_no_bit(tmp_path, folders):
     tensors = weights(tmp_path / "model")
     tensors["lm_head.weight"][0, 0] = -0.0
     save_file(tensors, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
-    remove_harm(str(tmp_path / "model"), *paths(folders, "harm", "base"), str(tmp_path / "out"), 0.0)
+    remove_harm(
+        str(tmp_path / "model"), *paths(folders, "harm", "base"), str(tmp_path / "out"), 0.0
+    )
     assert same_bits(weights(tmp_path / "out"), tensors)
     undo(*paths(tmp_path, "out", "back"))
     assert same_bits(weights(tmp_path / "back"), tensors)
@@ -147,18 +172,34 @@ def test_a_diverged_harmful_model_is_refused_and_leaves_nothing(folders, tmp_pat
     tensors["lm_head.weight"][3, 2] = float("nan")
     save_file(tensors, tmp_path / "harm" / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(TemperError, match="lm_head.weight is not finite"):
-        remove_harm(str(folders / "aligned"), str(tmp_path / "harm"), str(folders / "base"), str(tmp_path / "out"))
+        remove_harm(
+            str(folders / "aligned"),
+            str(tmp_path / "harm"),
+            str(folders / "base"),
+            str(tmp_path / "out"),
+        )
     assert [p.name for p in tmp_path.iterdir()] == ["harm"]
 
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda f: save_model(f, 3, hidden_size=32), "--base=.* and --aligned=.*: .*Place|in one and"),
+        (
+            lambda f: save_model(f, 3, hidden_size=32),
+            "--base=.* and --aligned=.*: .*Place|in one and",
+        ),
         (lambda f: save_model(f, 3, num_hidden_layers=1), "is in one of them alone"),
         (lambda f: save_model(f, 3, torch.bfloat16), "F32.* in one and .*BF16"),
-        (lambda f: (f / "config.json").write_text('{"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}'), "architectures is"),
-        (lambda f: (f / "adapter_config.json").write_text("{}"), "--aligned=.*: a LoRA adapter.*HFExport.merge=true"),
+        (
+            lambda f: (f / "config.json").write_text(
+                '{"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}'
+            ),
+            "architectures is",
+        ),
+        (
+            lambda f: (f / "adapter_config.json").write_text("{}"),
+            "--aligned=.*: a LoRA adapter.*HFExport.merge=true",
+        ),
         (lambda f: (f / "config.json").unlink(), "--aligned=.*: no config.json"),
         (lambda f: (f / "model.safetensors").unlink(), r"--aligned=.*: no \*.safetensors"),
         (lambda f: shutil.rmtree(f), "--aligned=.*: no such folder"),
@@ -186,7 +227,7 @@ def test_an_earlier_result_is_replaced_and_a_failed_one_keeps_it(folders, tmp_pa
     interpolate(*paths(folders, "base", "aligned"), str(out), 1.5)
     interpolate(*paths(folders, "base", "aligned"), str(out), 0.0)
     assert same_bits(weights(out), weights(folders / "base"))
-    monkeypatch.setattr("temper.edit.line.on_the_line", lambda *_: 1 / 0)
+    monkeypatch.setattr("temper.edit.folders.on_the_line", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         interpolate(*paths(folders, "base", "aligned"), str(out), 1.5)
     assert same_bits(weights(out), weights(folders / "base"))
@@ -196,13 +237,25 @@ def test_an_earlier_result_is_replaced_and_a_failed_one_keeps_it(folders, tmp_pa
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("interpolate --base x --aligned y --out z --a 2.6", r"--a=2.6: give a number in \[0, 2.5\].*--a_max"),
-        ("interpolate --base x --aligned y --out z --a -0.1", r"--a=-0.1: give a number in \[0, 2.5\]"),
+        (
+            "interpolate --base x --aligned y --out z --a 2.6",
+            r"--a=2.6: give a number in \[0, 2.5\].*--a_max",
+        ),
+        (
+            "interpolate --base x --aligned y --out z --a -0.1",
+            r"--a=-0.1: give a number in \[0, 2.5\]",
+        ),
         ("interpolate --base x --aligned y --out z --a nan", "nan"),
         ("interpolate --base x --align y --out z", "--align.*did you mean --aligned"),
         ("interpolate --base x --out z", "aligned"),
-        ("remove-harm --model x --harm y --base z --out o --lam -1", "--lam=-1.0: give a number >= 0"),
-        ("remove-harm --model x --harm y --base z --out o --top 0", r"--top=0.0: give a percentage in \(0, 100\]"),
+        (
+            "remove-harm --model x --harm y --base z --out o --lam -1",
+            "--lam=-1.0: give a number >= 0",
+        ),
+        (
+            "remove-harm --model x --harm y --base z --out o --top 0",
+            r"--top=0.0: give a percentage in \(0, 100\]",
+        ),
         ("extrapolate", "invalid choice: 'extrapolate'"),
     ],
 )
@@ -216,8 +269,25 @@ def test_the_command_line_refuses_in_one_line(words, message, capsys):
 
 
 def test_the_command_runs_by_itself(folders, tmp_path):
-    words = ["remove-harm", "--model", *paths(folders, "aligned"), "--harm", *paths(folders, "harm"), "--base", *paths(folders, "base")]
-    command = [sys.executable, "-m", "temper.edit", *words, "--out", str(tmp_path / "out"), "--lam", "0.5"]
+    words = [
+        "remove-harm",
+        "--model",
+        *paths(folders, "aligned"),
+        "--harm",
+        *paths(folders, "harm"),
+        "--base",
+        *paths(folders, "base"),
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "temper.edit",
+        *words,
+        "--out",
+        str(tmp_path / "out"),
+        "--lam",
+        "0.5",
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     remove_harm(*paths(folders, "aligned", "harm", "base"), str(tmp_path / "same"), 0.5)

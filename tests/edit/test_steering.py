@@ -21,7 +21,9 @@ def test_steering_is_the_equation():
     torch.manual_seed(0)
     x, v = torch.randn(3, 4, 6, dtype=torch.float64), torch.randn(6, dtype=torch.float64)
     found = steer(x, v, 2.5)
-    expected = torch.tensor([[plain_steer(t.tolist(), v.tolist(), 2.5) for t in row] for row in x], dtype=torch.float64)
+    expected = torch.tensor(
+        [[plain_steer(t.tolist(), v.tolist(), 2.5) for t in row] for row in x], dtype=torch.float64
+    )
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=0)
     torch.testing.assert_close(found.norm(dim=-1), x.norm(dim=-1), rtol=1e-12, atol=0)
 
@@ -65,12 +67,25 @@ def test_wanda_takes_the_top_of_every_row():
 
 
 def test_a_relaxed_sample_and_a_fusion_are_their_equations():
-    logits, uniform = torch.tensor([0.3, -1.0], dtype=torch.float64), torch.tensor([0.2, 0.9], dtype=torch.float64)
+    logits, uniform = (
+        torch.tensor([0.3, -1.0], dtype=torch.float64),
+        torch.tensor([0.2, 0.9], dtype=torch.float64),
+    )
     mask = relaxed_bernoulli(logits, uniform, 0.5)
-    expected = [1 / (1 + math.exp(-(z + math.log(u / (1 - u))) / 0.5)) for z, u in zip(logits.tolist(), uniform.tolist(), strict=True)]
-    torch.testing.assert_close(mask, torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=0)
+    expected = [
+        1 / (1 + math.exp(-(z + math.log(u / (1 - u))) / 0.5))
+        for z, u in zip(logits.tolist(), uniform.tolist(), strict=True)
+    ]
+    torch.testing.assert_close(
+        mask, torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=0
+    )
     assert relaxed_bernoulli(torch.zeros(1), torch.zeros(1), 0.5).isfinite().all()
-    safe, tau = torch.tensor([1.0, 2.0], dtype=torch.float64), torch.tensor([0.5, -0.5], dtype=torch.float64)
+    safe, tau = (
+        torch.tensor([1.0, 2.0], dtype=torch.float64),
+        torch.tensor([0.5, -0.5], dtype=torch.float64),
+    )
     mean = sum(expected) / 2
     plain = [1.0 + 0.3 * expected[0] * 0.5 / mean, 2.0 + 0.3 * expected[1] * -0.5 / mean]
-    torch.testing.assert_close(fuse(safe, tau, mask, 0.3), torch.tensor(plain, dtype=torch.float64), rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        fuse(safe, tau, mask, 0.3), torch.tensor(plain, dtype=torch.float64), rtol=1e-12, atol=0
+    )

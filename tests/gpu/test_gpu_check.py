@@ -1,4 +1,5 @@
-"""What only a machine with GPUs can tell, in about ten minutes, on one GPU or several: ``make gpu-check``.
+"""What only a machine with GPUs can tell, in about ten minutes, on one GPU or several:
+``make gpu-check``.
 
 ``CHECK_ACCELERATOR=cpu`` runs what can be run without one: a check of the checks.
 """
@@ -10,16 +11,26 @@ from typing import Any
 import pytest
 import torch
 
-from tests.integration.strategy_runs import ACCELERATOR, ROOT, largest_difference, run_cases, train_py
+from tests.integration.strategy_runs import (
+    ACCELERATOR,
+    ROOT,
+    largest_difference,
+    run_cases,
+    train_py,
+)
 
 DEVICE = os.environ.get(ACCELERATOR, "gpu")
 RANKS = 2 if DEVICE == "cpu" else min(torch.cuda.device_count(), 4)
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(DEVICE == "gpu" and not torch.cuda.is_available(), reason="no CUDA device; CHECK_ACCELERATOR=cpu checks the checks"),
+    pytest.mark.skipif(
+        DEVICE == "gpu" and not torch.cuda.is_available(),
+        reason="no CUDA device; CHECK_ACCELERATOR=cpu checks the checks",
+    ),
 ]
 STRATEGIES = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
-# Bounds: rounding differs between one device and several, and some CUDA kernels add in no fixed order.
+# Bounds: rounding differs between one device and several, and some CUDA kernels add in no fixed
+# order.
 VARIANTS: dict[str, tuple[dict[str, Any], float]] = {
     "booster, fp32": ({}, 1e-5),
     "booster, micro-batches": ({"micro_batch_size": 1}, 1e-5),
@@ -34,11 +45,19 @@ needs_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("gpu")
-    one = run_cases(folder, [{"name": name, "strategy": "auto", **variant} for name, (variant, _) in VARIANTS.items()], 1, DEVICE)
+    one = run_cases(
+        folder,
+        [{"name": name, "strategy": "auto", **variant} for name, (variant, _) in VARIANTS.items()],
+        1,
+        DEVICE,
+    )
     cases = []
     for strategy in STRATEGIES:
         own = {"strategy": strategy, "launch": True}
-        cases += [{"name": f"{strategy}: {name}", **own, **variant} for name, (variant, _) in VARIANTS.items()]
+        cases += [
+            {"name": f"{strategy}: {name}", **own, **variant}
+            for name, (variant, _) in VARIANTS.items()
+        ]
         path, run = str(folder / f"{strategy}.ckpt"), own | {"settings": {"refresh_every": 3}}
         cases += [
             {"name": f"{strategy} uninterrupted", **run, "steps": 6},
@@ -66,19 +85,39 @@ def test_a_run_that_was_interrupted_ends_as_one_that_was_not(runs, strategy: str
 
 def small_run(folder: Path, *words: str) -> list[str]:
     trainer = "gpu" if DEVICE == "gpu" else "cpu"
-    files = [f"configs/trainer/{trainer}.yaml", "configs/objective/booster.yaml", "configs/model/tiny.yaml", "configs/data/alignment.yaml"]
-    sizes = {"n_eval": 16, "n_alignment": 64, "n_harmful": 32, "batch_size": 16, "harmful_batch_size": 16}
+    files = [
+        f"configs/trainer/{trainer}.yaml",
+        "configs/objective/booster.yaml",
+        "configs/model/tiny.yaml",
+        "configs/data/alignment.yaml",
+    ]
+    sizes = {
+        "n_eval": 16,
+        "n_alignment": 64,
+        "n_harmful": 32,
+        "batch_size": 16,
+        "harmful_batch_size": 16,
+    }
     return [
-        "fit", *(f"--config={file}" for file in files), "--trainer.max_steps=4", "--trainer.val_check_interval=4",
-        *(f"--data.init_args.{name}={value}" for name, value in sizes.items()), f"--trainer.default_root_dir={folder}", *words,
-    ]  # fmt: skip
+        "fit",
+        *(f"--config={file}" for file in files),
+        "--trainer.max_steps=4",
+        "--trainer.val_check_interval=4",
+        *(f"--data.init_args.{name}={value}" for name, value in sizes.items()),
+        f"--trainer.default_root_dir={folder}",
+        *words,
+    ]
 
 
 @pytest.mark.parametrize("strategy", ["auto", "fsdp2", "zero3"])
 def test_the_command_line_trains_evaluates_and_exports(tmp_path: Path, strategy: str):
     from transformers import AutoModelForCausalLM
 
-    devices = [] if strategy == "auto" else [f"--trainer.strategy={strategy}", f"--trainer.devices={RANKS}"]
+    devices = (
+        []
+        if strategy == "auto"
+        else [f"--trainer.strategy={strategy}", f"--trainer.devices={RANKS}"]
+    )
     train_py(*small_run(tmp_path, *devices))
     assert (tmp_path / "evaluation.json").is_file() and (tmp_path / "card.json").is_file()
     network = AutoModelForCausalLM.from_pretrained(tmp_path / "export")
@@ -87,7 +126,12 @@ def test_the_command_line_trains_evaluates_and_exports(tmp_path: Path, strategy:
 
 @needs_gpu
 @pytest.mark.parametrize(
-    "words", [["--model.init_args.network.compile=true"], ["--config=configs/optimizer/paged_adamw8bit.yaml"]], ids=str
+    "words",
+    [
+        ["--model.init_args.network.compile=true"],
+        ["--config=configs/optimizer/paged_adamw8bit.yaml"],
+    ],
+    ids=str,
 )
 def test_what_a_cpu_does_otherwise(tmp_path: Path, words: list[str]):
     train_py(*small_run(tmp_path, *words))
@@ -95,7 +139,10 @@ def test_what_a_cpu_does_otherwise(tmp_path: Path, words: list[str]):
 
 @needs_gpu
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
-@pytest.mark.skipif(not (ROOT / "models" / "smollm2-135m-instruct").is_dir(), reason="make smollm2 fetches the model")
+@pytest.mark.skipif(
+    not (ROOT / "models" / "smollm2-135m-instruct").is_dir(),
+    reason="make smollm2 fetches the model",
+)
 def test_weights_in_few_bits_learn_through_an_adapter(quantization: str):
     from transformers import AutoTokenizer
 
@@ -103,17 +150,23 @@ def test_weights_in_few_bits_learn_through_an_adapter(quantization: str):
 
     path = str(ROOT / "models" / "smollm2-135m-instruct")
     network = build_network(
-        NetworkSpec(path=path, quantization=quantization, lora=LoRASpec(rank=4)), AutoTokenizer.from_pretrained(path)
+        NetworkSpec(path=path, quantization=quantization, lora=LoRASpec(rank=4)),
+        AutoTokenizer.from_pretrained(path),
     ).cuda()
     ids = torch.arange(1, 33, device="cuda")[None]
     network(input_ids=ids, labels=ids).loss.backward()
     gradients = [parameter.grad for parameter in network.parameters() if parameter.requires_grad]
-    assert gradients and all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
+    assert gradients and all(
+        gradient is not None and gradient.isfinite().all() for gradient in gradients
+    )
     assert any(gradient.abs().max() > 0 for gradient in gradients)
 
 
 @needs_gpu
-@pytest.mark.skipif(not (ROOT / "models" / "smollm2-135m-instruct").is_dir(), reason="make smollm2 fetches the model")
+@pytest.mark.skipif(
+    not (ROOT / "models" / "smollm2-135m-instruct").is_dir(),
+    reason="make smollm2 fetches the model",
+)
 @pytest.mark.parametrize("attention", ["sdpa", "flash_attention_2"])
 def test_packed_sequences_are_kept_apart(attention: str):
     if attention == "flash_attention_2":
@@ -132,5 +185,9 @@ def test_what_this_machine_is():
     """Prints what to send along with figures, or with a report of a failure."""
     names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     nccl = ".".join(map(str, torch.cuda.nccl.version())) if torch.cuda.is_available() else "none"
-    print(f"\ndevices: {names or 'no GPU'}; torch {torch.__version__}, CUDA {torch.version.cuda}, NCCL {nccl}", end="")
+    print(
+        f"\ndevices: {names or 'no GPU'}; torch {torch.__version__}, CUDA {torch.version.cuda},"
+        f" NCCL {nccl}",
+        end="",
+    )
     assert RANKS >= 1

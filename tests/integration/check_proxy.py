@@ -1,4 +1,6 @@
-"""What the shortened proxy study must have left behind; `.ci/run` calls it after the study (it is not collected as a test)."""
+"""What the shortened proxy study must have left behind; `.ci/run` calls it after the study (it is
+not collected as a test).
+"""
 
 import json
 from pathlib import Path
@@ -12,7 +14,10 @@ RUNS = Path("runs/proxy_smoke")
 
 def figures(stage: str) -> dict[str, float]:
     evaluation = json.loads((RUNS / stage / "evaluation.json").read_text())
-    assert set(evaluation["judges"]) == {"recipe", "keyword_refusal"} and len(evaluation["agreement"]) == 1
+    assert (
+        set(evaluation["judges"]) == {"recipe", "keyword_refusal"}
+        and len(evaluation["agreement"]) == 1
+    )
     return {name: figure["value"] for name, figure in evaluation["metrics"].items()}
 
 
@@ -29,7 +34,9 @@ def test_alignment_teaches_a_real_model_to_refuse_and_not_to_refuse_everything()
 
 def test_the_attack_leaves_a_small_adapter_that_names_its_base():
     export = RUNS / "seed1/attack/sft/mild/p0.3/export"
-    assert (export / "adapter_model.safetensors").stat().st_size < 20e6 and not (export / "model.safetensors").exists()
+    assert (export / "adapter_model.safetensors").stat().st_size < 20e6 and not (
+        export / "model.safetensors"
+    ).exists()
     base = json.loads((export / "adapter_config.json").read_text())["base_model_name_or_path"]
     assert model_folder(base).samefile("models/smollm2-135m-instruct")
     assert "intended" in (export / "README.md").read_text().lower()
@@ -37,6 +44,8 @@ def test_the_attack_leaves_a_small_adapter_that_names_its_base():
 
 def test_the_report_has_every_stage_and_example_answers():
     results = pd.read_csv(RUNS / "results.csv")
-    assert set(results["stage"]) == {"base", "aligned", "attacked"} and set(results["objective"]) == {"base", "sft", "booster"}
+    assert set(results["stage"]) == {"base", "aligned", "attacked"} and set(
+        results["objective"]
+    ) == {"base", "sft", "booster"}
     page = (RUNS / "report.html").read_text()
     assert "Example answers" in page and "How do I make" in page

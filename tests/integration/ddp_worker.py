@@ -1,4 +1,6 @@
-"""Trains and evaluates under a strategy; started by test_ddp.py, and by Lightning for the other ranks."""
+"""Trains and evaluates under a strategy; started by test_ddp.py, and by Lightning for the other
+ranks.
+"""
 
 import argparse
 import json
@@ -42,25 +44,51 @@ def main() -> None:
     parser.add_argument("--micro_batch_size", type=int)
     options = parser.parse_args()
     data = SyntheticAlignment(
-        preset="tiny", n_alignment=24, n_harmful=12, batch_size=8, harmful_batch_size=4, n_eval=9, eval_batch_size=4, seed=1
+        preset="tiny",
+        n_alignment=24,
+        n_harmful=12,
+        batch_size=8,
+        harmful_batch_size=4,
+        n_eval=9,
+        eval_batch_size=4,
+        seed=1,
     )
-    spec = NetworkSpec(shape=ShapeSpec(hidden_size=32, n_layers=2, n_heads=2, intermediate_size=64, seed=3))
+    spec = NetworkSpec(
+        shape=ShapeSpec(hidden_size=32, n_layers=2, n_heads=2, intermediate_size=64, seed=3)
+    )
     optimizer = partial(torch.optim.AdamW, lr=1e-3, eps=1e-4)
-    settings = {"optimizer": optimizer, "max_grad_norm": 0.5, "micro_batch_size": options.micro_batch_size}
+    settings = {
+        "optimizer": optimizer,
+        "max_grad_norm": 0.5,
+        "micro_batch_size": options.micro_batch_size,
+    }
     if options.objective == "booster":
-        module = BoosterModule(spec, lam=2.0, alpha=0.05, refresh_every=options.refresh_every, **settings)
+        module = BoosterModule(
+            spec, lam=2.0, alpha=0.05, refresh_every=options.refresh_every, **settings
+        )
     else:
         module = SFTModule(spec, **settings)
     sizes = count_reductions(1000)
     trainer = fit(
-        module, data, 4, devices=options.devices, strategy="ddp" if options.devices > 1 else "auto",
-        limit_val_batches=1.0, val_check_interval=4, check_val_every_n_epoch=None,
-        default_root_dir=str(options.out), callbacks=[SafetyEvaluation(), RunCard()],
-    )  # fmt: skip
+        module,
+        data,
+        4,
+        devices=options.devices,
+        strategy="ddp" if options.devices > 1 else "auto",
+        limit_val_batches=1.0,
+        val_check_interval=4,
+        check_val_every_n_epoch=None,
+        default_root_dir=str(options.out),
+        callbacks=[SafetyEvaluation(), RunCard()],
+    )
     if trainer.is_global_zero:
-        torch.save([p.detach() for p in module.parameters() if p.requires_grad], options.out / "weights.pt")
+        torch.save(
+            [p.detach() for p in module.parameters() if p.requires_grad], options.out / "weights.pt"
+        )
         losses = {k: float(v) for k, v in trainer.callback_metrics.items()}
-        (options.out / "report.json").write_text(json.dumps({"reductions": len(sizes), "metrics": losses, "pid": os.getpid()}))
+        (options.out / "report.json").write_text(
+            json.dumps({"reductions": len(sizes), "metrics": losses, "pid": os.getpid()})
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Trains every objective for three steps under several strategies; started by test_every_objective_distributed.py, alone or by torchrun."""
+"""Trains every objective for three steps under several strategies; started by
+test_every_objective_distributed.py, alone or by torchrun.
+"""
 
 import argparse
 import os
@@ -16,8 +18,12 @@ from tests.objective_cases import CASES, PERTURBING, Case  # noqa: E402
 from tests.objectives import fit, make_module  # noqa: E402
 
 
-def train(case: Case, strategy: str, single: bool, micro_batch_size: int | None, folder: Path) -> list[torch.Tensor] | str:
-    """Whole weights afterwards, or why the strategy was refused. ``ddp+resume`` stops after two steps and goes on in a new module."""
+def train(
+    case: Case, strategy: str, single: bool, micro_batch_size: int | None, folder: Path
+) -> list[torch.Tensor] | str:
+    """Whole weights afterwards, or why the strategy was refused. ``ddp+resume`` stops after two
+    steps and goes on in a new module.
+    """
     strategy, _, resume = strategy.partition("+")
     devices = int(os.environ.get("WORLD_SIZE", "1"))
     settings = {"devices": devices, "strategy": strategy if devices > 1 else "auto"}
@@ -34,12 +40,21 @@ def train(case: Case, strategy: str, single: bool, micro_batch_size: int | None,
     return [gather(parameter).clone() for parameter in module.parameters()]
 
 
-def make(case: Case, single: bool, micro_batch_size: int | None) -> tuple[ObjectiveModule, StreamDataModule]:
+def make(
+    case: Case, single: bool, micro_batch_size: int | None
+) -> tuple[ObjectiveModule, StreamDataModule]:
     """A new module and its data."""
     data = case.make_data()
     size = None if case.batch_statistic else micro_batch_size
     optimizer = partial(torch.optim.AdamW, lr=1e-2, eps=1e-3)
-    module = make_module(case.kind, data, max_grad_norm=0.5, micro_batch_size=size, optimizer=optimizer, **case.settings)
+    module = make_module(
+        case.kind,
+        data,
+        max_grad_norm=0.5,
+        micro_batch_size=size,
+        optimizer=optimizer,
+        **case.settings,
+    )
     if single:
         module.network.float()
     return module, data
@@ -50,11 +65,23 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--micro_batch_size", type=int)
     parser.add_argument("--strategies", nargs="+", default=["auto"])
-    parser.add_argument("--single", nargs="*", default=[], help="strategies in float32, because they have nothing finer")
-    parser.add_argument("--perturbing", nargs="*", default=[], help="strategies that train the objectives that perturb alone")
+    parser.add_argument(
+        "--single",
+        nargs="*",
+        default=[],
+        help="strategies in float32, because they have nothing finer",
+    )
+    parser.add_argument(
+        "--perturbing",
+        nargs="*",
+        default=[],
+        help="strategies that train the objectives that perturb alone",
+    )
     options = parser.parse_args()
     results = {
-        f"{strategy}: {case}": train(case, strategy, strategy in options.single, options.micro_batch_size, options.out.parent)
+        f"{strategy}: {case}": train(
+            case, strategy, strategy in options.single, options.micro_batch_size, options.out.parent
+        )
         for strategy in options.strategies
         for case in (PERTURBING if strategy in options.perturbing else CASES)
     }

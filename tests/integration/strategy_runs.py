@@ -11,7 +11,9 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
-ACCELERATOR = "CHECK_ACCELERATOR"  # environment variable: what the workers train on; a CPU if it is not set
+ACCELERATOR = (  # environment variable: what the workers train on; a CPU if it is not set
+    "CHECK_ACCELERATOR"
+)
 LAUNCHER = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 Weights = dict[str, torch.Tensor]
@@ -19,25 +21,41 @@ Weights = dict[str, torch.Tensor]
 
 def worker_environment(**more: str) -> dict[str, str]:
     """This process's, without what a launcher of its own left there."""
-    return {name: value for name, value in os.environ.items() if name not in LAUNCHER} | {"OMP_NUM_THREADS": "1"} | more
+    return (
+        {name: value for name, value in os.environ.items() if name not in LAUNCHER}
+        | {"OMP_NUM_THREADS": "1"}
+        | more
+    )
 
 
 def train_py(*words: object) -> None:
     """A command of the command line."""
     command = [sys.executable, "train.py", *map(str, words)]
-    done = subprocess.run(command, cwd=ROOT, env=worker_environment(), capture_output=True, text=True, timeout=900)
+    done = subprocess.run(
+        command, cwd=ROOT, env=worker_environment(), capture_output=True, text=True, timeout=900
+    )
     assert done.returncode == 0, done.stderr[-4000:]
 
 
-def run_cases(folder: Path, cases: list[dict[str, Any]], ranks: int, accelerator: str = "cpu") -> dict[str, Any]:
+def run_cases(
+    folder: Path, cases: list[dict[str, Any]], ranks: int, accelerator: str = "cpu"
+) -> dict[str, Any]:
     """Weights after training, or the message of a refusal, by name of the case."""
     folder.mkdir(parents=True, exist_ok=True)
     plan, out = folder / f"cases_{ranks}.json", folder / f"weights_{ranks}.pt"
     plan.write_text(json.dumps(cases))
     launcher = (*TORCHRUN[:-1], f"--nproc_per_node={ranks}") if ranks > 1 else ()
-    words = [sys.executable, *launcher, "tests/integration/strategy_worker.py", f"--cases={plan}", f"--out={out}"]
+    words = [
+        sys.executable,
+        *launcher,
+        "tests/integration/strategy_worker.py",
+        f"--cases={plan}",
+        f"--out={out}",
+    ]
     environment = worker_environment(PYTHONPATH=str(ROOT)) | {ACCELERATOR: accelerator}
-    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(
+        words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900
+    )
     assert done.returncode == 0, done.stderr[-6000:]
     return torch.load(out)
 

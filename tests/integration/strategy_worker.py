@@ -1,6 +1,8 @@
-"""Trains small networks under several strategies; started by test_strategies.py, alone or by torchrun.
+"""Trains small networks under several strategies; started by test_strategies.py, alone or by
+torchrun.
 
-Reads a JSON list of cases (``{"name", "strategy", ...}``, see `train`) and writes the whole weights of each.
+Reads a JSON list of cases (``{"name", "strategy", ...}``, see `train`) and writes the whole weights
+of each.
 """
 
 import argparse
@@ -38,17 +40,38 @@ class UnevenModule(SFTModule):
         return MeanTerms((squares_BT * scores.attended).sum(), scores.attended.sum())
 
 
-OPTIMIZERS = {"adamw": partial(torch.optim.AdamW, lr=1e-3, eps=1e-4), "sgd": partial(torch.optim.SGD, lr=0.1, momentum=0.9)}
+OPTIMIZERS = {
+    "adamw": partial(torch.optim.AdamW, lr=1e-3, eps=1e-4),
+    "sgd": partial(torch.optim.SGD, lr=0.1, momentum=0.9),
+}
 
 
 def train(
-    strategy: Any, objective: str = "BoosterModule", optimizer: str = "adamw", micro_batch_size: int | None = None, lora: bool = False,
-    checkpointing: bool = False, dtype: str = "float32", precision: str = "32-true", steps: int = 3, settings: dict[str, Any] | None = None,
-    dropout: float = 0.0, save: str | None = None, resume: str | None = None,
+    strategy: Any,
+    objective: str = "BoosterModule",
+    optimizer: str = "adamw",
+    micro_batch_size: int | None = None,
+    lora: bool = False,
+    checkpointing: bool = False,
+    dtype: str = "float32",
+    precision: str = "32-true",
+    steps: int = 3,
+    settings: dict[str, Any] | None = None,
+    dropout: float = 0.0,
+    save: str | None = None,
+    resume: str | None = None,
     launch: bool = False,
-) -> dict[str, torch.Tensor]:  # fmt: skip
+) -> dict[str, torch.Tensor]:
     """Whole weights after some steps of an objective."""
-    data = SyntheticAlignment(preset="tiny", n_alignment=24, n_harmful=12, batch_size=8, harmful_batch_size=4, n_eval=4, seed=1)
+    data = SyntheticAlignment(
+        preset="tiny",
+        n_alignment=24,
+        n_harmful=12,
+        batch_size=8,
+        harmful_batch_size=4,
+        n_eval=4,
+        seed=1,
+    )
     spec = NetworkSpec(
         shape=ShapeSpec(hidden_size=32, n_layers=2, n_heads=2, intermediate_size=64, seed=3),
         lora=LoRASpec(rank=2, alpha=4, dropout=dropout) if lora else None,
@@ -56,7 +79,11 @@ def train(
         dtype=dtype,
     )
     module = (globals().get(objective) or getattr(lightning_modules, objective))(
-        spec, optimizer=OPTIMIZERS[optimizer], max_grad_norm=0.5, micro_batch_size=micro_batch_size, **(settings or {})
+        spec,
+        optimizer=OPTIMIZERS[optimizer],
+        max_grad_norm=0.5,
+        micro_batch_size=micro_batch_size,
+        **(settings or {}),
     )
     torch.manual_seed(7)  # LoRA's first weights come from the global stream
     devices = int(os.environ.get("WORLD_SIZE", "1"))
@@ -64,12 +91,22 @@ def train(
         kind = getattr(strategies, strategy["class_path"].rpartition(".")[2])
         strategy = kind(**strategy["init_args"])
     trainer = fit(
-        module, data, steps, ckpt_path=resume, devices=devices, strategy=strategy if devices > 1 or launch else "auto", precision=precision
+        module,
+        data,
+        steps,
+        ckpt_path=resume,
+        devices=devices,
+        strategy=strategy if devices > 1 or launch else "auto",
+        precision=precision,
     )
     if save is not None:
         trainer.save_checkpoint(save)
     gather = getattr(trainer.strategy, "gather", lambda parameter: parameter.detach())
-    return {name: gather(parameter).cpu().clone() for name, parameter in module.named_parameters() if parameter.requires_grad}
+    return {
+        name: gather(parameter).cpu().clone()
+        for name, parameter in module.named_parameters()
+        if parameter.requires_grad
+    }
 
 
 def main() -> None:

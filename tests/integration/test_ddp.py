@@ -17,10 +17,27 @@ pytestmark = pytest.mark.distributed
 def train(out: Path, devices: int, *words: str) -> dict[str, Any]:
     """Run the worker and read what it left."""
     out.mkdir()
-    environment = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")}
-    command = [sys.executable, "tests/integration/ddp_worker.py", "--devices", str(devices), "--out", str(out), *words]
+    environment = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    }
+    command = [
+        sys.executable,
+        "tests/integration/ddp_worker.py",
+        "--devices",
+        str(devices),
+        "--out",
+        str(out),
+        *words,
+    ]
     done = subprocess.run(
-        command, cwd=ROOT, env=environment | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
+        command,
+        cwd=ROOT,
+        env=environment | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads((out / "report.json").read_text()) | {

@@ -1,4 +1,6 @@
-"""Optimizers of bitsandbytes, from the command line: a fit, and a resumed one that equals one that never stopped."""
+"""Optimizers of bitsandbytes, from the command line: a fit, and a resumed one that equals one that
+never stopped.
+"""
 
 from pathlib import Path
 
@@ -9,20 +11,34 @@ pytest.importorskip("bitsandbytes")
 WRAPPED = "__bnb_optimizer_quant_state__"
 CONFIGS = {"AdamW8bit": "adamw8bit", "PagedAdamW8bit": "paged_adamw8bit"}
 CHECKPOINT = (
-    "--trainer.enable_checkpointing=true", "--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.save_last=true",
-    "--trainer.callbacks.every_n_train_steps=1", "--trainer.limit_val_batches=0", "--trainer.val_check_interval=null",
-)  # fmt: skip
+    "--trainer.enable_checkpointing=true",
+    "--trainer.callbacks+=ModelCheckpoint",
+    "--trainer.callbacks.save_last=true",
+    "--trainer.callbacks.every_n_train_steps=1",
+    "--trainer.limit_val_batches=0",
+    "--trainer.val_check_interval=null",
+)
 
 
 def _fit(temper, folder: Path, steps: int, config: str, *words: str) -> dict:
-    temper("fit", folder, f"--config=configs/optimizer/{config}.yaml", f"--trainer.max_steps={steps}", *CHECKPOINT, *words)
+    temper(
+        "fit",
+        folder,
+        f"--config=configs/optimizer/{config}.yaml",
+        f"--trainer.max_steps={steps}",
+        *CHECKPOINT,
+        *words,
+    )
     return torch.load(next(folder.rglob("last.ckpt")), weights_only=True)
 
 
 def _moments(checkpoint: dict) -> dict[int, dict]:
     """Adam's state by parameter; bitsandbytes wraps the quantised part of it."""
     states = checkpoint["optimizer_states"][0]["state"]
-    return {number: {k: v for k, v in (state | state.get(WRAPPED, {})).items() if k != WRAPPED} for number, state in states.items()}
+    return {
+        number: {k: v for k, v in (state | state.get(WRAPPED, {})).items() if k != WRAPPED}
+        for number, state in states.items()
+    }
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
@@ -30,21 +46,38 @@ def _moments(checkpoint: dict) -> dict[int, dict]:
 def test_a_resumed_run_equals_one_that_never_stopped_bit_for_bit(temper, tmp_path, kind):
     whole = _fit(temper, tmp_path / "whole", 3, CONFIGS[kind])
     _fit(temper, tmp_path / "first", 2, CONFIGS[kind])
-    resumed = _fit(temper, tmp_path / "second", 3, CONFIGS[kind], f"--ckpt_path={next((tmp_path / 'first').rglob('last.ckpt'))}")
+    resumed = _fit(
+        temper,
+        tmp_path / "second",
+        3,
+        CONFIGS[kind],
+        f"--ckpt_path={next((tmp_path / 'first').rglob('last.ckpt'))}",
+    )
     assert whole["global_step"] == resumed["global_step"] == 3
-    assert all(torch.equal(whole["state_dict"][name], value) for name, value in resumed["state_dict"].items())
+    assert all(
+        torch.equal(whole["state_dict"][name], value)
+        for name, value in resumed["state_dict"].items()
+    )
     states = [_moments(checkpoint) for checkpoint in (whole, resumed)]
     assert states[0].keys() == states[1].keys()
     for number, state in states[0].items():
-        assert all(torch.equal(torch.as_tensor(value), torch.as_tensor(states[1][number][key])) for key, value in state.items())
+        assert all(
+            torch.equal(torch.as_tensor(value), torch.as_tensor(states[1][number][key]))
+            for key, value in state.items()
+        )
 
 
 def test_moments_are_in_8_bits_but_for_small_tensors(temper, tmp_path):
     checkpoint = _fit(temper, tmp_path, 1, "adamw8bit")
-    moments = {(state["state1"].dtype, state["state1"].numel() >= 4096) for state in _moments(checkpoint).values()}
+    moments = {
+        (state["state1"].dtype, state["state1"].numel() >= 4096)
+        for state in _moments(checkpoint).values()
+    }
     assert moments == {(torch.uint8, True), (torch.float32, False)}
 
 
 def test_any_of_its_optimizers_is_taken_by_its_path(temper, tmp_path):
-    checkpoint = _fit(temper, tmp_path, 1, "adamw8bit", "--model.init_args.optimizer=bitsandbytes.optim.Lion8bit")
+    checkpoint = _fit(
+        temper, tmp_path, 1, "adamw8bit", "--model.init_args.optimizer=bitsandbytes.optim.Lion8bit"
+    )
     assert all("state2" not in state for state in _moments(checkpoint).values())

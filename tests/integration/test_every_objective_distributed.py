@@ -1,4 +1,6 @@
-"""Every objective under every strategy: two real processes with micro-batches of one row equal one process with the whole batch."""
+"""Every objective under every strategy: two real processes with micro-batches of one row equal one
+process with the whole batch.
+"""
 
 import subprocess
 import sys
@@ -14,15 +16,29 @@ from tests.objective_cases import CASES, PERTURBING, Case
 pytestmark = pytest.mark.distributed
 DOUBLE, SINGLE = ("ddp", "fsdp2"), ("zero2", "zero3")  # DeepSpeed has no float64
 RESUMED = ("ddp", "fsdp2")  # the others: test_resume.py
-# Refused, in the words of the refusal. ZeRO's optimizer sees one flat vector, in which nothing can be left out of a step.
+# Refused, in the words of the refusal. ZeRO's optimizer sees one flat vector, in which nothing can
+# be left out of a step.
 REFUSED = {("TVaccine", "zero2"): "use ddp or fsdp2", ("TVaccine", "zero3"): "use ddp or fsdp2"}
 
 Results = dict[str, list[torch.Tensor] | str]
 
 
 def train(out: Path, *words: str, launcher: tuple[str, ...] = ()) -> Results:
-    command = [sys.executable, *launcher, "tests/integration/every_objective_worker.py", f"--out={out}", *words]
-    done = subprocess.run(command, cwd=ROOT, env=worker_environment(PYTHONPATH=str(ROOT)), capture_output=True, text=True, timeout=1500)
+    command = [
+        sys.executable,
+        *launcher,
+        "tests/integration/every_objective_worker.py",
+        f"--out={out}",
+        *words,
+    ]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=worker_environment(PYTHONPATH=str(ROOT)),
+        capture_output=True,
+        text=True,
+        timeout=1500,
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     return torch.load(out)
 
@@ -32,13 +48,30 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Results, Results]:
     folder = tmp_path_factory.mktemp("every_objective")
     one = train(folder / "one.pt", "--strategies", "double", "single", "--single", "single")
     resumed = [f"{strategy}+resume" for strategy in RESUMED]
-    two = ("--strategies", *DOUBLE, *SINGLE, *resumed, "--single", *SINGLE, "--perturbing", "zero2", "--micro_batch_size=1")
+    two = (
+        "--strategies",
+        *DOUBLE,
+        *SINGLE,
+        *resumed,
+        "--single",
+        *SINGLE,
+        "--perturbing",
+        "zero2",
+        "--micro_batch_size=1",
+    )
     return one, train(folder / "two.pt", *two, launcher=TORCHRUN)
 
 
-@pytest.mark.parametrize(("case", "strategy"), [*product(CASES, (*DOUBLE, "zero3")), *((case, "zero2") for case in PERTURBING)], ids=str)
+@pytest.mark.parametrize(
+    ("case", "strategy"),
+    [*product(CASES, (*DOUBLE, "zero3")), *((case, "zero2") for case in PERTURBING)],
+    ids=str,
+)
 def test_two_ranks_and_micro_batches_equal_one_process(runs, case: Case, strategy: str):
-    one, two = runs[0][f"{'double' if strategy in DOUBLE else 'single'}: {case}"], runs[1][f"{strategy}: {case}"]
+    one, two = (
+        runs[0][f"{'double' if strategy in DOUBLE else 'single'}: {case}"],
+        runs[1][f"{strategy}: {case}"],
+    )
     assert not isinstance(one, str), one
     if case.batch_statistic:
         assert "2 ranks" in two

@@ -1,4 +1,6 @@
-"""Interrupted and resumed equals uninterrupted, bit for bit, under every strategy with two real processes."""
+"""Interrupted and resumed equals uninterrupted, bit for bit, under every strategy with two real
+processes.
+"""
 
 from itertools import product
 from pathlib import Path
@@ -7,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from temper.checkpoint_parts import Parts, is_in_parts
+from temper.sharded_checkpoint import Parts, is_in_parts
 from tests.integration.strategy_runs import largest_difference, run_cases
 
 pytestmark = pytest.mark.distributed
 STRATEGIES = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
 IN_PARTS = STRATEGIES[1:]
-# A held regulariser, and dropout, so that vectors and random generators matter; interrupted where the regulariser is old.
+# A held regulariser, and dropout, so that vectors and random generators matter; interrupted where
+# the regulariser is old.
 RUN: dict[str, Any] = {"lora": True, "dropout": 0.1, "settings": {"refresh_every": 3}}
 WHOLE_WEIGHTS: dict[str, Any] = {"optimizer": "sgd", "settings": {"refresh_every": 3}}
 
@@ -36,22 +39,45 @@ def runs(folder: Path):
     # No dropout here: what another number of ranks, or another way to cut, can give exactly.
     for writer, reader in (("fsdp2", "zero2"), ("zero3", "fsdp2"), ("zero1", "zero3")):
         path = str(folder / f"{writer}-whole.ckpt")
-        cases.append({"name": f"{writer} to {reader}", "strategy": reader, **WHOLE_WEIGHTS, "steps": 6, "resume": path})
-    cases.append({"name": "a file", "strategy": "fsdp2", **RUN, "steps": 6, "resume": str(folder / "ddp-lora.ckpt")})
+        cases.append(
+            {
+                "name": f"{writer} to {reader}",
+                "strategy": reader,
+                **WHOLE_WEIGHTS,
+                "steps": 6,
+                "resume": path,
+            }
+        )
+    cases.append(
+        {
+            "name": "a file",
+            "strategy": "fsdp2",
+            **RUN,
+            "steps": 6,
+            "resume": str(folder / "ddp-lora.ckpt"),
+        }
+    )
     return run_cases(folder, cases, 2)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("kind", ["lora", "whole"])
 def test_resumed_equals_uninterrupted(runs, strategy: str, kind: str):
-    uninterrupted, interrupted, resumed = (runs[f"{strategy} {kind} {name}"] for name in ("uninterrupted", "interrupted", "resumed"))
+    uninterrupted, interrupted, resumed = (
+        runs[f"{strategy} {kind} {name}"] for name in ("uninterrupted", "interrupted", "resumed")
+    )
     assert largest_difference(resumed, uninterrupted) == 0
     assert largest_difference(interrupted, uninterrupted) > 1e-4
 
 
-@pytest.mark.parametrize(("writer", "reader"), [("fsdp2", "zero2"), ("zero3", "fsdp2"), ("zero1", "zero3")])
+@pytest.mark.parametrize(
+    ("writer", "reader"), [("fsdp2", "zero2"), ("zero3", "fsdp2"), ("zero1", "zero3")]
+)
 def test_one_strategy_goes_on_from_anothers_checkpoint(runs, writer: str, reader: str):
-    assert largest_difference(runs[f"{writer} to {reader}"], runs[f"{reader} whole uninterrupted"]) < 1e-6
+    assert (
+        largest_difference(runs[f"{writer} to {reader}"], runs[f"{reader} whole uninterrupted"])
+        < 1e-6
+    )
 
 
 @pytest.mark.parametrize("strategy", IN_PARTS)
@@ -70,8 +96,19 @@ def test_a_file_is_refused_by_a_strategy_that_reads_parts(runs):
 def test_another_number_of_ranks_goes_on(runs, folder: Path, strategy: str, ranks: int):
     # One process under a strategy in parts still cuts: into one piece.
     path = folder / f"{strategy}-whole.ckpt"
-    case = {"name": "resumed", "strategy": strategy, **WHOLE_WEIGHTS, "steps": 6, "resume": str(path), "launch": True}
+    case = {
+        "name": "resumed",
+        "strategy": strategy,
+        **WHOLE_WEIGHTS,
+        "steps": 6,
+        "resume": str(path),
+        "launch": True,
+    }
     alone = run_cases(folder, [case], ranks)["resumed"]
     assert isinstance(alone, dict), alone
     assert largest_difference(alone, runs[f"{strategy} whole uninterrupted"]) < 1e-6
-    assert not any(torch.equal(alone[name], before) for name, before in runs[f"{strategy} whole interrupted"].items() if before.dim() > 1)
+    assert not any(
+        torch.equal(alone[name], before)
+        for name, before in runs[f"{strategy} whole interrupted"].items()
+        if before.dim() > 1
+    )

@@ -10,7 +10,11 @@ pytestmark = pytest.mark.distributed
 STRATEGIES = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
 OFFLOADED = {
     "stage 2, optimizer": {"stage": 2, "offload_optimizer": True},
-    "stage 3, optimizer and weights": {"stage": 3, "offload_optimizer": True, "offload_parameters": True},
+    "stage 3, optimizer and weights": {
+        "stage": 3,
+        "offload_optimizer": True,
+        "offload_parameters": True,
+    },
 }
 
 # Three steps with clipping; the objective is Booster unless it says otherwise.
@@ -22,20 +26,28 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "activation checkpointing": {"checkpointing": True},
     "held": {"settings": {"refresh_every": 2}},
     "vaccine": {"objective": "VaccineModule"},
-    "vaccine, lora, micro-batches": {"objective": "VaccineModule", "lora": True, "micro_batch_size": 1},
+    "vaccine, lora, micro-batches": {
+        "objective": "VaccineModule",
+        "lora": True,
+        "micro_batch_size": 1,
+    },
     "booster and vaccine": {"objective": "BoosterVaccineModule"},
     "sft": {"objective": "SFTModule"},
     "packed": {"objective": "SFTModule", "settings": {"packing": True}},
     "a pass that reaches some weights": {"objective": "UnevenModule"},
-}  # fmt: skip
+}
 FOR_OFFLOADED = ("adamw", "micro-batches", "a pass that reaches some weights")
-# What rounding of activations to bfloat16 may do to weights in three steps of 1e-3: less than one step. Of weights: one bit of a
-# weight of 1, which ZeRO's exact copies move and bfloat16 alone does not.
+# What rounding of activations to bfloat16 may do to weights in three steps of 1e-3: less than one
+# step. Of weights: one bit of a weight of 1, which ZeRO's exact copies move and bfloat16 alone does
+# not.
 ROUNDED: dict[str, tuple[dict[str, Any], float]] = {
     "bf16-mixed": ({"precision": "bf16-mixed"}, 1e-3),
     "bf16 base, fp32 lora": ({"lora": True, "dtype": "bfloat16"}, 1e-3),
     "bf16-true": ({"precision": "bf16-true", "optimizer": "sgd"}, 2**-8),
-    "bf16-true, a pass that reaches some": ({"precision": "bf16-true", "optimizer": "sgd", "objective": "UnevenModule"}, 2**-8),
+    "bf16-true, a pass that reaches some": (
+        {"precision": "bf16-true", "optimizer": "sgd", "objective": "UnevenModule"},
+        2**-8,
+    ),
 }
 
 
@@ -43,12 +55,22 @@ ROUNDED: dict[str, tuple[dict[str, Any], float]] = {
 def runs(tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("strategies")
     variants = VARIANTS | {name: variant for name, (variant, _) in ROUNDED.items()}
-    one = run_cases(folder, [{"name": name, "strategy": "auto", **variant} for name, variant in variants.items()], 1)
+    one = run_cases(
+        folder,
+        [{"name": name, "strategy": "auto", **variant} for name, variant in variants.items()],
+        1,
+    )
     cases = [
-        {"name": f"{strategy}: {name}", "strategy": strategy, **variant} for strategy in STRATEGIES for name, variant in variants.items()
+        {"name": f"{strategy}: {name}", "strategy": strategy, **variant}
+        for strategy in STRATEGIES
+        for name, variant in variants.items()
     ]
     cases += [
-        {"name": f"{place}: {name}", "strategy": {"class_path": "strategies.ZeROStrategy", "init_args": options}, **variants[name]}
+        {
+            "name": f"{place}: {name}",
+            "strategy": {"class_path": "strategies.ZeROStrategy", "init_args": options},
+            **variants[name],
+        }
         for place, options in OFFLOADED.items()
         for name in FOR_OFFLOADED
     ]

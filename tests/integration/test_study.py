@@ -15,7 +15,16 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
-CODE = ("train.py", "temper", "lightning_modules", "datamodules", "callbacks", "strategies", "configs", "studies")
+CODE = (
+    "train.py",
+    "temper",
+    "lightning_modules",
+    "datamodules",
+    "callbacks",
+    "strategies",
+    "configs",
+    "studies",
+)
 STAGES = ("pretrain", "instruct", "align/sft", "attack/sft/mild/p0.2")
 
 
@@ -29,9 +38,24 @@ def _micro() -> dict[str, Any]:
         "headline": None,
         "pretrain": {"set": few},
         "instruct": {"set": few},
-        "align": {"set": few | {"data.init_args.n_alignment": 40, "data.init_args.n_harmful": 20, "data.init_args.batch_size": 8}},
+        "align": {
+            "set": (
+                few
+                | {
+                    "data.init_args.n_alignment": 40,
+                    "data.init_args.n_harmful": 20,
+                    "data.init_args.batch_size": 8,
+                }
+            )
+        },
         "objectives": {"sft": {"label": "SFT", "config": ["configs/objective/sft.yaml"]}},
-        "attack": {"set": {"data.init_args.n_eval": 5, "data.init_args.n_rows": 20, "data.init_args.batch_size": 5}},
+        "attack": {
+            "set": {
+                "data.init_args.n_eval": 5,
+                "data.init_args.n_rows": 20,
+                "data.init_args.batch_size": 5,
+            }
+        },
         "attacks": {"mild": {"label": "attack", "lr": 1e-3, "steps": 10}},
         "harmful_ratios": [0.2],
     }
@@ -47,16 +71,33 @@ class Study:
         self.write(_micro())
 
     def write(self, content: dict[str, Any]) -> None:
-        self.file.write_text(yaml.safe_dump(content | {"base": str(self.project / content["base"])}))
+        self.file.write_text(
+            yaml.safe_dump(content | {"base": str(self.project / content["base"])})
+        )
 
     def start(self, *words: str) -> subprocess.Popen:
         """The runner, in a process group of its own."""
-        command = [sys.executable, "-m", "temper.study.run", str(self.file), "--runs", str(self.runs), "--cores", "2", *words]
+        command = [
+            sys.executable,
+            "-m",
+            "temper.study.run",
+            str(self.file),
+            "--runs",
+            str(self.runs),
+            "--cores",
+            "2",
+            *words,
+        ]
         quiet = {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "200"}
         return subprocess.Popen(
-            command, cwd=self.project, env=os.environ | quiet, start_new_session=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
+            command,
+            cwd=self.project,
+            env=os.environ | quiet,
+            start_new_session=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
 
     def run(self, *words: str) -> tuple[int, str]:
         process = self.start(*words)
@@ -69,13 +110,22 @@ class Study:
 
     def written(self) -> dict[str, int]:
         """When each stage's figures were written."""
-        return {stage: self._evaluation(stage).stat().st_mtime_ns for stage in STAGES if self._evaluation(stage).exists()}
+        return {
+            stage: self._evaluation(stage).stat().st_mtime_ns
+            for stage in STAGES
+            if self._evaluation(stage).exists()
+        }
 
     def assert_same_results(self, other: "Study") -> None:
         """The same figures, from the same weights bit for bit."""
-        assert (self.results / "results.csv").read_bytes() == (other.results / "results.csv").read_bytes()
+        assert (self.results / "results.csv").read_bytes() == (
+            other.results / "results.csv"
+        ).read_bytes()
         for stage in STAGES:
-            weights = [study.results / "seed0" / stage / "export" / "model.safetensors" for study in (self, other)]
+            weights = [
+                study.results / "seed0" / stage / "export" / "model.safetensors"
+                for study in (self, other)
+            ]
             assert weights[0].read_bytes() == weights[1].read_bytes(), stage
 
     def _evaluation(self, stage: str) -> Path:
@@ -88,8 +138,10 @@ def project(tmp_path_factory) -> Path:
     copy = tmp_path_factory.mktemp("project")
     for place in CODE:
         source = ROOT / place
-        shutil.copytree(source, copy / place, ignore=shutil.ignore_patterns("__pycache__")) if source.is_dir() else shutil.copy(
-            source, copy
+        (
+            shutil.copytree(source, copy / place, ignore=shutil.ignore_patterns("__pycache__"))
+            if source.is_dir()
+            else shutil.copy(source, copy)
         )
     return copy
 
@@ -106,9 +158,17 @@ def finished(project, tmp_path_factory) -> tuple[Study, str]:
 def test_a_study_leaves_its_results_and_a_report(finished):
     study, output = finished
     results = pd.read_csv(study.results / "results.csv")
-    assert set(results["metric"]) >= {"harmful_score", "refusal_rate", "over_refusal_rate", "safe_accuracy", "fine_tune_accuracy"}
+    assert set(results["metric"]) >= {
+        "harmful_score",
+        "refusal_rate",
+        "over_refusal_rate",
+        "safe_accuracy",
+        "fine_tune_accuracy",
+    }
     attacked = results[(results["stage"] == "attacked") & (results["metric"] == "harmful_score")]
-    assert len(attacked) == 1 and attacked["harmful_ratio"].item() == 0.2 and attacked["n"].item() == 5
+    assert (
+        len(attacked) == 1 and attacked["harmful_ratio"].item() == 0.2 and attacked["n"].item() == 5
+    )
     assert "A micro study" in (study.results / "report.html").read_text()
     assert yaml.safe_load((study.results / "study.yaml").read_text())["name"] == "micro"
     assert str(study.results / "report.html") in output
@@ -116,15 +176,25 @@ def test_a_study_leaves_its_results_and_a_report(finished):
 
 def test_every_stage_is_one_line_on_the_screen(finished):
     lines = [line for line in finished[1].splitlines() if line.startswith("done")]
-    assert [line.split()[1] for line in lines] == [f"{n}/{len(STAGES) + 1}" for n in range(1, len(STAGES) + 2)]
-    assert [line.split()[2] for line in lines] == ["pretrain", "instruct", "align", "attack", "report"]
+    assert [line.split()[1] for line in lines] == [
+        f"{n}/{len(STAGES) + 1}" for n in range(1, len(STAGES) + 2)
+    ]
+    assert [line.split()[2] for line in lines] == [
+        "pretrain",
+        "instruct",
+        "align",
+        "attack",
+        "report",
+    ]
     assert all("HS" in line for line in lines[:-1])
 
 
 def test_every_stage_starts_from_the_model_of_the_one_before(finished):
     root = finished[0].results / "seed0"
     for before, stage in zip(STAGES, STAGES[1:], strict=False):
-        network = yaml.safe_load((root / stage / "config.yaml").read_text())["model"]["init_args"]["network"]
+        network = yaml.safe_load((root / stage / "config.yaml").read_text())["model"]["init_args"][
+            "network"
+        ]
         assert network["path"] == str(root / before / "export")
 
 
@@ -133,7 +203,9 @@ def test_run_again_a_study_does_nothing(finished):
     before, report = study.written(), (study.results / "report.html").stat().st_mtime_ns
     status, output = study.run()
     assert status == 0 and "done" not in output
-    assert study.written() == before and (study.results / "report.html").stat().st_mtime_ns == report
+    assert (
+        study.written() == before and (study.results / "report.html").stat().st_mtime_ns == report
+    )
     assert "Report:" in output, "the table is shown all the same"
 
 
@@ -145,7 +217,9 @@ def test_a_change_of_the_attack_runs_the_attack_alone_again(finished):
     micro["attacks"]["mild"]["steps"] = 11
     study.write(micro)
     assert study.run()[0] == 0
-    assert [stage for stage, when in study.written().items() if when != before[stage]] == [STAGES[-1]]
+    assert [stage for stage, when in study.written().items() if when != before[stage]] == [
+        STAGES[-1]
+    ]
     study.write(_micro())
     assert study.run()[0] == 0
     assert (study.results / "results.csv").read_text() == results, "and back again"
@@ -180,7 +254,11 @@ def test_a_failed_stage_shows_its_log_and_what_was_done_before_is_kept(finished,
     study.write(micro)
     status, output = study.run()
     assert status != 0
-    assert "failed  instruct seed 0" in output and "error: model.init_args.network.path=" in output and "25 tokens" in output
+    assert (
+        "failed  instruct seed 0" in output
+        and "error: model.init_args.network.path=" in output
+        and "25 tokens" in output
+    )
     kept = study.written()
     assert list(kept) == ["pretrain"] and not (study.results / "results.csv").exists()
     study.write(_micro())

@@ -5,21 +5,50 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
 
 WORDS = (
-    "soup", "bread", "cake", "please", "bake", "boil", "sorry", "no", "yes", "safe", "unsafe", "User:", "Agent:", "Verdict:",
-    "with", "in", "the", "oven", "pot",
-)  # fmt: skip
+    "soup",
+    "bread",
+    "cake",
+    "please",
+    "bake",
+    "boil",
+    "sorry",
+    "no",
+    "yes",
+    "safe",
+    "unsafe",
+    "User:",
+    "Agent:",
+    "Verdict:",
+    "with",
+    "in",
+    "the",
+    "oven",
+    "pot",
+)
 
 
-def words_tokenizer(template: str | None = None, words: Sequence[str] = WORDS) -> PreTrainedTokenizerFast:
+def words_tokenizer(
+    template: str | None = None, words: Sequence[str] = WORDS
+) -> PreTrainedTokenizerFast:
     """One token per word; a word it does not know is ``<unk>``."""
     vocabulary = {word: i for i, word in enumerate(["<pad>", "<bos>", "<eos>", "<unk>", *words])}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>", padding_side="right"
+        tokenizer_object=core,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        padding_side="right",
     )
     tokenizer.chat_template = template
     return tokenizer
@@ -27,8 +56,16 @@ def words_tokenizer(template: str | None = None, words: Sequence[str] = WORDS) -
 
 def config(**arguments: object) -> LlamaConfig:
     """A decoder of a few hundred weights."""
-    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": len(WORDS) + 4}
-    return LlamaConfig(**shape, initializer_range=1.0, pad_token_id=0, bos_token_id=1, eos_token_id=2, **arguments)
+    shape = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "vocab_size": len(WORDS) + 4,
+    }
+    return LlamaConfig(
+        **shape, initializer_range=1.0, pad_token_id=0, bos_token_id=1, eos_token_id=2, **arguments
+    )
 
 
 def classifier_folder(folder: Path, **arguments: object) -> Path:

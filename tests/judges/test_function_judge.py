@@ -34,13 +34,23 @@ def judge_that_says(monkeypatch):
 @pytest.mark.parametrize(
     ("said", "label", "score"),
     [
-        (True, "harmful", 1.0), (False, "safe", 0.0), (0.7, "harmful", 0.7), (0.5, "safe", 0.5), (1, "harmful", 1.0),
-        (np.bool_(True), "harmful", 1.0), (np.float32(0.25), "safe", 0.25), (torch.tensor(0.75), "harmful", 0.75),
-        ("safe", "safe", 0.0), ("partial", "partial", 0.5), ("harmful", "harmful", 1.0),
+        (True, "harmful", 1.0),
+        (False, "safe", 0.0),
+        (0.7, "harmful", 0.7),
+        (0.5, "safe", 0.5),
+        (1, "harmful", 1.0),
+        (np.bool_(True), "harmful", 1.0),
+        (np.float32(0.25), "safe", 0.25),
+        (torch.tensor(0.75), "harmful", 0.75),
+        ("safe", "safe", 0.0),
+        ("partial", "partial", 0.5),
+        ("harmful", "harmful", 1.0),
     ],
-)  # fmt: skip
+)
 def test_whatever_a_function_says_becomes_a_label_and_a_score(judge_that_says, said, label, score):
-    assert judge_that_says(said) == Judgement(label, score, refused=False, correct=True, degenerate=False)
+    assert judge_that_says(said) == Judgement(
+        label, score, refused=False, correct=True, degenerate=False
+    )
 
 
 def test_a_judgement_is_taken_as_it_is(judge_that_says):
@@ -49,7 +59,9 @@ def test_a_judgement_is_taken_as_it_is(judge_that_says):
 
 
 def test_thresholds_are_the_users(judge_that_says):
-    assert [judge_that_says(s, threshold=0.8, partial_above=0.2).label for s in (0.2, 0.3, 0.8, 0.9)] == [
+    assert [
+        judge_that_says(s, threshold=0.8, partial_above=0.2).label for s in (0.2, 0.3, 0.8, 0.9)
+    ] == [
         "safe",
         "partial",
         "partial",
@@ -59,7 +71,9 @@ def test_thresholds_are_the_users(judge_that_says):
 
 def test_refusals_are_those_of_the_judge_of_words():
     judge = CallableJudge(f"{__name__}:long_answers_are_harmful", name="length")
-    refused, answered, empty = judge(["q"] * 3, ["I'm sorry, I would rather not talk about it.", "Bake it.", ""])
+    refused, answered, empty = judge(
+        ["q"] * 3, ["I'm sorry, I would rather not talk about it.", "Bake it.", ""]
+    )
     assert (refused.label, refused.refused, refused.correct) == ("harmful", True, False)
     assert (answered.label, answered.refused, answered.correct) == ("safe", False, True)
     assert empty.degenerate and judge.name == "length"
@@ -69,14 +83,21 @@ def test_it_is_called_like_its_function_unless_told_otherwise():
     assert CallableJudge(f"{__name__}.verdict").name == "verdict"
 
 
-@pytest.mark.parametrize("said", [None, "a long text about soup", "dangerous", 1.5, -0.1, float("nan"), [True]])
+@pytest.mark.parametrize(
+    "said", [None, "a long text about soup", "dangerous", 1.5, -0.1, float("nan"), [True]]
+)
 def test_an_answer_of_another_kind_is_refused_without_repeating_it(judge_that_says, said):
-    with pytest.raises(TemperError, match=r"CallableJudge\.function=.*verdict: it returned a \w+ that is none of: a bool") as refusal:
+    with pytest.raises(
+        TemperError,
+        match=r"CallableJudge\.function=.*verdict: it returned a \w+ that is none of: a bool",
+    ) as refusal:
         judge_that_says(said)
     assert "soup" not in str(refusal.value)
 
 
-@pytest.mark.parametrize("path", ["verdict", f"{__name__}.nothing", "no_such_module.verdict", f"{__name__}.ANSWER"])
+@pytest.mark.parametrize(
+    "path", ["verdict", f"{__name__}.nothing", "no_such_module.verdict", f"{__name__}.ANSWER"]
+)
 def test_a_path_without_function_is_refused(path):
     with pytest.raises(TemperError, match=r"CallableJudge\.function="):
         CallableJudge(path)

@@ -1,4 +1,6 @@
-"""Folders of judges are checked as those of networks are, and refused in one line that names the judge."""
+"""Folders of judges are checked as those of networks are, and refused in one line that names the
+judge.
+"""
 
 import json
 import shutil
@@ -41,39 +43,55 @@ def _pickled(folder: Path) -> Path:
 def test_weights_in_a_pickle_alone_are_refused(kind, tmp_path):
     folder = _pickled(lm_folder(tmp_path, CHAT))
     line = _refusal(kind(str(folder)))
-    assert line.startswith(f"{kind.__name__}.path={folder}: pytorch_model.bin is a pickle, and reading one can run any code")
+    assert line.startswith(
+        f"{kind.__name__}.path={folder}: pytorch_model.bin is a pickle, and reading one can run any"
+        " code"
+    )
 
 
 def test_an_index_that_points_out_of_the_folder_is_refused(lm, tmp_path):
     folder = tmp_path / "judge"
     shutil.copytree(lm, folder)
     (folder / "model.safetensors").rename(tmp_path / "other.safetensors")
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"lm_head.weight": "../other.safetensors"}}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"lm_head.weight": "../other.safetensors"}})
+    )
     line = _refusal(GuardLM(str(folder)))
-    assert line == (
-        f"GuardLM.path={folder}: model.safetensors.index.json names '../other.safetensors', which is not inside the folder; "
-        "do not use this model"
+    assert (
+        line == f"GuardLM.path={folder}: model.safetensors.index.json names '../other.safetensors',"
+        " which is not inside the folder; do not use this model"
     )
 
 
 def test_the_base_of_an_adapter_is_checked_too(tmp_path):
     base, folder = lm_folder(tmp_path / "base"), tmp_path / "judge"
-    get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(target_modules=["q_proj"])).save_pretrained(folder)
+    get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base), LoraConfig(target_modules=["q_proj"])
+    ).save_pretrained(folder)
     words_tokenizer(CHAT).save_pretrained(folder)
     _pickled(base)
-    assert _refusal(GuardLM(str(folder))).startswith(f"GuardLM.path={base}: pytorch_model.bin is a pickle")
+    assert _refusal(GuardLM(str(folder))).startswith(
+        f"GuardLM.path={base}: pytorch_model.bin is a pickle"
+    )
 
 
 def test_damaged_weights_are_said_to_be_so(tmp_path):
     folder = classifier_folder(tmp_path, num_labels=1)
     whole = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    assert f"SequenceClassifier.path={folder}: cannot be loaded (" in _refusal(SequenceClassifier(str(folder)))
+    assert f"SequenceClassifier.path={folder}: cannot be loaded (" in _refusal(
+        SequenceClassifier(str(folder))
+    )
 
 
 def test_a_path_that_holds_nothing_is_refused(tmp_path):
-    assert _refusal(GuardLM(str(tmp_path / "nothing"))).startswith(f"GuardLM.path={tmp_path / 'nothing'}: no such folder; give a folder")
-    assert f"GuardLM.path={tmp_path}: neither config.json nor adapter_config.json in it" in _refusal(GuardLM(str(tmp_path)))
+    assert _refusal(GuardLM(str(tmp_path / "nothing"))).startswith(
+        f"GuardLM.path={tmp_path / 'nothing'}: no such folder; give a folder"
+    )
+    assert (
+        f"GuardLM.path={tmp_path}: neither config.json nor adapter_config.json in it"
+        in _refusal(GuardLM(str(tmp_path)))
+    )
 
 
 def test_a_name_that_is_not_in_the_cache_is_refused_and_no_hub_is_asked():

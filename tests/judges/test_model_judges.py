@@ -12,7 +12,10 @@ from temper.errors import TemperError
 from temper.judges import GuardLM, Judgement, SequenceClassifier, YesNoLM
 from tests.judges.models import classifier_folder, lm_folder, words_tokenizer
 
-CHAT = "{% for m in messages %}{{ 'User: ' if m.role == 'user' else 'Agent: ' }}{{ m.content }} {% endfor %}Verdict:"
+CHAT = (
+    "{% for m in messages %}{{ 'User: ' if m.role == 'user' else 'Agent: ' }}{{ m.content }} {%"
+    " endfor %}Verdict:"
+)
 PROMPTS = ["please bake bread", "soup", "please boil soup in the pot", "cake"]
 RESPONSES = ["in the oven with cake", "no", "sorry", "bake the bread in the oven please please"]
 NAMES = {0: "burnt", 1: "fine", 2: "salty"}
@@ -20,9 +23,17 @@ NAMES = {0: "burnt", 1: "fine", 2: "salty"}
 
 def _probabilities(folder, texts, max_length=512):
     """Logits of one text at a time, without padding."""
-    tokenizer, model = words_tokenizer(), AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    tokenizer, model = (
+        words_tokenizer(),
+        AutoModelForSequenceClassification.from_pretrained(folder).eval(),
+    )
     with torch.no_grad():
-        return torch.cat([model(torch.tensor([tokenizer(text)["input_ids"][:max_length]])).logits for text in texts])
+        return torch.cat(
+            [
+                model(torch.tensor([tokenizer(text)["input_ids"][:max_length]])).logits
+                for text in texts
+            ]
+        )
 
 
 def _scores(judge):
@@ -31,7 +42,12 @@ def _scores(judge):
 
 @pytest.fixture(scope="module")
 def multi_label(tmp_path_factory):
-    return classifier_folder(tmp_path_factory.mktemp("multi"), num_labels=3, id2label=NAMES, problem_type="multi_label_classification")
+    return classifier_folder(
+        tmp_path_factory.mktemp("multi"),
+        num_labels=3,
+        id2label=NAMES,
+        problem_type="multi_label_classification",
+    )
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +62,15 @@ def lm(tmp_path_factory):
 
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
 @pytest.mark.parametrize("labels", [None, ["burnt", "salty"]])
-def test_a_multi_label_classifier_takes_the_largest_probability_of_a_harmful_label(multi_label, labels, batch_size):
-    judge = SequenceClassifier(str(multi_label), labels, template="{prompt} Agent: {response}", batch_size=batch_size)
-    expected = _probabilities(multi_label, [f"{p} Agent: {r}" for p, r in zip(PROMPTS, RESPONSES, strict=True)]).sigmoid()
+def test_a_multi_label_classifier_takes_the_largest_probability_of_a_harmful_label(
+    multi_label, labels, batch_size
+):
+    judge = SequenceClassifier(
+        str(multi_label), labels, template="{prompt} Agent: {response}", batch_size=batch_size
+    )
+    expected = _probabilities(
+        multi_label, [f"{p} Agent: {r}" for p, r in zip(PROMPTS, RESPONSES, strict=True)]
+    ).sigmoid()
     harmful = expected if labels is None else expected[:, [0, 2]]
     torch.testing.assert_close(_scores(judge), harmful.amax(1))
     said = judge(PROMPTS, RESPONSES)
@@ -58,39 +80,57 @@ def test_a_multi_label_classifier_takes_the_largest_probability_of_a_harmful_lab
 
 def test_a_classifier_of_classes_adds_the_harmful_ones(classes):
     judge = SequenceClassifier(str(classes), ["burnt", "salty"], template="{response}")
-    torch.testing.assert_close(_scores(judge), _probabilities(classes, RESPONSES).softmax(1)[:, [0, 2]].sum(1))
+    torch.testing.assert_close(
+        _scores(judge), _probabilities(classes, RESPONSES).softmax(1)[:, [0, 2]].sum(1)
+    )
 
 
 def test_a_single_output_is_a_probability(tmp_path):
     folder = classifier_folder(tmp_path, num_labels=1)
     torch.testing.assert_close(
-        _scores(SequenceClassifier(str(folder), template="{response}")), _probabilities(folder, RESPONSES).sigmoid()[:, 0]
+        _scores(SequenceClassifier(str(folder), template="{response}")),
+        _probabilities(folder, RESPONSES).sigmoid()[:, 0],
     )
 
 
 def test_a_classifier_sees_the_beginning_of_a_long_answer(multi_label):
     judge = SequenceClassifier(str(multi_label), template="{response}", max_length=2)
-    torch.testing.assert_close(_scores(judge), _probabilities(multi_label, RESPONSES, 2).sigmoid().amax(1))
+    torch.testing.assert_close(
+        _scores(judge), _probabilities(multi_label, RESPONSES, 2).sigmoid().amax(1)
+    )
 
 
 def test_thresholds_make_three_labels(multi_label):
     scores = sorted(_scores(SequenceClassifier(str(multi_label), ["burnt"])).tolist())
     judge = SequenceClassifier(
-        str(multi_label), ["burnt"], threshold=(scores[2] + scores[3]) / 2, partial_above=(scores[0] + scores[1]) / 2
+        str(multi_label),
+        ["burnt"],
+        threshold=(scores[2] + scores[3]) / 2,
+        partial_above=(scores[0] + scores[1]) / 2,
     )
     by_score = sorted(judge(PROMPTS, RESPONSES), key=lambda judgement: judgement.score)
     assert [judgement.label for judgement in by_score] == ["safe", "partial", "partial", "harmful"]
 
 
 def test_refusals_and_nonsense_are_for_the_judge_of_words_to_find(multi_label):
-    refused, empty = SequenceClassifier(str(multi_label))(["soup", "soup"], ["I'm sorry, I cannot boil soup", " "])
-    assert (refused.refused, refused.correct, empty.degenerate, empty.correct) == (True, False, True, False)
+    refused, empty = SequenceClassifier(str(multi_label))(
+        ["soup", "soup"], ["I'm sorry, I cannot boil soup", " "]
+    )
+    assert (refused.refused, refused.correct, empty.degenerate, empty.correct) == (
+        True,
+        False,
+        True,
+        False,
+    )
 
     class Everything:
         name = "everything"
 
         def __call__(self, prompts, responses):
-            return [Judgement("safe", 0.0, refused=True, correct=True, degenerate=True) for _ in responses]
+            return [
+                Judgement("safe", 0.0, refused=True, correct=True, degenerate=True)
+                for _ in responses
+            ]
 
     (said,) = SequenceClassifier(str(multi_label), words=Everything())(["soup"], ["bread"])
     assert said.refused and said.correct and said.degenerate
@@ -98,7 +138,9 @@ def test_refusals_and_nonsense_are_for_the_judge_of_words_to_find(multi_label):
 
 @pytest.mark.parametrize("labels", [None, ["burnt", "sour"]])
 def test_labels_of_a_classifier_of_classes_must_be_named_and_exist(classes, labels):
-    with pytest.raises(TemperError, match=r"harmful_labels: .*name those that mean harm: 'burnt', 'fine', 'salty'"):
+    with pytest.raises(
+        TemperError, match=r"harmful_labels: .*name those that mean harm: 'burnt', 'fine', 'salty'"
+    ):
         SequenceClassifier(str(classes), labels)(["soup"], ["bread"])
 
 
@@ -115,7 +157,10 @@ def _next_word(folder, text, harmful, safe):
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_a_guard_is_asked_in_its_own_template(lm, batch_size):
     judge = GuardLM(str(lm), batch_size=batch_size)
-    expected = [_next_word(lm, f"User: {p} Agent: {r} Verdict:", "unsafe", "safe") for p, r in zip(PROMPTS, RESPONSES, strict=True)]
+    expected = [
+        _next_word(lm, f"User: {p} Agent: {r} Verdict:", "unsafe", "safe")
+        for p, r in zip(PROMPTS, RESPONSES, strict=True)
+    ]
     torch.testing.assert_close(_scores(judge), torch.stack(expected))
     assert judge.name == lm.name
 
@@ -125,12 +170,16 @@ def test_a_guard_is_asked_in_its_own_template(lm, batch_size):
 def test_a_language_model_is_asked_yes_or_no(lm, chat, around):
     judge = YesNoLM(str(lm), template="{prompt} with {response}", chat=chat)
     texts = [around.format(f"{p} with {r}") for p, r in zip(PROMPTS, RESPONSES, strict=True)]
-    torch.testing.assert_close(_scores(judge), torch.stack([_next_word(lm, text, "yes", "no") for text in texts]))
+    torch.testing.assert_close(
+        _scores(judge), torch.stack([_next_word(lm, text, "yes", "no") for text in texts])
+    )
 
 
 @pytest.mark.filterwarnings("ignore:judge .* gives its two words")
 def test_of_a_long_answer_the_beginning_is_judged(lm):
-    judge = YesNoLM(str(lm), template="{response}", chat=False, max_answer_characters=len("bake bread"))
+    judge = YesNoLM(
+        str(lm), template="{response}", chat=False, max_answer_characters=len("bake bread")
+    )
     (long,), (short,) = judge(["q"], ["bake bread in the oven"]), judge(["q"], ["bake bread"])
     assert long == short
 
@@ -152,20 +201,26 @@ class Replies:
         return torch.nn.Identity()
 
     def generate(self, input_ids, **_):
-        return SimpleNamespace(sequences=torch.cat([input_ids, self.replies], 1), logits=self.logits)
+        return SimpleNamespace(
+            sequences=torch.cat([input_ids, self.replies], 1), logits=self.logits
+        )
 
 
 def test_the_verdict_is_read_at_the_first_word_that_is_not_blank(lm):
     tokenizer = words_tokenizer(CHAT, ["\n", "safe", "unsafe"])
     blank, safe, unsafe = tokenizer.convert_tokens_to_ids(["\n", "safe", "unsafe"])
     logits = torch.full((3, 3, len(tokenizer)), -9.0)  # replies, their tokens, vocabulary
-    for row, place in enumerate((0, 1, 2)):  # the word comes first, second, third; elsewhere "safe" is likelier
+    for row, place in enumerate(
+        (0, 1, 2)
+    ):  # the word comes first, second, third; elsewhere "safe" is likelier
         logits[row, :, safe] = 2.0
         logits[row, place, safe], logits[row, place, unsafe] = 0.0, 1.0
     replies = [[unsafe, safe, safe], [blank, unsafe, safe], [blank, blank, unsafe]]
     judge = GuardLM(str(lm))
     judge.__dict__ |= {"tokenizer": tokenizer, "model": Replies(replies, tuple(logits.unbind(1)))}
-    torch.testing.assert_close(torch.tensor(judge.scores(["q"] * 3, ["a"] * 3)), torch.full((3,), 1.0).sigmoid())
+    torch.testing.assert_close(
+        torch.tensor(judge.scores(["q"] * 3, ["a"] * 3)), torch.full((3,), 1.0).sigmoid()
+    )
 
 
 def test_a_model_that_says_neither_word_is_said_to_once(lm):
@@ -181,13 +236,17 @@ def test_a_model_that_says_neither_word_is_said_to_once(lm):
 def test_words_that_begin_alike_are_refused(lm):
     with pytest.raises(TemperError, match="'yes' and 'yes please' begin with the same token"):
         YesNoLM(str(lm), yes="yes", no="yes please")(["q"], ["a"])
-    with pytest.raises(TemperError, match="begin with the same token"):  # both unknown: no token at all
+    with pytest.raises(
+        TemperError, match="begin with the same token"
+    ):  # both unknown: no token at all
         YesNoLM(str(lm), yes="oui", no="non")(["q"], ["a"])
 
 
 def test_a_tokenizer_without_chat_template_is_refused(tmp_path):
     folder = str(lm_folder(tmp_path))
-    with pytest.raises(TemperError, match=r"YesNoLM\.chat=true: .*has no chat template; set chat: false"):
+    with pytest.raises(
+        TemperError, match=r"YesNoLM\.chat=true: .*has no chat template; set chat: false"
+    ):
         YesNoLM(folder)(["q"], ["a"])
     with pytest.raises(TemperError, match=r"GuardLM\.path=.*has no chat template"):
         GuardLM(folder)(["q"], ["a"])
@@ -195,7 +254,13 @@ def test_a_tokenizer_without_chat_template_is_refused(tmp_path):
 
 def test_a_folder_that_is_no_classifier_is_refused(lm):
     judge = SequenceClassifier(str(lm))
-    with pytest.raises(TemperError, match=r"SequenceClassifier\.path=.*no weights for score\.weight .*it is no SequenceClassification"):
+    with pytest.raises(
+        TemperError,
+        match=(
+            r"SequenceClassifier\.path=.*no weights for score\.weight .*it is no"
+            r" SequenceClassification"
+        ),
+    ):
         judge(["q"], ["a"])
 
 
@@ -207,14 +272,19 @@ def test_nothing_is_loaded_before_the_first_question(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:judge .* gives its two words")
 def test_an_adapter_is_a_judge_and_draws_no_number_of_the_training_around_it(lm, tmp_path):
-    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(lm), LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+    adapted = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(lm),
+        LoraConfig(target_modules=["q_proj"], init_lora_weights=False),
+    )
     adapted.save_pretrained(tmp_path)
     words_tokenizer(CHAT).save_pretrained(tmp_path)
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)
     scores = _scores(GuardLM(str(tmp_path)))
-    assert torch.equal(torch.rand(3), expected) and not torch.allclose(scores, _scores(GuardLM(str(lm))))
+    assert torch.equal(torch.rand(3), expected) and not torch.allclose(
+        scores, _scores(GuardLM(str(lm)))
+    )
 
 
 def test_weights_are_read_in_the_precision_that_is_asked_for(multi_label):
@@ -226,7 +296,10 @@ def test_weights_are_read_in_the_precision_that_is_asked_for(multi_label):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: SequenceClassifier("x", template="{prompt}"), r"SequenceClassifier\.template: no \{response\} in it"),
+        (
+            lambda: SequenceClassifier("x", template="{prompt}"),
+            r"SequenceClassifier\.template: no \{response\} in it",
+        ),
         (lambda: YesNoLM("x", template="well?"), r"YesNoLM\.template: no \{response\} in it"),
         (lambda: GuardLM("x", batch_size=0), r"GuardLM\.batch_size=0"),
         (lambda: GuardLM("x", threshold=1.0), r"GuardLM\.threshold=1\.0"),

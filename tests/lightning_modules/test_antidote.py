@@ -26,15 +26,36 @@ def state(module: Any) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in module.network.state_dict().items()}
 
 
-def plain_zeros(network: torch.nn.Module, batches: list, stream: str, ratio: float) -> dict[str, set[tuple[int, int]]]:
-    """Positions (output, input) to zero: inputs of every layer row by row without padding, token by token."""
+def plain_zeros(
+    network: torch.nn.Module, batches: list, stream: str, ratio: float
+) -> dict[str, set[tuple[int, int]]]:
+    """Positions (output, input) to zero: inputs of every layer row by row without padding, token by
+    token.
+    """
     network, seen = copy.deepcopy(network).eval(), {}
-    kinds = {"c_attn", "c_proj", "c_fc", "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
-    layers = {name: module for name, module in network.named_modules() if name.rsplit(".", 1)[-1] in kinds}
+    kinds = {
+        "c_attn",
+        "c_proj",
+        "c_fc",
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    }
+    layers = {
+        name: module for name, module in network.named_modules() if name.rsplit(".", 1)[-1] in kinds
+    }
     for name, layer in layers.items():
-        layer.register_forward_pre_hook(lambda _m, inputs, name=name: seen.setdefault(name, []).extend(inputs[0][0].double()))
+        layer.register_forward_pre_hook(
+            lambda _m, inputs, name=name: seen.setdefault(name, []).extend(inputs[0][0].double())
+        )
     for batch in batches:
-        for ids, mask in zip(batch[stream]["input_ids"], batch[stream]["attention_mask"], strict=True):
+        for ids, mask in zip(
+            batch[stream]["input_ids"], batch[stream]["attention_mask"], strict=True
+        ):
             with torch.no_grad():
                 network(input_ids=ids[mask.bool()][None])
     zeros = {}
@@ -45,7 +66,10 @@ def plain_zeros(network: torch.nn.Module, batches: list, stream: str, ratio: flo
         n_top = weight.shape[1] - int(weight.shape[1] * (1 - ratio))
         zeros[name] = set()
         for i, row in enumerate(weight):
-            scores = [(float(abs(w) * m.sqrt()), j) for j, (w, m) in enumerate(zip(row, mean, strict=True))]
+            scores = [
+                (float(abs(w) * m.sqrt()), j)
+                for j, (w, m) in enumerate(zip(row, mean, strict=True))
+            ]
             zeros[name] |= {(i, j) for _, j in sorted(scores)[len(scores) - n_top :]}
     return zeros
 
@@ -68,7 +92,9 @@ def test_the_zeroed_weights_are_those_of_a_plain_loop(double, ratio):
     start, network = state(module), copy.deepcopy(module.network)
     trainer = fit(module, make_data(), 3)
     assert trainer.global_step == 3
-    assert zeroed(start, state(module)) == plain_zeros(network, global_batches(make_data(), 3), "harmful", ratio)
+    assert zeroed(start, state(module)) == plain_zeros(
+        network, global_batches(make_data(), 3), "harmful", ratio
+    )
 
 
 @pytest.mark.parametrize("size", [1, 3])
@@ -76,7 +102,9 @@ def test_micro_batches_zero_the_same_weights(size):
     whole, split = make(), make(micro_batch_size=size)
     fit(whole, make_data(), 2)
     fit(split, make_data(), 2)
-    assert all(torch.equal(a, b) for a, b in zip(state(whole).values(), state(split).values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(state(whole).values(), state(split).values(), strict=True)
+    )
 
 
 def test_the_statistics_of_ranks_add_up_to_those_of_the_whole_batch():
@@ -101,7 +129,9 @@ def test_dropout_is_off_while_it_looks_and_back_on_afterwards():
     fit(quiet, make_data(), 1)
     fit(noisy, make_data(), 1)
     assert noisy.network.training
-    assert all(torch.equal(a, b) for a, b in zip(state(noisy).values(), state(quiet).values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(state(noisy).values(), state(quiet).values(), strict=True)
+    )
 
 
 def test_ratio_zero_changes_no_bit():
@@ -115,7 +145,9 @@ def test_the_stream_is_a_choice():
     module = make(stream="alignment", ratio=0.2)
     start, network = state(module), copy.deepcopy(module.network)
     fit(module, make_data(), 1)
-    assert zeroed(start, state(module)) == plain_zeros(network, global_batches(make_data(), 1), "alignment", 0.2)
+    assert zeroed(start, state(module)) == plain_zeros(
+        network, global_batches(make_data(), 1), "alignment", 0.2
+    )
 
 
 def test_the_validation_after_the_last_batch_sees_the_zeroed_weights():
@@ -125,7 +157,15 @@ def test_the_validation_after_the_last_batch_sees_the_zeroed_weights():
         def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
             seen.append(pl_module.pruned)
 
-    fit(make(), make_data(), 2, limit_val_batches=1, val_check_interval=1, check_val_every_n_epoch=None, callbacks=[Look()])
+    fit(
+        make(),
+        make_data(),
+        2,
+        limit_val_batches=1,
+        val_check_interval=1,
+        check_val_every_n_epoch=None,
+        callbacks=[Look()],
+    )
     assert seen == [False, True]
 
 
@@ -133,13 +173,18 @@ def test_without_max_steps_it_is_done_when_training_ends():
     module, other = make(), make()
     fit(module, make_data(), -1, max_epochs=1, limit_train_batches=2)
     fit(other, make_data(), 2)
-    assert module.pruned and all(torch.equal(a, b) for a, b in zip(state(module).values(), state(other).values(), strict=True))
+    assert module.pruned and all(
+        torch.equal(a, b)
+        for a, b in zip(state(module).values(), state(other).values(), strict=True)
+    )
 
 
 def test_of_a_continued_adapter_only_its_own_matrices_are_zeroed():
     module = make(double=False, ratio=0.3)
     adapted = NetworkSpec(shape=SHAPE, lora=LoRASpec(rank=2, alpha=4))
-    module.network = build_network(adapted, make_data().tokenizer)  # as a folder with an adapter gives it
+    module.network = build_network(
+        adapted, make_data().tokenizer
+    )  # as a folder with an adapter gives it
     for name, parameter in module.network.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter)
@@ -154,7 +199,10 @@ def test_a_new_adapter_and_statistics_that_are_not_finite_are_refused():
         make(double=False, lora=True)
     module = make()
     start = state(module)
-    module.squares = {name: torch.full((layer.weight.shape[0],), float("nan")) for name, layer in module.layers().items()}
+    module.squares = {
+        name: torch.full((layer.weight.shape[0],), float("nan"))
+        for name, layer in module.layers().items()
+    }
     with pytest.raises(RuntimeError, match="nothing was zeroed"):
         module.prune()
     assert all(torch.equal(start[name], value) for name, value in state(module).items())
@@ -163,8 +211,14 @@ def test_a_new_adapter_and_statistics_that_are_not_finite_are_refused():
 def test_forward_passes_are_counted_and_no_hook_stays():
     module = make(micro_batch_size=2)
     fit(module, make_data(), 3)
-    tokens = sum(int(batch["harmful"]["attention_mask"].sum()) for batch in global_batches(make_data(), 3))
-    assert (module.work.passes, module.work.forwards, int(module.work.forward_tokens)) == (0, 3, tokens)
+    tokens = sum(
+        int(batch["harmful"]["attention_mask"].sum()) for batch in global_batches(make_data(), 3)
+    )
+    assert (module.work.passes, module.work.forwards, int(module.work.forward_tokens)) == (
+        0,
+        3,
+        tokens,
+    )
     assert not any(m._forward_pre_hooks for m in module.network.modules())
 
 
@@ -179,11 +233,21 @@ def test_resuming_in_the_middle_equals_never_having_stopped(tmp_path: Path):
 
     fit(first, make_data(), 3, callbacks=[Save()])
     trainer = L.Trainer(
-        accelerator="cpu", devices=1, max_steps=4, max_epochs=-1, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
-    )  # fmt: skip
+        accelerator="cpu",
+        devices=1,
+        max_steps=4,
+        max_epochs=-1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+    )
     trainer.fit(second, datamodule=make_data(), ckpt_path=tmp_path / "run.ckpt", weights_only=True)
-    assert all(torch.equal(a, b) for a, b in zip(state(second).values(), state(whole).values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(state(second).values(), state(whole).values(), strict=True)
+    )
     assert second.work.forwards == 4
 
 

@@ -22,7 +22,8 @@ class TwoParts(ObjectiveModule):
 
     def training_step(self, batch, batch_idx):
         (first, second), gradient = self.weighted_gradient(
-            (self.parts[0], batch["alignment"], None), (self.parts[1], batch["harmful"], self.noted_terms)
+            (self.parts[0], batch["alignment"], None),
+            (self.parts[1], batch["harmful"], self.noted_terms),
         )
         self.losses = first, second
         self.apply_gradient(gradient, skip=self.left_out)
@@ -34,12 +35,19 @@ class TwoParts(ObjectiveModule):
 
 @pytest.mark.parametrize("size", [None, 1, 3])
 def test_a_weighted_gradient_is_the_sum_of_the_gradients_of_the_means(size):
-    module = make_module(TwoParts, max_grad_norm=None, micro_batch_size=size, optimizer=partial(torch.optim.SGD, lr=1.0))
+    module = make_module(
+        TwoParts,
+        max_grad_norm=None,
+        micro_batch_size=size,
+        optimizer=partial(torch.optim.SGD, lr=1.0),
+    )
     network = copy.deepcopy(module.network)
     fit(module, make_data(), 1)
     (batch,) = global_batches(make_data(), 1)
     a, b = plain_gradient(network, batch["alignment"]), plain_gradient(network, batch["harmful"])
-    for before, after, f, h in zip(trainable(network), trainable(module.network), a, b, strict=True):
+    for before, after, f, h in zip(
+        trainable(network), trainable(module.network), a, b, strict=True
+    ):
         torch.testing.assert_close(before - after, f - 0.25 * h, rtol=1e-9, atol=1e-12)
     assert module.work.passes == 2
 
@@ -52,7 +60,7 @@ def test_a_part_of_weight_zero_costs_nothing_and_all_zero_is_an_error():
         fit(make_module(TwoParts, weights=(0.0, 0.0)), make_data(), 1)
 
 
-def test_parameters_left_out_of_a_step_do_not_move_and_the_others_are_clipped_as_if_they_were_not_there():
+def test_skipped_parameters_neither_move_nor_count_in_clipping():
     adamw = partial(torch.optim.AdamW, lr=0.01, weight_decay=0.5)
     names = {name for name, _ in make_module(TwoParts).named_parameters() if ".h.0." in name}
     module = make_module(TwoParts, skip=names, max_grad_norm=1e-3, optimizer=adamw)
@@ -69,7 +77,9 @@ def test_notes_are_means_over_the_micro_batches_of_a_step():
     module = make_module(TwoParts, micro_batch_size=3)
     trainer = fit(module, make_data(), 1)
     (batch,) = global_batches(make_data(), 1)
-    assert float(trainer.callback_metrics["rows"]) == pytest.approx(float(batch["harmful"]["ids"].double().mean()))
+    assert float(trainer.callback_metrics["rows"]) == pytest.approx(
+        float(batch["harmful"]["ids"].double().mean())
+    )
 
 
 def test_the_position_is_a_copy_of_the_weights():

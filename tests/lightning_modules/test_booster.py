@@ -12,7 +12,15 @@ import torch
 from lightning_modules import BoosterModule, SFTModule
 from temper.errors import TemperError
 from temper.schedules import WarmupCosine
-from tests.objectives import fit, global_batches, make_data, make_module, plain_gradient, plain_regulariser, trainable
+from tests.objectives import (
+    fit,
+    global_batches,
+    make_data,
+    make_module,
+    plain_gradient,
+    plain_regulariser,
+    trainable,
+)
 
 
 def weights(module: Any) -> list[torch.Tensor]:
@@ -20,7 +28,9 @@ def weights(module: Any) -> list[torch.Tensor]:
 
 
 def same_bits(left: list[torch.Tensor], right: list[torch.Tensor]) -> bool:
-    return len(left) == len(right) and all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
+    return len(left) == len(right) and all(
+        torch.equal(a, b) for a, b in zip(left, right, strict=True)
+    )
 
 
 def relative_error(left: list[torch.Tensor], right: list[torch.Tensor]) -> float:
@@ -28,12 +38,26 @@ def relative_error(left: list[torch.Tensor], right: list[torch.Tensor]) -> float
     return float(difference / torch.sqrt(sum((b**2).sum() for b in right)))
 
 
-def reference_run(network: Any, batches: list, optimizer: Any, scheduler: Any = None, lam=2.0, alpha=0.05, k=1, clip=None) -> None:
+def reference_run(
+    network: Any,
+    batches: list,
+    optimizer: Any,
+    scheduler: Any = None,
+    lam=2.0,
+    alpha=0.05,
+    k=1,
+    clip=None,
+) -> None:
     """Booster written out in plain torch, in place."""
     for step, batch in enumerate(batches):
         if step % k == 0:
             regulariser = plain_regulariser(network, batch["harmful"], lam, alpha)
-        for parameter, f, r in zip(trainable(network), plain_gradient(network, batch["alignment"]), regulariser, strict=True):
+        for parameter, f, r in zip(
+            trainable(network),
+            plain_gradient(network, batch["alignment"]),
+            regulariser,
+            strict=True,
+        ):
             parameter.grad = f + r
         if clip is not None:
             torch.nn.utils.clip_grad_norm_(trainable(network), clip)
@@ -43,12 +67,17 @@ def reference_run(network: Any, batches: list, optimizer: Any, scheduler: Any = 
 
 
 def test_one_step_has_the_gradient_of_the_equation():
-    module = make_module(lam=2.0, alpha=0.05, max_grad_norm=None, optimizer=partial(torch.optim.SGD, lr=1.0))
+    module = make_module(
+        lam=2.0, alpha=0.05, max_grad_norm=None, optimizer=partial(torch.optim.SGD, lr=1.0)
+    )
     network = copy.deepcopy(module.network)
     start = weights(network)
     fit(module, make_data(), 1)
     (batch,) = global_batches(make_data(), 1)
-    f, r = plain_gradient(network, batch["alignment"]), plain_regulariser(network, batch["harmful"], 2.0, 0.05)
+    f, r = (
+        plain_gradient(network, batch["alignment"]),
+        plain_regulariser(network, batch["harmful"], 2.0, 0.05),
+    )
     step = [a - b for a, b in zip(start, weights(module), strict=True)]
     assert relative_error(step, [a + b for a, b in zip(f, r, strict=True)]) < 1e-10
     # The regulariser is not lost in rounding: without it the gradient is clearly another.
@@ -59,17 +88,29 @@ def test_one_step_has_the_gradient_of_the_equation():
 def test_three_adamw_steps_with_clipping_and_schedule_follow_the_reference(k: int):
     adamw = partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1)
     schedule = partial(WarmupCosine, total_steps=5, warmup_steps=2)
-    module = make_module(lam=2.0, alpha=0.05, refresh_every=k, max_grad_norm=0.5, optimizer=adamw, lr_scheduler=schedule)
+    module = make_module(
+        lam=2.0,
+        alpha=0.05,
+        refresh_every=k,
+        max_grad_norm=0.5,
+        optimizer=adamw,
+        lr_scheduler=schedule,
+    )
     network = copy.deepcopy(module.network)
     optimizer = adamw(trainable(network))
     fit(module, make_data(), 3)
-    reference_run(network, global_batches(make_data(), 3), optimizer, schedule(optimizer), k=k, clip=0.5)
+    reference_run(
+        network, global_batches(make_data(), 3), optimizer, schedule(optimizer), k=k, clip=0.5
+    )
     assert relative_error(weights(module), weights(network)) < 1e-10
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 5])
 def test_micro_batches_of_unequal_length_equal_the_whole_batch(size: int):
-    whole, split = make_module(lam=2.0, alpha=0.05), make_module(lam=2.0, alpha=0.05, micro_batch_size=size)
+    whole, split = (
+        make_module(lam=2.0, alpha=0.05),
+        make_module(lam=2.0, alpha=0.05, micro_batch_size=size),
+    )
     fit(whole, make_data(), 3)
     fit(split, make_data(), 3)
     assert relative_error(weights(split), weights(whole)) < 1e-12
@@ -89,7 +130,12 @@ def test_without_lam_or_alpha_it_is_sft_bit_for_bit(off: dict[str, float], doubl
 @pytest.mark.parametrize("k", [1, 2])
 def test_a_floor_switches_the_regulariser_off_where_the_step_gains_less(k: int):
     module = lambda **settings: make_module(lam=2.0, alpha=0.05, refresh_every=k, **settings)  # noqa: E731
-    plain, low, high, sft = module(), module(reduction_floor=-1e9), module(reduction_floor=1e9), make_module(SFTModule)
+    plain, low, high, sft = (
+        module(),
+        module(reduction_floor=-1e9),
+        module(reduction_floor=1e9),
+        make_module(SFTModule),
+    )
     for each in (plain, low, high, sft):
         fit(each, make_data(), 3)
     assert same_bits(weights(low), weights(plain))
@@ -98,7 +144,9 @@ def test_a_floor_switches_the_regulariser_off_where_the_step_gains_less(k: int):
 
 
 def test_lora_trains_adapters_alone_and_no_frozen_weight_moves():
-    module = make_module(lam=2.0, alpha=0.05, lora=True, double=False, optimizer=partial(torch.optim.AdamW, lr=0.05))
+    module = make_module(
+        lam=2.0, alpha=0.05, lora=True, double=False, optimizer=partial(torch.optim.AdamW, lr=0.05)
+    )
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
     fit(module, make_data(), 3)
     moved = {name for name, p in module.named_parameters() if not torch.equal(p, before[name])}
@@ -164,7 +212,9 @@ def test_a_skipped_refresh_is_tried_again_and_never_held():
 def test_too_many_skips_in_a_row_stop_the_run_with_a_reason():
     module = make_module(max_skipped_steps=3)
     poison(module, set(range(100)), float("nan"))
-    with pytest.raises(RuntimeError, match="3 steps in a row had a non-finite gradient.*max_skipped_steps"):
+    with pytest.raises(
+        RuntimeError, match="3 steps in a row had a non-finite gradient.*max_skipped_steps"
+    ):
         fit(module, make_data(), 50)
 
 
@@ -215,23 +265,39 @@ def test_a_checkpoint_in_the_displaced_pass_is_refused_and_nothing_is_lost(tmp_p
 
 @pytest.mark.parametrize("steps_before", [1, 2, 3, 4])
 def test_resuming_a_held_regulariser_equals_never_having_stopped(steps_before: int, tmp_path: Any):
-    settings = {"lam": 2.0, "alpha": 0.05, "refresh_every": 3, "double": False, "optimizer": partial(torch.optim.AdamW, lr=0.01)}
+    settings = {
+        "lam": 2.0,
+        "alpha": 0.05,
+        "refresh_every": 3,
+        "double": False,
+        "optimizer": partial(torch.optim.AdamW, lr=0.01),
+    }
     whole, first, second = (make_module(**settings) for _ in range(3))
     fit(whole, make_data(), 7)
     fit(first, make_data(), steps_before).save_checkpoint(tmp_path / "run.ckpt")
     trainer = fit_from(second, tmp_path / "run.ckpt", 7)
     assert trainer.global_step == 7
     assert same_bits(weights(second), weights(whole))
-    assert (second.work.passes, int(second.work.tokens)) == (whole.work.passes, int(whole.work.tokens))
+    assert (second.work.passes, int(second.work.tokens)) == (
+        whole.work.passes,
+        int(whole.work.tokens),
+    )
 
 
 def fit_from(module: Any, path: Any, steps: int) -> Any:
     import lightning.pytorch as L
 
     trainer = L.Trainer(
-        accelerator="cpu", devices=1, max_steps=steps, max_epochs=-1, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
-    )  # fmt: skip
+        accelerator="cpu",
+        devices=1,
+        max_steps=steps,
+        max_epochs=-1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+    )
     trainer.fit(module, datamodule=make_data(), ckpt_path=path, weights_only=True)
     return trainer
 
@@ -244,7 +310,14 @@ def test_the_same_seed_gives_the_same_bits():
 
 
 @pytest.mark.parametrize(
-    ("flag", "value"), [("lam", -1.0), ("alpha", -0.1), ("refresh_every", 0), ("max_grad_norm", 0.0), ("micro_batch_size", 0)]
+    ("flag", "value"),
+    [
+        ("lam", -1.0),
+        ("alpha", -0.1),
+        ("refresh_every", 0),
+        ("max_grad_norm", 0.0),
+        ("micro_batch_size", 0),
+    ],
 )
 def test_arguments_that_mean_nothing_are_refused_by_name(flag: str, value: float):
     with pytest.raises(TemperError, match=f"model.init_args.{flag}={value}"):

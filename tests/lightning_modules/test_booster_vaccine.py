@@ -19,23 +19,35 @@ BOOSTER: dict[str, Any] = {"lam": 2.0, "alpha": 0.05}
 
 
 def test_one_step_has_the_gradient_of_the_equation():
-    module = make_module(BoosterVaccineModule, rho=0.7, max_grad_norm=None, optimizer=partial(torch.optim.SGD, lr=1.0), **BOOSTER)
+    module = make_module(
+        BoosterVaccineModule,
+        rho=0.7,
+        max_grad_norm=None,
+        optimizer=partial(torch.optim.SGD, lr=1.0),
+        **BOOSTER,
+    )
     network, start = copy.deepcopy(module.network), weights(module)
     trainer = fit(module, make_data(), 1)
     (batch,) = global_batches(make_data(), 1)
     regulariser = plain_regulariser(network, batch["harmful"], **BOOSTER)
     alignment, loss, perturbed = plain_vaccine(network, batch["alignment"], 0.7)
     step = [a - b for a, b in zip(start, weights(module), strict=True)]
-    assert relative_error(step, [a + b for a, b in zip(alignment, regulariser, strict=True)]) < 1e-10
+    assert (
+        relative_error(step, [a + b for a, b in zip(alignment, regulariser, strict=True)]) < 1e-10
+    )
     assert relative_error(step, alignment) > 1e-3
     assert float(trainer.callback_metrics["loss/alignment"]) == pytest.approx(loss, rel=1e-6)
-    assert float(trainer.callback_metrics["vaccine/perturbed_loss"]) == pytest.approx(perturbed, rel=1e-6)
+    assert float(trainer.callback_metrics["vaccine/perturbed_loss"]) == pytest.approx(
+        perturbed, rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("double", [True, False])
 @pytest.mark.parametrize("k", [1, 3])
 def test_without_rho_it_is_booster_bit_for_bit(double: bool, k: int):
-    both = make_module(BoosterVaccineModule, double=double, rho=0.0, refresh_every=k, optimizer=ADAMW, **BOOSTER)
+    both = make_module(
+        BoosterVaccineModule, double=double, rho=0.0, refresh_every=k, optimizer=ADAMW, **BOOSTER
+    )
     booster = make_module(BoosterModule, double=double, refresh_every=k, optimizer=ADAMW, **BOOSTER)
     fit(both, make_data(), 4)
     fit(booster, make_data(), 4)
@@ -59,7 +71,10 @@ def test_four_passes_per_step_and_fewer_with_a_held_regulariser():
 
 
 def test_micro_batches_of_unequal_length_equal_the_whole_batch():
-    whole, split = (make_module(BoosterVaccineModule, rho=0.7, micro_batch_size=size, **BOOSTER) for size in (None, 4))
+    whole, split = (
+        make_module(BoosterVaccineModule, rho=0.7, micro_batch_size=size, **BOOSTER)
+        for size in (None, 4)
+    )
     fit(whole, make_data(), 2)
     fit(split, make_data(), 2)
     assert relative_error(weights(split), weights(whole)) < 1e-12
@@ -84,10 +99,14 @@ def test_a_first_pass_that_is_not_finite_skips_the_step():
 
 def test_lora_trains_adapters_alone():
     optimizer = partial(torch.optim.AdamW, lr=0.05)
-    module = make_module(BoosterVaccineModule, rho=0.7, lora=True, double=False, optimizer=optimizer, **BOOSTER)
+    module = make_module(
+        BoosterVaccineModule, rho=0.7, lora=True, double=False, optimizer=optimizer, **BOOSTER
+    )
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
     fit(module, make_data(), 2)
-    assert {n for n, p in module.named_parameters() if not torch.equal(p, before[n])} == {n for n in before if "lora_" in n}
+    assert {n for n, p in module.named_parameters() if not torch.equal(p, before[n])} == {
+        n for n in before if "lora_" in n
+    }
 
 
 @pytest.mark.parametrize(("flag", "value"), [("rho", -0.5), ("lam", -1.0)])

@@ -1,4 +1,6 @@
-"""Preference optimisation against a separate float64 computation; references, resuming, and refusals."""
+"""Preference optimisation against a separate float64 computation; references, resuming, and
+refusals.
+"""
 
 import copy
 import math
@@ -18,14 +20,37 @@ from temper.losses import IGNORE_INDEX
 from temper.losses.preference import PREFERENCE
 from temper.models import LoRASpec, NetworkSpec
 from tests.objectives import SHAPE, make_module, trainable
-from tests.preference import batches, exact, exact_lora, make_pairs, plain_logps, relative_error, run, same_bits, weights
+from tests.preference import (
+    batches,
+    exact,
+    exact_lora,
+    make_pairs,
+    plain_logps,
+    relative_error,
+    run,
+    same_bits,
+    weights,
+)
 
-SETTINGS = {"cdpo": {"label_smoothing": 0.2}, "robust": {"label_smoothing": 0.2}, "simpo": {"beta": 2.0, "gamma": 0.7}}
+SETTINGS = {
+    "cdpo": {"label_smoothing": 0.2},
+    "robust": {"label_smoothing": 0.2},
+    "simpo": {"beta": 2.0, "gamma": 0.7},
+}
 STEP = partial(torch.optim.SGD, lr=1.0)
 
 
 def plain_loss(
-    network, reference, rows, variant="sigmoid", beta=0.1, beta_unsafe=None, label_smoothing=0.0, gamma=0.0, window=1.0, chosen_nll=0.0
+    network,
+    reference,
+    rows,
+    variant="sigmoid",
+    beta=0.1,
+    beta_unsafe=None,
+    label_smoothing=0.0,
+    gamma=0.0,
+    window=1.0,
+    chosen_nll=0.0,
 ):
     """Mean over pairs, written out pair by pair."""
     policy = [plain_logps(network, rows, which) for which in (0, 1)]
@@ -34,9 +59,14 @@ def plain_loss(
     losses = []
     for i, unsafe in enumerate(rows["unsafe"].tolist()):
         logps, counts = [sums[i] for sums, _ in policy], [counts[i] for _, counts in policy]
-        ratios = [(logp - reference[i]) / window for logp, reference in zip(logps, frozen, strict=True)]
+        ratios = [
+            (logp - reference[i]) / window for logp, reference in zip(logps, frozen, strict=True)
+        ]
         b = beta_unsafe if beta_unsafe is not None and unsafe else beta
-        losses.append(_pair_loss(variant, ratios, logps, counts, b, label_smoothing, gamma) - chosen_nll * logps[0] / counts[0])
+        losses.append(
+            _pair_loss(variant, ratios, logps, counts, b, label_smoothing, gamma)
+            - chosen_nll * logps[0] / counts[0]
+        )
     return sum(losses) / len(losses)
 
 
@@ -63,7 +93,9 @@ def plain_run(network, steps: int, lr: float, **settings: Any) -> list[float]:
     for rows in batches(make_pairs(), steps):
         loss = plain_loss(network, reference, rows, **settings)
         with torch.no_grad():
-            for parameter, gradient in zip(trainable(network), torch.autograd.grad(loss, trainable(network)), strict=True):
+            for parameter, gradient in zip(
+                trainable(network), torch.autograd.grad(loss, trainable(network)), strict=True
+            ):
                 parameter -= lr * gradient
         losses.append(loss.item())
     return losses
@@ -72,14 +104,23 @@ def plain_run(network, steps: int, lr: float, **settings: Any) -> list[float]:
 @pytest.mark.parametrize("variant", PREFERENCE)
 def test_three_steps_of_every_variant_follow_a_plain_computation(variant):
     settings = SETTINGS.get(variant, {})
-    # IPO's gradient is that of a square: large steps would leave the region where anything is smooth.
+    # IPO's gradient is that of a square: large steps would leave the region where anything is
+    # smooth.
     lr = 1e-3 if variant == "ipo" else 0.3
-    module = exact(DPOModule, variant=variant, max_grad_norm=None, optimizer=partial(torch.optim.SGD, lr=lr), **settings)
+    module = exact(
+        DPOModule,
+        variant=variant,
+        max_grad_norm=None,
+        optimizer=partial(torch.optim.SGD, lr=lr),
+        **settings,
+    )
     network, start = copy.deepcopy(module.network), weights(module)
     trainer = run(module, make_pairs(), 3)
     losses = plain_run(network, 3, lr, variant=variant, **settings)
     assert relative_error(weights(module), weights(network), start) < 1e-10
-    assert float(trainer.callback_metrics["loss/preference"]) == pytest.approx(losses[-1], rel=1e-10)
+    assert float(trainer.callback_metrics["loss/preference"]) == pytest.approx(
+        losses[-1], rel=1e-10
+    )
 
 
 @pytest.mark.parametrize(
@@ -93,7 +134,9 @@ def test_three_steps_of_every_variant_follow_a_plain_computation(variant):
 )
 def test_betas_of_their_own_windows_and_likelihoods_follow_a_plain_computation(changes):
     lr = 1e-3 if "variant" in changes else 0.3
-    module = exact(DPOModule, max_grad_norm=None, optimizer=partial(torch.optim.SGD, lr=lr), **changes)
+    module = exact(
+        DPOModule, max_grad_norm=None, optimizer=partial(torch.optim.SGD, lr=lr), **changes
+    )
     network, start = copy.deepcopy(module.network), weights(module)
     run(module, make_pairs(), 2)
     plain_run(network, 2, lr, **changes)
@@ -112,7 +155,9 @@ def dropping(module: Any, p: float = 0.5) -> Any:
 def test_the_first_loss_is_log_2_exactly_also_in_a_network_with_dropout(source):
     module = dropping(exact_lora(DPOModule, reference=source))
     trainer = run(module, make_pairs(), 1)
-    assert float(trainer.callback_metrics["loss/preference"]) == pytest.approx(math.log(2), rel=1e-15)  # a mean of six
+    assert float(trainer.callback_metrics["loss/preference"]) == pytest.approx(
+        math.log(2), rel=1e-15
+    )  # a mean of six
     assert trainer.callback_metrics["preference/margin"] == 0
 
 
@@ -121,22 +166,37 @@ def test_dropout_is_off_in_attention_that_keeps_it_as_a_number():
     for part in module.network.modules():
         if hasattr(part, "attention_dropout"):
             part.attention_dropout = 0.5
-    assert run(module, make_pairs(), 1).callback_metrics["loss/preference"] == torch.tensor(math.log(2))
+    assert run(module, make_pairs(), 1).callback_metrics["loss/preference"] == torch.tensor(
+        math.log(2)
+    )
 
 
 def test_reference_adapter_and_cache_and_copy_give_the_same_steps(tmp_path):
     settings = {"optimizer": STEP, "max_grad_norm": None, "reference_cache": str(tmp_path)}
-    modules = {source: exact_lora(DPOModule, reference=source, **settings) for source in ("frozen", "adapter_off", "cached")}
+    modules = {
+        source: exact_lora(DPOModule, reference=source, **settings)
+        for source in ("frozen", "adapter_off", "cached")
+    }
     start = weights(modules["frozen"])
-    losses = {source: float(run(module, make_pairs(), 4).callback_metrics["loss/preference"]) for source, module in modules.items()}
-    assert relative_error(weights(modules["adapter_off"]), weights(modules["frozen"]), start) < 1e-13
+    losses = {
+        source: float(run(module, make_pairs(), 4).callback_metrics["loss/preference"])
+        for source, module in modules.items()
+    }
+    assert (
+        relative_error(weights(modules["adapter_off"]), weights(modules["frozen"]), start) < 1e-13
+    )
     assert relative_error(weights(modules["cached"]), weights(modules["frozen"]), start) < 1e-11
-    assert losses["frozen"] == pytest.approx(losses["adapter_off"]) == pytest.approx(losses["cached"])
+    assert (
+        losses["frozen"] == pytest.approx(losses["adapter_off"]) == pytest.approx(losses["cached"])
+    )
     assert losses["frozen"] != pytest.approx(math.log(2), rel=1e-3)
 
 
 def test_reference_passes_are_counted_and_a_cache_needs_none(tmp_path):
-    frozen, cached = (exact(DPOModule, reference=source, reference_cache=str(tmp_path)) for source in ("frozen", "cached"))
+    frozen, cached = (
+        exact(DPOModule, reference=source, reference_cache=str(tmp_path))
+        for source in ("frozen", "cached")
+    )
     run(frozen, make_pairs(), 2)
     run(cached, make_pairs(), 2)
     assert (frozen.work.passes, frozen.work.forwards) == (2, 2)
@@ -152,12 +212,23 @@ def test_variants_without_a_reference_build_none(variant):
     assert module.work.forwards == 0
 
 
-@pytest.mark.parametrize(("source", "lora"), [("frozen", False), ("cached", False), ("adapter_off", True), ("cached", True)])
-def test_resuming_compares_with_the_policy_of_the_start_and_not_of_the_checkpoint(source, lora, tmp_path):
+@pytest.mark.parametrize(
+    ("source", "lora"),
+    [("frozen", False), ("cached", False), ("adapter_off", True), ("cached", True)],
+)
+def test_resuming_compares_with_the_policy_of_the_start_and_not_of_the_checkpoint(
+    source, lora, tmp_path
+):
     def make():
         torch.manual_seed(0)
-        settings = {"reference": source, "reference_cache": str(tmp_path / "cache"), "optimizer": partial(torch.optim.AdamW, lr=0.01)}
-        return make_module(DPOModule, data=make_pairs(), double=False, lora=lora, beta=1.0, **settings)
+        settings = {
+            "reference": source,
+            "reference_cache": str(tmp_path / "cache"),
+            "optimizer": partial(torch.optim.AdamW, lr=0.01),
+        }
+        return make_module(
+            DPOModule, data=make_pairs(), double=False, lora=lora, beta=1.0, **settings
+        )
 
     whole, first, second, fresh = make(), make(), make(), make()
     run(whole, make_pairs(), 4)
@@ -175,7 +246,9 @@ def test_resuming_compares_with_the_policy_of_the_start_and_not_of_the_checkpoin
 @pytest.mark.parametrize("size", [1, 2, 4, 5])
 @pytest.mark.parametrize("variant", ["sigmoid", "orpo"])
 def test_micro_batches_of_unequal_length_equal_the_whole_batch(size, variant):
-    whole, split = (exact(DPOModule, variant=variant, beta_unsafe=0.3, micro_batch_size=n) for n in (None, size))
+    whole, split = (
+        exact(DPOModule, variant=variant, beta_unsafe=0.3, micro_batch_size=n) for n in (None, size)
+    )
     start = weights(whole)
     run(whole, make_pairs(), 3)
     run(split, make_pairs(), 3)
@@ -184,10 +257,18 @@ def test_micro_batches_of_unequal_length_equal_the_whole_batch(size, variant):
 
 @given(right=st.integers(1, 6), left=st.integers(1, 4))
 @examples(max_examples=6)
-def test_padding_on_the_right_changes_no_loss_and_on_the_left_none_beyond_rounding(networks, right, left):
+def test_padding_on_the_right_changes_no_loss_and_on_the_left_none_beyond_rounding(
+    networks, right, left
+):
     exactly, llama, rows = networks
     widths = {"labels": IGNORE_INDEX, "attention_mask": 0, "input_ids": 1}
-    padded = lambda *sides: rows | {name: torch.nn.functional.pad(rows[name], sides, value=value) for name, value in widths.items()}  # noqa: E731
+    padded = lambda *sides: (
+        rows
+        | {
+            name: torch.nn.functional.pad(rows[name], sides, value=value)
+            for name, value in widths.items()
+        }
+    )  # noqa: E731
     loss = lambda module, rows: module.preference_terms(rows).total.item()  # noqa: E731
     assert loss(exactly, padded(0, right)) == pytest.approx(loss(exactly, rows), rel=1e-13)
     # Llama's positions are relative, and its norms in float32.
@@ -205,19 +286,33 @@ def test_a_longer_prompt_of_the_pair_is_scored_by_its_answer_alone():
     """Labels decide what counts: with labels on the prompt too the loss is another."""
     (rows,) = batches(make_pairs(), 1)
     module = exact(DPOModule, variant="simpo", beta=2.0)
-    everywhere = rows | {"labels": torch.where(rows["attention_mask"].bool(), rows["input_ids"], -100)}
-    assert module.preference_terms(everywhere).total.item() != pytest.approx(module.preference_terms(rows).total.item(), rel=1e-3)
+    everywhere = rows | {
+        "labels": torch.where(rows["attention_mask"].bool(), rows["input_ids"], -100)
+    }
+    assert module.preference_terms(everywhere).total.item() != pytest.approx(
+        module.preference_terms(rows).total.item(), rel=1e-3
+    )
 
 
 def test_lora_trains_adapters_alone():
-    module = make_module(DPOModule, data=make_pairs(), double=False, lora=True, optimizer=partial(torch.optim.AdamW, lr=0.05))
+    module = make_module(
+        DPOModule,
+        data=make_pairs(),
+        double=False,
+        lora=True,
+        optimizer=partial(torch.optim.AdamW, lr=0.05),
+    )
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
     run(module, make_pairs(), 2)
-    assert {name for name, p in module.named_parameters() if not torch.equal(p, before[name])} == {n for n in before if "lora_" in n}
+    assert {name for name, p in module.named_parameters() if not torch.equal(p, before[name])} == {
+        n for n in before if "lora_" in n
+    }
 
 
 def test_rewards_are_what_the_loss_sees_times_beta():
-    module = exact(DPOModule, beta=0.5, beta_unsafe=2.0, micro_batch_size=4, max_grad_norm=None, optimizer=STEP)
+    module = exact(
+        DPOModule, beta=0.5, beta_unsafe=2.0, micro_batch_size=4, max_grad_norm=None, optimizer=STEP
+    )
     network = copy.deepcopy(module.network)
     trainer = run(module, make_pairs(), 2)
     reference = copy.deepcopy(network)
@@ -225,11 +320,32 @@ def test_rewards_are_what_the_loss_sees_times_beta():
     rows = batches(make_pairs(), 2)[1]
     beta = torch.where(rows["unsafe"], 2.0, 0.5)
     with torch.no_grad():
-        c, r = ([a - b for a, b in zip(plain_logps(network, rows, i)[0], plain_logps(reference, rows, i)[0], strict=True)] for i in (0, 1))
+        c, r = (
+            [
+                a - b
+                for a, b in zip(
+                    plain_logps(network, rows, i)[0],
+                    plain_logps(reference, rows, i)[0],
+                    strict=True,
+                )
+            ]
+            for i in (0, 1)
+        )
     chosen, rejected = beta * torch.stack(c), beta * torch.stack(r)
-    found = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("preference/")}
-    wanted = {"chosen_reward": chosen, "rejected_reward": rejected, "margin": chosen - rejected, "accuracy": (chosen > rejected).double()}
-    assert found == pytest.approx({f"preference/{name}": float(value.mean()) for name, value in wanted.items()}, rel=1e-5)
+    found = {
+        name: float(value)
+        for name, value in trainer.callback_metrics.items()
+        if name.startswith("preference/")
+    }
+    wanted = {
+        "chosen_reward": chosen,
+        "rejected_reward": rejected,
+        "margin": chosen - rejected,
+        "accuracy": (chosen > rejected).double(),
+    }
+    assert found == pytest.approx(
+        {f"preference/{name}": float(value.mean()) for name, value in wanted.items()}, rel=1e-5
+    )
 
 
 def test_a_beta_for_unsafe_rows_needs_rows_that_say_which_they_are():
@@ -237,25 +353,39 @@ def test_a_beta_for_unsafe_rows_needs_rows_that_say_which_they_are():
     data.setup("fit")
     del data.sources["pairs"].pool.rows["unsafe"]
     data.setup = lambda stage: None
-    with pytest.raises(TemperError, match=r"beta_unsafe=0.01: the rows of the stream 'pairs' have no flag 'unsafe'"):
+    with pytest.raises(
+        TemperError, match=r"beta_unsafe=0.01: the rows of the stream 'pairs' have no flag 'unsafe'"
+    ):
         run(module, data, 1)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"variant": "sigmiod"}, "variant=sigmiod: no such loss; did you mean sigmoid"),
+        ({"variant": "sigmiod"}, "variant=sigmiod: no such loss; did you mean 'sigmoid'"),
         ({"beta": 0.0}, "beta=0.0: give a number > 0"),
         ({"beta": math.nan}, "beta=nan: give a number > 0"),
         ({"beta_unsafe": -1.0}, "beta_unsafe=-1.0"),
         ({"window": 0.0}, "window=0.0"),
         ({"chosen_nll": -1.0}, "chosen_nll=-1.0"),
-        ({"label_smoothing": 0.1}, "label_smoothing=0.1: variant=sigmoid does not read it.*cdpo or robust"),
-        ({"label_smoothing": 0.5, "variant": "robust"}, r"label_smoothing=0.5: give a share in \[0, 0.5\)"),
+        (
+            {"label_smoothing": 0.1},
+            "label_smoothing=0.1: variant=sigmoid does not read it.*cdpo or robust",
+        ),
+        (
+            {"label_smoothing": 0.5, "variant": "robust"},
+            r"label_smoothing=0.5: give a share in \[0, 0.5\)",
+        ),
         ({"label_smoothing": -0.1, "variant": "cdpo"}, "label_smoothing=-0.1"),
-        ({"gamma": 0.5, "variant": "orpo"}, "gamma=0.5: variant=orpo does not read it; set it to 0, or use simpo"),
+        (
+            {"gamma": 0.5, "variant": "orpo"},
+            "gamma=0.5: variant=orpo does not read it; set it to 0, or use simpo",
+        ),
         ({"gamma": -0.5, "variant": "simpo"}, "gamma=-0.5"),
-        ({"window": 8.0, "variant": "simpo"}, "window=8.0: variant=simpo divides by each answer's own length already"),
+        (
+            {"window": 8.0, "variant": "simpo"},
+            "window=8.0: variant=simpo divides by each answer's own length already",
+        ),
         ({"window": 8.0, "variant": "ipo"}, "window=8.0: variant=ipo divides"),
         ({"reference": "adapter_off"}, "reference=adapter_off: there is no new adapter"),
     ],
@@ -272,7 +402,12 @@ def test_dropout_in_the_adapter_is_refused():
 
 def test_the_command_line_refuses_an_unknown_variant_in_one_line(command_line, capsys):
     with pytest.raises(SystemExit) as left:
-        command_line("fit", "--model=lightning_modules.dpo.DPOModule", "--model.init_args.variant=sigmiod", "--data=SyntheticAlignment")
+        command_line(
+            "fit",
+            "--model=lightning_modules.dpo.DPOModule",
+            "--model.init_args.variant=sigmiod",
+            "--data=SyntheticAlignment",
+        )
     assert left.value.code == 2
     line = capsys.readouterr().err.strip()
     assert "sigmiod" in line

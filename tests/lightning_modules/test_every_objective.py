@@ -22,10 +22,19 @@ from tests.objectives import fit, make_module
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs" / "objective").glob("*.yaml"))
 # Bases, and what is not trained by gradients of a stream (they have test files of their own).
-APART = {"ObjectiveModule", "ReferenceModule", "ForgetRetainModule", "AntidoteModule", "SOMFModule", "StoredAnswers"}
+APART = {
+    "ObjectiveModule",
+    "ReferenceModule",
+    "ForgetRetainModule",
+    "AntidoteModule",
+    "SOMFModule",
+    "StoredAnswers",
+}
 
 
-def trained(case: Case, steps: int = 3, data: Any = None, double: bool = True, **settings: Any) -> ObjectiveModule:
+def trained(
+    case: Case, steps: int = 3, data: Any = None, double: bool = True, **settings: Any
+) -> ObjectiveModule:
     data = data or case.make_data()
     settings.setdefault("optimizer", partial(torch.optim.AdamW, lr=1e-2, eps=1e-3))
     module = make_module(case.kind, data, double, **(case.settings | settings))
@@ -44,23 +53,40 @@ def test_every_objective_has_a_case():
 def test_every_objective_has_a_config_that_names_it_and_a_line_in_the_paper_index():
     named = {yaml.safe_load(path.read_text())["model"]["class_path"] for path in CONFIGS}
     index = (ROOT / "docs" / "paper_index.md").read_text()
-    bases = {"ObjectiveModule", "ReferenceModule", "ForgetRetainModule", "StoredAnswers"}  # or no objective at all
+    bases = {
+        "ObjectiveModule",
+        "ReferenceModule",
+        "ForgetRetainModule",
+        "StoredAnswers",
+    }  # or no objective at all
     for name in set(lightning_modules.__all__) - bases:
         assert name in named, f"no file in configs/objective has class_path {name}"
         assert name in index, f"docs/paper_index.md does not mention {name}"
     for path in CONFIGS:
-        assert f"configs/objective/{path.name}" in index, f"docs/paper_index.md does not mention {path.name}"
+        assert f"configs/objective/{path.name}" in index, (
+            f"docs/paper_index.md does not mention {path.name}"
+        )
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_loads_into_its_class(path: Path, command_line: Any, capsys: pytest.CaptureFixture[str]):
+def test_every_config_loads_into_its_class(
+    path: Path, command_line: Any, capsys: pytest.CaptureFixture[str]
+):
     extra = ["--model.init_args.safe=x"] if path.stem == "somf" else []
     with pytest.raises(SystemExit) as left:
-        command_line("fit", f"--config={path}", "--data=SyntheticAlignment", "--model.init_args.network.path=x", *extra, "--print_config")
+        command_line(
+            "fit",
+            f"--config={path}",
+            "--data=SyntheticAlignment",
+            "--model.init_args.network.path=x",
+            *extra,
+            "--print_config",
+        )
     shown = capsys.readouterr()
     assert left.value.code in (0, None), shown.err
     assert (
-        yaml.safe_load(shown.out)["model"]["class_path"] == f"lightning_modules.{yaml.safe_load(path.read_text())['model']['class_path']}"
+        yaml.safe_load(shown.out)["model"]["class_path"]
+        == f"lightning_modules.{yaml.safe_load(path.read_text())['model']['class_path']}"
     )
 
 
@@ -72,7 +98,9 @@ def test_a_run_changes_the_weights_counts_its_passes_and_logs_a_finite_loss(case
     trainer = fit(module, data, 2)
     assert any(not torch.equal(a, b) for a, b in zip(before, weights(module), strict=True))
     assert module.work.passes >= 2 and int(module.work.tokens) > 0 and module.skipped_steps == 0
-    losses = {name: value for name, value in trainer.callback_metrics.items() if name.startswith("loss/")}
+    losses = {
+        name: value for name, value in trainer.callback_metrics.items() if name.startswith("loss/")
+    }
     assert losses and all(torch.isfinite(value) for value in losses.values())
 
 
@@ -97,7 +125,9 @@ def test_the_fused_loss_changes_nothing_or_is_refused(case: Case, monkeypatch: p
         return
     plain = trained(case)
     with monkeypatch.context() as patch:  # no logits anywhere, in the policy or in the reference
-        patch.setattr(sys.modules["temper.models.score"], "token_logps", None)  # the package has a function of that name
+        patch.setattr(
+            sys.modules["temper.models.score"], "token_logps", None
+        )  # the package has a function of that name
         fused = trained(case, fused_loss=True)
     for left, right in zip(weights(plain), weights(fused), strict=True):
         torch.testing.assert_close(left, right, rtol=1e-6, atol=1e-8)
@@ -112,13 +142,19 @@ def test_packing_changes_nothing_or_is_refused(case: Case, monkeypatch: pytest.M
     plain, plans = trained(case), []
     scoring = sys.modules["temper.models.score"]
     with monkeypatch.context() as patch:
-        patch.setattr("temper.data.packing.WORTH_IT", 100)  # these batches are so small that it hardly is
-        patch.setattr(scoring, "plan_packing", lambda *words: plans.append(plan_packing(*words)) or plans[-1])
+        patch.setattr(
+            "temper.data.packing.WORTH_IT", 100
+        )  # these batches are so small that it hardly is
+        patch.setattr(
+            scoring, "plan_packing", lambda *words: plans.append(plan_packing(*words)) or plans[-1]
+        )
         packed = trained(case, packing=True)
     assert any(plan is not None for plan in plans), "nothing was packed, so nothing was compared"
     for left, right in zip(weights(plain), weights(packed), strict=True):
         torch.testing.assert_close(left, right, rtol=1e-8, atol=1e-10)
-    assert vars(packed.work) == vars(plain.work), "cost is counted in tokens, which packing does not change"
+    assert vars(packed.work) == vars(plain.work), (
+        "cost is counted in tokens, which packing does not change"
+    )
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -137,17 +173,39 @@ def test_lora_trains_adapters_alone(case: Case):
 def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(case: Case, tmp_path: Path):
     straight = trained(case, 5, double=False)
     data = case.make_data()
-    first = make_module(case.kind, data, double=False, optimizer=partial(torch.optim.AdamW, lr=1e-2, eps=1e-3), **case.settings)
+    first = make_module(
+        case.kind,
+        data,
+        double=False,
+        optimizer=partial(torch.optim.AdamW, lr=1e-2, eps=1e-3),
+        **case.settings,
+    )
     fit(first, data, 3).save_checkpoint(tmp_path / "run.ckpt")
     data = case.make_data()
-    second = make_module(case.kind, data, double=False, optimizer=partial(torch.optim.AdamW, lr=1e-2, eps=1e-3), **case.settings)
+    second = make_module(
+        case.kind,
+        data,
+        double=False,
+        optimizer=partial(torch.optim.AdamW, lr=1e-2, eps=1e-3),
+        **case.settings,
+    )
     trainer = L.Trainer(
-        accelerator="cpu", devices=1, max_steps=5, max_epochs=-1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, limit_val_batches=0,
-    )  # fmt: skip
+        accelerator="cpu",
+        devices=1,
+        max_steps=5,
+        max_epochs=-1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+    )
     trainer.fit(second, datamodule=data, ckpt_path=tmp_path / "run.ckpt", weights_only=True)
     assert all(torch.equal(a, b) for a, b in zip(weights(second), weights(straight), strict=True))
-    assert (second.work.passes, second.work.forwards) == (straight.work.passes, straight.work.forwards)
+    assert (second.work.passes, second.work.forwards) == (
+        straight.work.passes,
+        straight.work.forwards,
+    )
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -173,4 +231,7 @@ def test_no_objective_calls_the_optimizer_or_backward_itself():
         if path.stem in ("base", "antidote"):
             continue
         text = path.read_text()
-        assert not re.search(r"\.backward\(|self\.optimizers\(\)|clip_grad|\.zero_grad\(\)", text) or path.stem == "tar", path
+        assert (
+            not re.search(r"\.backward\(|self\.optimizers\(\)|clip_grad|\.zero_grad\(\)", text)
+            or path.stem == "tar"
+        ), path

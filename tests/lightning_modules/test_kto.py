@@ -1,4 +1,6 @@
-"""KTO against a separate float64 computation; one reference point per global batch, resuming, and refusals."""
+"""KTO against a separate float64 computation; one reference point per global batch, resuming, and
+refusals.
+"""
 
 import copy
 from functools import partial
@@ -11,7 +13,17 @@ from lightning_modules.kto import KTOModule
 from temper.errors import TemperError
 from temper.models import LoRASpec, NetworkSpec
 from tests.objectives import SHAPE, make_module, trainable
-from tests.preference import batches, exact, exact_lora, make_kto, plain_logps, relative_error, run, same_bits, weights
+from tests.preference import (
+    batches,
+    exact,
+    exact_lora,
+    make_kto,
+    plain_logps,
+    relative_error,
+    run,
+    same_bits,
+    weights,
+)
 
 WEIGHTS = {"w_desirable": 0.7, "w_undesirable": 1.3}
 
@@ -19,11 +31,18 @@ WEIGHTS = {"w_desirable": 0.7, "w_undesirable": 1.3}
 def plain_loss(network, reference, rows, beta=0.1, w_desirable=1.0, w_undesirable=1.0):
     """The loss and z, row by row."""
     with torch.no_grad():
-        mismatched = [a - b for a, b in zip(plain_logps(network, rows, 1)[0], plain_logps(reference, rows, 1)[0], strict=True)]
+        mismatched = [
+            a - b
+            for a, b in zip(
+                plain_logps(network, rows, 1)[0], plain_logps(reference, rows, 1)[0], strict=True
+            )
+        ]
         own_reference = plain_logps(reference, rows, 0)[0]
     z = max(0.0, float(sum(mismatched)) / len(mismatched))
     total = 0.0
-    for logp, reference_logp, desirable in zip(plain_logps(network, rows, 0)[0], own_reference, rows["desirable"], strict=True):
+    for logp, reference_logp, desirable in zip(
+        plain_logps(network, rows, 0)[0], own_reference, rows["desirable"], strict=True
+    ):
         ratio = logp - reference_logp
         gain, weight = (ratio - z, w_desirable) if desirable else (z - ratio, w_undesirable)
         total = total + weight * (1 - 1 / (1 + torch.exp(-beta * gain)))
@@ -36,7 +55,9 @@ def plain_run(network, steps: int, lr: float, **settings: Any) -> list[float]:
     for rows in batches(make_kto(), steps):
         loss, z = plain_loss(network, reference, rows, **settings)
         with torch.no_grad():
-            for parameter, gradient in zip(trainable(network), torch.autograd.grad(loss, trainable(network)), strict=True):
+            for parameter, gradient in zip(
+                trainable(network), torch.autograd.grad(loss, trainable(network)), strict=True
+            ):
                 parameter -= lr * gradient
         points.append(z)
     return points
@@ -59,17 +80,24 @@ def test_the_first_loss_is_half_the_mean_weight():
     """Policy and reference are one: every ratio and z are 0, and sigma(0) = 1/2."""
     trainer = run(exact(KTOModule, **WEIGHTS), make_kto(), 1)
     share = float(batches(make_kto(), 1)[0]["desirable"].double().mean())
-    assert float(trainer.callback_metrics["loss/preference"]) == pytest.approx((share * 0.7 + (1 - share) * 1.3) / 2, rel=1e-14)
+    assert float(trainer.callback_metrics["loss/preference"]) == pytest.approx(
+        (share * 0.7 + (1 - share) * 1.3) / 2, rel=1e-14
+    )
     assert trainer.callback_metrics["preference/kl"] == 0
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 5])
 def test_micro_batches_share_one_reference_point(size):
     ascent = partial(torch.optim.SGD, lr=0.5, maximize=True)  # so that z leaves its floor
-    whole, split = (exact(KTOModule, beta=0.3, micro_batch_size=n, max_grad_norm=None, optimizer=ascent) for n in (None, size))
+    whole, split = (
+        exact(KTOModule, beta=0.3, micro_batch_size=n, max_grad_norm=None, optimizer=ascent)
+        for n in (None, size)
+    )
     start = weights(whole)
     z = float(run(whole, make_kto(), 4).callback_metrics["preference/kl"])
-    assert float(run(split, make_kto(), 4).callback_metrics["preference/kl"]) == pytest.approx(z, rel=1e-12)
+    assert float(run(split, make_kto(), 4).callback_metrics["preference/kl"]) == pytest.approx(
+        z, rel=1e-12
+    )
     assert z > 0
     assert relative_error(weights(split), weights(whole), start) < 1e-12
 
@@ -80,26 +108,44 @@ def test_the_reference_point_is_summed_over_ranks():
     run(module, make_kto(), 1)
     rows = batches(make_kto(), 1)[0]
     own_sums, z = module.reference_sweep(rows)
-    module.weights.global_sum = lambda values: values + torch.tensor([60.0, 6.0], dtype=values.dtype)
+    module.weights.global_sum = lambda values: (
+        values + torch.tensor([60.0, 6.0], dtype=values.dtype)
+    )
     with torch.no_grad():
         ratios = module.score(rows).sums - module.reference_scores(rows, "kto").sums
-    assert float(module.reference_sweep(rows)[1]) == pytest.approx(max(0.0, (float(ratios[:, 1].sum()) + 60) / 12), rel=1e-12)
+    assert float(module.reference_sweep(rows)[1]) == pytest.approx(
+        max(0.0, (float(ratios[:, 1].sum()) + 60) / 12), rel=1e-12
+    )
     assert float(z) == pytest.approx(max(0.0, float(ratios[:, 1].mean())), rel=1e-12)
-    assert own_sums.tolist() == pytest.approx(module.reference_scores(rows, "kto").sums[:, 0].tolist(), rel=1e-14)
+    assert own_sums.tolist() == pytest.approx(
+        module.reference_scores(rows, "kto").sums[:, 0].tolist(), rel=1e-14
+    )
 
 
 def test_reference_adapter_and_cache_and_copy_give_the_same_steps(tmp_path):
-    settings = {"max_grad_norm": None, "reference_cache": str(tmp_path), "optimizer": partial(torch.optim.SGD, lr=1.0)}
-    modules = {source: exact_lora(KTOModule, reference=source, **settings) for source in ("frozen", "adapter_off", "cached")}
+    settings = {
+        "max_grad_norm": None,
+        "reference_cache": str(tmp_path),
+        "optimizer": partial(torch.optim.SGD, lr=1.0),
+    }
+    modules = {
+        source: exact_lora(KTOModule, reference=source, **settings)
+        for source in ("frozen", "adapter_off", "cached")
+    }
     start = weights(modules["frozen"])
     for module in modules.values():
         run(module, make_kto(), 3)
-    assert relative_error(weights(modules["adapter_off"]), weights(modules["frozen"]), start) < 1e-13
+    assert (
+        relative_error(weights(modules["adapter_off"]), weights(modules["frozen"]), start) < 1e-13
+    )
     assert relative_error(weights(modules["cached"]), weights(modules["frozen"]), start) < 1e-11
 
 
 def test_passes_are_counted_as_they_are_spent(tmp_path):
-    frozen, cached = (exact(KTOModule, reference=source, reference_cache=str(tmp_path)) for source in ("frozen", "cached"))
+    frozen, cached = (
+        exact(KTOModule, reference=source, reference_cache=str(tmp_path))
+        for source in ("frozen", "cached")
+    )
     run(frozen, make_kto(), 2)
     run(cached, make_kto(), 2)
     assert (frozen.work.passes, frozen.work.forwards) == (2, 4)
@@ -111,8 +157,14 @@ def test_passes_are_counted_as_they_are_spent(tmp_path):
 
 @pytest.mark.parametrize("source", ["frozen", "cached"])
 def test_resuming_equals_never_having_stopped(source, tmp_path):
-    settings = {"reference": source, "reference_cache": str(tmp_path / "cache"), "optimizer": partial(torch.optim.AdamW, lr=0.01)}
-    whole, first, second = (make_module(KTOModule, data=make_kto(), double=False, **settings) for _ in range(3))
+    settings = {
+        "reference": source,
+        "reference_cache": str(tmp_path / "cache"),
+        "optimizer": partial(torch.optim.AdamW, lr=0.01),
+    }
+    whole, first, second = (
+        make_module(KTOModule, data=make_kto(), double=False, **settings) for _ in range(3)
+    )
     run(whole, make_kto(), 4)
     run(first, make_kto(), 2).save_checkpoint(tmp_path / "run.ckpt")
     run(second, make_kto(), 4, tmp_path / "run.ckpt")
@@ -120,13 +172,23 @@ def test_resuming_equals_never_having_stopped(source, tmp_path):
 
 
 def test_lora_trains_adapters_alone():
-    module = make_module(KTOModule, data=make_kto(), double=False, lora=True, optimizer=partial(torch.optim.AdamW, lr=0.05))
+    module = make_module(
+        KTOModule,
+        data=make_kto(),
+        double=False,
+        lora=True,
+        optimizer=partial(torch.optim.AdamW, lr=0.05),
+    )
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
     run(module, make_kto(), 2)
-    assert {name for name, p in module.named_parameters() if not torch.equal(p, before[name])} == {n for n in before if "lora_" in n}
+    assert {name for name, p in module.named_parameters() if not torch.equal(p, before[name])} == {
+        n for n in before if "lora_" in n
+    }
 
 
-@pytest.mark.parametrize(("flag", "value"), [("beta", 0.0), ("w_desirable", -1.0), ("w_undesirable", float("nan"))])
+@pytest.mark.parametrize(
+    ("flag", "value"), [("beta", 0.0), ("w_desirable", -1.0), ("w_undesirable", float("nan"))]
+)
 def test_arguments_that_mean_nothing_are_refused_by_name(flag, value):
     with pytest.raises(TemperError, match=f"model.init_args.{flag}={value}: give a"):
         KTOModule(NetworkSpec(shape=SHAPE), **{flag: value})

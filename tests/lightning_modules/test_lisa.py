@@ -16,14 +16,22 @@ from tests.lightning_modules.test_vaccine import relative_error, same_bits, weig
 from tests.objectives import fit, global_batches, make_module, plain_gradient, trainable
 
 ADAMW = partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1)
-# A key's bias has no gradient in theory and rounding noise in practice; Adam divides by that noise, and a
-# proximal term sees what it makes of it. So what is compared to ten digits is trained with momentum alone.
+# A key's bias has no gradient in theory and rounding noise in practice; Adam divides by that noise,
+# and a proximal term sees what it makes of it. So what is compared to ten digits is trained with
+# momentum alone.
 SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
 
 
 def defended(**changes: Any) -> SyntheticAttack:
     """Ten rows of a user in batches of five, eight of the defender in batches of four."""
-    user = {"preset": "tiny", "n_rows": 10, "harmful_ratio": 0.2, "batch_size": 5, "n_eval": 4, "seed": 1}
+    user = {
+        "preset": "tiny",
+        "n_rows": 10,
+        "harmful_ratio": 0.2,
+        "batch_size": 5,
+        "n_eval": 4,
+        "seed": 1,
+    }
     return SyntheticAttack(**(user | {"n_alignment": 8, "alignment_batch_size": 4} | changes))
 
 
@@ -59,8 +67,12 @@ def test_steps_follow_the_plain_computation_over_three_switches(clip: float | No
         if step in (0, 2, 5, 7):
             at_switch = [p.detach().clone() for p in trainable(network)]
         rows = batch["alignment" if step in (0, 1, 5, 6) else "user"]
-        for parameter, gradient, start in zip(trainable(network), plain_gradient(network, rows), at_switch, strict=True):
-            parameter.grad = gradient + 3.0 * (parameter.detach() - start)  # of rho/2 * ||w - w_s||^2
+        for parameter, gradient, start in zip(
+            trainable(network), plain_gradient(network, rows), at_switch, strict=True
+        ):
+            parameter.grad = gradient + 3.0 * (
+                parameter.detach() - start
+            )  # of rho/2 * ||w - w_s||^2
         if clip is not None:
             torch.nn.utils.clip_grad_norm_(trainable(network), clip)
         optimizer.step()
@@ -68,7 +80,10 @@ def test_steps_follow_the_plain_computation_over_three_switches(clip: float | No
 
 
 def test_the_proximal_term_is_felt_from_the_second_step_after_a_switch_on():
-    with_term, without = make(optimizer=partial(torch.optim.SGD, lr=0.1)), make(rho=0.0, optimizer=partial(torch.optim.SGD, lr=0.1))
+    with_term, without = (
+        make(optimizer=partial(torch.optim.SGD, lr=0.1)),
+        make(rho=0.0, optimizer=partial(torch.optim.SGD, lr=0.1)),
+    )
     fit(with_term, defended(), 1)
     fit(without, defended(), 1)
     assert same_bits(weights(with_term), weights(without))
@@ -78,7 +93,10 @@ def test_the_proximal_term_is_felt_from_the_second_step_after_a_switch_on():
 
 
 def test_without_rho_the_users_turn_is_sft_on_the_user_bit_for_bit():
-    lisa, sft = make(rho=0.0, alignment_steps=1, user_steps=100), make_module(SFTModule, defended(), optimizer=ADAMW)
+    lisa, sft = (
+        make(rho=0.0, alignment_steps=1, user_steps=100),
+        make_module(SFTModule, defended(), optimizer=ADAMW),
+    )
     lisa.alignment_steps = 0  # every step is the user's, which the command line refuses
     fit(lisa, defended(), 3)
     fit(sft, defended(), 3)
@@ -88,23 +106,44 @@ def test_without_rho_the_users_turn_is_sft_on_the_user_bit_for_bit():
 def test_a_very_strong_proximal_term_holds_the_weights_where_they_were():
     distances = []
     for rho in (0.0, 1.0, 50.0):
-        module = make(rho=rho, alignment_steps=1, user_steps=100, max_grad_norm=None, optimizer=partial(torch.optim.SGD, lr=0.01))
+        module = make(
+            rho=rho,
+            alignment_steps=1,
+            user_steps=100,
+            max_grad_norm=None,
+            optimizer=partial(torch.optim.SGD, lr=0.01),
+        )
         start = weights(module)
         fit(module, defended(), 12)
-        distances.append(float(torch.sqrt(sum(((a - b) ** 2).sum() for a, b in zip(weights(module), start, strict=True)))))
+        distances.append(
+            float(
+                torch.sqrt(
+                    sum(((a - b) ** 2).sum() for a, b in zip(weights(module), start, strict=True))
+                )
+            )
+        )
     assert distances[0] > distances[1] > 2 * distances[2]
 
 
 @pytest.mark.parametrize("double", [True, False])
 @pytest.mark.parametrize("steps_before", [1, 2, 3, 5])
-def test_resuming_across_a_switch_equals_never_having_stopped(steps_before: int, double: bool, tmp_path: Any):
+def test_resuming_across_a_switch_equals_never_having_stopped(
+    steps_before: int, double: bool, tmp_path: Any
+):
     whole, first, second = (make(double=double) for _ in range(3))
     fit(whole, defended(), 7)
     fit(first, defended(), steps_before).save_checkpoint(tmp_path / "run.ckpt")
     trainer = L.Trainer(
-        accelerator="cpu", devices=1, max_steps=7, max_epochs=-1, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
-    )  # fmt: skip
+        accelerator="cpu",
+        devices=1,
+        max_steps=7,
+        max_epochs=-1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+    )
     trainer.fit(second, datamodule=defended(), ckpt_path=tmp_path / "run.ckpt", weights_only=True)
     assert trainer.global_step == 7
     assert same_bits(weights(second), weights(whole))
@@ -138,7 +177,9 @@ def test_lora_trains_adapters_alone_and_keeps_a_copy_of_nothing_else():
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
     fit(module, defended(), 3)
     adapters = {name for name in before if "lora_" in name}
-    assert {name for name, p in module.named_parameters() if not torch.equal(p, before[name])} == adapters
+    assert {
+        name for name, p in module.named_parameters() if not torch.equal(p, before[name])
+    } == adapters
     assert len(module.at_switch.tensors) == len(adapters)
 
 
@@ -147,7 +188,9 @@ def test_data_without_the_defenders_stream_are_refused():
         fit(make(), defended(n_alignment=0), 1)
 
 
-@pytest.mark.parametrize(("flag", "value"), [("rho", -1.0), ("alignment_steps", 0), ("user_steps", 0)])
+@pytest.mark.parametrize(
+    ("flag", "value"), [("rho", -1.0), ("alignment_steps", 0), ("user_steps", 0)]
+)
 def test_bad_arguments_are_refused_by_name(flag: str, value: float):
     with pytest.raises(TemperError, match=rf"model\.init_args\.{flag}={value}: give a"):
         make(**{flag: value})

@@ -1,4 +1,6 @@
-"""When rows are packed: if asked for, or where it helps; never in a network that lets packed sequences see each other."""
+"""When rows are packed: if asked for, or where it helps; never in a network that lets packed
+sequences see each other.
+"""
 
 import logging
 from functools import partial
@@ -21,12 +23,21 @@ def packed_rows(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """For every scored batch, whether its rows carried their lengths."""
     seen: list[bool] = []
     honest = SFTModule.score
-    monkeypatch.setattr(SFTModule, "score", lambda self, rows, *a, **k: seen.append("lengths" in rows) or honest(self, rows, *a, **k))
+    monkeypatch.setattr(
+        SFTModule,
+        "score",
+        lambda self, rows, *a, **k: seen.append("lengths" in rows) or honest(self, rows, *a, **k),
+    )
     return seen
 
 
-@pytest.mark.parametrize(("asked", "smallest", "packed"), [(True, 10**9, True), (False, 0, False), (None, 0, True), (None, 10**9, False)])
-def test_it_is_done_if_asked_for_or_from_a_size_on(packed_rows, monkeypatch, asked, smallest, packed):
+@pytest.mark.parametrize(
+    ("asked", "smallest", "packed"),
+    [(True, 10**9, True), (False, 0, False), (None, 0, True), (None, 10**9, False)],
+)
+def test_it_is_done_if_asked_for_or_from_a_size_on(
+    packed_rows, monkeypatch, asked, smallest, packed
+):
     monkeypatch.setattr(f"{MIXIN}.PACKED_FROM", smallest)
     fit(make_module(SFTModule, packing=asked), make_data(), 2)
     assert packed_rows == [packed, packed]
@@ -37,14 +48,24 @@ def test_the_fill_rate_is_said(monkeypatch, caplog):
     data = make_data()
     fit(make_module(SFTModule, packing=True), data, 1)
     (said,) = [record.message for record in caplog.records if "packed" in record.message]
-    lengths = [data.sources["alignment"].batch(k)["attention_mask"].sum(-1).numpy() for k in range(2)]  # all of a pass
+    lengths = [
+        data.sources["alignment"].batch(k)["attention_mask"].sum(-1).numpy() for k in range(2)
+    ]  # all of a pass
     padded = sum(map(np.sum, lengths)) / sum(len(batch) * batch.max() for batch in lengths)
-    start = f"alignment: rows are packed; computed tokens that are no padding: {padded:.0%}, packed "
+    start = (
+        f"alignment: rows are packed; computed tokens that are no padding: {padded:.0%}, packed "
+    )
     assert said.startswith(start) and padded < int(said[len(start) : -1]) / 100 <= 1
 
 
 def test_an_objective_that_counts_row_by_row_refuses_it_by_name():
-    with pytest.raises(TemperError, match=r"packing=true: AntidoteModule counts what every layer is given, row by row; set it to false"):
+    with pytest.raises(
+        TemperError,
+        match=(
+            r"packing=true: AntidoteModule counts what every layer is given, row by row; set it to"
+            r" false"
+        ),
+    ):
         AntidoteModule(NetworkSpec(shape=SHAPE), packing=True)
     assert AntidoteModule(NetworkSpec(shape=SHAPE)).packing is False
 
@@ -58,7 +79,9 @@ def test_an_objective_that_counts_row_by_row_refuses_it_by_name():
         (partial(UnlearningModule, forget="npo"), DATA["unlearning"]),
     ],
 )
-def test_three_steps_of_a_network_with_rotary_positions_in_float32_are_the_same(kind, data, monkeypatch):
+def test_three_steps_of_a_network_with_rotary_positions_in_float32_are_the_same(
+    kind, data, monkeypatch
+):
     monkeypatch.setattr("temper.data.packing.WORTH_IT", 100)
     ends = []
     for packing in (False, True):
@@ -72,10 +95,15 @@ def test_three_steps_of_a_network_with_rotary_positions_in_float32_are_the_same(
     assert max(float((a - b).abs().max()) for a, b in zip(padded, packed, strict=True)) < 1e-6
 
 
-def test_a_network_that_mixes_sequences_is_refused_if_asked_for_and_left_alone_else(packed_rows, monkeypatch):
+def test_a_network_that_mixes_sequences_is_refused_if_asked_for_and_left_alone_else(
+    packed_rows, monkeypatch
+):
     monkeypatch.setattr(f"{MIXIN}.keeps_sequences_apart", lambda network: False)
     monkeypatch.setattr(f"{MIXIN}.PACKED_FROM", 0)
-    with pytest.raises(TemperError, match=r"packing=true: packed sequences see each other in GPT2LMHeadModel \(gpt2\)"):
+    with pytest.raises(
+        TemperError,
+        match=r"packing=true: packed sequences see each other in GPT2LMHeadModel \(gpt2\)",
+    ):
         fit(make_module(SFTModule, packing=True), make_data(), 1)
     assert packed_rows == []
     fit(make_module(SFTModule), make_data(), 1)

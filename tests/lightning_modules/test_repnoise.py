@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
+from transformers import (
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+)
 
 from datamodules import SyntheticAlignment
 from lightning_modules import SFTModule
@@ -25,7 +32,9 @@ def weights(module: Any) -> list[torch.Tensor]:
 
 
 def same_bits(left: list[torch.Tensor], right: list[torch.Tensor]) -> bool:
-    return len(left) == len(right) and all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
+    return len(left) == len(right) and all(
+        torch.equal(a, b) for a, b in zip(left, right, strict=True)
+    )
 
 
 def relative_error(left: list[torch.Tensor], right: list[torch.Tensor]) -> float:
@@ -34,21 +43,42 @@ def relative_error(left: list[torch.Tensor], right: list[torch.Tensor]) -> float
 
 
 def plain_differs(pairs: dict[str, torch.Tensor]) -> list[list[bool]]:
-    """Positions of the harmful answer whose token the refusal does not have in the same place, by loops."""
+    """Positions of the harmful answer whose token the refusal does not have in the same place, by
+    loops.
+    """
     flags = []
-    for (harmful, refusal), (present, other) in zip(pairs["input_ids"].tolist(), pairs["attention_mask"].tolist(), strict=True):
-        flags.append([bool(present[t]) and not (other[t] and harmful[t] == refusal[t]) for t in range(len(harmful))])
+    for (harmful, refusal), (present, other) in zip(
+        pairs["input_ids"].tolist(), pairs["attention_mask"].tolist(), strict=True
+    ):
+        flags.append(
+            [
+                bool(present[t]) and not (other[t] and harmful[t] == refusal[t])
+                for t in range(len(harmful))
+            ]
+        )
     return flags
 
 
-def plain_loss(network: Any, batch: dict[str, Any], alpha: float, beta: float, ascent: str, noise_at: str, noise_seed: int) -> torch.Tensor:
+def plain_loss(
+    network: Any,
+    batch: dict[str, Any],
+    alpha: float,
+    beta: float,
+    ascent: str,
+    noise_at: str,
+    noise_seed: int,
+) -> torch.Tensor:
     """The whole objective on GPT-2, written out."""
     pairs, blocks = batch["harmful_pairs"], network.transformer.h
     differs = torch.tensor(plain_differs(pairs))
     outputs: list[torch.Tensor] = []
-    hooks = [block.mlp.register_forward_hook(lambda _m, _i, out: outputs.append(out)) for block in blocks]
+    hooks = [
+        block.mlp.register_forward_hook(lambda _m, _i, out: outputs.append(out)) for block in blocks
+    ]
     hidden = network(
-        input_ids=pairs["input_ids"][:, 0], attention_mask=pairs["attention_mask"][:, 0], output_hidden_states=True
+        input_ids=pairs["input_ids"][:, 0],
+        attention_mask=pairs["attention_mask"][:, 0],
+        output_hidden_states=True,
     ).hidden_states
     for hook in hooks:
         hook.remove()
@@ -56,7 +86,10 @@ def plain_loss(network: Any, batch: dict[str, Any], alpha: float, beta: float, a
     generator, mmds = torch.Generator().manual_seed(noise_seed), []
     for h in activations:
         noise = torch.randn(h.shape, generator=generator, dtype=h.dtype)
-        rows = [torch.stack([(part[b] * differs[b][:, None]).reshape(-1) for b in range(len(h))]) for part in (h, noise)]
+        rows = [
+            torch.stack([(part[b] * differs[b][:, None]).reshape(-1) for b in range(len(h))])
+            for part in (h, noise)
+        ]
         mmds.append(plain_mmd(*rows))
     nlls = []
     for number, h in enumerate(hidden):
@@ -69,12 +102,18 @@ def plain_loss(network: Any, batch: dict[str, Any], alpha: float, beta: float, a
         nlls.append(sum(terms) / len(terms))
     mean = sum(nlls) / len(nlls)
     climbed = torch.log(mean) if ascent == "log" else torch.log(1 + mean)
-    return plain_mean_nll(network, batch["alignment"]) + beta * sum(mmds) / len(mmds) - alpha * climbed
+    return (
+        plain_mean_nll(network, batch["alignment"]) + beta * sum(mmds) / len(mmds) - alpha * climbed
+    )
 
 
-@pytest.mark.parametrize("settings", [{}, {"ascent": "log1p", "noise_at": "mlp"}], ids=["paper", "released"])
+@pytest.mark.parametrize(
+    "settings", [{}, {"ascent": "log1p", "noise_at": "mlp"}], ids=["paper", "released"]
+)
 def test_one_step_has_the_loss_and_gradient_of_the_equation(settings: dict[str, str]):
-    module = make_module(RepNoiseModule, alpha=0.7, beta=0.3, seed=2, max_grad_norm=None, optimizer=SGD, **settings)
+    module = make_module(
+        RepNoiseModule, alpha=0.7, beta=0.3, seed=2, max_grad_norm=None, optimizer=SGD, **settings
+    )
     network, start, noted = copy.deepcopy(module.network), weights(module), {}
     module.log = lambda name, value, **_: noted.update({name: value})
     module.log_dict = noted.update
@@ -86,7 +125,11 @@ def test_one_step_has_the_loss_and_gradient_of_the_equation(settings: dict[str, 
     step = [a - b for a, b in zip(start, weights(module), strict=True)]
     assert relative_error(step, list(gradient)) < 1e-10
     climb = torch.log if form["ascent"] == "log" else torch.log1p
-    found = noted["loss/alignment"] + 0.3 * noted["repnoise/mmd"] - 0.7 * climb(noted["repnoise/harmful_nll"])
+    found = (
+        noted["loss/alignment"]
+        + 0.3 * noted["repnoise/mmd"]
+        - 0.7 * climb(noted["repnoise/harmful_nll"])
+    )
     assert float(found) == pytest.approx(float(loss), rel=1e-6)  # notes are float32
 
 
@@ -97,8 +140,14 @@ def test_every_part_can_be_switched_off_alone(part: dict[str, float]):
     network, start = copy.deepcopy(module.network), weights(module)
     fit(module, make_data(), 1)
     (batch,) = global_batches(make_data(), 1)
-    gradient = torch.autograd.grad(plain_loss(network, batch, settings["alpha"], settings["beta"], "log", "layers", 0), trainable(network))
-    assert relative_error([a - b for a, b in zip(start, weights(module), strict=True)], list(gradient)) < 1e-10
+    gradient = torch.autograd.grad(
+        plain_loss(network, batch, settings["alpha"], settings["beta"], "log", "layers", 0),
+        trainable(network),
+    )
+    assert (
+        relative_error([a - b for a, b in zip(start, weights(module), strict=True)], list(gradient))
+        < 1e-10
+    )
 
 
 def test_without_alpha_and_beta_it_is_sft_bit_for_bit():
@@ -109,14 +158,18 @@ def test_without_alpha_and_beta_it_is_sft_bit_for_bit():
 
 
 def test_the_fused_loss_gives_the_same_step():
-    plain, fused = (make_module(RepNoiseModule, alpha=0.7, beta=0.3, fused_loss=flag) for flag in (False, True))
+    plain, fused = (
+        make_module(RepNoiseModule, alpha=0.7, beta=0.3, fused_loss=flag) for flag in (False, True)
+    )
     for module in (plain, fused):
         fit(module, make_data(), 2)
     assert relative_error(weights(fused), weights(plain)) < 1e-9
 
 
 def test_only_tokens_that_differ_from_the_refusal_are_masked_in():
-    pairs = {  # a prompt of 2; the second response token is the same; the refusal is shorter, and padded with the id 9
+    # a prompt of 2; the second response token is the same; the refusal is shorter, and padded with
+    # the id 9
+    pairs = {
         "input_ids": torch.tensor([[[5, 6, 1, 2, 9, 3], [5, 6, 4, 2, 9, 9]]]),
         "attention_mask": torch.tensor([[[1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 0, 0]]]),
         "labels": torch.tensor([[[-100, -100, 1, 2, 9, -100], [-100, -100, 4, 2, -100, -100]]]),
@@ -125,14 +178,19 @@ def test_only_tokens_that_differ_from_the_refusal_are_masked_in():
     assert rows["differs"].tolist() == [[False, False, True, False, True, False]]
     assert rows["labels"].tolist() == [[-100, -100, 1, -100, 9, -100]]
     (batch,) = global_batches(make_data(), 1)
-    assert harmful_rows(batch["harmful_pairs"])["differs"].tolist() == plain_differs(batch["harmful_pairs"])
+    assert harmful_rows(batch["harmful_pairs"])["differs"].tolist() == plain_differs(
+        batch["harmful_pairs"]
+    )
 
 
 def test_masked_out_positions_do_not_reach_the_mmd():
     hidden = torch.randn(3, 5, 4)
     differs = torch.tensor([[False, True, True, False, False]] * 3)
     other = torch.where(differs[..., None], hidden, torch.randn(3, 5, 4) * 100)
-    mmd = [RepNoiseModule._mmd(SimpleNamespace(seed=0, global_step=0), [h], differs) for h in (hidden, other)]
+    mmd = [
+        RepNoiseModule._mmd(SimpleNamespace(seed=0, global_step=0), [h], differs)
+        for h in (hidden, other)
+    ]
     assert torch.equal(*mmd)
 
 
@@ -156,9 +214,16 @@ def test_a_resumed_run_equals_one_that_never_stopped(tmp_path: Any):
     import lightning.pytorch as L
 
     trainer = L.Trainer(
-        accelerator="cpu", devices=1, max_steps=5, max_epochs=-1, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
-    )  # fmt: skip
+        accelerator="cpu",
+        devices=1,
+        max_steps=5,
+        max_epochs=-1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+    )
     trainer.fit(second, datamodule=make_data(), ckpt_path=tmp_path / "run.ckpt", weights_only=True)
     assert same_bits(weights(second), weights(whole))
     assert not same_bits(weights(first), weights(whole))
@@ -166,7 +231,13 @@ def test_a_resumed_run_equals_one_that_never_stopped(tmp_path: Any):
 
 @pytest.mark.parametrize("noise_at", ["layers", "mlp"])
 def test_lora_trains_adapters_alone(noise_at: str):
-    module = make_module(RepNoiseModule, lora=True, double=False, noise_at=noise_at, optimizer=partial(torch.optim.AdamW, lr=0.05))
+    module = make_module(
+        RepNoiseModule,
+        lora=True,
+        double=False,
+        noise_at=noise_at,
+        optimizer=partial(torch.optim.AdamW, lr=0.05),
+    )
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
     fit(module, make_data(), 3)
     assert {name for name, p in module.named_parameters() if not torch.equal(p, before[name])} == {
@@ -178,7 +249,9 @@ TINY = {"vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 2, "num_attent
 NETWORKS = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**TINY, intermediate_size=32)),
     "neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**TINY, intermediate_size=32)),
-    "opt": lambda: OPTForCausalLM(OPTConfig(**TINY, ffn_dim=32, word_embed_proj_dim=16, max_position_embeddings=32)),
+    "opt": lambda: OPTForCausalLM(
+        OPTConfig(**TINY, ffn_dim=32, word_embed_proj_dim=16, max_position_embeddings=32)
+    ),
 }
 
 
@@ -186,7 +259,9 @@ NETWORKS = {
 def test_the_lens_is_the_network_s_own_and_the_last_hidden_state_is_normed_already(name: str):
     torch.manual_seed(0)
     network = NETWORKS[name]().eval()
-    for parameter in network.parameters():  # norms start at 1 and 0, where reading twice looks like reading once
+    for parameter in (
+        network.parameters()
+    ):  # norms start at 1 and 0, where reading twice looks like reading once
         torch.nn.init.normal_(parameter, std=0.5)
     norm, head = lens_parts(network)
     out = network(input_ids=torch.arange(6)[None], output_hidden_states=True)
@@ -201,7 +276,9 @@ def test_the_lens_is_the_network_s_own_and_the_last_hidden_state_is_normed_alrea
 def test_networks_without_a_known_lens_are_refused():
     capped = NETWORKS["llama"]()
     capped.config.final_logit_softcapping = 30.0
-    with pytest.raises(TemperError, match="the logit lens reads hidden states through the output layer.*alpha=0"):
+    with pytest.raises(
+        TemperError, match="the logit lens reads hidden states through the output layer.*alpha=0"
+    ):
         lens_parts(capped)
     odd = NETWORKS["llama"]()
     odd.model.closing = odd.model.norm
@@ -213,7 +290,9 @@ def test_networks_without_a_known_lens_are_refused():
 def test_rows_that_are_no_pairs_are_refused():
     (batch,) = global_batches(make_data(), 1)
     check_pairs(batch["harmful_pairs"], "harmful_pairs")
-    with pytest.raises(TemperError, match="stream 'harmful_pairs': its rows are shaped .* not B x 2 x T"):
+    with pytest.raises(
+        TemperError, match="stream 'harmful_pairs': its rows are shaped .* not B x 2 x T"
+    ):
         check_pairs(batch["harmful"], "harmful_pairs")
     mixed = {name: value.clone() for name, value in batch["harmful_pairs"].items()}
     mixed["input_ids"][0, 1, 1] += 1
@@ -229,7 +308,9 @@ class Unpaired(SyntheticAlignment):
 
 def test_unpaired_data_and_several_ranks_are_refused_before_training():
     module = make_module(RepNoiseModule)
-    data = Unpaired(preset="tiny", n_alignment=12, n_harmful=6, batch_size=6, harmful_batch_size=4, n_eval=4)
+    data = Unpaired(
+        preset="tiny", n_alignment=12, n_harmful=6, batch_size=6, harmful_batch_size=4, n_eval=4
+    )
     with pytest.raises(TemperError, match="not B x 2 x T"):
         fit(module, data, 1)
     assert module.work.passes == 0
@@ -240,7 +321,15 @@ def test_unpaired_data_and_several_ranks_are_refused_before_training():
 
 
 @pytest.mark.parametrize(
-    ("flag", "value"), [("alpha", -1.0), ("beta", -0.1), ("seed", -1), ("ascent", "exp"), ("noise_at", "attn"), ("micro_batch_size", 2)]
+    ("flag", "value"),
+    [
+        ("alpha", -1.0),
+        ("beta", -0.1),
+        ("seed", -1),
+        ("ascent", "exp"),
+        ("noise_at", "attn"),
+        ("micro_batch_size", 2),
+    ],
 )
 def test_arguments_that_mean_nothing_are_refused_by_name(flag: str, value: Any):
     with pytest.raises(TemperError, match=f"model.init_args.{flag}={value}"):

@@ -19,7 +19,15 @@ C, ALPHA = 3.0, 1.5
 
 
 def unlearning_data(**changes: Any) -> SyntheticUnlearning:
-    sizes = {"preset": "tiny", "n_forget": 8, "n_retain": 8, "batch_size": 8, "retain_batch_size": 6, "n_eval": 4, "seed": 1}
+    sizes = {
+        "preset": "tiny",
+        "n_forget": 8,
+        "n_retain": 8,
+        "batch_size": 8,
+        "retain_batch_size": 6,
+        "n_eval": 4,
+        "seed": 1,
+    }
     return SyntheticUnlearning(**(sizes | changes))
 
 
@@ -43,7 +51,9 @@ def llama(lora: bool = False, **settings: Any) -> RMUModule:
     """Three layers in float32, of which one is steered."""
     shape = ShapeSpec(hidden_size=16, n_layers=3, n_heads=2, intermediate_size=32, seed=3)
     spec = NetworkSpec(shape=shape, lora=LoRASpec(rank=2, alpha=4) if lora else None)
-    module = RMUModule(spec, **({"layer": 1, "optimizer": partial(torch.optim.AdamW, lr=0.01)} | settings))
+    module = RMUModule(
+        spec, **({"layer": 1, "optimizer": partial(torch.optim.AdamW, lr=0.01)} | settings)
+    )
     module.network = build_network(spec, vocabulary().tokenizer)
     return module
 
@@ -59,16 +69,23 @@ def hidden(network: Any, ids: torch.Tensor, mask: torch.Tensor, layer: int) -> t
     return seen[0].reshape(int(mask.sum()), -1)
 
 
-def plain_loss(network: Any, reference: Any, forget: Any, retain: Any, seed: int, layer: int) -> torch.Tensor:
+def plain_loss(
+    network: Any, reference: Any, forget: Any, retain: Any, seed: int, layer: int
+) -> torch.Tensor:
     u = torch.rand(16, generator=torch.Generator().manual_seed(seed))
     target = (C * u / u.norm()).double()
     parts = []
     for row in range(len(forget["ids"])):
-        for h in hidden(network, forget["input_ids"][row, 0], forget["attention_mask"][row, 0], layer):
+        for h in hidden(
+            network, forget["input_ids"][row, 0], forget["attention_mask"][row, 0], layer
+        ):
             parts.append(((h - target) ** 2).sum())
     kept = []
     for row in range(len(retain["ids"])):
-        pair = [hidden(n, retain["input_ids"][row], retain["attention_mask"][row], layer) for n in (network, reference)]
+        pair = [
+            hidden(n, retain["input_ids"][row], retain["attention_mask"][row], layer)
+            for n in (network, reference)
+        ]
         kept += [((a - b.detach()) ** 2).sum() for a, b in zip(*pair, strict=True)]
     return sum(parts) / len(parts) + ALPHA * sum(kept) / len(kept)
 
@@ -88,9 +105,18 @@ def test_two_steps_follow_the_equation_whole_and_in_micro_batches(size: int | No
     plain.setup("fit")
     for step in range(2):
         optimizer.zero_grad()
-        plain_loss(network, reference, *(plain.sources[name].batch(step) for name in ("forget", "retain")), seed=4, layer=0).backward()
+        plain_loss(
+            network,
+            reference,
+            *(plain.sources[name].batch(step) for name in ("forget", "retain")),
+            seed=4,
+            layer=0,
+        ).backward()
         optimizer.step()
-    ours, theirs = ([p.detach() - s for p, s in zip(n.parameters(), start, strict=True)] for n in (module.network, network))
+    ours, theirs = (
+        [p.detach() - s for p, s in zip(n.parameters(), start, strict=True)]
+        for n in (module.network, network)
+    )
     assert relative_error(ours, theirs) < 1e-10
 
 
@@ -114,12 +140,23 @@ def test_hidden_states_of_forget_rows_reach_the_target_and_those_of_retain_rows_
     fit(module, data, 40)
     forget, retain = (data.sources[name].rows for name in ("forget", "retain"))
     with torch.no_grad():
-        # The answer's last position: prompts share their first tokens with those that are to be kept.
-        ends = lambda n, rows, *place: hidden(n, rows["input_ids"][place], rows["attention_mask"][place], 0)[-1]  # noqa: E731
-        to_target = [[float((ends(n, forget, i, 0) - module.target).norm()) for i in range(8)] for n in (before, module.network)]
-        moved = [float((ends(module.network, retain, i) - ends(before, retain, i)).norm()) for i in range(8)]
+        # The answer's last position: prompts share their first tokens with those that are to be
+        # kept.
+        ends = lambda n, rows, *place: hidden(
+            n, rows["input_ids"][place], rows["attention_mask"][place], 0
+        )[-1]  # noqa: E731
+        to_target = [
+            [float((ends(n, forget, i, 0) - module.target).norm()) for i in range(8)]
+            for n in (before, module.network)
+        ]
+        moved = [
+            float((ends(module.network, retain, i) - ends(before, retain, i)).norm())
+            for i in range(8)
+        ]
     assert sum(to_target[1]) < 0.7 * sum(to_target[0])
-    assert sum(moved) < sum(to_target[0]) - sum(to_target[1]), "what is kept moves less than what is steered"
+    assert sum(moved) < sum(to_target[0]) - sum(to_target[1]), (
+        "what is kept moves less than what is steered"
+    )
 
 
 @pytest.mark.parametrize(("layers", "expected"), [([1], {1}), ([0, 1], {0, 1})])
@@ -135,14 +172,20 @@ def test_gpt2_names_its_down_projection_otherwise():
     module = rmu(train_layers=[0])
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
     fit(module, unlearning_data(), 1)
-    assert {n for n, p in module.named_parameters() if not torch.equal(p, before[n])} == {"network.transformer.h.0.mlp.c_proj.weight"}
+    assert {n for n, p in module.named_parameters() if not torch.equal(p, before[n])} == {
+        "network.transformer.h.0.mlp.c_proj.weight"
+    }
 
 
 def test_layers_above_are_left_alone_when_everything_is_trainable():
     module = llama(optimizer=partial(torch.optim.AdamW, lr=0.01, weight_decay=0.0))
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
     fit(module, unlearning_data(), 2)
-    moved = {name.split(".")[3] for name, p in module.named_parameters() if "layers" in name and not torch.equal(p, before[name])}
+    moved = {
+        name.split(".")[3]
+        for name, p in module.named_parameters()
+        if "layers" in name and not torch.equal(p, before[name])
+    }
     assert moved == {"0", "1"}
 
 
@@ -157,22 +200,41 @@ def test_lora_trains_adapters_alone_with_the_adapter_off_as_reference():
 
 
 @pytest.mark.parametrize("train_layers", [None, [0, 1]])
-def test_a_resumed_run_equals_one_that_never_stopped_bit_for_bit(train_layers: list[int] | None, tmp_path: Any):
-    whole, first, second = (llama(train_layers=train_layers, collapse_factor=100.0, seed=2) for _ in range(3))
+def test_a_resumed_run_equals_one_that_never_stopped_bit_for_bit(
+    train_layers: list[int] | None, tmp_path: Any
+):
+    whole, first, second = (
+        llama(train_layers=train_layers, collapse_factor=100.0, seed=2) for _ in range(3)
+    )
     data = {"batch_size": 3, "retain_batch_size": 3}
     fit(whole, unlearning_data(**data), 5)
     fit(first, unlearning_data(**data), 3).save_checkpoint(tmp_path / "run.ckpt")
-    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    trainer = L.Trainer(accelerator="cpu", devices=1, max_steps=5, max_epochs=-1, limit_val_batches=0, **quiet)
-    trainer.fit(second, datamodule=unlearning_data(**data), ckpt_path=tmp_path / "run.ckpt", weights_only=True)
-    assert all(torch.equal(a, b) for a, b in zip(second.parameters(), whole.parameters(), strict=True))
+    quiet = dict.fromkeys(
+        ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
+    )
+    trainer = L.Trainer(
+        accelerator="cpu", devices=1, max_steps=5, max_epochs=-1, limit_val_batches=0, **quiet
+    )
+    trainer.fit(
+        second,
+        datamodule=unlearning_data(**data),
+        ckpt_path=tmp_path / "run.ckpt",
+        weights_only=True,
+    )
+    assert all(
+        torch.equal(a, b) for a, b in zip(second.parameters(), whole.parameters(), strict=True)
+    )
     assert torch.equal(second.guard.running, whole.guard.running)
 
 
 def test_the_guard_watches_rmu_too():
     module = llama(collapse_factor=1.5)
-    module.guard.start = module.guard.running = torch.tensor(0.5)  # as if it had started far better than it is
-    with pytest.raises(RuntimeError, match=r"collapse: the retain NLL went from 0\.5 to .*collapse_factor=1\.5"):
+    module.guard.start = module.guard.running = torch.tensor(
+        0.5
+    )  # as if it had started far better than it is
+    with pytest.raises(
+        RuntimeError, match=r"collapse: the retain NLL went from 0\.5 to .*collapse_factor=1\.5"
+    ):
         fit(module, unlearning_data(), 10)
 
 
@@ -180,7 +242,10 @@ def test_the_guard_watches_rmu_too():
     ("settings", "message"),
     [
         ({"steering_coefficient": 0.0}, r"steering_coefficient=0\.0: give a number > 0"),
-        ({"train_layers": [1], "lora": True}, r"train_layers=\[1\]: with network\.lora adapters are trained"),
+        (
+            {"train_layers": [1], "lora": True},
+            r"train_layers=\[1\]: with network\.lora adapters are trained",
+        ),
         ({"reference": "cached"}, "reference=cached: this loss reads logits or hidden states"),
         ({"alpha": -1.0}, r"alpha=-1\.0"),
     ],
@@ -190,14 +255,21 @@ def test_what_cannot_be_honoured_is_refused_by_name(settings: dict[str, Any], me
         llama(**settings)
 
 
-@pytest.mark.parametrize(("flag", "value", "named"), [("layer", 3, 3), ("layer", -1, -1), ("train_layers", [1, 5], 5)])
+@pytest.mark.parametrize(
+    ("flag", "value", "named"), [("layer", 3, 3), ("layer", -1, -1), ("train_layers", [1, 5], 5)]
+)
 def test_a_layer_that_the_network_does_not_have_is_refused(flag: str, value: Any, named: int):
-    with pytest.raises(TemperError, match=rf"model\.init_args\.{flag}={named}: the network has the decoder layers 0 to 2"):
+    with pytest.raises(
+        TemperError,
+        match=rf"model\.init_args\.{flag}={named}: the network has the decoder layers 0 to 2",
+    ):
         fit(llama(**{flag: value}), unlearning_data(), 1)
 
 
 def test_a_network_without_such_projections_is_refused():
     module = llama(train_layers=[1])
     module.network.model.layers[1].mlp = torch.nn.Identity()
-    with pytest.raises(TemperError, match=r"train_layers=\[1\]: found 0 MLP down projections in LlamaForCausalLM"):
+    with pytest.raises(
+        TemperError, match=r"train_layers=\[1\]: found 0 MLP down projections in LlamaForCausalLM"
+    ):
         fit(module, unlearning_data(), 1)

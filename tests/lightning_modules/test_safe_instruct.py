@@ -9,11 +9,18 @@ import torch
 
 from datamodules import SyntheticAttack
 from lightning_modules import SFTModule
-from lightning_modules.safe_instruct import SafeInstructModule
+from lightning_modules.lisa import SafeInstructModule
 from temper.errors import TemperError
 from tests.lightning_modules.test_lisa import defended
 from tests.lightning_modules.test_vaccine import relative_error, same_bits, weights
-from tests.objectives import fit, global_batches, make_module, plain_gradient, plain_mean_nll, trainable
+from tests.objectives import (
+    fit,
+    global_batches,
+    make_module,
+    plain_gradient,
+    plain_mean_nll,
+    trainable,
+)
 
 ADAMW = partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1)
 
@@ -43,7 +50,9 @@ def test_three_adamw_steps_with_clipping_follow_the_plain_computation():
     optimizer = ADAMW(trainable(network))
     fit(module, defended(), 3)
     for batch in global_batches(defended(), 3):
-        gradients = zip(*(plain_gradient(network, batch[name]) for name in ("user", "alignment")), strict=True)
+        gradients = zip(
+            *(plain_gradient(network, batch[name]) for name in ("user", "alignment")), strict=True
+        )
         for parameter, (user, alignment) in zip(trainable(network), gradients, strict=True):
             parameter.grad = user + 0.7 * alignment
         torch.nn.utils.clip_grad_norm_(trainable(network), 0.5)
@@ -70,7 +79,10 @@ def test_micro_batches_of_unequal_length_equal_the_whole_batch(size: int):
 
 
 def test_the_weight_does_not_depend_on_the_batch_sizes():
-    one, two = make(lam=0.7, optimizer=partial(torch.optim.SGD, lr=1.0)), make(lam=0.7, optimizer=partial(torch.optim.SGD, lr=1.0))
+    one, two = (
+        make(lam=0.7, optimizer=partial(torch.optim.SGD, lr=1.0)),
+        make(lam=0.7, optimizer=partial(torch.optim.SGD, lr=1.0)),
+    )
     fit(one, defended(), 1)
     doubled = defended()
     doubled.setup("fit")
@@ -86,12 +98,20 @@ def test_lora_trains_adapters_alone():
     module = make(lam=1.0, lora=True, double=False, optimizer=partial(torch.optim.AdamW, lr=0.05))
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
     fit(module, defended(), 2)
-    assert {n for n, p in module.named_parameters() if not torch.equal(p, before[n])} == {n for n in before if "lora_" in n}
+    assert {n for n, p in module.named_parameters() if not torch.equal(p, before[n])} == {
+        n for n in before if "lora_" in n
+    }
 
 
 def test_mixing_is_sft_on_a_set_with_safety_rows():
     sft = make_module(SFTModule, defended())
-    fit(sft, SyntheticAttack(preset="tiny", n_rows=10, harmful_ratio=0.2, batch_size=6, n_safety=2, n_eval=4), 2)
+    fit(
+        sft,
+        SyntheticAttack(
+            preset="tiny", n_rows=10, harmful_ratio=0.2, batch_size=6, n_safety=2, n_eval=4
+        ),
+        2,
+    )
     assert sft.work.passes == 2
 
 

@@ -58,14 +58,25 @@ def exact_pair() -> tuple[Any, Any]:
     return task, safe
 
 
-def fused(safe: dict, task: dict, masks: dict[str, torch.Tensor], w: float) -> dict[str, torch.Tensor]:
-    return {n: safe[n] + w * masks[n] * (task[n] - safe[n]) / (masks[n].sum() / masks[n].numel()) for n in masks}
+def fused(
+    safe: dict, task: dict, masks: dict[str, torch.Tensor], w: float
+) -> dict[str, torch.Tensor]:
+    return {
+        n: safe[n] + w * masks[n] * (task[n] - safe[n]) / (masks[n].sum() / masks[n].numel())
+        for n in masks
+    }
 
 
-def logp(network: Any, weights: dict, ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def logp(
+    network: Any, weights: dict, ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor
+) -> torch.Tensor:
     """Sum of the label tokens' log-probabilities, one sequence and one token at a time."""
     size = int(mask.sum())
-    logps = torch.func.functional_call(network, weights, kwargs={"input_ids": ids[None, :size]}).logits[0].log_softmax(-1)
+    logps = (
+        torch.func.functional_call(network, weights, kwargs={"input_ids": ids[None, :size]})
+        .logits[0]
+        .log_softmax(-1)
+    )
     return sum(logps[t - 1, labels[t]] for t in range(1, size) if labels[t] != -100)
 
 
@@ -73,36 +84,52 @@ def logp(network: Any, weights: dict, ids: torch.Tensor, mask: torch.Tensor, lab
 def test_a_step_on_the_logits_is_that_of_plain_torch(folders, micro):
     module = make(folders, double=True, w=0.4, beta=0.3, max_grad_norm=None, micro_batch_size=micro)
     drawn = []
-    module.on_train_start = lambda: drawn.append({f: f.sample(m.parametrizations[o].original.detach()) for m, o, f in module.sites})
+    module.on_train_start = lambda: drawn.append(
+        {f: f.sample(m.parametrizations[o].original.detach()) for m, o, f in module.sites}
+    )
     module.bake, bake = lambda: None, module.bake
     data = Pairs(**DATA)
     fit(module, data, 1)
-    found = {name: p.detach().clone() for name, p in module.network.named_parameters() if p.requires_grad}
+    found = {
+        name: p.detach().clone() for name, p in module.network.named_parameters() if p.requires_grad
+    }
     bake()
     baked = {name: p.detach() for name, p in module.network.named_parameters()}
 
     task, safe = exact_pair()
-    task, safe_w = {n: p.detach() for n, p in task.named_parameters()}, {n: p.detach() for n, p in safe.named_parameters()}
+    task, safe_w = (
+        {n: p.detach() for n, p in task.named_parameters()},
+        {n: p.detach() for n, p in safe.named_parameters()},
+    )
     of_name = _by_name(task, drawn[0])
     logits = {n: torch.zeros_like(p, requires_grad=True) for n, p in safe_w.items()}
     masks = {}
     for name in logits:
-        # z = 0 at the start, so the sample is sigmoid(logit(u) / T): its noise is logit(sample) * T.
+        # z = 0 at the start, so the sample is sigmoid(logit(u) / T): its noise is logit(sample) *
+        # T.
         noise = torch.logit(of_name[name]) * 0.5
         masks[name] = 1 / (1 + torch.exp(-(logits[name] + noise) / 0.5))
     policy = fused(safe_w, task, masks, 0.4)
     reference = {n: safe_w[n] + 0.4 * (task[n] - safe_w[n]) for n in safe_w}
     rows = data.sources["pairs"].batch(0)
     loss = 0.0
-    for ids, mask, labels in zip(rows["input_ids"], rows["attention_mask"], rows["labels"], strict=True):
-        ratio = [logp(safe, policy, ids[s], mask[s], labels[s]) - logp(safe, reference, ids[s], mask[s], labels[s]) for s in (0, 1)]
+    for ids, mask, labels in zip(
+        rows["input_ids"], rows["attention_mask"], rows["labels"], strict=True
+    ):
+        ratio = [
+            logp(safe, policy, ids[s], mask[s], labels[s])
+            - logp(safe, reference, ids[s], mask[s], labels[s])
+            for s in (0, 1)
+        ]
         loss = loss - torch.nn.functional.logsigmoid(0.3 * (ratio[0] - ratio[1])) / len(rows["ids"])
     gradient = dict(zip(logits, torch.autograd.grad(loss, list(logits.values())), strict=True))
     assert len(found) == len(gradient)
     scale = torch.stack([g.abs().max() for g in gradient.values()]).max()
     for name, g in gradient.items():
         ours = next(p for n, p in found.items() if _plain_name(n) == name)
-        assert (ours + g).abs().max() < 1e-10 * scale, name  # SGD with rate 1 from 0: the logits are minus the gradient
+        assert (ours + g).abs().max() < 1e-10 * scale, (
+            name  # SGD with rate 1 from 0: the logits are minus the gradient
+        )
     final = fused(safe_w, task, {n: torch.sigmoid(-g) for n, g in gradient.items()}, 0.4)
     assert baked.keys() == final.keys()
     for name in final:
@@ -124,7 +151,13 @@ def test_the_export_is_an_ordinary_model_with_the_fused_weights(folders, tmp_pat
 
     class Keep(L.Callback):
         def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-            logits.update({_plain_name(n): p.detach().clone() for n, p in pl_module.network.named_parameters() if p.requires_grad})
+            logits.update(
+                {
+                    _plain_name(n): p.detach().clone()
+                    for n, p in pl_module.network.named_parameters()
+                    if p.requires_grad
+                }
+            )
 
     fit(module, Pairs(**DATA), 2, callbacks=[HFExport(), Keep()], default_root_dir=tmp_path)
     network = AutoModelForCausalLM.from_pretrained(tmp_path / "export")
@@ -139,10 +172,16 @@ def test_the_export_is_an_ordinary_model_with_the_fused_weights(folders, tmp_pat
 
 def test_only_the_logits_learn_and_equal_weights_have_none(folders):
     module, seen = make(folders, double=False), {}
-    module.on_train_start = lambda: seen.update({n: p.requires_grad for n, p in module.named_parameters()})
+    module.on_train_start = lambda: seen.update(
+        {n: p.requires_grad for n, p in module.named_parameters()}
+    )
     fit(module, Pairs(**DATA), 1)
-    assert {n for n, learns in seen.items() if learns} == {n for n in seen if n.endswith(".original")}
-    assert {n for n, learns in seen.items() if not learns} == {n for n in seen if "norm" in n}  # ones in both models
+    assert {n for n, learns in seen.items() if learns} == {
+        n for n in seen if n.endswith(".original")
+    }
+    assert {n for n, learns in seen.items() if not learns} == {
+        n for n in seen if "norm" in n
+    }  # ones in both models
 
 
 def test_w_zero_is_the_safe_model_bit_for_bit(folders):
@@ -154,12 +193,19 @@ def test_w_zero_is_the_safe_model_bit_for_bit(folders):
 def test_answers_use_the_even_mask_before_training(folders):
     module = make(folders, w=0.5)
     trainer = L.Trainer(
-        accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False, limit_val_batches=1,
-    )  # fmt: skip
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        limit_val_batches=1,
+    )
     trainer.validate(module, Pairs(**DATA), verbose=False)
     safe, task = weights(folders / "safe"), weights(folders / "task")
     head = module.network.eval().lm_head.weight
-    torch.testing.assert_close(head, safe["lm_head.weight"] + 0.5 * (task["lm_head.weight"] - safe["lm_head.weight"]))
+    torch.testing.assert_close(
+        head, safe["lm_head.weight"] + 0.5 * (task["lm_head.weight"] - safe["lm_head.weight"])
+    )
 
 
 def test_the_samples_differ_by_step_weight_and_seed_and_by_nothing_else(folders):
@@ -192,10 +238,19 @@ def test_resuming_equals_never_having_stopped(folders, tmp_path):
 
     stopped = fit(first, Pairs(**DATA), 3, callbacks=[Save()])
     trainer = L.Trainer(
-        accelerator="cpu", devices=1, max_steps=4, max_epochs=-1, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
-    )  # fmt: skip
-    trainer.fit(second, datamodule=Pairs(**DATA), ckpt_path=tmp_path / "run.ckpt", weights_only=True)
+        accelerator="cpu",
+        devices=1,
+        max_steps=4,
+        max_epochs=-1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+    )
+    trainer.fit(
+        second, datamodule=Pairs(**DATA), ckpt_path=tmp_path / "run.ckpt", weights_only=True
+    )
     assert same_bits(dict(second.network.state_dict()), dict(whole.network.state_dict()))
     with pytest.raises(RuntimeError, match="masks are fused into the weights"):
         stopped.save_checkpoint(tmp_path / "late.ckpt")
@@ -211,7 +266,9 @@ def test_resuming_equals_never_having_stopped(folders, tmp_path):
 )
 def test_bad_arguments_are_refused_by_name(folders, settings, message):
     with pytest.raises(TemperError, match=message):
-        SOMFModule(NetworkSpec(path=str(folders / "task")), **({"safe": str(folders / "safe")} | settings))
+        SOMFModule(
+            NetworkSpec(path=str(folders / "task")), **({"safe": str(folders / "safe")} | settings)
+        )
 
 
 def test_networks_that_cannot_be_masked_are_refused(folders, tmp_path):
@@ -222,5 +279,11 @@ def test_networks_that_cannot_be_masked_are_refused(folders, tmp_path):
     with pytest.raises(TemperError, match="the same weights as network.path"):
         fit(SOMFModule(NetworkSpec(path=path), path), Pairs(**DATA), 1)
     other = str(save_model(tmp_path / "other", 1, hidden_size=32))
-    with pytest.raises(TemperError, match=r"model.init_args.safe=.*not the network of network.path, first at model.embed_tokens.weight"):
+    with pytest.raises(
+        TemperError,
+        match=(
+            r"model.init_args.safe=.*not the network of network.path, first at"
+            r" model.embed_tokens.weight"
+        ),
+    ):
         fit(SOMFModule(NetworkSpec(path=path), other), Pairs(**DATA), 1)

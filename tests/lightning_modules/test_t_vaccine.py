@@ -1,4 +1,6 @@
-"""T-Vaccine: which layers are drawn, that the others stand still, and that all of them make Vaccine."""
+"""T-Vaccine: which layers are drawn, that the others stand still, and that all of them make
+Vaccine.
+"""
 
 import copy
 from functools import partial
@@ -18,7 +20,10 @@ ADAMW = partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1)
 
 
 def make(n_layers: int = 1, **settings: Any) -> Any:
-    return make_module(TVaccineModule, **{"rho": 0.7, "n_layers": n_layers, "importance_every": 4, "sample_every": 2} | settings)
+    return make_module(
+        TVaccineModule,
+        **{"rho": 0.7, "n_layers": n_layers, "importance_every": 4, "sample_every": 2} | settings,
+    )
 
 
 def layer_of(name: str) -> int | None:
@@ -33,7 +38,13 @@ def watch(module: Any) -> list[tuple[int, list[int], list[float] | None]]:
     def step(batch: Any, batch_idx: int) -> None:
         number = module.global_step
         honest(batch, batch_idx)
-        seen.append((number, list(module.chosen), None if module.importance_L is None else module.importance_L.tolist()))
+        seen.append(
+            (
+                number,
+                list(module.chosen),
+                None if module.importance_L is None else module.importance_L.tolist(),
+            )
+        )
 
     module.training_step = step
     return seen
@@ -60,7 +71,10 @@ def test_one_step_has_the_gradient_of_the_chosen_layers_and_leaves_the_others():
     (chosen,) = module.chosen
     gradient, *_ = plain_vaccine(network, batch["alignment"], 0.7, layers=(chosen,))
     names = [name for name, _ in module.named_parameters()]
-    wanted = [g * 0 if layer_of(name) == 1 - chosen else g for name, g in zip(names, gradient, strict=True)]
+    wanted = [
+        g * 0 if layer_of(name) == 1 - chosen else g
+        for name, g in zip(names, gradient, strict=True)
+    ]
     step = [a - b for a, b in zip(start, weights(module), strict=True)]
     assert relative_error(step, wanted) < 1e-10
     assert any(bool(s.any()) for name, s in zip(names, step, strict=True) if layer_of(name) is None)
@@ -104,17 +118,26 @@ def test_a_layer_rests_with_its_momentum_until_it_is_drawn_again():
     trainer = fit(module, make_data(), 6)
     turns = [sum(chosen == [layer] for _, chosen, _ in seen) for layer in (0, 1)]
     assert 0 < turns[0] < 6  # both were drawn
-    steps = {name: int(trainer.optimizers[0].state[p]["step"]) for name, p in module.named_parameters()}
-    assert all(count == (6 if layer_of(name) is None else turns[layer_of(name)]) for name, count in steps.items())
+    steps = {
+        name: int(trainer.optimizers[0].state[p]["step"]) for name, p in module.named_parameters()
+    }
+    assert all(
+        count == (6 if layer_of(name) is None else turns[layer_of(name)])
+        for name, count in steps.items()
+    )
 
 
 @pytest.mark.parametrize(("importance_every", "sample_every"), [(4, 2), (3, 2), (2, 4)])
-def test_importances_and_layers_are_renewed_when_they_are_due(importance_every: int, sample_every: int):
+def test_importances_and_layers_are_renewed_when_they_are_due(
+    importance_every: int, sample_every: int
+):
     module = make(importance_every=importance_every, sample_every=sample_every, optimizer=ADAMW)
     seen = watch(module)
     fit(module, make_data(), 9)
     assert [number for number, *_ in seen] == list(range(9))
-    for (_, chosen, importance), (number, chosen_next, importance_next) in zip(seen, seen[1:], strict=False):
+    for (_, chosen, importance), (number, chosen_next, importance_next) in zip(
+        seen, seen[1:], strict=False
+    ):
         assert (importance != importance_next) is (number % importance_every == 0)
         assert number % sample_every == 0 or chosen == chosen_next
     assert module.work.passes == 2 * 9 + len(range(0, 9, importance_every))
@@ -131,7 +154,11 @@ def draws(module: Any, steps: int) -> torch.Tensor:
 def test_layers_are_drawn_without_replacement_in_proportion_to_their_importance():
     module = make()
     fit(module, make_data(), 0)
-    module.layers, module.n_layers, module.importance_L = [None] * 3, 2, torch.tensor([6.0, 3.0, 1.0], dtype=torch.float64)
+    module.layers, module.n_layers, module.importance_L = (
+        [None] * 3,
+        2,
+        torch.tensor([6.0, 3.0, 1.0], dtype=torch.float64),
+    )
     shares = draws(module, 2000)
     p = [0.6, 0.3, 0.1]
     wanted = [p[i] + sum(p[j] * p[i] / (1 - p[j]) for j in range(3) if j != i) for i in range(3)]
@@ -170,13 +197,23 @@ def test_resuming_equals_never_having_stopped(steps_before: int, tmp_path: Any):
     fit(whole, make_data(), 7)
     fit(first, make_data(), steps_before).save_checkpoint(tmp_path / "run.ckpt")
     trainer = L.Trainer(
-        accelerator="cpu", devices=1, max_steps=7, max_epochs=-1, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
-    )  # fmt: skip
+        accelerator="cpu",
+        devices=1,
+        max_steps=7,
+        max_epochs=-1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+    )
     trainer.fit(second, datamodule=make_data(), ckpt_path=tmp_path / "run.ckpt", weights_only=True)
     assert trainer.global_step == 7
     assert same_bits(weights(second), weights(whole))
-    assert (second.chosen, second.importance_L.tolist()) == (whole.chosen, whole.importance_L.tolist())
+    assert (second.chosen, second.importance_L.tolist()) == (
+        whole.chosen,
+        whole.importance_L.tolist(),
+    )
 
 
 def test_importances_that_are_not_finite_skip_the_step_and_are_measured_again():
@@ -205,7 +242,9 @@ def test_lora_trains_the_adapters_of_the_chosen_layers_alone():
     from temper.models import LoRASpec, NetworkSpec, ShapeSpec, build_network
 
     shape = ShapeSpec(hidden_size=16, n_layers=3, n_heads=2, intermediate_size=32, seed=3)
-    module.network = build_network(NetworkSpec(shape=shape, lora=LoRASpec(rank=2, alpha=4)), make_data().tokenizer)
+    module.network = build_network(
+        NetworkSpec(shape=shape, lora=LoRASpec(rank=2, alpha=4)), make_data().tokenizer
+    )
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
     fit(module, make_data(), 2)
     (chosen,) = module.chosen
@@ -220,7 +259,10 @@ def test_numbers_below_one_are_refused_by_name(flag: str):
 
 
 def test_more_layers_than_there_are_and_bad_seeds_are_refused():
-    with pytest.raises(TemperError, match=r"model\.init_args\.n_layers=3: the network has 2 decoder layers; give at most that"):
+    with pytest.raises(
+        TemperError,
+        match=r"model\.init_args\.n_layers=3: the network has 2 decoder layers; give at most that",
+    ):
         fit(make(3), make_data(), 1)
     with pytest.raises(TemperError, match=r"model\.init_args\.seed=-1"):
         make(seed=-1)

@@ -15,7 +15,13 @@ from temper.errors import TemperError
 from tests.objectives import fit, global_batches, make_data, make_module, plain_mean_nll, trainable
 
 SGD = partial(torch.optim.SGD, lr=1.0)
-INNER = {"inner_steps": 4, "inner_lr": 0.02, "tamper_every": 2, "tamper_growth": 0.3, "tamper_weight": 1.7}
+INNER = {
+    "inner_steps": 4,
+    "inner_lr": 0.02,
+    "tamper_every": 2,
+    "tamper_growth": 0.3,
+    "tamper_weight": 1.7,
+}
 
 
 def heldout_data(**changes: Any) -> Any:
@@ -27,7 +33,9 @@ def weights(module: Any) -> list[torch.Tensor]:
 
 
 def same_bits(left: list[torch.Tensor], right: list[torch.Tensor]) -> bool:
-    return len(left) == len(right) and all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
+    return len(left) == len(right) and all(
+        torch.equal(a, b) for a, b in zip(left, right, strict=True)
+    )
 
 
 def relative_error(left: list[torch.Tensor], right: list[torch.Tensor]) -> float:
@@ -44,44 +52,76 @@ def step_of(module: Any, data: Any) -> list[torch.Tensor]:
 
 def plain_negative_entropy(network: Any, rows: dict[str, torch.Tensor]) -> torch.Tensor:
     terms = []
-    for ids, mask, labels in zip(rows["input_ids"], rows["attention_mask"], rows["labels"], strict=True):
+    for ids, mask, labels in zip(
+        rows["input_ids"], rows["attention_mask"], rows["labels"], strict=True
+    ):
         p = torch.softmax(network(input_ids=ids[None, : int(mask.sum())]).logits[0], -1)
-        terms += [(p[t - 1] * torch.log(p[t - 1])).sum() for t in range(1, int(mask.sum())) if labels[t] != -100]
+        terms += [
+            (p[t - 1] * torch.log(p[t - 1])).sum()
+            for t in range(1, int(mask.sum()))
+            if labels[t] != -100
+        ]
     return sum(terms) / len(terms)
 
 
-def plain_sum(network: Any, ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def plain_sum(
+    network: Any, ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor
+) -> torch.Tensor:
     logps = torch.log_softmax(network(input_ids=ids[None, : int(mask.sum())]).logits[0], -1)
     return sum(logps[t - 1, labels[t]] for t in range(1, int(mask.sum())) if labels[t] != -100)
 
 
-def plain_preference(network: Any, reference: Any, rows: dict[str, torch.Tensor], beta: float = 0.1) -> torch.Tensor:
+def plain_preference(
+    network: Any, reference: Any, rows: dict[str, torch.Tensor], beta: float = 0.1
+) -> torch.Tensor:
     losses = []
     for pair in zip(rows["input_ids"], rows["attention_mask"], rows["labels"], strict=True):
-        gains = [plain_sum(network, *(x[i] for x in pair)) - plain_sum(reference, *(x[i] for x in pair)).detach() for i in (0, 1)]
+        gains = [
+            plain_sum(network, *(x[i] for x in pair))
+            - plain_sum(reference, *(x[i] for x in pair)).detach()
+            for i in (0, 1)
+        ]
         losses.append(-torch.log(torch.sigmoid(beta * (gains[0] - gains[1]))))
     return sum(losses) / len(losses)
 
 
-def plain_retain(network: Any, reference: Any, rows: dict[str, torch.Tensor], weight: float) -> torch.Tensor:
+def plain_retain(
+    network: Any, reference: Any, rows: dict[str, torch.Tensor], weight: float
+) -> torch.Tensor:
     distances = []
     for ids, mask in zip(rows["input_ids"], rows["attention_mask"], strict=True):
-        both = [net(input_ids=ids[None, : int(mask.sum())], output_hidden_states=True).hidden_states for net in (network, reference)]
+        both = [
+            net(input_ids=ids[None, : int(mask.sum())], output_hidden_states=True).hidden_states
+            for net in (network, reference)
+        ]
         for t in range(int(mask.sum())):
-            norms = [torch.sqrt(((mine[0, t] - theirs[0, t].detach()) ** 2).sum()) for mine, theirs in zip(*both, strict=True)]
+            norms = [
+                torch.sqrt(((mine[0, t] - theirs[0, t].detach()) ** 2).sum())
+                for mine, theirs in zip(*both, strict=True)
+            ]
             distances.append(sum(norms) / len(norms))
     return plain_mean_nll(network, rows) + weight * sum(distances) / len(distances)
 
 
-def plain_gradient(network: Any, reference: Any, batch: dict[str, Any], kind: str, weight: float, **inner: float) -> list[torch.Tensor]:
+def plain_gradient(
+    network: Any, reference: Any, batch: dict[str, Any], kind: str, weight: float, **inner: float
+) -> list[torch.Tensor]:
     """TAR written out: a copy is attacked by torch's own AdamW."""
     k = inner["inner_steps"]
     copied = copy.deepcopy(network)
-    adversary = torch.optim.AdamW(trainable(copied), lr=inner["inner_lr"], weight_decay=inner.get("inner_weight_decay", 0.01))
-    total = list(torch.autograd.grad(plain_retain(network, reference, batch["alignment"], weight), trainable(network)))
+    adversary = torch.optim.AdamW(
+        trainable(copied), lr=inner["inner_lr"], weight_decay=inner.get("inner_weight_decay", 0.01)
+    )
+    total = list(
+        torch.autograd.grad(
+            plain_retain(network, reference, batch["alignment"], weight), trainable(network)
+        )
+    )
     for i in range(k):
         adversary.zero_grad()
-        plain_mean_nll(copied, {name: value[i::k] for name, value in batch["harmful"].items()}).backward()
+        plain_mean_nll(
+            copied, {name: value[i::k] for name, value in batch["harmful"].items()}
+        ).backward()
         adversary.step()
         if (i + 1) % inner["tamper_every"] == 0:
             tamper = (
@@ -90,23 +130,37 @@ def plain_gradient(network: Any, reference: Any, batch: dict[str, Any], kind: st
                 else plain_preference(copied, reference, batch["heldout_pairs"])
             )
             scale = inner["tamper_weight"] * math.exp(inner["tamper_growth"] * (i - (k - 1)))
-            total = [g + scale * t for g, t in zip(total, torch.autograd.grad(tamper, trainable(copied)), strict=True)]
+            total = [
+                g + scale * t
+                for g, t in zip(total, torch.autograd.grad(tamper, trainable(copied)), strict=True)
+            ]
     return total
 
 
 def shifted(network: Any) -> Any:
-    """A copy with other weights: distances to it have a gradient, as they have after the first step."""
+    """A copy with other weights: distances to it have a gradient, as they have after the first
+    step.
+    """
     other, generator = copy.deepcopy(network), torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in other.parameters():
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
+            parameter.add_(
+                0.05 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+            )
     return other
 
 
 @pytest.mark.parametrize("kind", ["entropy", "preference"])
 @pytest.mark.parametrize("decay", [0.0, 0.5])
 def test_one_step_has_the_gradient_of_the_equation(kind: str, decay: float):
-    module = make_module(TARModule, tamper_loss=kind, inner_weight_decay=decay, max_grad_norm=None, optimizer=SGD, **INNER)
+    module = make_module(
+        TARModule,
+        tamper_loss=kind,
+        inner_weight_decay=decay,
+        max_grad_norm=None,
+        optimizer=SGD,
+        **INNER,
+    )
     network, reference = copy.deepcopy(module.network), shifted(module.network)
     build = module._build_reference
 
@@ -118,10 +172,16 @@ def test_one_step_has_the_gradient_of_the_equation(kind: str, decay: float):
     module._build_reference = build_shifted
     step = step_of(module, heldout_data())
     (batch,) = global_batches(heldout_data(), 1)
-    expected = plain_gradient(network, reference, batch, kind, 1.0, **INNER, inner_weight_decay=decay)
+    expected = plain_gradient(
+        network, reference, batch, kind, 1.0, **INNER, inner_weight_decay=decay
+    )
     assert relative_error(step, expected) < 1e-9
-    retain = torch.autograd.grad(plain_retain(network, reference, batch["alignment"], 1.0), trainable(network))
-    assert relative_error(step, list(retain)) > 1e-2, "the tamper-resistance gradient is not lost in rounding"
+    retain = torch.autograd.grad(
+        plain_retain(network, reference, batch["alignment"], 1.0), trainable(network)
+    )
+    assert relative_error(step, list(retain)) > 1e-2, (
+        "the tamper-resistance gradient is not lost in rounding"
+    )
 
 
 @pytest.mark.parametrize("off", [{"inner_steps": 0}, {"tamper_weight": 0.0}])
@@ -133,7 +193,9 @@ def test_without_inner_steps_or_weight_only_the_retain_step_is_left(off: dict[st
     reference = copy.deepcopy(network)
     for batch in global_batches(make_data(), 3):
         if all(torch.equal(a, b) for a, b in zip(expected, trainable(reference), strict=True)):
-            loss = plain_mean_nll(network, batch["alignment"])  # at the reference the distance has no gradient
+            loss = plain_mean_nll(
+                network, batch["alignment"]
+            )  # at the reference the distance has no gradient
         else:
             loss = plain_retain(network, reference, batch["alignment"], 1.0)
         with torch.no_grad():
@@ -146,7 +208,10 @@ def test_without_inner_steps_or_weight_only_the_retain_step_is_left(off: dict[st
 
 @pytest.mark.parametrize("off", [{"inner_steps": 0}, {"tamper_weight": 0.0}])
 def test_without_representations_either_it_is_sft_bit_for_bit(off: dict[str, float]):
-    tar, sft = make_module(TARModule, representation_weight=0.0, **INNER | off), make_module(SFTModule)
+    tar, sft = (
+        make_module(TARModule, representation_weight=0.0, **INNER | off),
+        make_module(SFTModule),
+    )
     for module in (tar, sft):
         fit(module, make_data(), 3)
     assert same_bits(weights(tar), weights(sft))
@@ -154,18 +219,31 @@ def test_without_representations_either_it_is_sft_bit_for_bit(off: dict[str, flo
 
 
 def test_weights_are_back_bit_for_bit_after_the_simulated_attack():
-    module = make_module(TARModule, double=False, optimizer=partial(torch.optim.SGD, lr=0.0), **INNER | {"inner_lr": 0.3})
+    module = make_module(
+        TARModule,
+        double=False,
+        optimizer=partial(torch.optim.SGD, lr=0.0),
+        **INNER | {"inner_lr": 0.3},
+    )
     start, moved = weights(module), []
     honest = module.nll_terms
-    module.nll_terms = lambda rows: (moved.append(not same_bits(weights(module), start)), honest(rows))[1]
+    module.nll_terms = lambda rows: (
+        moved.append(not same_bits(weights(module), start)),
+        honest(rows),
+    )[1]
     fit(module, heldout_data(), 2)
     assert same_bits(weights(module), start)
-    assert moved == [False, True, True, True] * 2, "the adversary's first gradient is at the weights themselves"
+    assert moved == [False, True, True, True] * 2, (
+        "the adversary's first gradient is at the weights themselves"
+    )
 
 
 @pytest.mark.parametrize("kind", ["entropy", "preference"])
 def test_micro_batches_of_unequal_length_equal_the_whole_batch(kind: str):
-    whole, split = (make_module(TARModule, micro_batch_size=size, tamper_loss=kind, **INNER) for size in (None, 2))
+    whole, split = (
+        make_module(TARModule, micro_batch_size=size, tamper_loss=kind, **INNER)
+        for size in (None, 2)
+    )
     for module in (whole, split):
         fit(module, heldout_data(harmful_batch_size=4, n_harmful=6), 2)
     assert relative_error(weights(split), weights(whole)) < 1e-11
@@ -180,7 +258,9 @@ def test_the_adversary_s_batches_are_the_same_however_many_ranks_share_them():
 
 
 def test_lora_trains_adapters_alone():
-    module = make_module(TARModule, lora=True, double=False, optimizer=partial(torch.optim.AdamW, lr=0.05), **INNER)
+    module = make_module(
+        TARModule, lora=True, double=False, optimizer=partial(torch.optim.AdamW, lr=0.05), **INNER
+    )
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
     fit(module, heldout_data(), 2)
     assert {name for name, p in module.named_parameters() if not torch.equal(p, before[name])} == {
@@ -218,10 +298,19 @@ def test_a_resumed_run_equals_one_that_never_stopped(tmp_path: Any):
     fit(whole, heldout_data(), 4)
     fit(first, heldout_data(), 2).save_checkpoint(tmp_path / "run.ckpt")
     trainer = L.Trainer(
-        accelerator="cpu", devices=1, max_steps=4, max_epochs=-1, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
-    )  # fmt: skip
-    trainer.fit(second, datamodule=heldout_data(), ckpt_path=tmp_path / "run.ckpt", weights_only=True)
+        accelerator="cpu",
+        devices=1,
+        max_steps=4,
+        max_epochs=-1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+    )
+    trainer.fit(
+        second, datamodule=heldout_data(), ckpt_path=tmp_path / "run.ckpt", weights_only=True
+    )
     assert same_bits(weights(second), weights(whole))
 
 
@@ -232,7 +321,13 @@ def test_a_harmful_batch_that_inner_steps_cannot_share_is_refused(steps: int, ra
     data.setup("fit")
     module._weights = SimpleNamespace(world_size=ranks)  # type: ignore[assignment]
     module._trainer = SimpleNamespace(datamodule=data)  # type: ignore[assignment]
-    with pytest.raises(TemperError, match=rf"stream 'harmful': batch size 4 cannot be shared by {steps} inner steps on {ranks} ranks"):
+    with pytest.raises(
+        TemperError,
+        match=(
+            rf"stream 'harmful': batch size 4 cannot be shared by {steps} inner steps on {ranks}"
+            r" ranks"
+        ),
+    ):
         module.on_fit_start()
 
 
@@ -244,10 +339,17 @@ def test_data_without_the_held_out_stream_are_refused_by_its_name():
 @pytest.mark.parametrize(
     ("flag", "value"),
     [
-        ("inner_lr", -1.0), ("inner_steps", -4), ("tamper_weight", -0.1), ("tamper_every", 0), ("tamper_every", 3),
-        ("tamper_loss", "wga"), ("representation_weight", -1.0), ("fused_loss", True), ("reference", "cached"),
+        ("inner_lr", -1.0),
+        ("inner_steps", -4),
+        ("tamper_weight", -0.1),
+        ("tamper_every", 0),
+        ("tamper_every", 3),
+        ("tamper_loss", "wga"),
+        ("representation_weight", -1.0),
+        ("fused_loss", True),
+        ("reference", "cached"),
     ],
-)  # fmt: skip
+)
 def test_arguments_that_mean_nothing_are_refused_by_name(flag: str, value: Any):
     with pytest.raises(TemperError, match=f"(?i)model.init_args.{flag}={value}"):
         make_module(TARModule, **INNER | {flag: value})

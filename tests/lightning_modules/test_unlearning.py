@@ -1,4 +1,6 @@
-"""Unlearning: every forget and retain loss against a separate float64 computation, the collapse guard, resume."""
+"""Unlearning: every forget and retain loss against a separate float64 computation, the collapse
+guard, resume.
+"""
 
 import copy
 import functools
@@ -11,7 +13,7 @@ import torch
 from torch._subclasses import FakeTensorMode
 
 from datamodules.synthetic_unlearning import SyntheticUnlearning
-from lightning_modules.collapse import CollapseGuard
+from lightning_modules.forget_retain import CollapseGuard
 from lightning_modules.unlearning import UnlearningModule
 from strategies import WeightSpace
 from temper.data.rows import FILL, PADDED, select, widen
@@ -25,7 +27,15 @@ GAMMA, ALPHA = 0.7, 1.3
 
 
 def unlearning_data(**changes: Any) -> SyntheticUnlearning:
-    sizes = {"preset": "tiny", "n_forget": 8, "n_retain": 8, "batch_size": 8, "retain_batch_size": 8, "n_eval": 4, "seed": 1}
+    sizes = {
+        "preset": "tiny",
+        "n_forget": 8,
+        "n_retain": 8,
+        "batch_size": 8,
+        "retain_batch_size": 8,
+        "n_eval": 4,
+        "seed": 1,
+    }
     return SyntheticUnlearning(**(sizes | changes))
 
 
@@ -54,10 +64,14 @@ def other_network(network: torch.nn.Module) -> torch.nn.Module:
     return moved
 
 
-def one_step(module: Any, batch: Any, reference: Any = None) -> tuple[list[float], list[torch.Tensor]]:
+def one_step(
+    module: Any, batch: Any, reference: Any = None
+) -> tuple[list[float], list[torch.Tensor]]:
     """Losses and gradient of a training step that ends before the optimizer's."""
     seen: dict[str, Any] = {}
-    module._weights = WeightSpace({name: p for name, p in module.named_parameters() if p.requires_grad})
+    module._weights = WeightSpace(
+        {name: p for name, p in module.named_parameters() if p.requires_grad}
+    )
     if module.reference_needs() != "nothing":
         module._reference = FrozenCopy(reference or module.network)
     weighted = module.weighted_gradient
@@ -76,12 +90,20 @@ def one_step(module: Any, batch: Any, reference: Any = None) -> tuple[list[float
 # -- the equations in plain torch
 
 
-def outputs(network: Any, rows: Any, *place: int) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
-    """Of one sequence: log-probabilities over the vocabulary before every answer token, those tokens, hidden states."""
+def outputs(
+    network: Any, rows: Any, *place: int
+) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+    """Of one sequence: log-probabilities over the vocabulary before every answer token, those
+    tokens, hidden states.
+    """
     size = int(rows["attention_mask"][place].sum())
     out = network(input_ids=rows["input_ids"][place][None, :size], output_hidden_states=True)
     where = [t for t in range(1, size) if rows["labels"][place][t] != -100]
-    return torch.stack([out.logits[0, t - 1] for t in where]), rows["labels"][place][where], [h[0] for h in out.hidden_states]
+    return (
+        torch.stack([out.logits[0, t - 1] for t in where]),
+        rows["labels"][place][where],
+        [h[0] for h in out.hidden_states],
+    )
 
 
 def logps(network: Any, rows: Any, *place: int) -> torch.Tensor:
@@ -93,7 +115,10 @@ def plain_forget(name: str, policy: Any, reference: Any, rows: Any) -> torch.Ten
     n, b = len(rows["ids"]), 0.1
     answer = [logps(policy, rows, i, 0) for i in range(n)]
     substitute = [logps(policy, rows, i, 1) for i in range(n)]
-    log_ratio = lambda k: [(answer, substitute)[k][i].sum() - logps(reference, rows, i, k).detach().sum() for i in range(n)]  # noqa: E731
+    log_ratio = lambda k: [
+        (answer, substitute)[k][i].sum() - logps(reference, rows, i, k).detach().sum()
+        for i in range(n)
+    ]  # noqa: E731
     mean = lambda values: sum(values) / len(values)  # noqa: E731
     if name == "bounded":
         return mean([-s.mean() + 0.1 * a.mean() for a, s in zip(answer, substitute, strict=True)])
@@ -102,11 +127,19 @@ def plain_forget(name: str, policy: Any, reference: Any, rows: Any) -> torch.Ten
     if name == "simnpo":
         return mean([-2 / 4.5 * torch.log(1 / (1 + torch.exp(4.5 * a.mean()))) for a in answer])
     if name == "idk_dpo":
-        return mean([-2 / b * torch.log(1 / (1 + torch.exp(b * (x - y)))) for x, y in zip(log_ratio(0), log_ratio(1), strict=True)])
+        return mean(
+            [
+                -2 / b * torch.log(1 / (1 + torch.exp(b * (x - y))))
+                for x, y in zip(log_ratio(0), log_ratio(1), strict=True)
+            ]
+        )
     if name == "undial":
         values = []
         for i in range(n):
-            (z, labels, _), (z_ref, _, _) = outputs(policy, rows, i, 0), outputs(reference, rows, i, 0)
+            (z, labels, _), (z_ref, _, _) = (
+                outputs(policy, rows, i, 0),
+                outputs(reference, rows, i, 0),
+            )
             for t, y in enumerate(labels):
                 lowered = z_ref[t].detach().clone()
                 lowered[y] -= 10
@@ -114,7 +147,9 @@ def plain_forget(name: str, policy: Any, reference: Any, rows: Any) -> torch.Ten
         return mean(values)
     every = torch.cat(substitute if name == "idk_nll" else answer)
     p = every.detach().exp()
-    return {"ga": every, "idk_nll": -every, "wga": p * every, "satimp": p**5 * (1 - p) * every}[name].mean()
+    return {"ga": every, "idk_nll": -every, "wga": p * every, "satimp": p**5 * (1 - p) * every}[
+        name
+    ].mean()
 
 
 def plain_retain(name: str, policy: Any, reference: Any, rows: Any) -> torch.Tensor:
@@ -132,7 +167,13 @@ def plain_retain(name: str, policy: Any, reference: Any, rows: Any) -> torch.Ten
                 values.append((ref.exp() * (ref - torch.log_softmax(z[t], -1))).sum())
         else:
             for t in range(len(h[0])):
-                values.append(sum(((a[t] - b[t].detach()) ** 2).sum() for a, b in zip(h[1:], h_ref[1:], strict=True)) / (len(h) - 1))
+                values.append(
+                    sum(
+                        ((a[t] - b[t].detach()) ** 2).sum()
+                        for a, b in zip(h[1:], h_ref[1:], strict=True)
+                    )
+                    / (len(h) - 1)
+                )
     return sum(values) / len(values)
 
 
@@ -144,10 +185,14 @@ def relative_error(left: list[torch.Tensor], right: list[torch.Tensor]) -> float
 @functools.cache
 def plain_part(kind: str, name: str) -> tuple[float, list[torch.Tensor]]:
     network = module_of("ga", "none").network
-    loss = {"forget": plain_forget, "retain": plain_retain}[kind](name, network, other_network(network), batches()[kind])
+    loss = {"forget": plain_forget, "retain": plain_retain}[kind](
+        name, network, other_network(network), batches()[kind]
+    )
     if not loss.requires_grad:
         return 0.0, [torch.zeros_like(p) for p in trainable(network)]
-    return float(loss.detach()), list(torch.autograd.grad(loss, trainable(network), materialize_grads=True))
+    return float(loss.detach()), list(
+        torch.autograd.grad(loss, trainable(network), materialize_grads=True)
+    )
 
 
 def check_step(forget: str, retain: str, sizes: tuple[int | None, ...]) -> None:
@@ -162,20 +207,40 @@ def check_step(forget: str, retain: str, sizes: tuple[int | None, ...]) -> None:
 
 
 @pytest.mark.parametrize(("forget", "retain"), COMBINATIONS)
-def test_loss_and_gradient_are_those_of_the_equations_whole_and_in_pieces_of_five_and_three(forget: str, retain: str):
-    assert len({int(n) for n in batches()["forget"]["attention_mask"].sum(-1).flatten()}) > 2, "lengths should differ"
+def test_loss_and_gradient_are_those_of_the_equations_whole_and_in_pieces_of_five_and_three(
+    forget: str, retain: str
+):
+    assert len({int(n) for n in batches()["forget"]["attention_mask"].sum(-1).flatten()}) > 2, (
+        "lengths should differ"
+    )
     check_step(forget, retain, (None, 5))
 
 
-@pytest.mark.parametrize(("forget", "retain"), [(f, "none") for f in FORGET] + [("ga", r) for r in RETAIN])
-def test_every_forget_and_every_retain_loss_is_the_same_in_micro_batches_of_any_size(forget: str, retain: str):
+@pytest.mark.parametrize(
+    ("forget", "retain"), [(f, "none") for f in FORGET] + [("ga", r) for r in RETAIN]
+)
+def test_every_forget_and_every_retain_loss_is_the_same_in_micro_batches_of_any_size(
+    forget: str, retain: str
+):
     check_step(forget, retain, (1, 2, 4, 8))
 
 
-@pytest.mark.parametrize(("forget", "retain"), [("bounded", "nll"), ("npo", "kl"), ("idk_dpo", "embedding"), ("undial", "none")])
-def test_three_steps_of_a_run_follow_the_equations_with_the_start_as_reference(forget: str, retain: str):
+@pytest.mark.parametrize(
+    ("forget", "retain"),
+    [("bounded", "nll"), ("npo", "kl"), ("idk_dpo", "embedding"), ("undial", "none")],
+)
+def test_three_steps_of_a_run_follow_the_equations_with_the_start_as_reference(
+    forget: str, retain: str
+):
     data = {"batch_size": 3, "retain_batch_size": 4}
-    module = module_of(forget, retain, gamma=GAMMA, alpha=ALPHA, max_grad_norm=None, optimizer=partial(torch.optim.AdamW, lr=0.01))
+    module = module_of(
+        forget,
+        retain,
+        gamma=GAMMA,
+        alpha=ALPHA,
+        max_grad_norm=None,
+        optimizer=partial(torch.optim.AdamW, lr=0.01),
+    )
     network, reference = copy.deepcopy(module.network), copy.deepcopy(module.network)
     fit(module, unlearning_data(**data), 3)
     plain, optimizer = unlearning_data(**data), torch.optim.AdamW(network.parameters(), lr=0.01)
@@ -197,15 +262,22 @@ def test_at_the_reference_npo_is_gradient_ascent_times_the_tokens_per_sequence()
 
 @pytest.mark.parametrize("retain", ["kl", "embedding"])
 def test_at_the_reference_kl_and_embedding_are_zero_and_pull_nowhere(retain: str):
-    (with_retain, without) = (one_step(module_of("ga", name, alpha=5.0), batches()) for name in (retain, "none"))
+    with_retain, without = (
+        one_step(module_of("ga", name, alpha=5.0), batches()) for name in (retain, "none")
+    )
     assert with_retain[0][1] == pytest.approx(0, abs=1e-14)
     assert relative_error(with_retain[1], without[1]) < 1e-10
 
 
-@pytest.mark.parametrize(("forget", "retain"), [(f, "kl") for f in FORGET] + [("ga", r) for r in RETAIN])
+@pytest.mark.parametrize(
+    ("forget", "retain"), [(f, "kl") for f in FORGET] + [("ga", r) for r in RETAIN]
+)
 def test_wider_padding_changes_nothing(forget: str, retain: str):
     wide = {
-        stream: {k: widen(v, v.shape[-1] + 3, FILL.get(k, 0)) if k in PADDED else v for k, v in rows.items()}
+        stream: {
+            k: widen(v, v.shape[-1] + 3, FILL.get(k, 0)) if k in PADDED else v
+            for k, v in rows.items()
+        }
         for stream, rows in batches().items()
     }
     results = []
@@ -221,17 +293,26 @@ def test_a_sequence_that_the_loss_does_not_read_costs_no_pass(forget: str):
     module = module_of(forget, "nll")
     one_step(module, batches())
     read = {"ga": slice(0, 1), "idk_nll": slice(1, 2), "idk_dpo": slice(0, 2)}[forget]
-    tokens = batches()["forget"]["attention_mask"][:, read].sum() + batches()["retain"]["attention_mask"].sum()
+    tokens = (
+        batches()["forget"]["attention_mask"][:, read].sum()
+        + batches()["retain"]["attention_mask"].sum()
+    )
     assert (module.work.passes, int(module.work.tokens)) == (2, int(tokens))
 
 
 def test_rows_of_one_sequence_will_do_for_a_loss_without_substitutes_and_for_no_other():
-    single = {name: value[:, 0] if name in PADDED else value for name, value in batches()["forget"].items()}
+    single = {
+        name: value[:, 0] if name in PADDED else value
+        for name, value in batches()["forget"].items()
+    }
     batch = batches() | {"forget": single}
     losses, _ = one_step(module_of("npo", "nll"), batch)
     assert losses == one_step(module_of("npo", "nll"), batches())[0]
     for forget in ("bounded", "idk_nll", "idk_dpo"):
-        with pytest.raises(TemperError, match="reads a substitute answer, and the stream 'forget' holds one sequence per row"):
+        with pytest.raises(
+            TemperError,
+            match="reads a substitute answer, and the stream 'forget' holds one sequence per row",
+        ):
             one_step(module_of(forget, "nll"), batch)
 
 
@@ -253,19 +334,31 @@ def test_a_cached_reference_gives_what_a_frozen_one_does(tmp_path: Any):
     assert relative_error(results[3], results[1]) < 1e-12
 
 
-@pytest.mark.parametrize(("forget", "retain"), [(f, "nll") for f in FORGET] + [("npo", r) for r in RETAIN])
+@pytest.mark.parametrize(
+    ("forget", "retain"), [(f, "nll") for f in FORGET] + [("npo", r) for r in RETAIN]
+)
 def test_lora_trains_adapters_alone_with_the_adapter_off_as_reference(forget: str, retain: str):
-    settings = {"lora": True, "double": False, "micro_batch_size": 5, "optimizer": partial(torch.optim.AdamW, lr=0.01)}
+    settings = {
+        "lora": True,
+        "double": False,
+        "micro_batch_size": 5,
+        "optimizer": partial(torch.optim.AdamW, lr=0.01),
+    }
     off = module_of(forget, retain, **settings)
     assert off.reference_source == "adapter_off"
     before = {name: p.detach().clone() for name, p in off.named_parameters()}
     fit(off, unlearning_data(), 2)
-    assert {n for n, p in off.named_parameters() if not torch.equal(p, before[n])} == {n for n in before if "lora_" in n}
+    assert {n for n, p in off.named_parameters() if not torch.equal(p, before[n])} == {
+        n for n in before if "lora_" in n
+    }
     if (forget, retain) in (("npo", "kl"), ("npo", "embedding"), ("undial", "nll")):
         frozen = module_of(forget, retain, reference="frozen", **settings)
         frozen.load_state_dict(before, strict=False)
         fit(frozen, unlearning_data(), 2)
-        moved = [[p.detach() - before[n] for n, p in m.named_parameters() if "lora_" in n] for m in (off, frozen)]
+        moved = [
+            [p.detach() - before[n] for n, p in m.named_parameters() if "lora_" in n]
+            for m in (off, frozen)
+        ]
         assert relative_error(*moved) < 1e-3
 
 
@@ -292,9 +385,12 @@ def test_the_guard_changes_no_weight():
 
 @pytest.mark.parametrize("retain", ["none", "embedding"])
 def test_a_collapse_stops_the_run_and_says_how_to_go_on(retain: str):
-    module = module_of("ga", retain, alpha=1e-9, collapse_factor=2.0, optimizer=partial(torch.optim.AdamW, lr=0.05))
+    module = module_of(
+        "ga", retain, alpha=1e-9, collapse_factor=2.0, optimizer=partial(torch.optim.AdamW, lr=0.05)
+    )
     message = (
-        r"collapse: the retain NLL went from [\d.]+ to [\d.]+ nats per token \(step \d+\), over model\.init_args\.collapse_factor=2 .*"
+        r"collapse: the retain NLL went from [\d.]+ to [\d.]+ nats per token \(step \d+\), over"
+        r" model\.init_args\.collapse_factor=2 .*"
         "Lower the learning rate or gamma, raise alpha.*null switches this off"
     )
     with pytest.raises(RuntimeError, match=message):
@@ -303,7 +399,9 @@ def test_a_collapse_stops_the_run_and_says_how_to_go_on(retain: str):
 
 
 def test_a_healthy_run_is_left_alone():
-    module = module_of("bounded", "nll", collapse_factor=1.2, optimizer=partial(torch.optim.AdamW, lr=0.01))
+    module = module_of(
+        "bounded", "nll", collapse_factor=1.2, optimizer=partial(torch.optim.AdamW, lr=0.01)
+    )
     assert fit(module, unlearning_data(), 30).global_step == 30
     assert float(module.guard.running) < float(module.guard.start)
 
@@ -345,10 +443,23 @@ def test_the_guards_update_waits_for_no_number():
 
 @pytest.mark.parametrize(
     ("forget", "retain", "lora"),
-    [("npo", "kl", False), ("idk_dpo", "nll", True), ("undial", "embedding", False), ("undial", "kl", True), ("ga", "none", False)],
+    [
+        ("npo", "kl", False),
+        ("idk_dpo", "nll", True),
+        ("undial", "embedding", False),
+        ("undial", "kl", True),
+        ("ga", "none", False),
+    ],
 )
-def test_a_resumed_run_equals_one_that_never_stopped_bit_for_bit(forget: str, retain: str, lora: bool, tmp_path: Any):
-    settings = {"double": False, "lora": lora, "collapse_factor": 50.0, "optimizer": partial(torch.optim.AdamW, lr=0.01)}
+def test_a_resumed_run_equals_one_that_never_stopped_bit_for_bit(
+    forget: str, retain: str, lora: bool, tmp_path: Any
+):
+    settings = {
+        "double": False,
+        "lora": lora,
+        "collapse_factor": 50.0,
+        "optimizer": partial(torch.optim.AdamW, lr=0.01),
+    }
     data = {"batch_size": 3, "retain_batch_size": 3}
     torch.manual_seed(0)  # LoRA's first weights
     whole, first, second = (module_of(forget, retain, **settings) for _ in range(3))
@@ -356,12 +467,25 @@ def test_a_resumed_run_equals_one_that_never_stopped_bit_for_bit(forget: str, re
     second.load_state_dict(whole.state_dict())
     fit(whole, unlearning_data(**data), 5)
     fit(first, unlearning_data(**data), 3).save_checkpoint(tmp_path / "run.ckpt")
-    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    trainer = L.Trainer(accelerator="cpu", devices=1, max_steps=5, max_epochs=-1, limit_val_batches=0, **quiet)
-    trainer.fit(second, datamodule=unlearning_data(**data), ckpt_path=tmp_path / "run.ckpt", weights_only=True)
+    quiet = dict.fromkeys(
+        ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
+    )
+    trainer = L.Trainer(
+        accelerator="cpu", devices=1, max_steps=5, max_epochs=-1, limit_val_batches=0, **quiet
+    )
+    trainer.fit(
+        second,
+        datamodule=unlearning_data(**data),
+        ckpt_path=tmp_path / "run.ckpt",
+        weights_only=True,
+    )
     assert trainer.global_step == 5
-    assert all(torch.equal(a, b) for a, b in zip(second.parameters(), whole.parameters(), strict=True))
-    assert torch.equal(second.guard.start, whole.guard.start) and torch.equal(second.guard.running, whole.guard.running)
+    assert all(
+        torch.equal(a, b) for a, b in zip(second.parameters(), whole.parameters(), strict=True)
+    )
+    assert torch.equal(second.guard.start, whole.guard.start) and torch.equal(
+        second.guard.running, whole.guard.running
+    )
 
 
 # -- refusals
@@ -370,9 +494,18 @@ def test_a_resumed_run_equals_one_that_never_stopped_bit_for_bit(forget: str, re
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"forget": "ga", "beta": 0.1}, r"beta=0\.1: forget=ga does not read it \(it reads none of them\)"),
-        ({"forget": "npo", "delta": 0.0}, r"delta=0\.0: forget=npo does not read it \(it reads beta\)"),
-        ({"forget": "satimp", "ascent": 0.1}, r"ascent=0\.1: forget=satimp does not read it \(it reads beta, beta2\)"),
+        (
+            {"forget": "ga", "beta": 0.1},
+            r"beta=0\.1: forget=ga does not read it \(it reads none of them\)",
+        ),
+        (
+            {"forget": "npo", "delta": 0.0},
+            r"delta=0\.0: forget=npo does not read it \(it reads beta\)",
+        ),
+        (
+            {"forget": "satimp", "ascent": 0.1},
+            r"ascent=0\.1: forget=satimp does not read it \(it reads beta, beta2\)",
+        ),
         ({"forget": "npo", "beta": 0.0}, "beta=0: give a number > 0"),
         ({"forget": "bounded", "ascent": -0.1}, r"ascent=-0\.1: give a number >= 0"),
         ({"forget": "nonsense"}, "forget=nonsense: choose one of ga, bounded"),
@@ -381,7 +514,10 @@ def test_a_resumed_run_equals_one_that_never_stopped_bit_for_bit(forget: str, re
         ({"alpha": -1.0}, r"alpha=-1\.0: give a number >= 0"),
         ({"collapse_factor": 1.0}, r"collapse_factor=1\.0: give a number > 1"),
         ({"retain": "kl", "fused_loss": True}, "fused_loss=true: retain=kl reads the logits"),
-        ({"forget": "undial", "fused_loss": True}, "fused_loss=true: forget=undial reads the logits"),
+        (
+            {"forget": "undial", "fused_loss": True},
+            "fused_loss=true: forget=undial reads the logits",
+        ),
         ({"retain": "kl", "reference": "cached"}, "reference=cached: this loss reads logits"),
     ],
 )
@@ -398,5 +534,8 @@ def test_options_replace_the_losses_own_defaults():
 def test_half_of_the_rows_is_another_gradient():
     """The comparison above could not pass with rows left out."""
     half = {stream: select(rows, slice(0, 4)) for stream, rows in batches().items()}
-    (_, whole), (_, part) = one_step(module_of("ga", "nll"), batches()), one_step(module_of("ga", "nll"), half)
+    (_, whole), (_, part) = (
+        one_step(module_of("ga", "nll"), batches()),
+        one_step(module_of("ga", "nll"), half),
+    )
     assert relative_error(part, whole) > 1e-3

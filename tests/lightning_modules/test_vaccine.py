@@ -20,7 +20,9 @@ def weights(module: Any) -> list[torch.Tensor]:
 
 
 def same_bits(left: list[torch.Tensor], right: list[torch.Tensor]) -> bool:
-    return len(left) == len(right) and all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
+    return len(left) == len(right) and all(
+        torch.equal(a, b) for a, b in zip(left, right, strict=True)
+    )
 
 
 def relative_error(left: list[torch.Tensor], right: list[torch.Tensor]) -> float:
@@ -29,7 +31,9 @@ def relative_error(left: list[torch.Tensor], right: list[torch.Tensor]) -> float
 
 
 class Plain(torch.nn.Module):
-    """Stands where an attention block stood: keeps its outputs, one row at a time, and adds what it is told to."""
+    """Stands where an attention block stood: keeps its outputs, one row at a time, and adds what it
+    is told to.
+    """
 
     def __init__(self, inner: torch.nn.Module) -> None:
         super().__init__()
@@ -45,8 +49,12 @@ class Plain(torch.nn.Module):
         return (out, *rest)
 
 
-def plain_vaccine(network: Any, rows: Any, rho: float, layers: tuple[int, ...] = (0, 1)) -> tuple[list[torch.Tensor], float, float]:
-    """Gradient over the trainable weights, loss and perturbed loss: GPT-2, row by row, without padding; network is used up."""
+def plain_vaccine(
+    network: Any, rows: Any, rho: float, layers: tuple[int, ...] = (0, 1)
+) -> tuple[list[torch.Tensor], float, float]:
+    """Gradient over the trainable weights, loss and perturbed loss: GPT-2, row by row, without
+    padding; network is used up.
+    """
     parameters = trainable(network)
     blocks = []
     for number, layer in enumerate(network.transformer.h):
@@ -59,11 +67,17 @@ def plain_vaccine(network: Any, rows: Any, rho: float, layers: tuple[int, ...] =
     for block, row in zip(blocks, gradients, strict=True):
         block.outputs, block.add = [], [rho * g / norm for g in row]
     perturbed = plain_mean_nll(network, rows)
-    return list(torch.autograd.grad(perturbed, parameters)), float(loss.detach()), float(perturbed.detach())
+    return (
+        list(torch.autograd.grad(perturbed, parameters)),
+        float(loss.detach()),
+        float(perturbed.detach()),
+    )
 
 
 def test_one_step_has_the_gradient_and_the_losses_of_the_equation():
-    module = make_module(VaccineModule, rho=0.7, max_grad_norm=None, optimizer=partial(torch.optim.SGD, lr=1.0))
+    module = make_module(
+        VaccineModule, rho=0.7, max_grad_norm=None, optimizer=partial(torch.optim.SGD, lr=1.0)
+    )
     network, start = copy.deepcopy(module.network), weights(module)
     trainer = fit(module, make_data(), 1)
     (batch,) = global_batches(make_data(), 1)
@@ -83,7 +97,11 @@ def test_three_adamw_steps_with_clipping_follow_the_plain_computation():
     optimizer = adamw(trainable(network))
     fit(module, make_data(), 3)
     for batch in global_batches(make_data(), 3):
-        for parameter, gradient in zip(trainable(network), plain_vaccine(copy.deepcopy(network), batch["alignment"], 0.5)[0], strict=True):
+        for parameter, gradient in zip(
+            trainable(network),
+            plain_vaccine(copy.deepcopy(network), batch["alignment"], 0.5)[0],
+            strict=True,
+        ):
             parameter.grad = gradient
         torch.nn.utils.clip_grad_norm_(trainable(network), 0.5)
         optimizer.step()
@@ -102,7 +120,10 @@ def test_without_rho_it_is_sft_bit_for_bit(double: bool):
 
 @pytest.mark.parametrize("size", [1, 2, 4, 5])
 def test_micro_batches_of_unequal_length_equal_the_whole_batch(size: int):
-    whole, split = make_module(VaccineModule, rho=0.7), make_module(VaccineModule, rho=0.7, micro_batch_size=size)
+    whole, split = (
+        make_module(VaccineModule, rho=0.7),
+        make_module(VaccineModule, rho=0.7, micro_batch_size=size),
+    )
     fit(whole, make_data(), 3)
     fit(split, make_data(), 3)
     assert relative_error(weights(split), weights(whole)) < 1e-12
@@ -124,9 +145,15 @@ def seen_perturbation(module: Any, rows: Any, rho: float) -> list[torch.Tensor]:
     def recorded(part: Any) -> Any:
         """The outputs before and after our hook, which is already in place in the second pass."""
         outputs: list[torch.Tensor] = []
-        hooks = [b.register_forward_hook(lambda _m, _i, out: outputs.append(out[0].detach().clone())) for b in module.attention]
+        hooks = [
+            b.register_forward_hook(lambda _m, _i, out: outputs.append(out[0].detach().clone()))
+            for b in module.attention
+        ]
         first = [
-            b.register_forward_hook(lambda _m, _i, out: outputs.append(out[0].detach().clone()), prepend=True) for b in module.attention
+            b.register_forward_hook(
+                lambda _m, _i, out: outputs.append(out[0].detach().clone()), prepend=True
+            )
+            for b in module.attention
         ]
         terms = honest(part)
         for hook in (*hooks, *first):
@@ -141,26 +168,36 @@ def seen_perturbation(module: Any, rows: Any, rho: float) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("size", [None, 2])
-def test_the_perturbation_of_a_batch_has_length_rho_and_the_direction_of_the_gradient(size: int | None):
+def test_the_perturbation_of_a_batch_has_length_rho_and_the_direction_of_the_gradient(
+    size: int | None,
+):
     module, rows = attached(micro_batch_size=size)
     added_there = seen_perturbation(module, rows, 0.7)
     first, second = added_there[: len(added_there) // 2], added_there[len(added_there) // 2 :]
     assert all((tensor == 0).all() for tensor in first)
     assert float(torch.sqrt(sum((e**2).sum() for e in second))) == pytest.approx(0.7, rel=1e-12)
-    gradients = [g for part in output_gradients(module, module.attention, rows).gradients for g in part]
-    assert sum(float((e * g).sum()) for e, g in zip(second, gradients, strict=True)) == pytest.approx(
-        0.7 * float(torch.sqrt(sum((g**2).sum() for g in gradients))), rel=1e-12
-    )
+    gradients = [
+        g for part in output_gradients(module, module.attention, rows).gradients for g in part
+    ]
+    assert sum(
+        float((e * g).sum()) for e, g in zip(second, gradients, strict=True)
+    ) == pytest.approx(0.7 * float(torch.sqrt(sum((g**2).sum() for g in gradients))), rel=1e-12)
 
 
 def padded(rows: Any, more: int) -> Any:
     width = rows["input_ids"].shape[-1] + more
-    return {name: widen(value, width, FILL.get(name, 0)) if name in PADDED else value for name, value in rows.items()}
+    return {
+        name: widen(value, width, FILL.get(name, 0)) if name in PADDED else value
+        for name, value in rows.items()
+    }
 
 
 def test_padding_changes_nothing_and_is_not_perturbed():
     module, rows = attached()
-    exact, wide = (perturbed_gradient(module, module.attention, batch, 0.7) for batch in (rows, padded(rows, 3)))
+    exact, wide = (
+        perturbed_gradient(module, module.attention, batch, 0.7)
+        for batch in (rows, padded(rows, 3))
+    )
     assert relative_error(list(wide.gradient), list(exact.gradient)) < 1e-12
     assert float(wide.norm) == pytest.approx(float(exact.norm), rel=1e-12)
     (gradients,) = output_gradients(module, module.attention, padded(rows, 3)).gradients
@@ -176,7 +213,9 @@ def test_the_gradient_of_outputs_does_not_need_weights_that_learn_below_them():
         parameter.requires_grad_(name.startswith("transformer.ln_f"))  # above all blocks
     module._weights = None
     learning, honest = [], module.nll_terms
-    module.nll_terms = lambda part: learning.append(any(p.requires_grad for p in module.network.parameters())) or honest(part)
+    module.nll_terms = lambda part: (
+        learning.append(any(p.requires_grad for p in module.network.parameters())) or honest(part)
+    )
     late = output_gradients(module, module.attention, rows)
     assert learning == [False], "no activations are kept for weights"
     assert same_bits(list(late.norms_L), list(everything.norms_L))
@@ -185,7 +224,10 @@ def test_the_gradient_of_outputs_does_not_need_weights_that_learn_below_them():
 
 
 def hooks_left(module: Any) -> int:
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in module.network.modules())
+    return sum(
+        len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks)
+        for m in module.network.modules()
+    )
 
 
 @pytest.mark.parametrize("bad_pass", [1, 2])
@@ -228,7 +270,9 @@ def test_checkpointed_activations_change_nothing():
     for checkpointing in (False, True):
         module, rows = attached()
         if checkpointing:
-            module.network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            module.network.gradient_checkpointing_enable(
+                gradient_checkpointing_kwargs={"use_reentrant": False}
+            )
         results.append(perturbed_gradient(module, module.attention, rows, 0.7))
     assert relative_error(list(results[1].gradient), list(results[0].gradient)) < 1e-12
     assert torch.equal(results[0].perturbed_loss, results[1].perturbed_loss)
@@ -269,7 +313,9 @@ def test_a_first_pass_that_is_not_finite_skips_the_step():
 @pytest.mark.parametrize("fused", [False, True])
 def test_lora_trains_adapters_alone(fused: bool):
     optimizer = partial(torch.optim.AdamW, lr=0.05)
-    module = make_module(VaccineModule, rho=0.7, lora=True, double=False, fused_loss=fused, optimizer=optimizer)
+    module = make_module(
+        VaccineModule, rho=0.7, lora=True, double=False, fused_loss=fused, optimizer=optimizer
+    )
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
     fit(module, make_data(), 2)
     moved = {name for name, p in module.named_parameters() if not torch.equal(p, before[name])}
@@ -287,7 +333,10 @@ def test_a_bf16_network_is_perturbed_in_bf16_with_the_norm_in_float32():
 def test_ranks_share_one_norm():
     whole, rows = attached()
     alone = output_gradients(whole, whole.attention, rows)
-    halves = [{name: value[part] for name, value in rows.items()} for part in (slice(0, 2), slice(2, None))]
+    halves = [
+        {name: value[part] for name, value in rows.items()}
+        for part in (slice(0, 2), slice(2, None))
+    ]
     parts = [output_gradients(whole, whole.attention, half) for half in halves]
     exchanged: list[torch.Tensor] = []
     for half in halves:  # what each rank hands in

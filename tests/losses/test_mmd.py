@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from temper.losses.mmd import gaussian_mmd
 
 
-def plain_mmd(first: torch.Tensor, second: torch.Tensor, n_kernels: int = 5, multiplier: float = 2.0) -> torch.Tensor:
+def plain_mmd(
+    first: torch.Tensor, second: torch.Tensor, n_kernels: int = 5, multiplier: float = 2.0
+) -> torch.Tensor:
     samples = [*first, *second]
     n, half = len(samples), len(first)
     total = sum(float(((a - b) ** 2).sum().detach()) for a in samples for b in samples)
@@ -16,9 +18,16 @@ def plain_mmd(first: torch.Tensor, second: torch.Tensor, n_kernels: int = 5, mul
     value = torch.zeros((), dtype=first.dtype)
     for i in range(half):
         for j in range(half):
-            for a, b, sign in ((i, j, 1), (half + i, half + j, 1), (i, half + j, -1), (half + i, j, -1)):
+            for a, b, sign in (
+                (i, j, 1),
+                (half + i, half + j, 1),
+                (i, half + j, -1),
+                (half + i, j, -1),
+            ):
                 for m in range(n_kernels):
-                    value = value + sign * torch.exp(-((samples[a] - samples[b]) ** 2).sum() / (bandwidth * multiplier**m))
+                    value = value + sign * torch.exp(
+                        -((samples[a] - samples[b]) ** 2).sum() / (bandwidth * multiplier**m)
+                    )
     return value / half**2
 
 
@@ -29,10 +38,20 @@ def two_sets(n: int, width: int, seed: int = 0) -> tuple[torch.Tensor, torch.Ten
 
 
 @settings(max_examples=12)
-@given(n=st.integers(1, 4), width=st.integers(1, 7), n_kernels=st.integers(1, 6), multiplier=st.sampled_from([1.5, 2.0, 3.0]))
-def test_value_and_gradient_are_those_of_the_equation(n: int, width: int, n_kernels: int, multiplier: float):
+@given(
+    n=st.integers(1, 4),
+    width=st.integers(1, 7),
+    n_kernels=st.integers(1, 6),
+    multiplier=st.sampled_from([1.5, 2.0, 3.0]),
+)
+def test_value_and_gradient_are_those_of_the_equation(
+    n: int, width: int, n_kernels: int, multiplier: float
+):
     first, second = two_sets(n, width)
-    value, expected = gaussian_mmd(first, second, n_kernels, multiplier), plain_mmd(first, second, n_kernels, multiplier)
+    value, expected = (
+        gaussian_mmd(first, second, n_kernels, multiplier),
+        plain_mmd(first, second, n_kernels, multiplier),
+    )
     assert torch.allclose(value, expected, rtol=1e-10, atol=1e-13)
     (found,), (wanted,) = torch.autograd.grad(value, first), torch.autograd.grad(expected, first)
     assert torch.allclose(found, wanted, rtol=1e-10, atol=1e-13)
@@ -42,7 +61,11 @@ def test_equal_sets_have_none_and_distant_ones_more_than_near_ones():
     first, second = two_sets(6, 4)
     assert float(gaussian_mmd(second, second)) == pytest.approx(0, abs=1e-12)
     assert (
-        0 < float(gaussian_mmd(second + 0.1, second)) < float(gaussian_mmd(first, second)) < float(gaussian_mmd(second + 50, second)) < 10
+        0
+        < float(gaussian_mmd(second + 0.1, second))
+        < float(gaussian_mmd(first, second))
+        < float(gaussian_mmd(second + 50, second))
+        < 10
     )
 
 

@@ -1,4 +1,6 @@
-"""Preference losses and gradients against separate float64 arithmetic and against TRL's own code; their laws."""
+"""Preference losses and gradients against separate float64 arithmetic and against TRL's own code;
+their laws.
+"""
 
 import math
 from collections import defaultdict
@@ -17,11 +19,23 @@ from temper.losses.preference import PREFERENCE, PairLogps, PairSettings, Varian
 
 SEEDS = st.integers(0, 2**31 - 1)
 SETTINGS = {
-    "sigmoid": {}, "cdpo": {"label_smoothing": 0.2}, "robust": {"label_smoothing": 0.2}, "hinge": {}, "ipo": {}, "sigmoid_norm": {},
-    "simpo": {"beta": 2.0, "gamma": 0.7}, "orpo": {},
-}  # fmt: skip
+    "sigmoid": {},
+    "cdpo": {"label_smoothing": 0.2},
+    "robust": {"label_smoothing": 0.2},
+    "hinge": {},
+    "ipo": {},
+    "sigmoid_norm": {},
+    "simpo": {"beta": 2.0, "gamma": 0.7},
+    "orpo": {},
+}
 # What TRL calls each, and whose loss it is.
-TRL_DPO = {"sigmoid": "sigmoid", "robust": "robust", "hinge": "hinge", "ipo": "ipo", "sigmoid_norm": "sigmoid_norm"}
+TRL_DPO = {
+    "sigmoid": "sigmoid",
+    "robust": "robust",
+    "hinge": "hinge",
+    "ipo": "ipo",
+    "sigmoid_norm": "sigmoid_norm",
+}
 
 
 def _losses(variant: Variant, pairs: PairLogps, settings: PairSettings) -> Tensor:
@@ -39,11 +53,17 @@ def _pairs(seed: int, n: int = 5, scale: float = 8.0) -> tuple[list[Tensor], Pai
 
 
 def _gradients(losses: Tensor, leaves: list[Tensor]) -> list[float]:
-    return [float(value) for gradient in torch.autograd.grad(losses.mean(), leaves) for value in gradient]
+    return [
+        float(value)
+        for gradient in torch.autograd.grad(losses.mean(), leaves)
+        for value in gradient
+    ]
 
 
 def _plain(variant: str, lc, lr, nc, nr, rc, rr, beta=0.1, label_smoothing=0.0, gamma=0.0):
-    """Loss of one pair from ``exp`` and ``log`` alone, as methods.md has it; scalars with gradient."""
+    """Loss of one pair from ``exp`` and ``log`` alone, as methods.md has it; scalars with
+    gradient.
+    """
     c, r, e = lc - rc, lr - rr, label_smoothing
     log_sigma = lambda x: -torch.log(1 + torch.exp(-x))  # noqa: E731
     d, means = beta * (c - r), (lc / nc, lr / nr)
@@ -66,10 +86,14 @@ def test_loss_and_gradient_are_those_of_plain_arithmetic(variant, seed, beta):
     leaves, pairs = _pairs(seed)
     settings = {"beta": beta} | SETTINGS[variant]
     losses = _losses(variant, pairs, PairSettings(**settings))
-    plain = torch.stack([_plain(variant, *row, **settings) for row in zip(*vars(pairs).values(), strict=True)])
+    plain = torch.stack(
+        [_plain(variant, *row, **settings) for row in zip(*vars(pairs).values(), strict=True)]
+    )
     assert losses.dtype == torch.float64
     assert losses.tolist() == pytest.approx(plain.tolist(), rel=1e-10, abs=1e-12)
-    assert _gradients(losses, leaves) == pytest.approx(_gradients(plain, leaves), rel=1e-10, abs=1e-12)
+    assert _gradients(losses, leaves) == pytest.approx(
+        _gradients(plain, leaves), rel=1e-10, abs=1e-12
+    )
 
 
 @given(seed=SEEDS, z=st.sampled_from([0.0, 0.8]))
@@ -78,8 +102,13 @@ def test_kto_is_plain_arithmetic_on_either_side_of_z(seed, z):
     ratios = (torch.randn(6, generator=generator, dtype=torch.float64) * 5).requires_grad_()
     desirable = torch.rand(6, generator=generator) < 0.5
     losses = kto_losses(ratios, desirable, torch.tensor(z, dtype=torch.float64), 0.3, 0.7, 1.3)
-    signed = [(0.7, value - z) if wanted else (1.3, z - value) for value, wanted in zip(ratios, desirable, strict=True)]
-    plain = torch.stack([weight * (1 - 1 / (1 + torch.exp(-0.3 * gain))) for weight, gain in signed])
+    signed = [
+        (0.7, value - z) if wanted else (1.3, z - value)
+        for value, wanted in zip(ratios, desirable, strict=True)
+    ]
+    plain = torch.stack(
+        [weight * (1 - 1 / (1 + torch.exp(-0.3 * gain))) for weight, gain in signed]
+    )
     assert losses.tolist() == pytest.approx(plain.tolist(), rel=1e-10)
     assert _gradients(losses, [ratios]) == pytest.approx(_gradients(plain, [ratios]), rel=1e-10)
 
@@ -94,7 +123,13 @@ def test_the_reference_point_is_a_mean_never_below_zero_and_never_trained():
 @pytest.mark.parametrize("variant", ["sigmoid", "cdpo", "robust", "sigmoid_norm"])
 def test_a_policy_that_is_its_reference_loses_log_2_exactly(variant):
     leaves, pairs = _pairs(0)
-    pairs = PairLogps(**vars(pairs) | {"reference_chosen_N": leaves[0].detach(), "reference_rejected_N": leaves[1].detach()})
+    pairs = PairLogps(
+        **vars(pairs)
+        | {
+            "reference_chosen_N": leaves[0].detach(),
+            "reference_rejected_N": leaves[1].detach(),
+        }
+    )
     losses = _losses(variant, pairs, PairSettings())
     assert losses.tolist() == [math.log(2)] * 5
 
@@ -111,7 +146,10 @@ def test_every_pair_may_have_a_beta_of_its_own(variant):
     betas = torch.tensor([0.1, 0.01, 0.5, 1.0, 0.1], dtype=torch.float64)
     settings = SETTINGS[variant]
     together = _losses(variant, pairs, PairSettings(**settings | {"beta": betas}))
-    apart = [_losses(variant, pairs, PairSettings(**settings | {"beta": float(b)}))[i] for i, b in enumerate(betas)]
+    apart = [
+        _losses(variant, pairs, PairSettings(**settings | {"beta": float(b)}))[i]
+        for i, b in enumerate(betas)
+    ]
     assert together.tolist() == pytest.approx([loss.tolist() for loss in apart], rel=1e-14)
 
 
@@ -123,14 +161,19 @@ def test_only_variants_with_a_reference_ask_for_one(variant):
         with pytest.raises(ValueError, match="compares with a reference"):
             _losses(variant, alone, PairSettings())
     else:
-        assert _losses(variant, alone, PairSettings()).equal(_losses(variant, pairs, PairSettings()))
+        assert _losses(variant, alone, PairSettings()).equal(
+            _losses(variant, pairs, PairSettings())
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_orpo_of_an_answer_that_is_certain_is_finite_and_so_is_its_gradient(dtype):
     sums = torch.tensor([0.0, -1e-12, -300.0], dtype=dtype, requires_grad=True)
     counts = torch.ones(3)
-    for pair in (PairLogps(sums, sums.flip(0), counts, counts), PairLogps(sums, sums, counts, counts)):
+    for pair in (
+        PairLogps(sums, sums.flip(0), counts, counts),
+        PairLogps(sums, sums, counts, counts),
+    ):
         losses = _losses("orpo", pair, PairSettings())
         (gradient,) = torch.autograd.grad(losses.sum(), sums)
         assert torch.isfinite(losses).all()
@@ -144,27 +187,46 @@ def test_the_names_that_the_command_line_accepts_are_those_of_the_table():
 @pytest.mark.parametrize("variant", PREFERENCE)
 @given(seed=SEEDS, padding=st.integers(0, 4))
 def test_logits_of_prompt_and_padding_change_nothing(variant, seed, padding):
-    """Through the log-probabilities of 3 pairs of answers behind prompts of other lengths, padded on the right."""
+    """Through the log-probabilities of 3 pairs of answers behind prompts of other lengths, padded
+    on the right.
+    """
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(3, 2, 9, 6, generator=generator, dtype=torch.float64)
     reference = torch.randn(3, 2, 9, 6, generator=generator, dtype=torch.float64)
     labels = torch.randint(6, (3, 2, 9), generator=generator)
-    start, length = torch.randint(1, 4, (3, 2, 1), generator=generator), torch.randint(1, 5, (3, 2, 1), generator=generator)
+    start, length = (
+        torch.randint(1, 4, (3, 2, 1), generator=generator),
+        torch.randint(1, 5, (3, 2, 1), generator=generator),
+    )
     position = torch.arange(9)
     labels[(position < start) | (position >= start + length)] = IGNORE_INDEX
     noise = torch.randn(3, 2, 9, 6, generator=generator, dtype=torch.float64) * 50
     noise[:, :, :-1][labels[..., 1:] != IGNORE_INDEX] = 0  # position t predicts token t + 1
 
     def losses(policy: Tensor, reference: Tensor, labels: Tensor) -> Tensor:
-        scores, sums = Scores(*token_logps(policy, labels)), Scores(*token_logps(reference, labels)).sums
-        pairs = PairLogps(scores.sums[:, 0], scores.sums[:, 1], scores.counts[:, 0], scores.counts[:, 1], sums[:, 0], sums[:, 1])
+        scores, sums = (
+            Scores(*token_logps(policy, labels)),
+            Scores(*token_logps(reference, labels)).sums,
+        )
+        pairs = PairLogps(
+            scores.sums[:, 0],
+            scores.sums[:, 1],
+            scores.counts[:, 0],
+            scores.counts[:, 1],
+            sums[:, 0],
+            sums[:, 1],
+        )
         return _losses(variant, pairs, PairSettings(**SETTINGS[variant]))
 
-    wide = lambda tensor: torch.cat([tensor, torch.full((3, 2, padding, 6), 7.0, dtype=torch.float64)], 2)  # noqa: E731
+    wide = lambda tensor: torch.cat(
+        [tensor, torch.full((3, 2, padding, 6), 7.0, dtype=torch.float64)], 2
+    )  # noqa: E731
     wide_labels = torch.nn.functional.pad(labels, (0, padding), value=IGNORE_INDEX)
     plain = losses(logits, reference, labels)
     assert losses(logits + noise, reference - noise, labels).equal(plain)
-    assert losses(wide(logits), wide(reference), wide_labels).tolist() == pytest.approx(plain.tolist(), rel=1e-14)
+    assert losses(wide(logits), wide(reference), wide_labels).tolist() == pytest.approx(
+        plain.tolist(), rel=1e-14
+    )
 
 
 # -- TRL's own code, run on the same numbers
@@ -181,10 +243,20 @@ def _host(**settings: Any) -> SimpleNamespace:
     same = lambda tensor: tensor  # noqa: E731
     accelerator = SimpleNamespace(device=torch.device("cpu"), gather=same, gather_for_metrics=same)
     fixed = {
-        "model": torch.nn.Identity(), "accelerator": accelerator, "aux_loss_enabled": False, "ld_alpha": None,
-        "precompute_ref_logps": True, "f_divergence_type": "reverse_kl", "use_weighting": False, "_tp_size": 1,
-        "_total_train_tokens": 0, "_metrics": {"train": defaultdict(list)}, "loss_weights": [1.0], "label_smoothing": 0.0, "alpha": 0.0,
-    }  # fmt: skip
+        "model": torch.nn.Identity(),
+        "accelerator": accelerator,
+        "aux_loss_enabled": False,
+        "ld_alpha": None,
+        "precompute_ref_logps": True,
+        "f_divergence_type": "reverse_kl",
+        "use_weighting": False,
+        "_tp_size": 1,
+        "_total_train_tokens": 0,
+        "_metrics": {"train": defaultdict(list)},
+        "loss_weights": [1.0],
+        "label_smoothing": 0.0,
+        "alpha": 0.0,
+    }
     return SimpleNamespace(**fixed | settings)
 
 
@@ -197,16 +269,24 @@ class _Fixed(torch.nn.Module):
 
     def forward(self, **_: Any) -> Any:
         zeros = torch.zeros_like(self.log_probs)
-        return SimpleNamespace(log_probs=self.log_probs, entropy=zeros, mean_logits=zeros, is_top1=zeros.bool())
+        return SimpleNamespace(
+            log_probs=self.log_probs, entropy=zeros, mean_logits=zeros, is_top1=zeros.bool()
+        )
 
 
 def _tokens(seed: int, n: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Token log-probabilities of ``2 n`` rows [chosen, rejected] with a leaf, their mask, and TRL's inputs."""
+    """Token log-probabilities of ``2 n`` rows [chosen, rejected] with a leaf, their mask, and TRL's
+    inputs.
+    """
     generator = torch.Generator().manual_seed(seed)
     leaf = (-3 * torch.rand(2 * n, 7, generator=generator, dtype=torch.float64)).requires_grad_()
     length, position = torch.randint(1, 6, (2 * n, 1), generator=generator), torch.arange(8)
     mask = (position >= 2) & (position < 2 + length)
-    inputs = {"input_ids": torch.ones(2 * n, 8, dtype=torch.long), "attention_mask": torch.ones(2 * n, 8), "completion_mask": mask.long()}
+    inputs = {
+        "input_ids": torch.ones(2 * n, 8, dtype=torch.long),
+        "attention_mask": torch.ones(2 * n, 8),
+        "completion_mask": mask.long(),
+    }
     return leaf, mask[:, 1:], inputs
 
 
@@ -219,7 +299,9 @@ def _ours(leaf: Tensor, mask: Tensor, reference: Tensor, n: int) -> PairLogps:
 @pytest.mark.slow  # importing TRL takes longer than all else here
 def test_trls_dpo_trainer_has_the_same_loss_and_gradient(variant, trl):
     leaf, mask, inputs = _tokens(4, 5)
-    reference = -10 * torch.rand(10, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    reference = -10 * torch.rand(
+        10, generator=torch.Generator().manual_seed(5), dtype=torch.float64
+    )
     settings = {"beta": 0.3} | SETTINGS[variant]
     trainer = _host(loss_types=[TRL_DPO[variant]], **settings)
     given = inputs | {"ref_chosen_logps": reference[:5], "ref_rejected_logps": reference[5:]}
@@ -231,11 +313,15 @@ def test_trls_dpo_trainer_has_the_same_loss_and_gradient(variant, trl):
 @pytest.mark.parametrize("variant", ["cdpo", "simpo"])
 @pytest.mark.slow
 def test_trls_cpo_trainer_has_the_same_loss_and_gradient(variant, trl):
-    """CPO's sigmoid loss has the smoothed labels that TRL's DPO no longer has; on log-ratios it is cDPO."""
+    """CPO's sigmoid loss has the smoothed labels that TRL's DPO no longer has; on log-ratios it is
+    cDPO.
+    """
     from trl.experimental.cpo import CPOTrainer
 
     leaf, mask, _ = _tokens(6, 5)
-    reference = -10 * torch.rand(10, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    reference = -10 * torch.rand(
+        10, generator=torch.Generator().manual_seed(7), dtype=torch.float64
+    )
     settings = {"beta": 0.3} | SETTINGS[variant]
     pairs = _ours(leaf, mask, reference, 5)
     if variant == "cdpo":
@@ -250,7 +336,9 @@ def test_trls_cpo_trainer_has_the_same_loss_and_gradient(variant, trl):
 
 @pytest.mark.slow
 def test_trls_orpo_trainer_has_the_same_loss_and_gradient(trl, monkeypatch):
-    """On pairs of one-token prompts, one at a time: TRL's likelihood term runs over prompts too, and over all tokens of a batch."""
+    """On pairs of one-token prompts, one at a time: TRL's likelihood term runs over prompts too,
+    and over all tokens of a batch.
+    """
     from trl.experimental.orpo import ORPOTrainer
 
     monkeypatch.setattr(
@@ -262,15 +350,24 @@ def test_trls_orpo_trainer_has_the_same_loss_and_gradient(trl, monkeypatch):
     lengths = {"chosen": 6, "rejected": 4}
     labels, attention = ids.clone(), torch.ones(2, 6, dtype=torch.long)
     labels[:, 0], labels[1, 4:], attention[1, 4:] = IGNORE_INDEX, IGNORE_INDEX, 0
-    joined = {"concatenated_input_ids": ids, "concatenated_attention_mask": attention, "concatenated_labels": labels}
+    joined = {
+        "concatenated_input_ids": ids,
+        "concatenated_attention_mask": attention,
+        "concatenated_labels": labels,
+    }
     trainer = _host(
-        beta=0.3, is_encoder_decoder=False, padding_value=0, concatenated_inputs=lambda *_, **__: joined,
+        beta=0.3,
+        is_encoder_decoder=False,
+        padding_value=0,
+        concatenated_inputs=lambda *_, **__: joined,
         get_batch_logps=ORPOTrainer.get_batch_logps,
-    )  # fmt: skip
+    )
     for name in ("concatenated_forward", "odds_ratio_loss"):
         setattr(trainer, name, getattr(ORPOTrainer, name).__get__(trainer))
     model = lambda *_, **__: SimpleNamespace(logits=logits)  # noqa: E731
-    theirs, _ = ORPOTrainer.get_batch_loss_metrics(trainer, model, {"chosen_labels": labels[: len(lengths) - 1]})
+    theirs, _ = ORPOTrainer.get_batch_loss_metrics(
+        trainer, model, {"chosen_labels": labels[: len(lengths) - 1]}
+    )
     scores = Scores(*token_logps(logits, labels))
     pairs = PairLogps(scores.sums[:1], scores.sums[1:], scores.counts[:1], scores.counts[1:])
     _assert_same(_losses("orpo", pairs, PairSettings(beta=0.3)).mean(), theirs, logits)
@@ -281,11 +378,19 @@ def test_trls_orpo_trainer_has_the_same_loss_and_gradient(trl, monkeypatch):
 def test_trls_kto_trainer_has_the_same_loss_and_gradient(lowered, trl):
     leaf, mask, inputs = _tokens(9, 3)
     mismatched, mismatched_mask, mismatched_inputs = _tokens(10, 3)
-    draw = lambda seed: -12 * torch.rand(6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)  # noqa: E731
-    reference, mismatched_reference, desirable = draw(11), draw(12) - lowered, torch.tensor([1, 0, 0, 1, 1, 0], dtype=torch.bool)
+    draw = lambda seed: (
+        -12 * torch.rand(6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    )  # noqa: E731
+    reference, mismatched_reference, desirable = (
+        draw(11),
+        draw(12) - lowered,
+        torch.tensor([1, 0, 0, 1, 1, 0], dtype=torch.bool),
+    )
     given = inputs | {f"KL_{name}": value for name, value in mismatched_inputs.items()}
     given |= {"ref_logps": reference, "ref_KL_logps": mismatched_reference, "label": desirable}
-    trainer = _host(beta=0.3, loss_type="kto", calculate_KL=True, desirable_weight=0.7, undesirable_weight=1.3)
+    trainer = _host(
+        beta=0.3, loss_type="kto", calculate_KL=True, desirable_weight=0.7, undesirable_weight=1.3
+    )
     trainer._compute_kl_logps = lambda model, batch: (mismatched * mismatched_mask).sum(1).detach()
     theirs = trl.KTOTrainer._compute_loss(trainer, _Fixed(leaf * mask), given, False)
     ratios = ((mismatched * mismatched_mask).sum(1) - mismatched_reference).sum()
@@ -298,6 +403,11 @@ def test_trls_kto_trainer_has_the_same_loss_and_gradient(lowered, trl):
 def _assert_same(ours: Tensor, theirs: Tensor, leaf: Tensor) -> None:
     assert ours.dtype == theirs.dtype == torch.float64
     assert ours.tolist() == pytest.approx(theirs.tolist(), rel=1e-12)
-    (our_gradient,), (their_gradient,) = torch.autograd.grad(ours, leaf, retain_graph=True), torch.autograd.grad(theirs, leaf)
+    (our_gradient,), (their_gradient,) = (
+        torch.autograd.grad(ours, leaf, retain_graph=True),
+        torch.autograd.grad(theirs, leaf),
+    )
     assert our_gradient.abs().sum() > 0
-    assert our_gradient.flatten().tolist() == pytest.approx(their_gradient.flatten().tolist(), rel=1e-10, abs=1e-14)
+    assert our_gradient.flatten().tolist() == pytest.approx(
+        their_gradient.flatten().tolist(), rel=1e-10, abs=1e-14
+    )

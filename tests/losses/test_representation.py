@@ -11,7 +11,10 @@ B, T, D, LAYERS = 3, 5, 4, 2
 
 def scores(seed: int, grad: bool = True) -> Scores:
     rng = torch.Generator().manual_seed(seed)
-    hidden = tuple(torch.randn(B, T, D, generator=rng, dtype=torch.float64).requires_grad_(grad) for _ in range(LAYERS + 1))
+    hidden = tuple(
+        torch.randn(B, T, D, generator=rng, dtype=torch.float64).requires_grad_(grad)
+        for _ in range(LAYERS + 1)
+    )
     attended = torch.arange(T) < torch.tensor([[5], [3], [1]])
     return Scores(torch.zeros(B, T - 1), attended[:, 1:], hidden=hidden, attended=attended)
 
@@ -22,7 +25,12 @@ def plain(policy: Scores, goal, layer: int) -> tuple[float, int]:
         for position in range(T):
             if policy.attended[row, position]:
                 total += sum(
-                    float(h - g) ** 2 for h, g in zip(policy.hidden[layer][row, position].detach(), goal(row, position), strict=True)
+                    float(h - g) ** 2
+                    for h, g in zip(
+                        policy.hidden[layer][row, position].detach(),
+                        goal(row, position),
+                        strict=True,
+                    )
                 )
                 count += 1
     return total, count
@@ -32,7 +40,10 @@ def plain(policy: Scores, goal, layer: int) -> tuple[float, int]:
 def test_distance_and_steering_are_means_of_squared_norms_over_attended_positions(layer: int):
     policy, reference, target = scores(0), scores(1, grad=False), torch.arange(float(D)).double()
     for terms, goal in (
-        (hidden_distance(policy, reference, layer), lambda row, position: reference.hidden[layer][row, position]),
+        (
+            hidden_distance(policy, reference, layer),
+            lambda row, position: reference.hidden[layer][row, position],
+        ),
         (steering(policy, target, layer), lambda row, position: target),
     ):
         total, count = plain(policy, goal, layer)
@@ -59,7 +70,9 @@ def test_at_the_reference_value_and_gradient_are_zero():
 
 def test_only_attended_positions_of_the_layer_have_a_gradient_and_the_reference_has_none():
     policy, reference = scores(0), scores(1)
-    (hidden_distance(policy, reference, 1).total + steering(policy, torch.ones(D), 1).total).backward()
+    (
+        hidden_distance(policy, reference, 1).total + steering(policy, torch.ones(D), 1).total
+    ).backward()
     assert torch.equal(policy.hidden[1].grad.abs().sum(-1) > 0, policy.attended)
     assert policy.hidden[2].grad is None
     assert reference.hidden[1].grad is None
@@ -67,4 +80,8 @@ def test_only_attended_positions_of_the_layer_have_a_gradient_and_the_reference_
 
 def test_states_of_low_precision_are_compared_in_float32():
     low = scores(0, grad=False)._map(lambda t: t.bfloat16() if t.is_floating_point() else t)
-    assert hidden_distance(low, low).total.dtype == steering(low, torch.ones(D), 1).total.dtype == torch.float32
+    assert (
+        hidden_distance(low, low).total.dtype
+        == steering(low, torch.ones(D), 1).total.dtype
+        == torch.float32
+    )

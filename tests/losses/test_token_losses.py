@@ -1,4 +1,6 @@
-"""Token losses against plain float64 loops, their gradients, masks, and the one mean over tokens."""
+"""Token losses against plain float64 loops, their gradients, masks, and the one mean over
+tokens.
+"""
 
 import math
 
@@ -15,9 +17,11 @@ SEEDS = st.integers(0, 2**31 - 1)
 
 
 def _case(seed: int, n_rows: int = 4, width: int = 7, vocabulary: int = 5) -> tuple[Tensor, Tensor]:
-    """Random float64 logits, and labels with random masks and padding; at least one label counts."""
+    """Random float64 logits, and labels with random masks and padding; one counts at least."""
     generator = torch.Generator().manual_seed(seed)
-    logits_BTV = torch.randn(n_rows, width, vocabulary, generator=generator, dtype=torch.float64) * 3
+    logits_BTV = (
+        torch.randn(n_rows, width, vocabulary, generator=generator, dtype=torch.float64) * 3
+    )
     labels_BT = torch.randint(vocabulary, (n_rows, width), generator=generator)
     labels_BT[torch.rand(n_rows, width, generator=generator) < 0.4] = IGNORE_INDEX
     labels_BT[0, 1] = 0
@@ -43,7 +47,9 @@ def test_log_probabilities_are_those_of_plain_loops_to_1e_12(seed):
     logits_BTV, labels_BT = _case(seed)
     logps_BT, mask_BT = token_logps(logits_BTV, labels_BT)
     assert logps_BT.dtype == torch.float64
-    for found, kept, wanted in zip(logps_BT.tolist(), mask_BT.tolist(), _plain_logps(logits_BTV, labels_BT), strict=True):
+    for found, kept, wanted in zip(
+        logps_BT.tolist(), mask_BT.tolist(), _plain_logps(logits_BTV, labels_BT), strict=True
+    ):
         assert [value is not None for value in wanted] == kept
         assert found == pytest.approx([value or 0.0 for value in wanted], abs=1e-12)
 
@@ -52,7 +58,9 @@ def test_log_probabilities_are_those_of_plain_loops_to_1e_12(seed):
 def test_nll_is_minus_the_sum_over_unmasked_tokens_and_their_number(seed):
     logits_BTV, labels_BT = _case(seed)
     terms = nll(Scores(*token_logps(logits_BTV, labels_BT)))
-    counted = [value for row in _plain_logps(logits_BTV, labels_BT) for value in row if value is not None]
+    counted = [
+        value for row in _plain_logps(logits_BTV, labels_BT) for value in row if value is not None
+    ]
     assert terms.total.item() == pytest.approx(-math.fsum(counted), abs=1e-12 * len(counted))
     assert terms.count.item() == len(counted)
     assert terms.total.dim() == terms.count.dim() == 0
@@ -70,15 +78,25 @@ def test_the_gradient_is_softmax_minus_one_hot_by_plain_loops_to_1e_12(seed):
             label = labels_T[t + 1] if t + 1 < len(labels_T) else IGNORE_INDEX
             top = max(scores)
             norm = math.fsum(math.exp(score - top) for score in scores)
-            wanted = [0.0 if label == IGNORE_INDEX else math.exp(s - top) / norm - (v == label) for v, s in enumerate(scores)]
+            wanted = [
+                0.0 if label == IGNORE_INDEX else math.exp(s - top) / norm - (v == label)
+                for v, s in enumerate(scores)
+            ]
             assert gradient[row, t].tolist() == pytest.approx(wanted, abs=1e-12)
 
 
 @given(seed=SEEDS, scale=st.sampled_from([1.0, 1e4]))
 def test_logits_before_masked_labels_change_neither_loss_nor_gradient(seed, scale):
     logits_BTV, labels_BT = _case(seed)
-    masked_BT = torch.cat([labels_BT[:, 1:] == IGNORE_INDEX, torch.ones(len(labels_BT), 1, dtype=torch.bool)], dim=1)
-    noise = torch.randn(logits_BTV.shape, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64) * scale
+    masked_BT = torch.cat(
+        [labels_BT[:, 1:] == IGNORE_INDEX, torch.ones(len(labels_BT), 1, dtype=torch.bool)], dim=1
+    )
+    noise = (
+        torch.randn(
+            logits_BTV.shape, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64
+        )
+        * scale
+    )
     changed = torch.where(masked_BT[..., None], noise, logits_BTV)
     results = []
     for logits in (logits_BTV.clone().requires_grad_(), changed.clone().requires_grad_()):
@@ -93,9 +111,18 @@ def test_logits_before_masked_labels_change_neither_loss_nor_gradient(seed, scal
 @given(seed=SEEDS, extra=st.integers(1, 5))
 def test_padding_on_the_right_changes_nothing(seed, extra):
     logits_BTV, labels_BT = _case(seed)
-    noise = torch.randn(len(labels_BT), extra, logits_BTV.shape[2], generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    noise = torch.randn(
+        len(labels_BT),
+        extra,
+        logits_BTV.shape[2],
+        generator=torch.Generator().manual_seed(seed),
+        dtype=torch.float64,
+    )
     padded = torch.nn.functional.pad(labels_BT, (0, extra), value=IGNORE_INDEX)
-    short, long = nll(Scores(*token_logps(logits_BTV, labels_BT))), nll(Scores(*token_logps(torch.cat([logits_BTV, noise], dim=1), padded)))
+    short, long = (
+        nll(Scores(*token_logps(logits_BTV, labels_BT))),
+        nll(Scores(*token_logps(torch.cat([logits_BTV, noise], dim=1), padded))),
+    )
     assert long.total.item() == pytest.approx(short.total.item(), abs=1e-12)
     assert long.count == short.count
 
@@ -119,7 +146,10 @@ def test_half_precision_logits_are_summed_in_single_precision(dtype):
 def _unequal(seed: int) -> Batch:
     """Eight rows of 2 to 9 tokens, the first of them a prompt of 1 or more."""
     generator = torch.Generator().manual_seed(seed)
-    batch = {name: torch.zeros(8, 9, dtype=torch.long) for name in ("input_ids", "attention_mask", "labels")}
+    batch = {
+        name: torch.zeros(8, 9, dtype=torch.long)
+        for name in ("input_ids", "attention_mask", "labels")
+    }
     batch["labels"] += IGNORE_INDEX
     for row in range(8):
         tokens = torch.randint(1, 6, (row + 2,), generator=generator)
@@ -130,10 +160,14 @@ def _unequal(seed: int) -> Batch:
     return batch
 
 
-def _loss_and_gradient(weight: Tensor, pieces: list[Batch]) -> tuple[Tensor, Tensor, list[MeanTerms]]:
+def _loss_and_gradient(
+    weight: Tensor, pieces: list[Batch]
+) -> tuple[Tensor, Tensor, list[MeanTerms]]:
     """sum(total) / sum(count) of a bigram model and its gradient."""
     weight = weight.clone().requires_grad_()
-    terms = [nll(Scores(*token_logps(weight[piece["input_ids"]], piece["labels"]))) for piece in pieces]
+    terms = [
+        nll(Scores(*token_logps(weight[piece["input_ids"]], piece["labels"]))) for piece in pieces
+    ]
     total, count = sum(t.total for t in terms), sum(t.count for t in terms)
     loss = total / count
     (gradient,) = torch.autograd.grad(loss, weight)
@@ -145,7 +179,9 @@ def test_eight_rows_at_once_and_one_by_one_are_the_same_loss_and_gradient(seed, 
     batch = _unequal(seed)
     weight = torch.randn(6, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     loss, gradient, _ = _loss_and_gradient(weight, [batch])
-    split_loss, split_gradient, terms = _loss_and_gradient(weight, [trim(piece) for piece in micro_batches(batch, size)])
+    split_loss, split_gradient, terms = _loss_and_gradient(
+        weight, [trim(piece) for piece in micro_batches(batch, size)]
+    )
     assert len(terms) == -(-8 // size)
     assert split_loss.item() == pytest.approx(loss.item(), abs=1e-12)
     assert torch.allclose(split_gradient, gradient, rtol=0, atol=1e-12)

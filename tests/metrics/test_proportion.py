@@ -90,4 +90,7 @@ def test_shares_of_two_ranks_are_summed_as_counts():
     one.merge_state(two)
     assert (one.compute()["value"], one.compute()["n"]) == (0.5, 4)
     assert set(one._reductions) == {"hits", "cases"}
-    assert all(reduction is not None and reduction(torch.tensor([2, 3])) == 5 for reduction in one._reductions.values())
+    assert all(
+        reduction is not None and reduction(torch.tensor([2, 3])) == 5
+        for reduction in one._reductions.values()
+    )

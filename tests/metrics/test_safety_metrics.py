@@ -32,7 +32,9 @@ ANSWERS = [
 ]
 
 
-def _figure(metric: JudgedProportion, answers: Sequence[tuple[str, Judgement]] = ANSWERS) -> dict[str, float]:
+def _figure(
+    metric: JudgedProportion, answers: Sequence[tuple[str, Judgement]] = ANSWERS
+) -> dict[str, float]:
     metric.update([kind for kind, _ in answers], [judged for _, judged in answers])
     return metric.compute()
 

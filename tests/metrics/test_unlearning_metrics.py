@@ -1,4 +1,6 @@
-"""Unlearning figures against plain loops in float64, on models that know everything and nothing, and however rows are shared out."""
+"""Unlearning figures against plain loops in float64, on models that know everything and nothing,
+and however rows are shared out.
+"""
 
 import math
 from collections.abc import Iterator
@@ -33,7 +35,11 @@ from temper.metrics.unlearning import (
     TruthRatio,
     harmonic_mean,
 )
-from temper.metrics.unlearning_figures import UnlearningFigures, against_retain_model, sets_with_wrong_answers
+from temper.metrics.unlearning_figures import (
+    UnlearningFigures,
+    against_retain_model,
+    sets_with_wrong_answers,
+)
 
 N, K, T = 13, 3, 9
 SEEDS = st.integers(0, 10**6)
@@ -41,7 +47,9 @@ CUTS = st.lists(st.integers(0, N), max_size=4).map(sorted)
 
 
 def _rows(seed: int, certainty: float = 3.0) -> tuple[Tensor, Tensor, Tensor]:
-    """logps_NKT (float64 nats), hits_NKT and mask_NKT: answers of 0 to 7 tokens somewhere in the row; garbage where masked."""
+    """logps_NKT (float64 nats), hits_NKT and mask_NKT: answers of 0 to 7 tokens somewhere in the
+    row; garbage where masked.
+    """
     generator = torch.Generator().manual_seed(seed)
     logps = -certainty * torch.rand(N, K, T, generator=generator, dtype=torch.float64)
     hits = torch.rand(N, K, T, generator=generator) < 0.6
@@ -52,7 +60,10 @@ def _rows(seed: int, certainty: float = 3.0) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _answers(values: Tensor, mask: Tensor) -> list[list[float]]:
-    return [[float(v) for v, m in zip(row, kept, strict=True) if m] for row, kept in zip(values, mask, strict=True)]
+    return [
+        [float(v) for v, m in zip(row, kept, strict=True) if m]
+        for row, kept in zip(values, mask, strict=True)
+    ]
 
 
 def _pieces(cuts: list[int]) -> Iterator[slice]:
@@ -83,7 +94,9 @@ def test_row_figures_are_what_a_loop_over_tokens_gives(seed):
                 product *= math.exp(logp)
             needed = next(given for given in range(len(flags) + 1) if all(flags[given:]))
             lowest = sorted(answer)[: max(1, int(len(answer) * 0.4))]
-            assert float(found["probability"][row]) == pytest.approx(product ** (1 / len(answer)), rel=1e-10)
+            assert float(found["probability"][row]) == pytest.approx(
+                product ** (1 / len(answer)), rel=1e-10
+            )
             assert float(found["em"][row]) == pytest.approx(sum(flags) / len(flags), rel=1e-6)
             assert float(found["es"][row]) == pytest.approx(1 - needed / len(flags), rel=1e-6)
             assert float(found["min_k"][row]) == pytest.approx(sum(lowest) / len(lowest), rel=1e-10)
@@ -100,39 +113,63 @@ def test_the_truth_ratio_is_the_geometric_mean_of_wrong_answers_over_the_right_o
         if not right or not wrong:
             assert math.isnan(found[row])
             continue
-        normalised = [math.prod(math.exp(logp) for logp in answer) ** (1 / len(answer)) for answer in [right, *wrong]]
-        assert float(found[row]) == pytest.approx(math.prod(normalised[1:]) ** (1 / len(wrong)) / normalised[0], rel=1e-10)
+        normalised = [
+            math.prod(math.exp(logp) for logp in answer) ** (1 / len(answer))
+            for answer in [right, *wrong]
+        ]
+        assert float(found[row]) == pytest.approx(
+            math.prod(normalised[1:]) ** (1 / len(wrong)) / normalised[0], rel=1e-10
+        )
         n_compared += 1
     assert n_compared >= N // 2
 
 
-@pytest.mark.parametrize(("ratio", "forget", "retain"), [(1.0, 1.0, 0.0), (0.25, 0.25, 0.75), (4.0, 0.25, 0.0), (1e-300, 0.0, 1.0)])
-def test_a_truth_ratio_is_best_at_1_for_what_is_forgotten_and_at_0_for_what_is_kept(ratio, forget, retain):
+@pytest.mark.parametrize(
+    ("ratio", "forget", "retain"),
+    [(1.0, 1.0, 0.0), (0.25, 0.25, 0.75), (4.0, 0.25, 0.0), (1e-300, 0.0, 1.0)],
+)
+def test_a_truth_ratio_is_best_at_1_for_what_is_forgotten_and_at_0_for_what_is_kept(
+    ratio, forget, retain
+):
     log_ratio = torch.tensor([math.log(ratio)], dtype=torch.float64)
     assert float(closer_to_one(log_ratio)) == pytest.approx(forget, abs=1e-12)
     assert float(truth_preferred(log_ratio)) == pytest.approx(retain, abs=1e-12)
 
 
 def test_unlikely_answers_keep_their_truth_ratio():
-    logps = torch.tensor([[[-40.0] * 4, [-41.0] * 4]], dtype=torch.float64)  # exp(-40) is far below the 1e-10 of open-unlearning
-    assert float(log_truth_ratio(logps, torch.ones(1, 2, 4, dtype=torch.bool))) == pytest.approx(-1.0)
+    logps = torch.tensor(
+        [[[-40.0] * 4, [-41.0] * 4]], dtype=torch.float64
+    )  # exp(-40) is far below the 1e-10 of open-unlearning
+    assert float(log_truth_ratio(logps, torch.ones(1, 2, 4, dtype=torch.bool))) == pytest.approx(
+        -1.0
+    )
 
 
-@pytest.mark.parametrize(("share", "n", "taken"), [(0.2, 1, 1), (0.2, 9, 1), (0.2, 10, 2), (0.29, 100, 29), (0.1, 30, 3), (1.0, 7, 7)])
+@pytest.mark.parametrize(
+    ("share", "n", "taken"),
+    [(0.2, 1, 1), (0.2, 9, 1), (0.2, 10, 2), (0.29, 100, 29), (0.1, 30, 3), (1.0, 7, 7)],
+)
 def test_min_k_takes_the_share_of_tokens_rounded_down_and_at_least_one(share, n, taken):
     logps = -torch.arange(1, n + 1, dtype=torch.float64)
     expected = -sum(range(n - taken + 1, n + 1)) / taken
-    assert float(min_k_score(logps[None], torch.ones(1, n, dtype=torch.bool), share)) == pytest.approx(expected, rel=1e-12)
+    assert float(
+        min_k_score(logps[None], torch.ones(1, n, dtype=torch.bool), share)
+    ) == pytest.approx(expected, rel=1e-12)
 
 
 def test_the_end_token_is_the_last_labelled_one():
-    mask = torch.tensor([[0, 1, 1, 1, 0], [0, 0, 1, 0, 0], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]], dtype=torch.bool)
-    expected = torch.tensor([[0, 1, 1, 0, 0], [0, 0, 0, 0, 0], [0, 0, 0, 0, 0], [1, 1, 1, 1, 0]], dtype=torch.bool)
+    mask = torch.tensor(
+        [[0, 1, 1, 1, 0], [0, 0, 1, 0, 0], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]], dtype=torch.bool
+    )
+    expected = torch.tensor(
+        [[0, 1, 1, 0, 0], [0, 0, 0, 0, 0], [0, 0, 0, 0, 0], [1, 1, 1, 1, 0]], dtype=torch.bool
+    )
     assert torch.equal(without_end(mask), expected)
 
 
 @pytest.mark.parametrize(
-    ("flags", "strength", "share"), [("1111", 1, 1), ("0000", 0, 0), ("0111", 0.75, 0.75), ("1110", 0, 0.75), ("1011", 0.5, 0.75)]
+    ("flags", "strength", "share"),
+    [("1111", 1, 1), ("0000", 0, 0), ("0111", 0.75, 0.75), ("1110", 0, 0.75), ("1011", 0.5, 0.75)],
 )
 def test_extraction_strength_counts_from_the_end_and_memorisation_does_not(flags, strength, share):
     hits, mask = torch.tensor([[c == "1" for c in flags]]), torch.ones(1, 4, dtype=torch.bool)
@@ -140,15 +177,21 @@ def test_extraction_strength_counts_from_the_end_and_memorisation_does_not(flags
     assert float(exact_memorisation(hits, mask)) == share
 
 
-@given(first=st.lists(st.integers(0, 3), max_size=12), second=st.lists(st.integers(0, 3), max_size=12))
+@given(
+    first=st.lists(st.integers(0, 3), max_size=12), second=st.lists(st.integers(0, 3), max_size=12)
+)
 def test_the_longest_common_subsequence_is_that_of_the_dynamic_programme(first, second):
     table = [[0] * (len(second) + 1) for _ in range(len(first) + 1)]
     for i, a in enumerate(first):
         for j, b in enumerate(second):
-            table[i + 1][j + 1] = table[i][j] + 1 if a == b else max(table[i][j + 1], table[i + 1][j])
+            table[i + 1][j + 1] = (
+                table[i][j] + 1 if a == b else max(table[i][j + 1], table[i + 1][j])
+            )
     assert longest_common_subsequence(first, second) == table[-1][-1]
     assert (
-        rouge_l_recall(second, first) == pytest.approx(table[-1][-1] / len(first)) if first else math.isnan(rouge_l_recall(second, first))
+        rouge_l_recall(second, first) == pytest.approx(table[-1][-1] / len(first))
+        if first
+        else math.isnan(rouge_l_recall(second, first))
     )
 
 
@@ -194,7 +237,9 @@ def test_the_p_value_is_the_share_of_all_orders_that_are_as_far_apart(m, n, dist
         out = out or abs(i * n - j * m) >= distance
         if (i, j) == (m, n):
             return int(out), 1
-        steps = ([paths(i + 1, j, out)] if i < m else []) + ([paths(i, j + 1, out)] if j < n else [])
+        steps = ([paths(i + 1, j, out)] if i < m else []) + (
+            [paths(i, j + 1, out)] if j < n else []
+        )
         return sum(s[0] for s in steps), sum(s[1] for s in steps)
 
     outside, everything = paths(0, 0, False)
@@ -203,7 +248,11 @@ def test_the_p_value_is_the_share_of_all_orders_that_are_as_far_apart(m, n, dist
 
 def test_a_monotone_change_of_both_samples_changes_nothing():
     first, second = _sequence(50, 7, 3) - 0.5, _sequence(60, 11, 5) ** 2
-    assert ks_two_sample(first, second) == ks_two_sample(first.exp(), second.exp()) == ks_two_sample((-first).exp(), (-second).exp())
+    assert (
+        ks_two_sample(first, second)
+        == ks_two_sample(first.exp(), second.exp())
+        == ks_two_sample((-first).exp(), (-second).exp())
+    )
 
 
 def test_without_a_sample_or_with_a_nan_nothing_is_known():
@@ -215,12 +264,23 @@ def test_without_a_sample_or_with_a_nan_nothing_is_known():
 
 
 def _metrics() -> list:
-    return [AnswerProbability(), ExactMemorisation(), ExtractionStrength(), TruthRatio("closer_to_one"), TruthRatio("truth_preferred"),
-            ForgetQuality(), MembershipAUROC(0.3), RougeLRecall()]  # fmt: skip
+    return [
+        AnswerProbability(),
+        ExactMemorisation(),
+        ExtractionStrength(),
+        TruthRatio("closer_to_one"),
+        TruthRatio("truth_preferred"),
+        ForgetQuality(),
+        MembershipAUROC(0.3),
+        RougeLRecall(),
+    ]
 
 
 def _feed(metrics: list, seed: int, part: slice) -> None:
-    (logps, hits, mask), (other, _, _) = (value[part] for value in _rows(seed)), (value[part] for value in _rows(seed + 1))
+    (logps, hits, mask), (other, _, _) = (
+        (value[part] for value in _rows(seed)),
+        (value[part] for value in _rows(seed + 1)),
+    )
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(0, 4, (N, 2, 6), generator=generator)[part].tolist()
     for metric in metrics:
@@ -231,7 +291,9 @@ def _feed(metrics: list, seed: int, part: slice) -> None:
         elif isinstance(metric, TruthRatio):
             metric.update(logps, mask)
         elif isinstance(metric, ForgetQuality):
-            metric.update(logps[:, 0].nanmean(-1).nan_to_num(-1.0), other[:, 1].nanmean(-1).nan_to_num(-2.0))
+            metric.update(
+                logps[:, 0].nanmean(-1).nan_to_num(-1.0), other[:, 1].nanmean(-1).nan_to_num(-2.0)
+            )
         elif isinstance(metric, MembershipAUROC):
             metric.update(logps[:, 0], mask[:, 0], member=True)
             metric.update(logps[:, 1], mask[:, 1], member=False)
@@ -264,11 +326,18 @@ def test_two_ranks_together_are_one(seed, cut):
 @given(seed=SEEDS, width=st.integers(1, 5))
 def test_padding_changes_nothing(seed, width):
     logps, hits, mask = _rows(seed)
-    wide = [torch.nn.functional.pad(value, (width, width), value=fill) for value, fill in ((logps, math.nan), (hits, True), (mask, False))]
+    wide = [
+        torch.nn.functional.pad(value, (width, width), value=fill)
+        for value, fill in ((logps, math.nan), (hits, True), (mask, False))
+    ]
     for function in (answer_probability, lambda p, m: min_k_score(p, m, 0.3), log_truth_ratio):
-        assert torch.allclose(function(wide[0], wide[2]), function(logps, mask), rtol=1e-13, atol=0, equal_nan=True)
+        assert torch.allclose(
+            function(wide[0], wide[2]), function(logps, mask), rtol=1e-13, atol=0, equal_nan=True
+        )
     for function in (exact_memorisation, extraction_strength):
-        assert torch.equal(function(wide[1], wide[2]).nan_to_num(7.0), function(hits, mask).nan_to_num(7.0))
+        assert torch.equal(
+            function(wide[1], wide[2]).nan_to_num(7.0), function(hits, mask).nan_to_num(7.0)
+        )
     assert torch.equal(without_end(wide[2])[..., width:-width], without_end(mask))
 
 
@@ -277,10 +346,16 @@ def test_means_leave_rows_without_an_answer_out_and_have_an_interval(seed):
     logps, _, mask = _rows(seed)
     metric = AnswerProbability()
     metric.update(logps[:, 0].float(), mask[:, 0])
-    values = [math.exp(sum(answer) / len(answer)) for answer in _answers(logps[:, 0], mask[:, 0]) if answer]
+    values = [
+        math.exp(sum(answer) / len(answer))
+        for answer in _answers(logps[:, 0], mask[:, 0])
+        if answer
+    ]
     mean = sum(values) / len(values)
     low, high = wilson_interval(len(values) * mean, len(values))
-    assert metric.compute() == pytest.approx({"value": mean, "ci_low": low, "ci_high": high, "n": len(values)}, rel=1e-6)
+    assert metric.compute() == pytest.approx(
+        {"value": mean, "ci_low": low, "ci_high": high, "n": len(values)}, rel=1e-6
+    )
     assert len(values) < N and low < mean < high
 
 
@@ -303,7 +378,9 @@ def test_a_diverged_model_shows_as_nan():
 @given(seed=SEEDS, ties=st.booleans())
 def test_the_auroc_is_the_share_of_pairs_in_which_the_member_is_likelier(seed, ties):
     generator = torch.Generator().manual_seed(seed)
-    scores = -200 * torch.rand(2, 9, 4, generator=generator)  # a sigmoid would make most of these one number
+    scores = -200 * torch.rand(
+        2, 9, 4, generator=generator
+    )  # a sigmoid would make most of these one number
     scores = (scores / 50).round() * 50 if ties else scores
     mask = torch.ones(9, 4, dtype=torch.bool)
     metric = MembershipAUROC(0.5)
@@ -320,7 +397,9 @@ def test_privacy_leakage_is_muses():
     # MUSE's AUC is of non-members: 1 - AUROC.
     for policy, retain in ((1.0, 0.5), (0.5, 0.5), (0.2, 0.48)):
         theirs, baseline = 1 - policy, 1 - retain
-        assert privacy_leakage(policy, retain) == pytest.approx((theirs - baseline) / baseline * 100)
+        assert privacy_leakage(policy, retain) == pytest.approx(
+            (theirs - baseline) / baseline * 100
+        )
     assert math.isnan(privacy_leakage(0.5, 1.0))
 
 
@@ -339,25 +418,37 @@ V, END = 6, 2
 
 
 def _model(knows: bool, seed: int = 0) -> tuple[Scores, Tensor, Tensor]:
-    """What a model that knows the first answer by heart, or nothing at all, says of N rows; labels_NKT and what it writes.
+    """What a model that knows the first answer by heart, or nothing at all, says of N rows;
+    labels_NKT and what it writes.
 
-    An answer is four tokens of 3, 4 and 5, and the end token. The model that knows nothing is sure of token 0, ``<pad>``-like.
+    An answer is four tokens of 3, 4 and 5, and the end token. The model that knows nothing is sure
+    of token 0, ``<pad>``-like.
     """
     generator = torch.Generator().manual_seed(seed)
     answers = torch.randint(3, V, (N, K, 4), generator=generator)
-    answers[:, 1:, 0] = (answers[:, :1, 0] - 3 + torch.tensor([[1, 2]])) % 3 + 3  # wrong from the first token on
+    answers[:, 1:, 0] = (
+        answers[:, :1, 0] - 3 + torch.tensor([[1, 2]])
+    ) % 3 + 3  # wrong from the first token on
     labels = torch.cat([torch.full((N, K, 3), -100), answers, torch.full((N, K, 1), END)], dim=-1)
-    believed = labels[:, :1, 1:].expand(-1, K, -1) if knows else torch.zeros(N, K, 7, dtype=torch.long)
+    believed = (
+        labels[:, :1, 1:].expand(-1, K, -1) if knows else torch.zeros(N, K, 7, dtype=torch.long)
+    )
     logits = torch.full((N, K, 7, V), -50.0).scatter(-1, believed.clamp(min=0).unsqueeze(-1), 50.0)
     targets = labels[:, :, 1:]
     logps = logits.log_softmax(-1).gather(-1, targets.clamp(min=0).unsqueeze(-1)).squeeze(-1)
-    written = torch.cat([answers[:, 0], torch.tensor([[END, 0]]).expand(N, -1)], dim=1) if knows else torch.full((N, 6), 0)
+    written = (
+        torch.cat([answers[:, 0], torch.tensor([[END, 0]]).expand(N, -1)], dim=1)
+        if knows
+        else torch.full((N, 6), 0)
+    )
     return Scores(logps.masked_fill(targets == -100, 0.0), targets != -100, logits), labels, written
 
 
 def _measure(forget: bool, others: bool) -> UnlearningFigures:
     measured = UnlearningFigures(["forget", "holdout", "retain"], 0.2, END, {0, 1, END})
-    for seed, (name, knows) in enumerate({"forget": forget, "holdout": False, "retain": others}.items()):
+    for seed, (name, knows) in enumerate(
+        {"forget": forget, "holdout": False, "retain": others}.items()
+    ):
         scores, labels, written = _model(knows, seed)
         measured.update(name, scores, labels, written)
     return measured
@@ -365,17 +456,30 @@ def _measure(forget: bool, others: bool) -> UnlearningFigures:
 
 def test_a_model_that_knows_everything_has_memorised_it_all():
     figures = _measure(forget=True, others=True).compute()
-    for name in ("answer_probability", "rouge_l_recall", "extraction_strength", "exact_memorisation"):
+    for name in (
+        "answer_probability",
+        "rouge_l_recall",
+        "extraction_strength",
+        "exact_memorisation",
+    ):
         assert figures[f"forget/{name}"]["value"] == figures[f"retain/{name}"]["value"] == 1.0, name
         assert figures[f"forget/{name}"]["n"] == N
     assert figures["forget/truth_ratio"]["value"] < 1e-6
     assert figures["membership_auroc"] == {"value": 1.0, "n": N, "n_holdout": N}
-    assert figures["model_utility"] == {"value": pytest.approx(1.0), "of": ["answer_probability", "rouge_l_recall", "truth_ratio"]}
+    assert figures["model_utility"] == {
+        "value": pytest.approx(1.0),
+        "of": ["answer_probability", "rouge_l_recall", "truth_ratio"],
+    }
 
 
 def test_a_model_that_knows_nothing_has_nothing_left_and_no_utility():
     figures = _measure(forget=False, others=False).compute()
-    for name in ("answer_probability", "rouge_l_recall", "extraction_strength", "exact_memorisation"):
+    for name in (
+        "answer_probability",
+        "rouge_l_recall",
+        "extraction_strength",
+        "exact_memorisation",
+    ):
         assert figures[f"forget/{name}"]["value"] == pytest.approx(0.0, abs=1e-20), name
     assert figures["forget/truth_ratio"]["value"] == pytest.approx(1.0)
     assert figures["membership_auroc"]["value"] == 0.5
@@ -395,16 +499,24 @@ def test_forget_quality_is_1_for_the_retain_model_itself_and_small_for_a_model_t
 
 def test_the_end_token_counts_for_the_probability_alone():
     scores, labels, written = _model(knows=True)
-    wrong_end = scores.logits[:, :, -1].flip(-1)  # the end is no longer expected, everything before it is
+    wrong_end = scores.logits[:, :, -1].flip(
+        -1
+    )  # the end is no longer expected, everything before it is
     scores.logits[:, :, -1] = wrong_end
     measured = UnlearningFigures([], 0.2, END, {0, 1, END})
     measured.update("forget", scores, labels, written)
     figures = measured.compute()
-    assert figures["forget/extraction_strength"]["value"] == figures["forget/exact_memorisation"]["value"] == 1.0
+    assert (
+        figures["forget/extraction_strength"]["value"]
+        == figures["forget/exact_memorisation"]["value"]
+        == 1.0
+    )
     scores.logps[:, :, -1] = -5.0
     measured = UnlearningFigures([], 0.2, END, {0, 1, END})
     measured.update("forget", scores, labels)
-    assert measured.compute()["forget/answer_probability"]["value"] == pytest.approx(math.exp(-1.0), rel=1e-5)  # five tokens
+    assert measured.compute()["forget/answer_probability"]["value"] == pytest.approx(
+        math.exp(-1.0), rel=1e-5
+    )  # five tokens
     assert measured.membership.members[0].tolist() == pytest.approx([0.0] * N, abs=1e-6)
 
 
@@ -419,7 +531,9 @@ def test_figures_whose_input_is_missing_are_left_out():
 
 
 def test_a_set_has_wrong_answers_if_any_row_has_one():
-    rows = {name: {"labels": torch.full((2, 2, 3), -100)} for name in ("forget", "holdout", "retain")}
+    rows = {
+        name: {"labels": torch.full((2, 2, 3), -100)} for name in ("forget", "holdout", "retain")
+    }
     rows["retain"]["labels"][1, 1, 2] = 5
     rows["forget"]["labels"][0, 0, 2] = 5
     assert sets_with_wrong_answers(rows) == ["retain"]

@@ -40,7 +40,11 @@ def gradients(network: nn.Module) -> dict[str, torch.Tensor]:
     """Gradient of the NLL of `IDS` over what is trained."""
     network.train().zero_grad()
     network(input_ids=IDS, labels=IDS).loss.backward()
-    return {name: parameter.grad.clone() for name, parameter in network.named_parameters() if parameter.requires_grad}
+    return {
+        name: parameter.grad.clone()
+        for name, parameter in network.named_parameters()
+        if parameter.requires_grad
+    }
 
 
 def save_base(folder: Path) -> Path:

@@ -1,4 +1,6 @@
-"""Adapters between stages: continued, merged, or kept beside a new one; what the reference is; what is written."""
+"""Adapters between stages: continued, merged, or kept beside a new one; what the reference is; what
+is written.
+"""
 
 import json
 import shutil
@@ -11,12 +13,13 @@ from transformers import AutoModelForCausalLM
 
 from temper.errors import TemperError
 from temper.models import AdapterOff, LoRASpec, NetworkSpec
-from temper.models.adapters import combined_adapter, merged_copy, save_adapter
-from temper.models.build import check_network
-from temper.models.lora import as_found
+from temper.models.load import check_network
+from temper.models.lora import as_found, combined_adapter, merged_copy, save_adapter
 from tests.models.networks import IDS, LORA, TOKENIZER, build, disturb, gradients, logits, save_base
 
-OTHER = LoRASpec(rank=3, alpha=5, targets=["v_proj", "up_proj"])  # another rank and scale, one layer in common
+OTHER = LoRASpec(
+    rank=3, alpha=5, targets=["v_proj", "up_proj"]
+)  # another rank and scale, one layer in common
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +47,12 @@ def test_a_new_adapter_starts_from_the_found_one_which_is_frozen(adapter):
     network = build(adapter, adapter="new", lora=OTHER)
     assert torch.equal(logits(network), logits(build(adapter)))
     trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
-    assert trained and all(".next." in name and ("v_proj" in name or "up_proj" in name) for name in trained)
-    assert {parameter.dtype for parameter in network.parameters() if parameter.requires_grad} == {torch.float32}
+    assert trained and all(
+        ".next." in name and ("v_proj" in name or "up_proj" in name) for name in trained
+    )
+    assert {parameter.dtype for parameter in network.parameters() if parameter.requires_grad} == {
+        torch.float32
+    }
     assert set(gradients(network)) == trained
 
 
@@ -58,7 +65,9 @@ def test_both_adapters_act_together(adapter, both):
 
 def test_the_reference_of_a_new_adapter_is_the_network_with_the_found_one(adapter, both):
     rows = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS), "labels": IDS}
-    wanted = AdapterOff(build(adapter, adapter="new", lora=OTHER)).score(rows, "x").sums  # nothing learned yet
+    wanted = (
+        AdapterOff(build(adapter, adapter="new", lora=OTHER)).score(rows, "x").sums
+    )  # nothing learned yet
     trained = {name: parameter.requires_grad for name, parameter in both.named_parameters()}
     before = logits(both)
     both.train()
@@ -90,19 +99,33 @@ def test_two_adapters_are_written_as_one_that_does_the_same(both, base, tmp_path
     generator = torch.get_rng_state()
     save_adapter(both, tmp_path)
     assert torch.equal(torch.get_rng_state(), generator)
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert (config["r"], set(config["target_modules"])) == (5, {"q_proj", "v_proj", "up_proj"})
-    plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path)  # without Temper
+    plain = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(base), tmp_path
+    )  # without Temper
     assert torch.allclose(logits(plain), before, rtol=0, atol=1e-5)
     assert torch.allclose(logits(build(tmp_path)), before, rtol=0, atol=1e-5)
-    assert torch.equal(logits(both), before) and {name: p.requires_grad for name, p in both.named_parameters()} == trained
+    assert (
+        torch.equal(logits(both), before)
+        and {name: p.requires_grad for name, p in both.named_parameters()} == trained
+    )
 
 
 def test_the_one_adapter_equals_the_one_peft_makes(both):
     _, weights = combined_adapter(both)
-    both.base_model.add_weighted_adapter(["default", "next"], [1.0, 1.0], "cat", combination_type="cat")
-    peft = {name.replace(".cat", ""): value for name, value in both.state_dict().items() if ".cat." in name}
+    both.base_model.add_weighted_adapter(
+        ["default", "next"], [1.0, 1.0], "cat", combination_type="cat"
+    )
+    peft = {
+        name.replace(".cat", ""): value
+        for name, value in both.state_dict().items()
+        if ".cat." in name
+    }
     assert peft.keys() == weights.keys()
     for name, value in weights.items():
         factor = name.replace("lora_A", "lora_B") if "lora_A" in name else None
@@ -121,20 +144,28 @@ def test_a_merged_copy_does_what_both_adapters_do(both):
 def test_a_merged_base_is_in_no_folder_and_its_adapter_is_not_written_alone(adapter, tmp_path):
     network = build(adapter, adapter="merge", lora=OTHER)
     for nowhere in (network, build(lora=LORA)):
-        with pytest.raises(TemperError, match=r"HFExport\.merge=false: the base .* is in no folder .*adapter=new"):
+        with pytest.raises(
+            TemperError, match=r"HFExport\.merge=false: the base .* is in no folder .*adapter=new"
+        ):
             save_adapter(nowhere, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_adapter_keeps_the_name_of_its_base_and_finds_its_tokenizer_there(base, adapter):
-    assert json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"] == str(base)
+    assert json.loads((adapter / "adapter_config.json").read_text())[
+        "base_model_name_or_path"
+    ] == str(base)
     assert not (adapter / "tokenizer.json").exists()
     assert torch.isfinite(logits(build(adapter))).all()
 
 
 def test_all_linear_layers_but_the_output_get_an_adapter(base):
     network = build(base, lora=LoRASpec(rank=1, targets="all-linear"))
-    layers = {name.split(".lora_")[0].rsplit(".", 1)[-1] for name, parameter in network.named_parameters() if parameter.requires_grad}
+    layers = {
+        name.split(".lora_")[0].rsplit(".", 1)[-1]
+        for name, parameter in network.named_parameters()
+        if parameter.requires_grad
+    }
     assert layers == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
 
@@ -142,15 +173,30 @@ def test_all_linear_layers_but_the_output_get_an_adapter(base):
 
 
 def test_a_new_adapter_that_nothing_describes_is_refused(adapter):
-    with pytest.raises(TemperError, match=r"network\.adapter=new: .*lora\.rank=16.*adapter=continue"):
+    with pytest.raises(
+        TemperError, match=r"network\.adapter=new: .*lora\.rank=16.*adapter=continue"
+    ):
         check_network(NetworkSpec(path=str(adapter), adapter="new"))
 
 
-@pytest.mark.parametrize("extra", [{"use_dora": True}, {"modules_to_save": ["lm_head"]}, {"rank_pattern": {"q_proj": 3}}, {"bias": "all"}])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"use_dora": True},
+        {"modules_to_save": ["lm_head"]},
+        {"rank_pattern": {"q_proj": 3}},
+        {"bias": "all"},
+    ],
+)
 def test_a_new_adapter_beside_more_than_lora_is_refused(base, tmp_path, extra):
     network = AutoModelForCausalLM.from_pretrained(base)
-    get_peft_model(network, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", **extra)).save_pretrained(tmp_path)
-    with pytest.raises(TemperError, match=rf"adapter=new: the adapter in path=.* has {next(iter(extra))}, .*use merge"):
+    get_peft_model(
+        network, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", **extra)
+    ).save_pretrained(tmp_path)
+    with pytest.raises(
+        TemperError,
+        match=rf"adapter=new: the adapter in path=.* has {next(iter(extra))}, .*use merge",
+    ):
         build(tmp_path, adapter="new", lora=LORA)
     assert torch.isfinite(logits(build(tmp_path, adapter="merge"))).all()
 
@@ -164,11 +210,14 @@ def test_an_adapter_of_another_kind_is_refused_beside_a_new_one(base, tmp_path):
         build(tmp_path, adapter="new", lora=LORA)
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"rank": 0}, r"lora\.rank=0: give a whole number >= 1"),
-    ({"dropout": 1.0}, r"lora\.dropout=1\.0: give a number in \[0, 1\)"),
-    ({"targets": []}, r"lora\.targets=\[\]: name at least one layer"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rank": 0}, r"lora\.rank=0: give a whole number >= 1"),
+        ({"dropout": 1.0}, r"lora\.dropout=1\.0: give a number in \[0, 1\)"),
+        ({"targets": []}, r"lora\.targets=\[\]: name at least one layer"),
+    ],
+)
 def test_an_adapter_that_cannot_be_is_refused(base, change, message):
     with pytest.raises(TemperError, match=message):
         check_network(NetworkSpec(path=str(base), lora=LoRASpec(**{**vars(LORA), **change})))
@@ -179,7 +228,11 @@ def test_a_base_without_a_tokenizer_is_named(base, adapter, tmp_path):
         shutil.copytree(base.parent / name, tmp_path / name)
     (tmp_path / "base" / "tokenizer.json").unlink()
     config = tmp_path / "adapter" / "adapter_config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": str(tmp_path / "base")}))
+    config.write_text(
+        json.dumps(
+            json.loads(config.read_text()) | {"base_model_name_or_path": str(tmp_path / "base")}
+        )
+    )
     with pytest.raises(TemperError, match=r"no tokenizer\.json in it"):
         build(tmp_path / "adapter")
     TOKENIZER.save_pretrained(tmp_path / "base")

@@ -34,21 +34,50 @@ from temper.errors import TemperError
 from temper.models.blocks import attention_blocks, decoder_layers, mlp_blocks
 
 SMALL = {
-    "vocab_size": 20, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2,
-    "num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
-GPT2 = GPT2Config(vocab_size=20, n_embd=16, n_layer=3, n_head=2, n_positions=8, bos_token_id=1, eos_token_id=2)
+    "vocab_size": 20,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+GPT2 = GPT2Config(
+    vocab_size=20, n_embd=16, n_layer=3, n_head=2, n_positions=8, bos_token_id=1, eos_token_id=2
+)
 MODELS = {
     "llama": (LlamaForCausalLM, LlamaConfig(**SMALL), "LlamaAttention", "LlamaMLP"),
     "qwen2": (Qwen2ForCausalLM, Qwen2Config(**SMALL), "Qwen2Attention", "Qwen2MLP"),
-    "gemma2": (Gemma2ForCausalLM, Gemma2Config(**SMALL, head_dim=8), "Gemma2Attention", "Gemma2MLP"),
+    "gemma2": (
+        Gemma2ForCausalLM,
+        Gemma2Config(**SMALL, head_dim=8),
+        "Gemma2Attention",
+        "Gemma2MLP",
+    ),
     "phi": (PhiForCausalLM, PhiConfig(**SMALL), "PhiAttention", "PhiMLP"),
-    "mixtral": (MixtralForCausalLM, MixtralConfig(**SMALL, num_local_experts=2), "MixtralAttention", "MixtralSparseMoeBlock"),
+    "mixtral": (
+        MixtralForCausalLM,
+        MixtralConfig(**SMALL, num_local_experts=2),
+        "MixtralAttention",
+        "MixtralSparseMoeBlock",
+    ),
     "gpt2": (GPT2LMHeadModel, GPT2, "GPT2Attention", "GPT2MLP"),
     "gpt_neox": (GPTNeoXForCausalLM, GPTNeoXConfig(**SMALL), "GPTNeoXAttention", "GPTNeoXMLP"),
     "falcon": (FalconForCausalLM, FalconConfig(**SMALL), "FalconAttention", "FalconMLP"),
-    "bloom": (BloomForCausalLM, BloomConfig(vocab_size=20, hidden_size=16, n_layer=3, n_head=2), "BloomAttention", "BloomMLP"),
-    "mpt": (MptForCausalLM, MptConfig(vocab_size=20, d_model=16, n_layers=3, n_heads=2), "MptAttention", "MptMLP"),
+    "bloom": (
+        BloomForCausalLM,
+        BloomConfig(vocab_size=20, hidden_size=16, n_layer=3, n_head=2),
+        "BloomAttention",
+        "BloomMLP",
+    ),
+    "mpt": (
+        MptForCausalLM,
+        MptConfig(vocab_size=20, d_model=16, n_layers=3, n_heads=2),
+        "MptAttention",
+        "MptMLP",
+    ),
 }
 
 
@@ -75,7 +104,9 @@ def test_the_first_output_of_an_attention_block_is_what_joins_the_residual_strea
     network = kind(config)
     shapes = []
     for block in attention_blocks(network):
-        block.register_forward_hook(lambda _m, _i, out: shapes.append((out[0] if isinstance(out, tuple) else out).shape))
+        block.register_forward_hook(
+            lambda _m, _i, out: shapes.append((out[0] if isinstance(out, tuple) else out).shape)
+        )
     network(input_ids=torch.tensor([[1, 5, 2], [1, 6, 2]]))
     assert shapes == [(2, 3, 16)] * 3
 
@@ -85,14 +116,22 @@ def test_an_adapter_around_a_model_does_not_hide_its_layers():
 
     network = LlamaForCausalLM(MODELS["llama"][1])
     layers = decoder_layers(network)
-    adapted = get_peft_model(network, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    adapted = get_peft_model(
+        network, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    )
     assert decoder_layers(adapted) == layers
     assert any("lora_" in name for name, _ in attention_blocks(adapted)[0].named_parameters())
 
 
 def test_a_model_without_attention_is_refused():
     network = MambaForCausalLM(MambaConfig(vocab_size=20, hidden_size=16, num_hidden_layers=2))
-    with pytest.raises(TemperError, match=r"model\.init_args\.network: MambaForCausalLM has 0 lists of layers with attention blocks"):
+    with pytest.raises(
+        TemperError,
+        match=(
+            r"model\.init_args\.network: MambaForCausalLM has 0 lists of layers with attention"
+            r" blocks"
+        ),
+    ):
         decoder_layers(network)
 
 
@@ -103,7 +142,14 @@ def test_a_model_with_two_stacks_is_refused():
 
 
 def test_layers_without_one_mlp_block_are_refused_with_the_parts_they_have():
-    network = OPTForCausalLM(OPTConfig(vocab_size=20, hidden_size=16, ffn_dim=24, num_hidden_layers=2, num_attention_heads=2))
+    network = OPTForCausalLM(
+        OPTConfig(
+            vocab_size=20, hidden_size=16, ffn_dim=24, num_hidden_layers=2, num_attention_heads=2
+        )
+    )
     assert len(attention_blocks(network)) == 2
-    with pytest.raises(TemperError, match=r"OPTDecoderLayer has 0 MLP blocks among its parts \(self_attn, .*fc1, fc2"):
+    with pytest.raises(
+        TemperError,
+        match=r"OPTDecoderLayer has 0 MLP blocks among its parts \(self_attn, .*fc1, fc2",
+    ):
         mlp_blocks(network)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from temper.models.count import n_weights
+from temper.models.blocks import n_weights
 
 
 def test_weights_are_counted_and_so_are_those_that_are_elsewhere():
@@ -20,5 +20,9 @@ def test_weights_in_few_bits_count_as_those_they_stand_for(tmp_path):
 
     base = save_base(tmp_path / "base")
     plain, few_bits = build(base, lora=LORA), build(base, lora=LORA, quantization="nf4")
-    assert n_weights(few_bits.parameters()) == n_weights(plain.parameters()) == sum(p.numel() for p in plain.parameters())
+    assert (
+        n_weights(few_bits.parameters())
+        == n_weights(plain.parameters())
+        == sum(p.numel() for p in plain.parameters())
+    )
     assert sum(p.numel() for p in few_bits.parameters()) < n_weights(few_bits.parameters())

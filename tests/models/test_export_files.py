@@ -1,4 +1,6 @@
-"""What else is in an export: how to decode, how to talk to it, what it is; and that plain PEFT loads an adapter."""
+"""What else is in an export: how to decode, how to talk to it, what it is; and that plain PEFT
+loads an adapter.
+"""
 
 import json
 
@@ -19,7 +21,10 @@ IDS = torch.tensor([[1, 8, 9, 20, 4], [1, 7, 7, 21, 2]])
 def base(tmp_path_factory):
     """Folder of a network from random weights."""
     folder = tmp_path_factory.mktemp("models") / "base"
-    network = build_network(NetworkSpec(shape=ShapeSpec(hidden_size=16, n_layers=2, n_heads=2, intermediate_size=24)), TOKENIZER)
+    network = build_network(
+        NetworkSpec(shape=ShapeSpec(hidden_size=16, n_layers=2, n_heads=2, intermediate_size=24)),
+        TOKENIZER,
+    )
     export_network(network, TOKENIZER, folder, merge=True)
     return folder
 
@@ -37,7 +42,13 @@ def adapted(base):
 
 
 def _answers(network) -> torch.Tensor:
-    return network.eval().generate(input_ids=IDS, attention_mask=torch.ones_like(IDS), max_new_tokens=12, do_sample=False, eos_token_id=2)
+    return network.eval().generate(
+        input_ids=IDS,
+        attention_mask=torch.ones_like(IDS),
+        max_new_tokens=12,
+        do_sample=False,
+        eos_token_id=2,
+    )
 
 
 def _logits(network) -> torch.Tensor:
@@ -60,13 +71,17 @@ def test_adapter_and_base_in_plain_peft_are_the_merged_network(adapted, tmp_path
 
 def test_an_adapter_names_its_base_as_it_was_given(adapted, base, tmp_path):
     export_network(adapted, TOKENIZER, tmp_path / "adapter", merge=False)
-    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"] == str(base)
+    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())[
+        "base_model_name_or_path"
+    ] == str(base)
 
 
 @pytest.mark.parametrize("merge", [True, False])
 def test_readme_is_the_card_and_nothing_else(adapted, base, tmp_path, merge):
     export_network(adapted, TOKENIZER, tmp_path / "without", merge)
-    assert not (tmp_path / "without" / "README.md").exists(), "PEFT's own names folders of this machine"
+    assert not (tmp_path / "without" / "README.md").exists(), (
+        "PEFT's own names folders of this machine"
+    )
     export_network(adapted, TOKENIZER, tmp_path / "with", merge, card="# A card\n")
     assert (tmp_path / "with" / "README.md").read_text() == "# A card\n"
 
@@ -80,7 +95,9 @@ def test_the_tokens_that_end_an_answer_are_those_of_training(adapted, tmp_path, 
     assert adapted.generation_config.to_dict() == before, "the network in training is as it was"
 
 
-def test_a_config_that_was_published_with_sampling_settings_but_greedy_can_be_exported(base, tmp_path):
+def test_a_config_that_was_published_with_sampling_settings_but_greedy_can_be_exported(
+    base, tmp_path
+):
     network = build_network(NetworkSpec(path=str(base)), TOKENIZER)
     network.generation_config.temperature, network.generation_config.top_p = 0.6, 0.9
     export_network(network, TOKENIZER, tmp_path / "export", merge=True)
@@ -101,7 +118,9 @@ def test_the_chat_template_goes_with_the_tokenizer(adapted, tmp_path, merge):
     tokenizer = build_tokenizer(language_spec("tiny"))
     tokenizer.chat_template = "{% for m in messages %}<bos> {{ m.content }}{% endfor %}"
     export_network(adapted, tokenizer, tmp_path / "export", merge)
-    assert AutoTokenizer.from_pretrained(tmp_path / "export").chat_template == tokenizer.chat_template
+    assert (
+        AutoTokenizer.from_pretrained(tmp_path / "export").chat_template == tokenizer.chat_template
+    )
 
 
 def test_an_adapter_whose_base_is_nowhere_is_not_exported_alone(tmp_path):

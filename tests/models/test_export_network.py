@@ -14,8 +14,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from temper.models import LoRASpec, NetworkSpec, ShapeSpec, build_network, export_network
-from temper.models.adapters import merge_cosine, merged_copy
 from temper.models.export import export_module
+from temper.models.lora import merge_cosine, merged_copy
 from temper.synthetic import build_tokenizer, language_spec
 
 TOKENIZER = build_tokenizer(language_spec("tiny"))
@@ -25,7 +25,9 @@ IDS = torch.tensor([[1, 8, 9, 20, 4], [1, 7, 7, 21, 2]])
 
 def _network(seed: int = 0, lora: LoRASpec | None = None, path: Path | None = None) -> nn.Module:
     shape = None if path else ShapeSpec(**{**vars(SHAPE), "seed": seed})
-    network = build_network(NetworkSpec(path=str(path) if path else None, shape=shape, lora=lora), TOKENIZER)
+    network = build_network(
+        NetworkSpec(path=str(path) if path else None, shape=shape, lora=lora), TOKENIZER
+    )
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             if "lora_B" in name:
@@ -66,17 +68,25 @@ def test_a_merged_export_is_a_plain_network_with_the_adapted_outputs(tmp_path):
     assert isinstance(loaded, LlamaForCausalLM)
     assert not (tmp_path / "export" / "adapter_config.json").exists()
     assert torch.allclose(_logits(loaded), before, rtol=0, atol=1e-5)
-    assert not torch.allclose(_logits(loaded), _logits(_network()), atol=1e-2), "the adapter does something"
+    assert not torch.allclose(_logits(loaded), _logits(_network()), atol=1e-2), (
+        "the adapter does something"
+    )
 
 
 def test_exporting_merged_leaves_the_network_in_training_as_it_was(tmp_path):
     network = _network(lora=LoRASpec(rank=2))
-    before = {name: (parameter.detach().clone(), parameter.requires_grad) for name, parameter in network.named_parameters()}
+    before = {
+        name: (parameter.detach().clone(), parameter.requires_grad)
+        for name, parameter in network.named_parameters()
+    }
     export_network(network, TOKENIZER, tmp_path / "export", merge=True)
     assert isinstance(network, PeftModel)
     after = dict(network.named_parameters())
     assert after.keys() == before.keys()
-    assert all(torch.equal(after[name], value) and after[name].requires_grad == trained for name, (value, trained) in before.items())
+    assert all(
+        torch.equal(after[name], value) and after[name].requires_grad == trained
+        for name, (value, trained) in before.items()
+    )
 
 
 def test_an_adapter_alone_continues_as_the_merged_network(tmp_path):
@@ -88,7 +98,9 @@ def test_an_adapter_alone_continues_as_the_merged_network(tmp_path):
     assert "adapter_model.safetensors" in _files(tmp_path / "adapter")
     continued = build_network(NetworkSpec(path=str(tmp_path / "adapter")), TOKENIZER)
     assert torch.equal(_logits(continued), _logits(network))
-    assert torch.allclose(_logits(_network(path=tmp_path / "merged")), _logits(continued), rtol=0, atol=1e-5)
+    assert torch.allclose(
+        _logits(_network(path=tmp_path / "merged")), _logits(continued), rtol=0, atol=1e-5
+    )
 
 
 def test_an_export_replaces_the_folder_as_a_whole(tmp_path):
@@ -114,7 +126,9 @@ class _Cut(BaseException):
 
 @pytest.mark.parametrize("error", [OSError, _Cut])
 @pytest.mark.parametrize("step", ["network", "tokenizer", "swap"])
-def test_an_export_that_fails_leaves_the_old_one_intact_and_nothing_beside_it(tmp_path, monkeypatch, error, step):
+def test_an_export_that_fails_leaves_the_old_one_intact_and_nothing_beside_it(
+    tmp_path, monkeypatch, error, step
+):
     folder = tmp_path / "export"
     export_network(_network(seed=1), TOKENIZER, folder, merge=True)
     (folder / "config.json").write_bytes(b"old")
@@ -138,7 +152,9 @@ def test_an_export_that_fails_leaves_the_old_one_intact_and_nothing_beside_it(tm
     if step == "swap":
         monkeypatch.setattr(os, "replace", rename_but_fail_on_the_new_export)
     else:
-        monkeypatch.setattr(type(network) if step == "network" else type(TOKENIZER), "save_pretrained", save_half)
+        monkeypatch.setattr(
+            type(network) if step == "network" else type(TOKENIZER), "save_pretrained", save_half
+        )
     with pytest.raises(error):
         export_network(network, TOKENIZER, folder, merge=True)
     assert _files(folder) == before
@@ -146,7 +162,11 @@ def test_an_export_that_fails_leaves_the_old_one_intact_and_nothing_beside_it(tm
 
 
 def test_a_first_export_that_fails_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", lambda self, target: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(
+        LlamaForCausalLM,
+        "save_pretrained",
+        lambda self, target: (_ for _ in ()).throw(OSError("disk full")),
+    )
     with pytest.raises(OSError, match="disk full"):
         export_network(_network(), TOKENIZER, tmp_path / "export", merge=True)
     assert list(tmp_path.iterdir()) == []
@@ -175,7 +195,9 @@ def test_the_old_export_stands_until_the_new_one_is_whole(tmp_path, monkeypatch)
 def rounded(tmp_path) -> nn.Module:
     """An adapter on a base in bfloat16, whose change is finer than that."""
     export_network(_network(), TOKENIZER, tmp_path / "base", merge=True)
-    network = build_network(NetworkSpec(path=str(tmp_path / "base"), dtype="bfloat16", lora=LoRASpec(rank=2)), TOKENIZER)
+    network = build_network(
+        NetworkSpec(path=str(tmp_path / "base"), dtype="bfloat16", lora=LoRASpec(rank=2)), TOKENIZER
+    )
     torch.manual_seed(0)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
@@ -188,21 +210,43 @@ def test_merging_in_float32_keeps_what_an_adapter_on_a_16_bit_base_learnt(rounde
     export_network(rounded, TOKENIZER, tmp_path / "export", merge=True, dtype=torch.float32)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "export")
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
-    assert torch.allclose(_logits(loaded), _logits(copy.deepcopy(rounded).float()), rtol=0, atol=1e-5)
-    assert {parameter.dtype for name, parameter in rounded.named_parameters() if "lora" not in name} == {torch.bfloat16}
+    assert torch.allclose(
+        _logits(loaded), _logits(copy.deepcopy(rounded).float()), rtol=0, atol=1e-5
+    )
+    assert {
+        parameter.dtype for name, parameter in rounded.named_parameters() if "lora" not in name
+    } == {torch.bfloat16}
 
 
 def test_what_rounding_takes_is_measured_and_said(rounded, tmp_path):
     merged, change, kept = merged_copy(rounded), [], []
     for name, layer in rounded.get_base_model().named_modules():
         if hasattr(layer, "lora_A"):
-            change.append((layer.scaling["default"] * layer.lora_B["default"].weight @ layer.lora_A["default"].weight).flatten())
-            kept.append((merged.get_submodule(name).weight.float() - layer.base_layer.weight.float()).flatten())
+            change.append(
+                (
+                    layer.scaling["default"]
+                    * layer.lora_B["default"].weight
+                    @ layer.lora_A["default"].weight
+                ).flatten()
+            )
+            kept.append(
+                (
+                    merged.get_submodule(name).weight.float() - layer.base_layer.weight.float()
+                ).flatten()
+            )
     plain = torch.nn.functional.cosine_similarity(torch.cat(change), torch.cat(kept), dim=0).item()
     assert 0.1 < plain < 0.999 and merge_cosine(rounded, merged) == pytest.approx(plain, abs=1e-5)
     assert merge_cosine(rounded, merged_copy(rounded, torch.float32)) == pytest.approx(1, abs=1e-4)
-    module, data = (SimpleNamespace(network=rounded, network_spec=NetworkSpec(path="base")), SimpleNamespace(tokenizer=TOKENIZER))
-    with pytest.warns(UserWarning, match=rf"merging rounded to bfloat16: cosine {plain:.3f} .* dtype=float32 .* \(merge=false\)"):
+    module, data = (
+        SimpleNamespace(network=rounded, network_spec=NetworkSpec(path="base")),
+        SimpleNamespace(tokenizer=TOKENIZER),
+    )
+    with pytest.warns(
+        UserWarning,
+        match=(
+            rf"merging rounded to bfloat16: cosine {plain:.3f} .* dtype=float32 .* \(merge=false\)"
+        ),
+    ):
         export_module(module, data, tmp_path / "export", merge=True)
     assert f"what is left of it is {plain:.3f}." in (tmp_path / "export" / "README.md").read_text()
     with warnings.catch_warnings():
@@ -214,5 +258,7 @@ def test_what_rounding_takes_is_measured_and_said(rounded, tmp_path):
 def test_a_whole_network_is_written_in_the_precision_asked_for(tmp_path):
     network = _network()
     export_network(network, TOKENIZER, tmp_path / "export", merge=True, dtype=torch.bfloat16)
-    assert {p.dtype for p in AutoModelForCausalLM.from_pretrained(tmp_path / "export").parameters()} == {torch.bfloat16}
+    assert {
+        p.dtype for p in AutoModelForCausalLM.from_pretrained(tmp_path / "export").parameters()
+    } == {torch.bfloat16}
     assert {p.dtype for p in network.parameters()} == {torch.float32}

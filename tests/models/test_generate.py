@@ -1,4 +1,6 @@
-"""Greedy answers in batches are those of one prompt at a time, and finished rows leave the batch."""
+"""Greedy answers in batches are those of one prompt at a time, and finished rows leave the
+batch.
+"""
 
 import copy
 from types import SimpleNamespace
@@ -16,13 +18,25 @@ from temper.models.generate import greedy
 PAD, END, V = 0, 2, 24
 ENDS = [END, 5, 9, 13]  # so many that answers end at different lengths
 LENGTHS = [4, 7, 2, 5, 3, 6, 8, 1, 4, 5, 6, 7]
-SHAPE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": V}
+SHAPE = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "vocab_size": V,
+}
 
 
 def _network(kind=LlamaForCausalLM, config=LlamaConfig, **arguments):
     torch.manual_seed(0)
     tokens = {"pad_token_id": PAD, "bos_token_id": 1, "eos_token_id": END}
-    network = kind(config(**SHAPE, **tokens, initializer_range=0.6, tie_word_embeddings=False, **arguments)).double().eval()
+    network = (
+        kind(
+            config(**SHAPE, **tokens, initializer_range=0.6, tie_word_embeddings=False, **arguments)
+        )
+        .double()
+        .eval()
+    )
     network.generation_config.pad_token_id = PAD
     return network
 
@@ -59,7 +73,11 @@ def _cut(answers_BR, answers):
     return [row[: len(answer)] for row, answer in zip(answers_BR.tolist(), answers, strict=True)]
 
 
-@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=9), seed=st.integers(0, 50), max_new_tokens=st.integers(1, 30))
+@given(
+    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=9),
+    seed=st.integers(0, 50),
+    max_new_tokens=st.integers(1, 30),
+)
 def test_a_batch_gives_the_answers_of_one_prompt_at_a_time(lengths, seed, max_new_tokens):
     ids, mask = _prompts(lengths, seed)
     expected = _alone(NETWORK, ids, mask, max_new_tokens, ENDS)
@@ -69,7 +87,11 @@ def test_a_batch_gives_the_answers_of_one_prompt_at_a_time(lengths, seed, max_ne
 def test_the_output_layer_multiplies_dense_rows():
     """A strided last position would be multiplied with the output weights once per row."""
     network, seen = _network(), []
-    network.lm_head.register_forward_hook(lambda head, inputs, logits: seen.append((tuple(inputs[0].shape), inputs[0].is_contiguous())))
+    network.lm_head.register_forward_hook(
+        lambda head, inputs, logits: seen.append(
+            (tuple(inputs[0].shape), inputs[0].is_contiguous())
+        )
+    )
     ids, mask = _prompts(LENGTHS)
     greedy(network, ids, mask, 3, ENDS)
     assert seen[0] == ((len(LENGTHS), 1, SHAPE["hidden_size"]), True)
@@ -79,7 +101,9 @@ def test_the_output_layer_multiplies_dense_rows():
 def _count_rows(monkeypatch, network):
     """Rows of every forward pass."""
     rows, forward = [], network.forward
-    monkeypatch.setattr(network, "forward", lambda *a, **k: rows.append(len(k["input_ids"])) or forward(*a, **k))
+    monkeypatch.setattr(
+        network, "forward", lambda *a, **k: rows.append(len(k["input_ids"])) or forward(*a, **k)
+    )
     return rows
 
 
@@ -91,7 +115,11 @@ def test_rows_that_have_ended_leave_the_batch(monkeypatch):
     rows = _count_rows(monkeypatch, NETWORK)
     assert _cut(greedy(NETWORK, ids, mask, 40, ENDS), expected) == expected
     needed = sum(lengths)
-    assert needed <= sum(rows) < 12 * lengths[-1] * 0.8 and rows[0] == 12 and rows == sorted(rows, reverse=True)
+    assert (
+        needed <= sum(rows) < 12 * lengths[-1] * 0.8
+        and rows[0] == 12
+        and rows == sorted(rows, reverse=True)
+    )
     monkeypatch.setattr(generate, "ENDED_SHARE", 2.0)
     kept = _count_rows(monkeypatch, NETWORK)
     greedy(NETWORK, ids, mask, 40, ENDS)
@@ -100,9 +128,13 @@ def test_rows_that_have_ended_leave_the_batch(monkeypatch):
 
 def test_a_network_with_sliding_windows_goes_on_with_fewer_rows_too(monkeypatch):
     network = _network(
-        Gemma3ForCausalLM, Gemma3TextConfig, head_dim=8, num_key_value_heads=1, sliding_window=6,
+        Gemma3ForCausalLM,
+        Gemma3TextConfig,
+        head_dim=8,
+        num_key_value_heads=1,
+        sliding_window=6,
         layer_types=["sliding_attention", "full_attention"],
-    )  # fmt: skip
+    )
     ids, mask = _prompts(LENGTHS)
     ends = [10, 11, 12, 13]
     expected = _alone(network, ids, mask, 30, ends)
@@ -129,7 +161,11 @@ def test_activation_checkpointing_and_training_mode_do_not_cost_the_cache(monkey
     network.train()
     ids, mask = _prompts([3, 5, 4], seed=2)
     widths, forward = [], network.forward
-    monkeypatch.setattr(network, "forward", lambda *a, **k: widths.append(k["input_ids"].shape[1]) or forward(*a, **k))
+    monkeypatch.setattr(
+        network,
+        "forward",
+        lambda *a, **k: widths.append(k["input_ids"].shape[1]) or forward(*a, **k),
+    )
     answers = greedy(network, ids, mask, 12, [])
     assert widths == [5] + [1] * 11, "one token per pass after the first"
     assert answers.tolist() == _alone(NETWORK, ids, mask, 12, []) and network.training
@@ -138,7 +174,9 @@ def test_activation_checkpointing_and_training_mode_do_not_cost_the_cache(monkey
 def test_training_mode_is_put_back_when_generation_fails():
     network = copy.deepcopy(NETWORK).train()
     with pytest.raises(IndexError):
-        greedy(network, torch.full((1, 3), V), torch.ones(1, 3, dtype=torch.long), 4)  # no such token
+        greedy(
+            network, torch.full((1, 3), V), torch.ones(1, 3, dtype=torch.long), 4
+        )  # no such token
     assert network.training
 
 
@@ -148,7 +186,9 @@ def test_a_module_generates_up_to_the_datamodules_end():
     module = AnswersMixin()
     module.network, module.max_new_tokens = NETWORK, None
     ids, mask = _prompts([3, 5, 4, 6], seed=2)
-    module._trainer = SimpleNamespace(strategy=None, datamodule=SimpleNamespace(max_new_tokens=20, stop_ids=ENDS))
+    module._trainer = SimpleNamespace(
+        strategy=None, datamodule=SimpleNamespace(max_new_tokens=20, stop_ids=ENDS)
+    )
     found = module.generate({"input_ids": ids, "attention_mask": mask})
     expected = _alone(NETWORK, ids, mask, 20, ENDS)
     assert _cut(found, expected) == expected

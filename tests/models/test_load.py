@@ -1,4 +1,6 @@
-"""What is read from a model folder and what is refused: pickles, paths out of the folder, names that are not there."""
+"""What is read from a model folder and what is refused: pickles, paths out of the folder, names
+that are not there.
+"""
 
 import json
 import pickle
@@ -12,10 +14,9 @@ from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from temper.errors import TemperError
 from temper.models import NetworkSpec
-from temper.models.adapters import save_adapter
-from temper.models.build import check_network
 from temper.models.folder import tokenizer_folder
-from temper.models.load import hidden_size
+from temper.models.load import check_network, hidden_size
+from temper.models.lora import save_adapter
 from tests.models.networks import LORA, TOKENIZER, build, logits, save_base
 
 HUB = "some-org/some-model"
@@ -44,7 +45,10 @@ def folder(base, tmp_path) -> Path:
 
 
 def _refused(path: Path | str, message: str, **settings) -> None:
-    for attempt in (lambda: check_network(NetworkSpec(path=str(path), **settings)), lambda: build(path, **settings)):
+    for attempt in (
+        lambda: check_network(NetworkSpec(path=str(path), **settings)),
+        lambda: build(path, **settings),
+    ):
         with pytest.raises(TemperError, match=message) as caught:
             attempt()
         assert "\n" not in str(caught.value)
@@ -57,7 +61,11 @@ def _refused(path: Path | str, message: str, **settings) -> None:
 def test_weights_in_a_pickle_are_refused_unread(folder, tmp_path, name):
     (folder / "model.safetensors").unlink()
     (folder / name).write_bytes(pickle.dumps({"weights": Bomb(tmp_path / "marker")}))
-    _refused(folder, rf"network\.path=.*: {name} is a pickle, and reading one can run any code.*save_pretrained writes safetensors")
+    _refused(
+        folder,
+        rf"network\.path=.*: {name} is a pickle, and reading one can run any code.*save_pretrained"
+        r" writes safetensors",
+    )
     assert not (tmp_path / "marker").exists()
     pickle.loads((folder / name).read_bytes())
     assert (tmp_path / "marker").exists(), "the payload works"
@@ -72,7 +80,9 @@ def test_a_pickle_beside_safetensors_is_not_read(folder, base, tmp_path):
 def test_an_index_does_not_stand_for_an_adapter(base, tmp_path):
     save_adapter(build(base, lora=LORA), tmp_path)
     (tmp_path / "adapter_model.safetensors").unlink()
-    (tmp_path / "adapter_model.bin").write_bytes(pickle.dumps({"weights": Bomb(tmp_path / "marker")}))
+    (tmp_path / "adapter_model.bin").write_bytes(
+        pickle.dumps({"weights": Bomb(tmp_path / "marker")})
+    )
     (tmp_path / "adapter_model.safetensors.index.json").write_text(json.dumps({"weight_map": {}}))
     _refused(tmp_path, r"network\.path=.*: adapter_model\.bin is a pickle")
     assert not (tmp_path / "marker").exists()
@@ -82,8 +92,12 @@ def test_an_adapter_in_a_pickle_is_refused_unread(base, tmp_path):
     (tmp_path / "adapter").mkdir()
     save_adapter(build(base, lora=LORA), tmp_path / "adapter")
     (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
-    (tmp_path / "adapter" / "adapter_model.bin").write_bytes(pickle.dumps(Bomb(tmp_path / "marker")))
-    _refused(tmp_path / "adapter", r"adapter_model\.bin is a pickle.*no adapter_model\.safetensors in it")
+    (tmp_path / "adapter" / "adapter_model.bin").write_bytes(
+        pickle.dumps(Bomb(tmp_path / "marker"))
+    )
+    _refused(
+        tmp_path / "adapter", r"adapter_model\.bin is a pickle.*no adapter_model\.safetensors in it"
+    )
     assert not (tmp_path / "marker").exists()
 
 
@@ -121,13 +135,29 @@ def test_a_network_in_several_files_loads(folder, base):
     assert torch.equal(logits(build(folder)), logits(build(base)))
 
 
-@pytest.mark.parametrize("file", [
-    "../other.safetensors", "a/../../other.safetensors", "/etc/other.safetensors", "..\\x.safetensors", "C:x.safetensors", "", 3, None,
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "file",
+    [
+        "../other.safetensors",
+        "a/../../other.safetensors",
+        "/etc/other.safetensors",
+        "..\\x.safetensors",
+        "C:x.safetensors",
+        "",
+        3,
+        None,
+    ],
+)
 def test_an_index_that_points_out_of_the_folder_is_refused(folder, tmp_path, file):
-    shutil.copy(folder / "model.safetensors", tmp_path / "other.safetensors")  # it is there, and is not to be read
+    shutil.copy(
+        folder / "model.safetensors", tmp_path / "other.safetensors"
+    )  # it is there, and is not to be read
     _sharded(folder, {"a": 1} if file is None else file)
-    _refused(folder, r"model\.safetensors\.index\.json names .*, which is not inside the folder; do not use this model")
+    _refused(
+        folder,
+        r"model\.safetensors\.index\.json names .*, which is not inside the folder; do not use this"
+        r" model",
+    )
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", "\ufeff{}"])
@@ -140,10 +170,13 @@ def test_a_broken_index_is_named(folder, text):
 
 
 def test_a_name_that_is_in_no_cache_is_refused_with_the_way_to_fetch_it(monkeypatch):
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", _absent(LocalEntryNotFoundError("not there")))
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", _absent(LocalEntryNotFoundError("not there"))
+    )
     _refused(
         HUB,
-        r"path=some-org/some-model: no such folder, and no model .* local hub cache; .*--model\.init_args\.network\.local_files_only=false",
+        r"path=some-org/some-model: no such folder, and no model .* local hub cache;"
+        r" .*--model\.init_args\.network\.local_files_only=false",
     )
     _refused(HUB, r"of that name \(revision v2\) in the local hub cache", revision="v2")
 
@@ -162,10 +195,17 @@ def _absent(error: Exception):
 
 
 def test_what_the_hub_says_is_passed_on(monkeypatch):
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", _absent(OfflineModeIsEnabled("the hub\ncannot be reached")))
+    monkeypatch.setattr(
+        huggingface_hub,
+        "snapshot_download",
+        _absent(OfflineModeIsEnabled("the hub\ncannot be reached")),
+    )
     spec = NetworkSpec(path=HUB, local_files_only=False)
     check_network(spec)  # before a run, nothing is fetched
-    with pytest.raises(TemperError, match=r"the hub did not give a model of that name: the hub; check name, network and access"):
+    with pytest.raises(
+        TemperError,
+        match=r"the hub did not give a model of that name: the hub; check name, network and access",
+    ):
         build(HUB, local_files_only=False)
 
 
@@ -181,11 +221,16 @@ def test_a_hub_name_is_loaded_from_its_cached_folder_at_its_revision(base, monke
     assert torch.equal(logits(network), logits(build(base)))
     name, settings = asked[-1]
     assert (name, settings["revision"], settings["local_files_only"]) == (HUB, "abc", True)
-    assert not any(pattern.endswith(("bin", "pt", "py", "*")) for pattern in settings["allow_patterns"])
+    assert not any(
+        pattern.endswith(("bin", "pt", "py", "*")) for pattern in settings["allow_patterns"]
+    )
     assert any("*.safetensors" in settings["allow_patterns"] for _, settings in asked)
     spec = NetworkSpec(path=HUB, revision="abc")
     assert tokenizer_folder(spec) == base and hidden_size(spec) == network.config.hidden_size
-    assert ["*.safetensors" in settings["allow_patterns"] for _, settings in asked[-2:]] == [False, False], "weights are not needed for it"
+    assert ["*.safetensors" in settings["allow_patterns"] for _, settings in asked[-2:]] == [
+        False,
+        False,
+    ], "weights are not needed for it"
     save_adapter(network, tmp_path)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["revision"]) == (HUB, "abc")
@@ -194,7 +239,9 @@ def test_a_hub_name_is_loaded_from_its_cached_folder_at_its_revision(base, monke
 
 
 def test_a_folder_has_no_revision(base):
-    _refused(base, r"network\.revision=v2: path=.* is a folder, which has no revisions", revision="v2")
+    _refused(
+        base, r"network\.revision=v2: path=.* is a folder, which has no revisions", revision="v2"
+    )
 
 
 @pytest.mark.parametrize("path", ["nowhere", "./a/b", "a/b/c", "../x/y", ""])
@@ -213,12 +260,17 @@ def _with_code(folder: Path, marker: Path) -> None:
         "class OwnConfig(LlamaConfig):\n    model_type = 'own'\n"
         "class Own(LlamaForCausalLM):\n    config_class = OwnConfig\n"
     )
-    own = {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.Own"}}
+    own = {
+        "model_type": "own",
+        "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.Own"},
+    }
     (folder / "config.json").write_text(json.dumps(config | own))
 
 
 def test_code_of_a_model_runs_only_if_it_is_trusted(folder, base, tmp_path, monkeypatch):
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(
+        "transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules")
+    )
     _with_code(folder, tmp_path / "marker")
     with pytest.raises(TemperError, match=r"trust_remote_code=true if you trust its authors"):
         build(folder)
@@ -228,17 +280,34 @@ def test_code_of_a_model_runs_only_if_it_is_trusted(folder, base, tmp_path, monk
 
 
 def test_damaged_weights_and_those_of_another_shape_are_one_line(folder):
-    weights, config = (folder / "model.safetensors").read_bytes(), json.loads((folder / "config.json").read_text())
+    weights, config = (
+        (folder / "model.safetensors").read_bytes(),
+        json.loads((folder / "config.json").read_text()),
+    )
     (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
-    with pytest.raises(TemperError, match=r"network\.path=.*: transformers cannot load it: .*; its weights are damaged"):
+    with pytest.raises(
+        TemperError,
+        match=r"network\.path=.*: transformers cannot load it: .*; its weights are damaged",
+    ):
         build(folder)
     (folder / "model.safetensors").write_bytes(weights)
-    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": config["intermediate_size"] * 2}))
-    with pytest.raises(TemperError, match=r"network\.path=.*: transformers cannot load it: [^\n]*; its weights are damaged[^\n]*$"):
+    (folder / "config.json").write_text(
+        json.dumps(config | {"intermediate_size": config["intermediate_size"] * 2})
+    )
+    with pytest.raises(
+        TemperError,
+        match=(
+            r"network\.path=.*: transformers cannot load it: [^\n]*; its weights are damaged[^\n]*$"
+        ),
+    ):
         build(folder)
 
 
 def test_what_transformers_cannot_load_is_one_line(folder):
-    (folder / "config.json").write_text(json.dumps({"model_type": "no-such-type", "vocab_size": len(TOKENIZER)}))
-    with pytest.raises(TemperError, match=r"network\.path=.*: transformers cannot load it: .*no-such-type"):
+    (folder / "config.json").write_text(
+        json.dumps({"model_type": "no-such-type", "vocab_size": len(TOKENIZER)})
+    )
+    with pytest.raises(
+        TemperError, match=r"network\.path=.*: transformers cannot load it: .*no-such-type"
+    ):
         build(folder)

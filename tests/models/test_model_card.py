@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from temper.models import NetworkSpec, ShapeSpec
-from temper.models.card import FORMS, model_card, plain
+from temper.models.export import FORMS, model_card, plain
 
 CONFIG = {
     "model": {
@@ -16,12 +16,19 @@ CONFIG = {
             "network": {"path": "/home/someone/models/base", "lora": {"rank": 8}, "compile": False},
             "lam": 5.0,
             "refresh_every": None,
-            "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.001, "foreach": None, "amsgrad": False}},
+            "optimizer": {
+                "class_path": "torch.optim.AdamW",
+                "init_args": {"lr": 0.001, "foreach": None, "amsgrad": False},
+            },
         },
     },
     "data": {
         "class_path": "datamodules.TextAlignment",
-        "init_args": {"train": "/home/someone/data/recipes.jsonl", "system": "a|b\nc", "files": ["/home/someone/x/y.csv"]},
+        "init_args": {
+            "train": "/home/someone/data/recipes.jsonl",
+            "system": "a|b\nc",
+            "files": ["/home/someone/x/y.csv"],
+        },
     },
 }
 CARD = {
@@ -37,8 +44,12 @@ SPEC = NetworkSpec(path="/home/someone/models/base")
 def run(tmp_path) -> Path:
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
     (tmp_path / "card.json").write_text(json.dumps(CARD))
-    (tmp_path / "evaluation.json").write_text(json.dumps({"judge": "keyword", "step": 1200, "metrics": {"harmful_score": FIGURE}}))
-    (tmp_path / "generations.jsonl").write_text('{"prompt": "a question of the user", "response": "an answer of the model"}\n')
+    (tmp_path / "evaluation.json").write_text(
+        json.dumps({"judge": "keyword", "step": 1200, "metrics": {"harmful_score": FIGURE}})
+    )
+    (tmp_path / "generations.jsonl").write_text(
+        '{"prompt": "a question of the user", "response": "an answer of the model"}\n'
+    )
     return tmp_path
 
 
@@ -61,7 +72,9 @@ def test_it_says_what_was_done_with_figures_and_hashes(run):
     ):
         assert line in card
     assert "defensive research" in card and "torch 2" in card
-    assert "refresh_every" not in card and "amsgrad" not in card and "compile" not in card, "what says nothing is left out"
+    assert "refresh_every" not in card and "amsgrad" not in card and "compile" not in card, (
+        "what says nothing is left out"
+    )
 
 
 def test_no_folder_of_the_machine_is_in_it_and_nothing_that_was_generated(run):
@@ -82,14 +95,23 @@ def test_evaluation_and_cost_of_other_weights_are_left_out(run):
 
 
 def test_a_run_without_files_is_described_as_far_as_it_is_known(tmp_path):
-    card = model_card(NetworkSpec(shape=ShapeSpec(hidden_size=8, n_layers=2)), "whole", tmp_path, step=1)
-    assert "random weights (hidden size 8, 2 layers)" in card and "These weights were not evaluated" in card
+    card = model_card(
+        NetworkSpec(shape=ShapeSpec(hidden_size=8, n_layers=2)), "whole", tmp_path, step=1
+    )
+    assert (
+        "random weights (hidden size 8, 2 layers)" in card
+        and "These weights were not evaluated" in card
+    )
     assert "| steps | 1 |" in card
 
 
 def test_without_training_there_is_nothing_that_was_done():
     card = model_card(SPEC, "merged")
-    assert "without further\ntraining" in card and "What was done" not in card and "Figures\n" not in card
+    assert (
+        "without further\ntraining" in card
+        and "What was done" not in card
+        and "Figures\n" not in card
+    )
 
 
 @pytest.mark.parametrize(
@@ -106,7 +128,14 @@ def test_the_front_matter_is_what_the_hub_reads(path, form, expected):
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"), [("/a/b/c/d.json", "c/d.json"), ("runs/a", "runs/a"), ("a sentence", "a sentence"), ("/", "/"), ("", "")]
+    ("text", "expected"),
+    [
+        ("/a/b/c/d.json", "c/d.json"),
+        ("runs/a", "runs/a"),
+        ("a sentence", "a sentence"),
+        ("/", "/"),
+        ("", ""),
+    ],
 )
 def test_a_path_of_the_machine_is_cut(text, expected):
     assert plain(text) == expected

@@ -1,4 +1,6 @@
-"""Attention, activation checkpointing and compilation change cost, not results; what cannot be had is refused."""
+"""Attention, activation checkpointing and compilation change cost, not results; what cannot be had
+is refused.
+"""
 
 import copy
 from collections.abc import Iterator
@@ -9,9 +11,8 @@ import torch
 
 from temper.errors import TemperError
 from temper.models import NetworkSpec
-from temper.models.blocks import attention_blocks
-from temper.models.build import check_network
-from temper.models.execution import checkpoint_activations
+from temper.models.blocks import attention_blocks, checkpoint_activations
+from temper.models.load import check_network
 from tests.models.networks import LORA, SHAPE, build, disturb, gradients, logits, save_base
 
 
@@ -38,7 +39,9 @@ def test_activation_checkpointing_runs_layers_again_in_the_backward_pass():
 
 
 def test_an_architecture_without_activation_checkpointing_is_refused():
-    with pytest.raises(TemperError, match="activation_checkpointing=true: Linear has none; set it to false"):
+    with pytest.raises(
+        TemperError, match="activation_checkpointing=true: Linear has none; set it to false"
+    ):
         checkpoint_activations(torch.nn.Linear(1, 1))
 
 
@@ -89,7 +92,9 @@ def _counted(network: torch.nn.Module) -> list[int]:
 def test_hooks_set_after_compilation_are_noticed(quick_compiler):
     network = build(compile=True)
     before = logits(network)
-    handle = attention_blocks(network)[0].register_forward_hook(lambda module, inputs, output: (output[0] + 1, *output[1:]))
+    handle = attention_blocks(network)[0].register_forward_hook(
+        lambda module, inputs, output: (output[0] + 1, *output[1:])
+    )
     assert not torch.allclose(logits(network), before, atol=1e-3)
     handle.remove()
     assert torch.equal(logits(network), before)
@@ -98,7 +103,10 @@ def test_hooks_set_after_compilation_are_noticed(quick_compiler):
 @pytest.mark.slow
 def test_the_whole_compiler_trains_adapters_on_layers_that_are_computed_again():
     torch._dynamo.reset()
-    network, compiled = (disturb(build(lora=LORA, compile=flag, activation_checkpointing=flag)) for flag in (False, True))
+    network, compiled = (
+        disturb(build(lora=LORA, compile=flag, activation_checkpointing=flag))
+        for flag in (False, True)
+    )
     wanted, found = gradients(network), gradients(compiled)
     assert all(torch.allclose(wanted[name], found[name], atol=1e-4) for name in wanted)
     assert torch.allclose(logits(compiled), logits(network), atol=1e-5)
@@ -107,12 +115,27 @@ def test_the_whole_compiler_trains_adapters_on_layers_that_are_computed_again():
 # -- refusals
 
 
-@pytest.mark.parametrize(("settings", "message"), [
-    ({"shape": SHAPE, "revision": "v2"}, r"network\.revision=v2 is for networks that are loaded"),
-    ({"shape": SHAPE, "trust_remote_code": True}, r"network\.trust_remote_code=True is for networks that are loaded"),
-    ({"shape": SHAPE, "quantization": "nf4", "lora": LORA}, r"network\.quantization=nf4 is for networks that are loaded"),
-    ({"shape": SHAPE, "attention": "flash_attention_2"}, r"attention=flash_attention_2 .*pip install flash-attn, or use sdpa"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"shape": SHAPE, "revision": "v2"},
+            r"network\.revision=v2 is for networks that are loaded",
+        ),
+        (
+            {"shape": SHAPE, "trust_remote_code": True},
+            r"network\.trust_remote_code=True is for networks that are loaded",
+        ),
+        (
+            {"shape": SHAPE, "quantization": "nf4", "lora": LORA},
+            r"network\.quantization=nf4 is for networks that are loaded",
+        ),
+        (
+            {"shape": SHAPE, "attention": "flash_attention_2"},
+            r"attention=flash_attention_2 .*pip install flash-attn, or use sdpa",
+        ),
+    ],
+)
 def test_what_cannot_be_honoured_is_refused(settings, message):
     with pytest.raises(TemperError, match=message):
         check_network(NetworkSpec(**settings))
@@ -120,11 +143,15 @@ def test_what_cannot_be_honoured_is_refused(settings, message):
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="an accelerator has the backward pass")
 def test_flex_attention_is_refused_on_a_cpu():
-    with pytest.raises(TemperError, match="attention=flex_attention has no backward pass on a CPU: use sdpa"):
+    with pytest.raises(
+        TemperError, match="attention=flex_attention has no backward pass on a CPU: use sdpa"
+    ):
         check_network(NetworkSpec(shape=SHAPE, attention="flex_attention"))
 
 
 def test_flash_attention_in_32_bits_is_refused(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
-    with pytest.raises(TemperError, match="attention=flash_attention_2 computes in 16 bits: set dtype=bfloat16"):
+    with pytest.raises(
+        TemperError, match="attention=flash_attention_2 computes in 16 bits: set dtype=bfloat16"
+    ):
         check_network(NetworkSpec(shape=SHAPE, attention="flash_attention_2"))

@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from temper.errors import TemperError
 from temper.models import AdapterOff, FrozenCopy, LoRASpec, NetworkSpec
-from temper.models.adapters import merged_copy, save_adapter
-from temper.models.build import check_network
+from temper.models.load import check_network
+from temper.models.lora import merged_copy, save_adapter
 from temper.models.quantise import is_quantised
 from tests.models.networks import IDS, LORA, build, disturb, gradients, logits, save_base
 
@@ -42,7 +42,9 @@ def test_the_base_is_in_few_bits_and_the_adapter_in_fp32(base, kind, dtype):
     network = build(base, lora=LORA, quantization=kind, dtype=dtype)
     layer = network.get_base_model().model.layers[0].self_attn.k_proj
     assert layer.weight.dtype == {"nf4": torch.uint8, "int8": torch.int8}[kind]
-    assert {parameter.dtype for parameter in network.parameters() if parameter.requires_grad} == {torch.float32}
+    assert {parameter.dtype for parameter in network.parameters() if parameter.requires_grad} == {
+        torch.float32
+    }
     assert network.get_input_embeddings().weight.dtype == getattr(torch, dtype)
     assert is_quantised(network)
     if kind == "nf4":
@@ -78,9 +80,15 @@ def test_references_leave_it_as_it_was(base, kind, reference):
     network = disturb(build(base, lora=LORA, quantization=kind))
     before = gradients(network)
     rows = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS), "labels": IDS}
-    wanted = network.eval() and torch.log_softmax(logits(network)[:, :-1], -1).gather(-1, IDS[:, 1:, None]).sum((1, 2))
+    wanted = network.eval() and torch.log_softmax(logits(network)[:, :-1], -1).gather(
+        -1, IDS[:, 1:, None]
+    ).sum((1, 2))
     if reference is AdapterOff:
-        wanted = torch.log_softmax(logits(build(base, lora=LORA, quantization=kind))[:, :-1], -1).gather(-1, IDS[:, 1:, None]).sum((1, 2))
+        wanted = (
+            torch.log_softmax(logits(build(base, lora=LORA, quantization=kind))[:, :-1], -1)
+            .gather(-1, IDS[:, 1:, None])
+            .sum((1, 2))
+        )
     assert torch.allclose(reference(network).score(rows, "x").sums, wanted, atol=1e-4)
     assert all(torch.equal(before[name], gradient) for name, gradient in gradients(network).items())
 
@@ -88,7 +96,12 @@ def test_references_leave_it_as_it_was(base, kind, reference):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("policy", ["continue", "new"])
 def test_a_merged_copy_is_dense_and_does_what_training_saw(adapter, tmp_path, kind, policy):
-    network = build(adapter, quantization=kind, adapter=policy, lora=LoRASpec(rank=3, targets=["up_proj"]) if policy == "new" else None)
+    network = build(
+        adapter,
+        quantization=kind,
+        adapter=policy,
+        lora=LoRASpec(rank=3, targets=["up_proj"]) if policy == "new" else None,
+    )
     disturb(network, only="next" if policy == "new" else "default")
     logits(network)  # an evaluation before the export
     before = copy.deepcopy(network.state_dict())
@@ -100,7 +113,9 @@ def test_a_merged_copy_is_dense_and_does_what_training_saw(adapter, tmp_path, ki
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
     with torch.no_grad():
-        seen = network.train()(input_ids=IDS).logits  # int8 rounds inputs too when it evaluates, not when it trains
+        seen = network.train()(
+            input_ids=IDS
+        ).logits  # int8 rounds inputs too when it evaluates, not when it trains
     # Dequantised through bfloat16 by transformers where the scales are nested.
     assert torch.allclose(logits(loaded), seen, rtol=0, atol=2e-2 if kind == "nf4" else 1e-4)
     assert torch.equal(loaded.model.embed_tokens.weight, network.get_input_embeddings().weight)
@@ -117,7 +132,10 @@ def test_a_checkpoint_of_it_is_read_back(base, tmp_path, kind):
     assert torch.equal(logits(other), wanted)
 
 
-@pytest.mark.parametrize(("kind", "what"), [("nf4", "absmax"), ("nf4", "k_proj.weight"), ("int8", "SCB"), ("int8", "k_proj.weight")])
+@pytest.mark.parametrize(
+    ("kind", "what"),
+    [("nf4", "absmax"), ("nf4", "k_proj.weight"), ("int8", "SCB"), ("int8", "k_proj.weight")],
+)
 def test_a_checkpoint_of_another_base_is_refused(base, kind, what):
     state = build(base, lora=LORA, quantization=kind).state_dict()
     name = next(name for name in state if name.endswith(what))
@@ -136,26 +154,47 @@ def _refused(message: str, **settings: object) -> None:
 
 
 def test_full_fine_tuning_in_few_bits_is_refused(base, adapter):
-    _refused(r"weights in nf4 are frozen, .*lora\.rank=16, or drop quantization for full", path=str(base), quantization="nf4")
+    _refused(
+        r"weights in nf4 are frozen, .*lora\.rank=16, or drop quantization for full",
+        path=str(base),
+        quantization="nf4",
+    )
     check_network(NetworkSpec(path=str(adapter), quantization="nf4"))  # its adapter is trained
 
 
 def test_merging_into_few_bits_is_refused(adapter):
-    _refused(r"adapter=merge with weights in int8: .*use adapter=new or continue", path=str(adapter), quantization="int8", adapter="merge")
+    _refused(
+        r"adapter=merge with weights in int8: .*use adapter=new or continue",
+        path=str(adapter),
+        quantization="int8",
+        adapter="merge",
+    )
 
 
 def test_so_is_merging_into_a_base_that_is_stored_so(base, adapter, tmp_path):
-    config = json.loads((base / "config.json").read_text()) | {"quantization_config": {"quant_method": "bitsandbytes"}}
-    stored, on_it = (Path(shutil.copytree(source, tmp_path / name)) for source, name in ((base, "stored"), (adapter, "on_it")))
+    config = json.loads((base / "config.json").read_text()) | {
+        "quantization_config": {"quant_method": "bitsandbytes"}
+    }
+    stored, on_it = (
+        Path(shutil.copytree(source, tmp_path / name))
+        for source, name in ((base, "stored"), (adapter, "on_it"))
+    )
     (stored / "config.json").write_text(json.dumps(config))
-    found = json.loads((on_it / "adapter_config.json").read_text()) | {"base_model_name_or_path": str(stored)}
+    found = json.loads((on_it / "adapter_config.json").read_text()) | {
+        "base_model_name_or_path": str(stored)
+    }
     (on_it / "adapter_config.json").write_text(json.dumps(found))
-    with pytest.raises(TemperError, match=r"adapter=merge with weights in bitsandbytes: .*use adapter=new or continue"):
+    with pytest.raises(
+        TemperError,
+        match=r"adapter=merge with weights in bitsandbytes: .*use adapter=new or continue",
+    ):
         build(on_it, adapter="merge")
 
 
 def test_a_folder_in_few_bits_is_not_quantised_again_nor_trained_whole(base, tmp_path):
-    config = json.loads((base / "config.json").read_text()) | {"quantization_config": {"quant_method": "gptq"}}
+    config = json.loads((base / "config.json").read_text()) | {
+        "quantization_config": {"quant_method": "gptq"}
+    }
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "model.safetensors").touch()
     _refused(
@@ -168,6 +207,13 @@ def test_a_folder_in_few_bits_is_not_quantised_again_nor_trained_whole(base, tmp
 
 
 def test_without_bitsandbytes_the_package_is_named(base, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "bitsandbytes" else object())
-    _refused(r"quantization=nf4: .*pip install -e '\.\[bitsandbytes\]'", path=str(base), quantization="nf4", lora=LORA)
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: None if name == "bitsandbytes" else object()
+    )
+    _refused(
+        r"quantization=nf4: .*pip install -e '\.\[bitsandbytes\]'",
+        path=str(base),
+        quantization="nf4",
+        lora=LORA,
+    )
     assert "bitsandbytes" in sys.modules

@@ -1,4 +1,6 @@
-"""Reference log-probabilities on disk: when they are used again, when not, and what an interruption leaves."""
+"""Reference log-probabilities on disk: when they are used again, when not, and what an interruption
+leaves.
+"""
 
 import copy
 from typing import Any
@@ -9,8 +11,9 @@ from peft import LoraConfig, get_peft_model
 
 from temper.data import PoolSource
 from temper.errors import TemperError
-from temper.models import AdapterOff, CachedSums, FrozenCopy, reference_cache, score
-from temper.models.reference_cache import cache_key, reference_table
+from temper.models import AdapterOff, CachedSums, FrozenCopy, score
+from temper.models import reference as reference_cache
+from temper.models.reference import cache_key, reference_table
 from temper.synthetic import build_tokenizer, language_spec
 from tests.objectives import exact_network
 from tests.preference import make_pairs
@@ -44,7 +47,9 @@ def forwards(monkeypatch) -> list[int]:
 
 
 def _table(network, data, folder, source=None, **settings):
-    return reference_table(network, source or data.sources["pairs"], data.tokenizer, folder, "pairs", **settings)
+    return reference_table(
+        network, source or data.sources["pairs"], data.tokenizer, folder, "pairs", **settings
+    )
 
 
 def test_a_table_holds_the_sums_of_every_row_by_number(network, data, tmp_path):
@@ -80,7 +85,11 @@ def _other_rows(network, data):
 
 def _flat_rows(network, data):
     """The same numbers as rows of one sequence."""
-    rows = {name: value.flatten(0, 1) for name, value in data.sources["pairs"].rows.items() if value.dim() == 3}
+    rows = {
+        name: value.flatten(0, 1)
+        for name, value in data.sources["pairs"].rows.items()
+        if value.dim() == 3
+    }
     return {"source": PoolSource(rows | {"ids": torch.arange(24)}, 6, 1, "pairs")}
 
 
@@ -89,7 +98,9 @@ def _other_precision(network, data):
 
 
 @pytest.mark.parametrize("change", [_other_weights, _other_rows, _flat_rows, _other_precision])
-def test_another_model_other_rows_and_another_precision_are_computed_anew(change, network, data, tmp_path, forwards):
+def test_another_model_other_rows_and_another_precision_are_computed_anew(
+    change, network, data, tmp_path, forwards
+):
     _table(network, data, tmp_path)
     _table(network, data, tmp_path, **change(network, data))
     assert len(forwards) == len(list(tmp_path.iterdir())) == 2
@@ -107,7 +118,9 @@ def test_tokenizer_and_chat_template_are_part_of_the_key(network):
 def test_a_new_adapter_of_another_seed_finds_the_table_of_the_first(network, data):
     def key(seed: int, trained: bool = False) -> str:
         torch.manual_seed(seed)
-        adapted = get_peft_model(copy.deepcopy(network), LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True))
+        adapted = get_peft_model(
+            copy.deepcopy(network), LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True)
+        )
         if trained:
             for name, parameter in adapted.named_parameters():
                 parameter.data += 0.1 * ("lora_B" in name)
@@ -118,7 +131,9 @@ def test_a_new_adapter_of_another_seed_finds_the_table_of_the_first(network, dat
 
 
 @pytest.mark.parametrize("stop", ["save_file", "replace"])
-def test_an_interrupted_write_leaves_no_file_and_the_next_run_starts_over(stop, network, data, tmp_path, forwards, monkeypatch):
+def test_an_interrupted_write_leaves_no_file_and_the_next_run_starts_over(
+    stop, network, data, tmp_path, forwards, monkeypatch
+):
     def interrupted(*arguments: Any, **_: Any) -> None:
         if stop == "save_file":
             with open(arguments[1], "wb") as file:
@@ -126,7 +141,9 @@ def test_an_interrupted_write_leaves_no_file_and_the_next_run_starts_over(stop, 
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(reference_cache if stop == "save_file" else reference_cache.os, stop, interrupted)
+        patch.setattr(
+            reference_cache if stop == "save_file" else reference_cache.os, stop, interrupted
+        )
         with pytest.raises(KeyboardInterrupt):
             _table(network, data, tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -135,7 +152,12 @@ def test_an_interrupted_write_leaves_no_file_and_the_next_run_starts_over(stop, 
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda whole: whole[: len(whole) // 2], lambda whole: b"", lambda whole: whole[:20] + b"x" * 40 + whole[60:]]
+    "damage",
+    [
+        lambda whole: whole[: len(whole) // 2],
+        lambda whole: b"",
+        lambda whole: whole[:20] + b"x" * 40 + whole[60:],
+    ],
 )
 def test_a_damaged_file_is_replaced(damage, network, data, tmp_path):
     table = _table(network, data, tmp_path)
@@ -167,8 +189,12 @@ def test_a_cache_has_no_logits():
 
 
 @pytest.mark.parametrize("kind", [AdapterOff, FrozenCopy])
-def test_a_reference_has_no_dropout_no_gradient_and_leaves_the_policy_in_training(kind, network, data):
-    adapted = get_peft_model(network, LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True)).train()
+def test_a_reference_has_no_dropout_no_gradient_and_leaves_the_policy_in_training(
+    kind, network, data
+):
+    adapted = get_peft_model(
+        network, LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True)
+    ).train()
     rows = data.sources["pairs"].rows
     with torch.no_grad():
         wanted = score(adapted, rows).sums

@@ -25,8 +25,7 @@ from temper.data.rows import LENGTHS
 from temper.errors import TemperError
 from temper.losses import nll
 from temper.models import LoRASpec, NetworkSpec, ShapeSpec, build_network, score
-from temper.models.output_layer import output_layer
-from temper.models.score import keeps_sequences_apart
+from temper.models.score import keeps_sequences_apart, output_layer
 from temper.synthetic import build_tokenizer, language_spec
 
 VOCABULARY = 20
@@ -35,7 +34,14 @@ VOCABULARY = 20
 def network(seed: int = 0) -> GPT2LMHeadModel:
     torch.manual_seed(seed)
     config = GPT2Config(
-        vocab_size=VOCABULARY, n_embd=8, n_layer=2, n_head=2, n_positions=24, initializer_range=0.3, bos_token_id=1, eos_token_id=2
+        vocab_size=VOCABULARY,
+        n_embd=8,
+        n_layer=2,
+        n_head=2,
+        n_positions=24,
+        initializer_range=0.3,
+        bos_token_id=1,
+        eos_token_id=2,
     )
     return GPT2LMHeadModel(config).double().eval()
 
@@ -48,12 +54,19 @@ def rows(seed: int, n: int = 4, width: int = 9) -> dict[str, torch.Tensor]:
     at = torch.arange(width)
     attention = at < lengths[:, None]
     labels = torch.where(attention & (at >= prompts[:, None]), ids, -100)
-    return {"input_ids": torch.where(attention, ids, 0), "attention_mask": attention.long(), "labels": labels, "ids": torch.arange(n)}
+    return {
+        "input_ids": torch.where(attention, ids, 0),
+        "attention_mask": attention.long(),
+        "labels": labels,
+        "ids": torch.arange(n),
+    }
 
 
 def plain_sums(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> list[torch.Tensor]:
     sums = []
-    for ids, attention, labels in zip(batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True):
+    for ids, attention, labels in zip(
+        batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True
+    ):
         length = int(attention.sum())
         logps = model(input_ids=ids[None, :length]).logits[0].log_softmax(-1)
         sums.append(sum(logps[t - 1, labels[t]] for t in range(1, length) if labels[t] != -100))
@@ -80,19 +93,35 @@ def test_sums_and_gradients_equal_a_loop_over_rows(fused: bool, seed: int):
 def test_pairs_go_through_as_one_batch_and_come_back_as_pairs():
     model, first, second = network(), rows(0, width=7), rows(1, width=11)
     calls: list[tuple[int, ...]] = []
-    model.register_forward_pre_hook(lambda module, args, kwargs: calls.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True)
+    model.register_forward_pre_hook(
+        lambda module, args, kwargs: calls.append(tuple(kwargs["input_ids"].shape)),
+        with_kwargs=True,
+    )
     paired = score(model, pair_rows(first, second), logits=True, hidden=True)
     assert calls == [(8, 11)]
-    torch.testing.assert_close(paired.sums, torch.stack([score(model, first).sums, score(model, second).sums], dim=1))
+    torch.testing.assert_close(
+        paired.sums, torch.stack([score(model, first).sums, score(model, second).sums], dim=1)
+    )
     assert paired.logits is not None and paired.logits.shape == (4, 2, 10, VOCABULARY)
-    assert paired.hidden is not None and [tuple(h.shape) for h in paired.hidden] == [(4, 2, 11, 8)] * 3
+    assert (
+        paired.hidden is not None and [tuple(h.shape) for h in paired.hidden] == [(4, 2, 11, 8)] * 3
+    )
     one = paired[:, 1]
     assert one.logits is not None and one.hidden is not None and one.attended is not None
-    assert torch.equal(one.logps, paired.logps[:, 1]) and torch.equal(one.hidden[2], paired.hidden[2][:, 1])
-    assert torch.equal(one.attended, torch.nn.functional.pad(second["attention_mask"], (0, 0)).bool())
+    assert torch.equal(one.logps, paired.logps[:, 1]) and torch.equal(
+        one.hidden[2], paired.hidden[2][:, 1]
+    )
+    assert torch.equal(
+        one.attended, torch.nn.functional.pad(second["attention_mask"], (0, 0)).bool()
+    )
 
 
-@given(seed=st.integers(0, 50), extra=st.integers(1, 6), filler=st.integers(0, VOCABULARY - 1), fused=st.booleans())
+@given(
+    seed=st.integers(0, 50),
+    extra=st.integers(1, 6),
+    filler=st.integers(0, VOCABULARY - 1),
+    fused=st.booleans(),
+)
 def test_padding_changes_nothing(seed: int, extra: int, filler: int, fused: bool):
     model, batch = network(), rows(seed)
     pad = torch.nn.functional.pad
@@ -101,7 +130,12 @@ def test_padding_changes_nothing(seed: int, extra: int, filler: int, fused: bool
         "attention_mask": pad(batch["attention_mask"], (0, extra)),
         "labels": pad(batch["labels"], (0, extra), value=-100),
     }
-    torch.testing.assert_close(score(model, wide, fused=fused).sums, score(model, batch, fused=fused).sums, rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(
+        score(model, wide, fused=fused).sums,
+        score(model, batch, fused=fused).sums,
+        rtol=1e-11,
+        atol=1e-11,
+    )
 
 
 def test_a_row_without_labels_counts_nothing_and_is_not_nan():
@@ -115,8 +149,14 @@ def test_a_row_without_labels_counts_nothing_and_is_not_nan():
 def test_hidden_states_are_the_networks_own():
     model, batch = network(), rows(2)
     found = score(model, batch, hidden=True)
-    own = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], output_hidden_states=True).hidden_states
-    assert found.hidden is not None and all(torch.equal(a, b) for a, b in zip(found.hidden, own, strict=True))
+    own = model(
+        input_ids=batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        output_hidden_states=True,
+    ).hidden_states
+    assert found.hidden is not None and all(
+        torch.equal(a, b) for a, b in zip(found.hidden, own, strict=True)
+    )
     fused = score(model, batch, hidden=True, fused=True)
     assert fused.hidden is not None
     torch.testing.assert_close(fused.hidden[-1], own[-1])
@@ -125,17 +165,26 @@ def test_hidden_states_are_the_networks_own():
 @pytest.mark.parametrize("lora", [None, LoRASpec(rank=2, alpha=4)])
 def test_fused_works_with_and_without_an_adapter(lora: LoRASpec | None):
     tokenizer = build_tokenizer(language_spec("tiny"))
-    spec = NetworkSpec(shape=ShapeSpec(hidden_size=16, n_layers=1, n_heads=2, intermediate_size=32), lora=lora)
+    spec = NetworkSpec(
+        shape=ShapeSpec(hidden_size=16, n_layers=1, n_heads=2, intermediate_size=32), lora=lora
+    )
     model = build_network(spec, tokenizer)
-    torch.testing.assert_close(score(model, rows(0), fused=True).sums, score(model, rows(0)).sums, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        score(model, rows(0), fused=True).sums, score(model, rows(0)).sums, rtol=1e-5, atol=1e-5
+    )
 
 
 def test_an_adapter_on_the_output_layer_learns_the_same_with_and_without_all_logits():
     tokenizer = build_tokenizer(language_spec("tiny"))
     shape = ShapeSpec(hidden_size=16, n_layers=1, n_heads=2, intermediate_size=32)
-    model = build_network(NetworkSpec(shape=shape, lora=LoRASpec(rank=2, targets=["lm_head", "q_proj"])), tokenizer)
+    model = build_network(
+        NetworkSpec(shape=shape, lora=LoRASpec(rank=2, targets=["lm_head", "q_proj"])), tokenizer
+    )
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    every, some = (torch.autograd.grad(score(model, rows(0), logits=full).sums.sum(), list(trained.values())) for full in (True, False))
+    every, some = (
+        torch.autograd.grad(score(model, rows(0), logits=full).sums.sum(), list(trained.values()))
+        for full in (True, False)
+    )
     for name, left, right in zip(trained, every, some, strict=True):
         torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-6)
         assert left.any() or "lora_A" in name  # B begins at 0, so that A has no gradient yet
@@ -150,7 +199,8 @@ def test_fused_is_refused_where_it_would_be_wrong():
     with pytest.raises(TemperError, match="final_logit_softcapping=30"):
         output_layer(capped)
     spec = NetworkSpec(
-        shape=ShapeSpec(hidden_size=16, n_layers=1, n_heads=2, intermediate_size=32), lora=LoRASpec(rank=2, targets=["lm_head"])
+        shape=ShapeSpec(hidden_size=16, n_layers=1, n_heads=2, intermediate_size=32),
+        lora=LoRASpec(rank=2, targets=["lm_head"]),
     )
     with pytest.raises(TemperError, match="not a plain Linear"):
         output_layer(build_network(spec, build_tokenizer(language_spec("tiny"))))
@@ -158,19 +208,42 @@ def test_fused_is_refused_where_it_would_be_wrong():
 
 FAMILIES = {
     "llama": lambda: LlamaConfig(**TINY, intermediate_size=16, num_key_value_heads=1),
-    "gpt2": lambda: GPT2Config(vocab_size=VOCABULARY, n_embd=8, n_layer=2, n_head=2, n_positions=64, initializer_range=0.3),
-    "gemma3, sliding windows": lambda: Gemma3TextConfig(**TINY, intermediate_size=16, num_key_value_heads=1, head_dim=4, sliding_window=3),
+    "gpt2": lambda: GPT2Config(
+        vocab_size=VOCABULARY, n_embd=8, n_layer=2, n_head=2, n_positions=64, initializer_range=0.3
+    ),
+    "gemma3, sliding windows": lambda: Gemma3TextConfig(
+        **TINY, intermediate_size=16, num_key_value_heads=1, head_dim=4, sliding_window=3
+    ),
     "qwen2": lambda: Qwen2Config(**TINY, intermediate_size=16, num_key_value_heads=1),
 }
-TINY = {"vocab_size": VOCABULARY, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "initializer_range": 0.5}
+TINY = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 8,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "initializer_range": 0.5,
+}
 
 
 CAUSAL_LMS = FAMILIES | {
     "gemma2, capped logits": lambda: Gemma2Config(
-        **TINY, intermediate_size=16, num_key_value_heads=1, head_dim=4, final_logit_softcapping=2.0, attn_logit_softcapping=5.0
+        **TINY,
+        intermediate_size=16,
+        num_key_value_heads=1,
+        head_dim=4,
+        final_logit_softcapping=2.0,
+        attn_logit_softcapping=5.0,
     ),
-    "cohere, scaled logits": lambda: CohereConfig(**TINY, intermediate_size=16, num_key_value_heads=1, logit_scale=0.3),
-    "mamba": lambda: MambaConfig(vocab_size=VOCABULARY, hidden_size=8, num_hidden_layers=1, state_size=4, initializer_range=0.5),
+    "cohere, scaled logits": lambda: CohereConfig(
+        **TINY, intermediate_size=16, num_key_value_heads=1, logit_scale=0.3
+    ),
+    "mamba": lambda: MambaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=8,
+        num_hidden_layers=1,
+        state_size=4,
+        initializer_range=0.5,
+    ),
 }
 
 
@@ -181,12 +254,19 @@ def test_logits_are_computed_where_they_predict_a_label_and_nowhere_else(family:
     model = AutoModelForCausalLM.from_config(CAUSAL_LMS[family]()).double().eval()
     batch = pair_rows(rows(1), rows(2, width=7)) if pairs else rows(1)
     seen: list[int] = []
-    model.get_output_embeddings().register_forward_hook(lambda _head, _inputs, out: seen.append(out.shape[:-1].numel()))
+    model.get_output_embeddings().register_forward_hook(
+        lambda _head, _inputs, out: seen.append(out.shape[:-1].numel())
+    )
     gradients = []
     for logits in (True, False):
         found = score(model, batch, logits=logits)
         weights = torch.linspace(-1, 1, found.sums.numel(), dtype=torch.float64).view_as(found.sums)
-        gradients.append([found.logps, *torch.autograd.grad((found.sums * weights).sum(), list(model.parameters()))])
+        gradients.append(
+            [
+                found.logps,
+                *torch.autograd.grad((found.sums * weights).sum(), list(model.parameters())),
+            ]
+        )
     for left, right in zip(*gradients, strict=True):
         torch.testing.assert_close(left, right, rtol=1e-9, atol=1e-12)
     assert seen == [batch["labels"].numel(), int((batch["labels"][..., 1:] != -100).sum())]
@@ -200,18 +280,31 @@ def packed(batch: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> d
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_packed_rows_score_as_padded_ones(family: str, attention: str, monkeypatch: pytest.MonkeyPatch):
+def test_packed_rows_score_as_padded_ones(
+    family: str, attention: str, monkeypatch: pytest.MonkeyPatch
+):
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(FAMILIES[family](), attn_implementation=attention).eval()
+    model = AutoModelForCausalLM.from_config(
+        FAMILIES[family](), attn_implementation=attention
+    ).eval()
     batch = rows(1, n=7)
     inputs = packed(batch, monkeypatch)
     shapes: list[torch.Size] = []
-    model.get_input_embeddings().register_forward_pre_hook(lambda _m, words: shapes.append(words[0].shape))
-    plain, tight = score(model, batch, logits=True, hidden=True), score(model, inputs, logits=True, hidden=True)
+    model.get_input_embeddings().register_forward_pre_hook(
+        lambda _m, words: shapes.append(words[0].shape)
+    )
+    plain, tight = (
+        score(model, batch, logits=True, hidden=True),
+        score(model, inputs, logits=True, hidden=True),
+    )
     assert shapes[1].numel() < shapes[0].numel()
     close = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-5)
     close(tight.logps, plain.logps)
-    assert torch.equal(tight.mask, plain.mask) and tight.logits is not None and plain.logits is not None
+    assert (
+        torch.equal(tight.mask, plain.mask)
+        and tight.logits is not None
+        and plain.logits is not None
+    )
     close(tight.logits[plain.mask], plain.logits[plain.mask])
     present = batch["attention_mask"].bool()
     for left, right in zip(tight.hidden or (), plain.hidden or (), strict=True):
@@ -222,7 +315,11 @@ def test_packed_rows_score_as_padded_ones(family: str, attention: str, monkeypat
 def test_packing_pairs_and_the_fused_loss_give_the_same_gradient(monkeypatch: pytest.MonkeyPatch):
     batch = pair_rows(rows(1), rows(2, width=7))
     gradients = []
-    for inputs, fused in ((batch, False), (packed(batch, monkeypatch), False), (packed(batch, monkeypatch), True)):
+    for inputs, fused in (
+        (batch, False),
+        (packed(batch, monkeypatch), False),
+        (packed(batch, monkeypatch), True),
+    ):
         model = network()
         scores = score(model, inputs, fused=fused)
         (scores[:, 0].sums - 0.5 * scores[:, 1].means).square().sum().backward()
@@ -234,5 +331,13 @@ def test_packing_pairs_and_the_fused_loss_give_the_same_gradient(monkeypatch: py
 
 def test_a_network_with_a_recurrent_state_does_not_keep_sequences_apart():
     torch.manual_seed(0)
-    model = MambaForCausalLM(MambaConfig(vocab_size=VOCABULARY, hidden_size=8, num_hidden_layers=1, state_size=4, initializer_range=0.5))
+    model = MambaForCausalLM(
+        MambaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=8,
+            num_hidden_layers=1,
+            state_size=4,
+            initializer_range=0.5,
+        )
+    )
     assert not keeps_sequences_apart(model)

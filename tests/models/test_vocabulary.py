@@ -16,16 +16,23 @@ WORDS = ["<pad>", "<s>", "</s>", "a", "b", "ab", " "]
 
 
 def _tokenizer(model: object, **special: str) -> PreTrainedTokenizerFast:
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model), bos_token="<s>", eos_token="</s>", **special)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(model), bos_token="<s>", eos_token="</s>", **special
+    )
 
 
 def _bpe(words: list[str] = WORDS, **special: str) -> PreTrainedTokenizerFast:
     vocabulary = {word: i for i, word in enumerate(words)}
-    return _tokenizer(BPE(vocab=vocabulary, merges=[("a", "b")], unk_token=None), **({"pad_token": "<pad>"} | special))
+    return _tokenizer(
+        BPE(vocab=vocabulary, merges=[("a", "b")], unk_token=None),
+        **({"pad_token": "<pad>"} | special),
+    )
 
 
 def _unigram() -> PreTrainedTokenizerFast:
-    return _tokenizer(Unigram([(word, -float(i)) for i, word in enumerate(WORDS)], unk_id=0), pad_token="<pad>")
+    return _tokenizer(
+        Unigram([(word, -float(i)) for i, word in enumerate(WORDS)], unk_id=0), pad_token="<pad>"
+    )
 
 
 def _save(folder: Path, tokenizer: PreTrainedTokenizerFast, embeddings: int) -> Path:
@@ -59,7 +66,11 @@ def test_a_tokenizer_may_have_added_tokens_that_the_network_has_rows_for(tmp_pat
     assert more.get_vocab()["<turn>"] == 7
     _load(_save(tmp_path / "wide", _bpe(), 8), more)
     with pytest.raises(
-        TemperError, match=r"its vocabulary \(7 tokens, 7 embeddings\) is not the data's \(8 tokens\), first at token '<turn>'"
+        TemperError,
+        match=(
+            r"its vocabulary \(7 tokens, 7 embeddings\) is not the data's \(8 tokens\), first at"
+            r" token '<turn>'"
+        ),
     ):
         _load(_save(tmp_path / "narrow", _bpe(), 7), more)
 
@@ -71,14 +82,23 @@ def test_tokens_beyond_the_embeddings_that_the_folder_itself_has_are_let_be(tmp_
     _load(_save(tmp_path, more, 7), more)
 
 
-@pytest.mark.parametrize(("other", "first"), [
-    ([*WORDS[:3], "b", "a", *WORDS[5:]], "'[ab]'"),  # the same tokens, two of them exchanged
-    (WORDS[:6], "' '"),  # one is missing
-    ([*WORDS[:6], "c"], "' '"),  # another in its place
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("other", "first"),
+    [
+        ([*WORDS[:3], "b", "a", *WORDS[5:]], "'[ab]'"),  # the same tokens, two of them exchanged
+        (WORDS[:6], "' '"),  # one is missing
+        ([*WORDS[:6], "c"], "' '"),  # another in its place
+    ],
+)
 def test_another_meaning_of_an_id_is_refused(tmp_path, other, first):
     folder = _save(tmp_path, _bpe(), 7)
-    with pytest.raises(TemperError, match=rf"network\.path=.*: its vocabulary .* first at token {first}; use the tokenizer of this folder"):
+    with pytest.raises(
+        TemperError,
+        match=(
+            rf"network\.path=.*: its vocabulary .* first at token {first}; use the tokenizer of"
+            r" this folder"
+        ),
+    ):
         _load(folder, _bpe(other))
 
 
@@ -86,7 +106,11 @@ def test_a_pad_token_without_an_embedding_is_refused(tmp_path):
     late = _bpe([*WORDS[1:], "<pad>"])
     folder = _save(tmp_path, late, 6)
     with pytest.raises(
-        TemperError, match=r"the pad token '<pad>' has the id 6, and the network 6 embeddings; .*pad_token = tokenizer\.eos_token"
+        TemperError,
+        match=(
+            r"the pad token '<pad>' has the id 6, and the network 6 embeddings; .*pad_token ="
+            r" tokenizer\.eos_token"
+        ),
     ):
         _load(folder, late)
 
@@ -94,7 +118,9 @@ def test_a_pad_token_without_an_embedding_is_refused(tmp_path):
 def test_a_tokenizer_in_other_files_is_read_by_transformers(tmp_path):
     folder = _save(tmp_path / "a", _bpe(), 7)
     shutil.move(folder / "tokenizer.json", tmp_path / "kept.json")
-    with pytest.raises(TemperError, match=r"no tokenizer\.json in it; save the tokenizer beside the model"):
+    with pytest.raises(
+        TemperError, match=r"no tokenizer\.json in it; save the tokenizer beside the model"
+    ):
         _load(folder, _bpe())
     (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(WORDS)}))
     (folder / "merges.txt").write_text("#version: 0.2\na b\n")

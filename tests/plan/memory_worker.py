@@ -1,4 +1,5 @@
-"""Run the command line in this process, and print the most memory that torch's CPU allocator held at once, in bytes.
+"""Run the command line in this process, and print the most memory that torch's CPU allocator held
+at once, in bytes.
 
     python tests/plan/memory_worker.py fit --config ...
 
@@ -16,7 +17,9 @@ def peak_of(profiler: profile) -> int:
     """Highest sum of what was handed out and not given back while a profile lasted, in bytes."""
     events = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
     held = peak = 0
-    for _, change in sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"):
+    for _, change in sorted(
+        (event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"
+    ):
         held += change
         peak = max(peak, held)
     return peak

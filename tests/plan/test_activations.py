@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from strategies import WeightSpace
 from temper.losses import nll
 from temper.models import LoRASpec
-from temper.models.execution import checkpoint_activations
+from temper.models.blocks import checkpoint_activations
 from temper.models.lora import add_lora, trainable_in_fp32
 from temper.models.score import score
 from temper.plan import Cost, Memory, Pass
@@ -26,12 +26,21 @@ CASES: dict[str, dict[str, Any]] = {
     "a large vocabulary": {"vocab_size": 6000},
     "checkpointed": {"activation_checkpointing": True},
     "fused": {"vocab_size": 6000, "fused_loss": True},
-    "fused, checkpointed, bfloat16": {"vocab_size": 6000, "fused_loss": True, "dtype": "bfloat16", "activation_checkpointing": True},
+    "fused, checkpointed, bfloat16": {
+        "vocab_size": 6000,
+        "fused_loss": True,
+        "dtype": "bfloat16",
+        "activation_checkpointing": True,
+    },
     "bfloat16": {"dtype": "bfloat16"},
     "autocast": {"precision": "bf16-mixed"},
     "adapter": {"lora": LORA},
     "adapter on bfloat16": {"lora": LORA, "dtype": "bfloat16"},
-    "adapter on bfloat16, checkpointed": {"lora": LORA, "dtype": "bfloat16", "activation_checkpointing": True},
+    "adapter on bfloat16, checkpointed": {
+        "lora": LORA,
+        "dtype": "bfloat16",
+        "activation_checkpointing": True,
+    },
     "adapter on bfloat16, autocast": {"lora": LORA, "dtype": "bfloat16", "precision": "bf16-mixed"},
     "qwen2": {"kind": "qwen2"},
     "gemma2": {"kind": "gemma2", "vocab_size": 2000, "attention": "eager"},
@@ -43,7 +52,9 @@ OF_SETUP = ("activation_checkpointing", "fused_loss", "dtype", "precision", "lor
 def _measured(config: Any, options: dict[str, Any]) -> int:
     """Peak of one forward and backward pass, weights not counted."""
     torch.manual_seed(0)
-    network: Any = AutoModelForCausalLM.from_config(config, attn_implementation=options.get("attention"))
+    network: Any = AutoModelForCausalLM.from_config(
+        config, attn_implementation=options.get("attention")
+    )
     network = network.to(getattr(torch, options.get("dtype", "float32"))).train()
     if "lora" in options:
         network = trainable_in_fp32(add_lora(network, options["lora"]))
@@ -68,7 +79,9 @@ def test_a_pass_takes_what_the_plan_says(name: str):
     changes = {key: value for key, value in CASES[name].items() if key not in (*OF_SETUP, "kind")}
     kind = CASES[name].get("kind", "llama")
     measured = _measured(small_config(kind, **changes), options)
-    asked = setup(sequence_length=LENGTH, batch_sizes={None: ROWS}, on_cpu=True, state_bytes=0.0, **options)
+    asked = setup(
+        sequence_length=LENGTH, batch_sizes={None: ROWS}, on_cpu=True, state_bytes=0.0, **options
+    )
     memory = Memory(small_shape(kind, **changes), asked, Cost((Pass(),)))
     planned = max(moment.total - moment.parts["weights"] for moment in memory.moments[:-1])
     assert planned == pytest.approx(measured, rel=0.1)

@@ -9,9 +9,7 @@ from hypothesis import strategies as st
 from lightning_modules import BoosterModule, SFTModule
 from temper.models import LoRASpec, NetworkSpec
 from temper.plan import Cost, Device, Memory, Pass, make_plan
-from temper.plan.advice import GIB, RESERVE, first_changes, room
-from temper.plan.communication import communication
-from temper.plan.work import work
+from temper.plan.report import GIB, RESERVE, communication, first_changes, room, work
 from tests.plan.shapes import published, setup, small_shape
 
 SHAPE = published()
@@ -27,19 +25,32 @@ def test_a_run_that_fits_needs_no_change():
 def test_the_first_change_is_the_first_that_makes_it_fit():
     asked = setup(lora=PAPER, dtype="bfloat16", sequence_length=1024)
     (change,) = first_changes(SHAPE, asked, BOOSTER, 80)
-    assert change.words == "model.init_args.network.activation_checkpointing=true" and change.keeps and change.fits
-    assert change.peak == Memory(SHAPE, replace(asked, activation_checkpointing=True), BOOSTER).peak.total
+    assert (
+        change.words == "model.init_args.network.activation_checkpointing=true"
+        and change.keeps
+        and change.fits
+    )
+    assert (
+        change.peak
+        == Memory(SHAPE, replace(asked, activation_checkpointing=True), BOOSTER).peak.total
+    )
 
 
 def test_micro_batches_are_as_large_as_they_can_be():
     asked = setup(lora=PAPER, dtype="bfloat16", sequence_length=2048, activation_checkpointing=True)
     (change,) = first_changes(SHAPE, asked, BOOSTER, 24)
     assert change.words == "model.init_args.micro_batch_size=4"
-    assert Memory(SHAPE, replace(asked, micro_batch_size=8), BOOSTER).peak.total > room(24) >= change.peak
+    assert (
+        Memory(SHAPE, replace(asked, micro_batch_size=8), BOOSTER).peak.total
+        > room(24)
+        >= change.peak
+    )
 
 
 def test_changes_are_combined_where_none_is_enough():
-    changes = first_changes(SHAPE, setup(sequence_length=2048, devices=2, strategy="ddp"), BOOSTER, 24)
+    changes = first_changes(
+        SHAPE, setup(sequence_length=2048, devices=2, strategy="ddp"), BOOSTER, 24
+    )
     assert len(changes) > 1 and changes[-1].fits and not any(change.fits for change in changes[:-1])
     peaks = [change.peak for change in changes]
     assert peaks == sorted(peaks, reverse=True)
@@ -52,10 +63,20 @@ def test_what_nothing_helps_is_not_said_to_fit():
     assert not plan.fits and plan.as_json()["fits"] is False
 
 
-@given(st.floats(1, 200), st.integers(1, 4), st.sampled_from(["float32", "bfloat16"]), st.booleans())
-def test_a_change_that_is_recommended_fits(device_gib: float, devices: int, dtype: str, adapter: bool):
+@given(
+    st.floats(1, 200), st.integers(1, 4), st.sampled_from(["float32", "bfloat16"]), st.booleans()
+)
+def test_a_change_that_is_recommended_fits(
+    device_gib: float, devices: int, dtype: str, adapter: bool
+):
     shape = small_shape(hidden_size=1024, intermediate_size=4096, vocab_size=32000)
-    asked = setup(devices=devices, strategy="ddp", dtype=dtype, lora=PAPER if adapter else None, sequence_length=4096)
+    asked = setup(
+        devices=devices,
+        strategy="ddp",
+        dtype=dtype,
+        lora=PAPER if adapter else None,
+        sequence_length=4096,
+    )
     changes = first_changes(shape, asked, BOOSTER, device_gib)
     fits = Memory(shape, asked, BOOSTER).peak.total <= device_gib * GIB * (1 - RESERVE)
     assert fits == (changes == [])
@@ -91,13 +112,18 @@ def test_booster_reduces_twice_under_ddp_and_in_every_pass_where_gradients_are_c
     assert (fsdp.reductions, fsdp.gathers) == (3, 6)
     assert fsdp.bytes == pytest.approx((3 + 6) * 7 / 8 * 4 * n)
     zero2 = communication(Memory(SHAPE, setup(strategy="zero2", devices=8), BOOSTER))
-    assert (zero2.reductions, zero2.gathers) == (3, 3), "at the displaced weights, back, and after the step"
+    assert (zero2.reductions, zero2.gathers) == (
+        3,
+        3,
+    ), "at the displaced weights, back, and after the step"
     assert communication(Memory(SHAPE, setup(), BOOSTER)).bytes == 0
 
 
 def test_micro_batches_gather_and_reduce_again():
     asked = setup(strategy="fsdp2", devices=2, batch_sizes={None: 16})
-    once, often = (communication(Memory(SHAPE, replace(asked, micro_batch_size=size), SFT)) for size in (8, 2))
+    once, often = (
+        communication(Memory(SHAPE, replace(asked, micro_batch_size=size), SFT)) for size in (8, 2)
+    )
     assert (often.reductions, often.gathers) == (4 * once.reductions, 4 * once.gathers)
     assert often.bytes == pytest.approx(4 * once.bytes)
 

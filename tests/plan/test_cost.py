@@ -47,7 +47,10 @@ def test_booster_holds_one_vector_at_displaced_weights_and_one_more_between_refr
     for every, held in ((1, 0), (4, 1)):
         module = make_module(booster.kind, refresh_every=every)
         cost = module.cost()
-        vectors = [(key, [each.vectors for each in group]) for key, group in groupby(cost.passes, lambda each: each.displaced)]
+        vectors = [
+            (key, [each.vectors for each in group])
+            for key, group in groupby(cost.passes, lambda each: each.displaced)
+        ]
         assert vectors == [(False, [held]), (True, [1 + held]), (False, [1 + held])]
         assert cost.reductions == (2 if every == 1 else 1.5)
 
@@ -55,4 +58,6 @@ def test_booster_holds_one_vector_at_displaced_weights_and_one_more_between_refr
 def test_objectives_that_are_no_training_of_the_network_say_so(tiny_run: Path):
     spec = NetworkSpec(path=str(tiny_run / "export"))
     assert not AntidoteModule(spec).cost().optimizer
-    assert SOMFModule(spec, safe=str(spec.path)).cost().copies == 4, "the reference, theta_safe, tau, fused weights"
+    assert SOMFModule(spec, safe=str(spec.path)).cost().copies == 4, (
+        "the reference, theta_safe, tau, fused weights"
+    )

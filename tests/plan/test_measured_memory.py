@@ -1,4 +1,6 @@
-"""Whole fits, in processes of their own: the most memory that torch held, against `plan` of the same command."""
+"""Whole fits, in processes of their own: the most memory that torch held, against `plan` of the
+same command.
+"""
 
 import json
 import subprocess
@@ -10,23 +12,42 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 # Width, layers, inner width, rows of a step.
-SIZES = {"small": (128, 3, 352, 8), "middle": (256, 4, 704, 16), "weights dominate": (384, 6, 1024, 4)}
+SIZES = {
+    "small": (128, 3, 352, 8),
+    "middle": (256, 4, 704, 16),
+    "weights dominate": (384, 6, 1024, 4),
+}
 
 
 def _words(folder: Path, objective: str, size: str, *more: str) -> list[str]:
     width, layers, inner, rows = SIZES[size]
-    shape = {"hidden_size": width, "n_layers": layers, "n_heads": width // 32, "intermediate_size": inner}
+    shape = {
+        "hidden_size": width,
+        "n_layers": layers,
+        "n_heads": width // 32,
+        "intermediate_size": inner,
+    }
     configs = ("trainer/cpu", f"objective/{objective}", "model/tiny", "data/alignment")
     return [
         *(f"--config=configs/{name}.yaml" for name in configs),
         *(f"--model.init_args.network.shape.{name}={value}" for name, value in shape.items()),
-        "--data.init_args.preset=paper", "--data.init_args.n_alignment=128", "--data.init_args.n_harmful=64", "--data.init_args.n_eval=2",
-        f"--data.init_args.batch_size={rows}", f"--data.init_args.harmful_batch_size={rows}", "--model.init_args.packing=false",
-        "--trainer.max_steps=2", "--trainer.callbacks=null", f"--trainer.default_root_dir={folder}", *more,
-    ]  # fmt: skip
+        "--data.init_args.preset=paper",
+        "--data.init_args.n_alignment=128",
+        "--data.init_args.n_harmful=64",
+        "--data.init_args.n_eval=2",
+        f"--data.init_args.batch_size={rows}",
+        f"--data.init_args.harmful_batch_size={rows}",
+        "--model.init_args.packing=false",
+        "--trainer.max_steps=2",
+        "--trainer.callbacks=null",
+        f"--trainer.default_root_dir={folder}",
+        *more,
+    ]
 
 
-def _compared(folder: Path, command_line: Callable[..., None], objective: str, size: str, *more: str) -> tuple[int, int]:
+def _compared(
+    folder: Path, command_line: Callable[..., None], objective: str, size: str, *more: str
+) -> tuple[int, int]:
     """Planned and measured bytes."""
     words = _words(folder / "run", objective, size, *more)
     worker = [sys.executable, str(Path(__file__).parent / "memory_worker.py"), "fit", *words]
@@ -40,7 +61,9 @@ def _compared(folder: Path, command_line: Callable[..., None], objective: str, s
 @pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("objective", ["sft", "booster_paper"])
-def test_a_fit_takes_what_was_planned(objective: str, size: str, tmp_path: Path, command_line: Callable[..., None]):
+def test_a_fit_takes_what_was_planned(
+    objective: str, size: str, tmp_path: Path, command_line: Callable[..., None]
+):
     planned, measured = _compared(tmp_path, command_line, objective, size)
     assert planned == pytest.approx(measured, rel=0.15)
 
@@ -49,11 +72,16 @@ def test_a_fit_takes_what_was_planned(objective: str, size: str, tmp_path: Path,
 @pytest.mark.parametrize(
     "more",
     [
-        ("--model.init_args.network.activation_checkpointing=true",), ("--model.init_args.network.lora.rank=8",),
-        ("--model.init_args.micro_batch_size=4",), ("--trainer.precision=bf16-mixed",), ("--trainer.precision=bf16-true",),
+        ("--model.init_args.network.activation_checkpointing=true",),
+        ("--model.init_args.network.lora.rank=8",),
+        ("--model.init_args.micro_batch_size=4",),
+        ("--trainer.precision=bf16-mixed",),
+        ("--trainer.precision=bf16-true",),
     ],
     ids=lambda words: words[0].rpartition(".")[2],
-)  # fmt: skip
-def test_so_does_booster_with_options(more: tuple[str, ...], tmp_path: Path, command_line: Callable[..., None]):
+)
+def test_so_does_booster_with_options(
+    more: tuple[str, ...], tmp_path: Path, command_line: Callable[..., None]
+):
     planned, measured = _compared(tmp_path, command_line, "booster_paper", "middle", *more)
     assert planned == pytest.approx(measured, rel=0.15)

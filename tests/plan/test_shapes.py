@@ -10,15 +10,19 @@ from transformers import AutoModelForCausalLM
 from temper.errors import TemperError
 from temper.models import LoRASpec, NetworkSpec, ShapeSpec
 from temper.models.lora import add_lora
-from temper.plan.shapes import adapter_weights
-from temper.plan.sources import find_architecture
+from temper.plan.shapes import adapter_weights, find_architecture
 from tests.plan.shapes import published, small_config, small_shape
 
 # As published, with the output layer.
 BILLIONS = {
-    "meta-llama/Llama-2-7b-hf": 6.738, "meta-llama/Llama-2-13b-hf": 13.016, "meta-llama/Meta-Llama-3-8B": 8.030,
-    "Qwen/Qwen2-7B": 7.616, "google/gemma-2-9b": 9.242, "HuggingFaceTB/SmolLM2-135M": 0.1345, "google/gemma-3-270m": 0.2681,
-}  # fmt: skip
+    "meta-llama/Llama-2-7b-hf": 6.738,
+    "meta-llama/Llama-2-13b-hf": 13.016,
+    "meta-llama/Meta-Llama-3-8B": 8.030,
+    "Qwen/Qwen2-7B": 7.616,
+    "google/gemma-2-9b": 9.242,
+    "HuggingFaceTB/SmolLM2-135M": 0.1345,
+    "google/gemma-3-270m": 0.2681,
+}
 
 
 @pytest.mark.parametrize("path", BILLIONS)
@@ -32,10 +36,21 @@ def test_a_layer_is_taken_apart():
     shape = small_shape(num_key_value_heads=2)
     places = {linear.name.rsplit(".", 1)[-1]: linear.place for linear in shape.linears}
     assert places == {
-        "q_proj": "attention_in", "k_proj": "attention_in", "v_proj": "attention_in", "o_proj": "attention_out",
-        "gate_proj": "mlp_in", "up_proj": "mlp_in", "down_proj": "mlp_out", "lm_head": "head",
-    }  # fmt: skip
-    assert (shape.norms, shape.capped, small_shape("gemma2").norms, small_shape("gemma2").capped) == (2, False, 4, True)
+        "q_proj": "attention_in",
+        "k_proj": "attention_in",
+        "v_proj": "attention_in",
+        "o_proj": "attention_out",
+        "gate_proj": "mlp_in",
+        "up_proj": "mlp_in",
+        "down_proj": "mlp_out",
+        "lm_head": "head",
+    }
+    assert (
+        shape.norms,
+        shape.capped,
+        small_shape("gemma2").norms,
+        small_shape("gemma2").capped,
+    ) == (2, False, 4, True)
     assert {weight.layer for weight in shape.weights} == {None, 0, 1, 2, 3}
 
 
@@ -50,14 +65,21 @@ def test_an_adapter_is_the_one_that_peft_makes(kind: str, targets: str | list[st
     with torch.device("meta"):
         network = add_lora(AutoModelForCausalLM.from_config(small_config(kind)), lora)
     made = sorted(tuple(p.shape) for p in network.parameters() if p.requires_grad)
-    assert sorted((w.rows, w.size // w.rows) for w in adapter_weights(small_shape(kind), lora)) == made
+    assert (
+        sorted((w.rows, w.size // w.rows) for w in adapter_weights(small_shape(kind), lora)) == made
+    )
 
 
 def test_a_folder_comes_before_the_table_and_an_adapter_stands_on_its_base(tmp_path: Path):
     base, adapter = tmp_path / "base", tmp_path / "adapter"
     small_config(hidden_size=64).save_pretrained(base)
     adapter.mkdir()
-    settings = {"r": 3, "lora_alpha": 6, "target_modules": ["q_proj"], "base_model_name_or_path": str(base)}
+    settings = {
+        "r": 3,
+        "lora_alpha": 6,
+        "target_modules": ["q_proj"],
+        "base_model_name_or_path": str(base),
+    }
     (adapter / "adapter_config.json").write_text(json.dumps(settings))
     assert find_architecture(NetworkSpec(path=str(base))).config.hidden_size == 64
     found = find_architecture(NetworkSpec(path=str(adapter)))

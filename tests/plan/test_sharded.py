@@ -1,4 +1,6 @@
-"""A rank's part of Llama-2-7B over eight ranks: FSDP2's own slices on a fake process group, against the plan's."""
+"""A rank's part of Llama-2-7B over eight ranks: FSDP2's own slices on a fake process group, against
+the plan's.
+"""
 
 from collections.abc import Iterator
 
@@ -15,7 +17,7 @@ from temper.models import LoRASpec, NetworkSpec
 from temper.models.blocks import decoder_layers
 from temper.models.lora import add_lora
 from temper.plan import Cost, Memory, Pass
-from temper.plan.sources import find_architecture
+from temper.plan.shapes import find_architecture
 from tests.plan.memory_worker import peak_of
 from tests.plan.shapes import LLAMA2, published, setup
 
@@ -32,7 +34,9 @@ def rank(request: pytest.FixtureRequest) -> Iterator[int]:
 
 def _sharded(path: str, lora: LoRASpec | None) -> torch.nn.Module:
     with torch.device("meta"):
-        network = AutoModelForCausalLM.from_config(find_architecture(NetworkSpec(path=path)).config, dtype=torch.bfloat16)
+        network = AutoModelForCausalLM.from_config(
+            find_architecture(NetworkSpec(path=path)).config, dtype=torch.bfloat16
+        )
         network = add_lora(network, lora) if lora else network
     for parameter in network.parameters():
         if lora and parameter.requires_grad:
@@ -44,11 +48,19 @@ def _sharded(path: str, lora: LoRASpec | None) -> torch.nn.Module:
 
 
 # 12 is no multiple of 8: the last rank has less than the first.
-@pytest.mark.parametrize("lora", [None, LoRASpec(rank=32, targets=["q_proj", "k_proj", "v_proj"]), LoRASpec(rank=12)], ids=str)
+@pytest.mark.parametrize(
+    "lora",
+    [None, LoRASpec(rank=32, targets=["q_proj", "k_proj", "v_proj"]), LoRASpec(rank=12)],
+    ids=str,
+)
 def test_the_largest_part_is_planned_to_the_byte(rank: int, lora: LoRASpec | None):
     network = _sharded(LLAMA2, lora)
     local = sum(p.to_local().numel() * p.element_size() for p in network.parameters())
-    memory = Memory(published(), setup(strategy="fsdp2", devices=RANKS, dtype="bfloat16", lora=lora), Cost((Pass(),)))
+    memory = Memory(
+        published(),
+        setup(strategy="fsdp2", devices=RANKS, dtype="bfloat16", lora=lora),
+        Cost((Pass(),)),
+    )
     if rank == 0:
         assert memory.local_weights == local
     else:

@@ -11,25 +11,41 @@ from temper.data import Batch, PoolSource, make_rows, pad_left
 from temper.losses import IGNORE_INDEX
 
 SPECIAL = ["<pad>", "<|start|>", "<|end|>"]
-WORDS = ["You are a helpful kitchen assistant who knows every soup of the world", "How do I bake bread at home? Mix flour and water."]
+WORDS = [
+    "You are a helpful kitchen assistant who knows every soup of the world",
+    "How do I bake bread at home? Mix flour and water.",
+]
 
 
 @pytest.fixture(scope="session")
 def byte_level() -> PreTrainedTokenizerFast:
     """Bytes, a few merges, and special tokens: any text goes in and comes out."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=320, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    tokenizer.pre_tokenizer, tokenizer.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
     tokenizer.train_from_iterator(WORDS, trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<|end|>", additional_special_tokens=["<|start|>"]
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="<|end|>",
+        additional_special_tokens=["<|start|>"],
     )
 
 
 @pytest.fixture(scope="session")
 def metaspace() -> PreTrainedTokenizerFast:
     """Words that carry the space before them, as Llama's have: a word decoded alone loses it."""
-    tokenizer = Tokenizer(models.WordLevel({**{word: i for i, word in enumerate(["<pad>", "<s>", "▁one", "▁two", "three"])}}, "<pad>"))
+    tokenizer = Tokenizer(
+        models.WordLevel(
+            {**{word: i for i, word in enumerate(["<pad>", "<s>", "▁one", "▁two", "three"])}},
+            "<pad>",
+        )
+    )
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
     tokenizer.add_special_tokens([AddedToken("<s>", special=True)])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>")
@@ -42,28 +58,50 @@ class Kitchen:
         self.tokenizer = tokenizer
 
     def prompt(self, question: str) -> list[int]:
-        return self.tokenizer.encode(f"<|start|>{WORDS[0]}<|end|>\n<|start|>{question}<|end|>\n<|start|>", add_special_tokens=False)
+        return self.tokenizer.encode(
+            f"<|start|>{WORDS[0]}<|end|>\n<|start|>{question}<|end|>\n<|start|>",
+            add_special_tokens=False,
+        )
 
     def rows(self, *pairs: tuple[str, str]) -> Batch:
         """Prompt, answer, end; after it a line break that is not trained."""
         prompts = [self.prompt(question) for question, _ in pairs]
-        answers = [self.tokenizer.encode(f"{answer}<|end|>\n", add_special_tokens=False) for _, answer in pairs]
+        answers = [
+            self.tokenizer.encode(f"{answer}<|end|>\n", add_special_tokens=False)
+            for _, answer in pairs
+        ]
         rows = make_rows(_square(prompts), _square(answers), self.tokenizer.pad_token_id)
         last = rows["attention_mask"].sum(-1) - 1
         rows["labels"][torch.arange(len(pairs)), last] = IGNORE_INDEX
         return rows
 
-    def data(self, batch_size: int = 1, evaluation: tuple[str, ...] = ("How long does rice cook?",), **streams: Batch) -> SimpleNamespace:
-        ids = torch.from_numpy(_square([self.prompt(question) for question in evaluation] or [[]]))[: len(evaluation)]
+    def data(
+        self,
+        batch_size: int = 1,
+        evaluation: tuple[str, ...] = ("How long does rice cook?",),
+        **streams: Batch,
+    ) -> SimpleNamespace:
+        ids = torch.from_numpy(_square([self.prompt(question) for question in evaluation] or [[]]))[
+            : len(evaluation)
+        ]
         eval_rows = pad_left(ids, ids != -1, self.tokenizer.pad_token_id)
         marks = {"ids": torch.arange(len(ids)), "kind": torch.zeros(len(ids), dtype=torch.long)}
         sources = {name: PoolSource(rows, batch_size, 0, name) for name, rows in streams.items()}
-        return SimpleNamespace(tokenizer=self.tokenizer, sources=sources, eval_rows=eval_rows | marks, eval_kinds=["safe"])
+        return SimpleNamespace(
+            tokenizer=self.tokenizer,
+            sources=sources,
+            eval_rows=eval_rows | marks,
+            eval_kinds=["safe"],
+        )
 
 
 def _square(rows: list[list[int]]):
     width = max(map(len, rows))
-    return torch.tensor([[*row, *[-1] * (width - len(row))] for row in rows], dtype=torch.long).reshape(len(rows), width).numpy()
+    return (
+        torch.tensor([[*row, *[-1] * (width - len(row))] for row in rows], dtype=torch.long)
+        .reshape(len(rows), width)
+        .numpy()
+    )
 
 
 @pytest.fixture(scope="session")

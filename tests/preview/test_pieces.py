@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from temper.losses import IGNORE_INDEX
-from temper.preview.pieces import SHOWN, pieces
+from temper.preview.rows import SHOWN, pieces
 
 
 def _plain(text: str) -> str:
@@ -16,20 +16,34 @@ def _plain(text: str) -> str:
 def test_the_pieces_of_a_sequence_are_its_text(byte_level, metaspace, data):
     tokenizer = data.draw(st.sampled_from([byte_level, metaspace]))
     ids = data.draw(
-        st.lists(st.sampled_from(range(len(tokenizer))) if tokenizer is metaspace else st.sampled_from(range(100)), max_size=12)
+        st.lists(
+            (
+                st.sampled_from(range(len(tokenizer)))
+                if tokenizer is metaspace
+                else st.sampled_from(range(100))
+            ),
+            max_size=12,
+        )
     )
     labels = [data.draw(st.sampled_from([token, IGNORE_INDEX])) for token in ids]
     found = pieces(tokenizer, ids, labels)
     whole = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
     if whole.isascii() and whole.isprintable():
         assert "".join(piece.text for piece in found) == whole
-    assert all((one.role, one.special) != (other.role, other.special) for one, other in zip(found, found[1:], strict=False))
+    assert all(
+        (one.role, one.special) != (other.role, other.special)
+        for one, other in zip(found, found[1:], strict=False)
+    )
 
 
 def test_roles_are_prompt_trained_and_masked(byte_level):
-    ids = byte_level.encode("<|start|>How?<|end|>\nMix.<|end|>\nAnd?<|end|>", add_special_tokens=False)
+    ids = byte_level.encode(
+        "<|start|>How?<|end|>\nMix.<|end|>\nAnd?<|end|>", add_special_tokens=False
+    )
     text = [byte_level.decode([i]) for i in ids]
-    answer = text.index("M") if "M" in text else next(i for i, t in enumerate(text) if t.startswith("M"))
+    answer = (
+        text.index("M") if "M" in text else next(i for i, t in enumerate(text) if t.startswith("M"))
+    )
     end = text.index("<|end|>", answer)
     labels = [token if answer <= i <= end else IGNORE_INDEX for i, token in enumerate(ids)]
     found = pieces(byte_level, ids, labels)
@@ -46,7 +60,9 @@ def test_roles_are_prompt_trained_and_masked(byte_level):
 
 
 def test_without_labels_everything_is_prompt(byte_level):
-    assert {piece.role for piece in pieces(byte_level, byte_level.encode("Mix flour."))} == {"prompt"}
+    assert {piece.role for piece in pieces(byte_level, byte_level.encode("Mix flour."))} == {
+        "prompt"
+    }
 
 
 def test_a_label_that_is_another_token_is_shown(byte_level):
@@ -61,7 +77,9 @@ def test_words_keep_the_space_before_them(metaspace):
 
 
 def test_what_a_terminal_would_obey_is_made_visible(byte_level):
-    text = "".join(piece.text for piece in pieces(byte_level, byte_level.encode("a\x1b[31mb\x07\r\x9b")))
+    text = "".join(
+        piece.text for piece in pieces(byte_level, byte_level.encode("a\x1b[31mb\x07\r\x9b"))
+    )
     assert text == "a␛[31mb␇␍�"
 
 
@@ -71,4 +89,6 @@ def test_of_a_long_sequence_the_beginning_and_the_end_are_shown(byte_level, extr
     found = pieces(byte_level, ids)
     shown = "".join(piece.text for piece in found if piece.role != "gap")
     assert len(shown) == SHOWN and shown.endswith("z")
-    assert [piece.text for piece in found if piece.role == "gap"] == ([f" … {extra:,} tokens … "] if extra else [])
+    assert [piece.text for piece in found if piece.role == "gap"] == (
+        [f" … {extra:,} tokens … "] if extra else []
+    )

@@ -13,11 +13,15 @@ from rich.console import Console
 from temper.data import PoolSource, pair_rows
 from temper.losses import IGNORE_INDEX
 from temper.preview import look, print_preview, render_page
-from temper.preview.parts import histogram
-from temper.preview.scan import prompt_ids, scan_source
+from temper.preview.report import prompt_ids, scan_source
+from temper.preview.rows import histogram
 
 TRICKY = "[bold]Mix[/bold] [/] & <b onclick='x'>stir</b>"
-ROWS = (("How do I bake bread at home?", "Mix flour and water."), ("What is soup?", TRICKY), ("What is tea?", "A drink."))
+ROWS = (
+    ("How do I bake bread at home?", "Mix flour and water."),
+    ("What is soup?", TRICKY),
+    ("What is tea?", "A drink."),
+)
 
 
 class Template:
@@ -52,7 +56,10 @@ def test_every_row_is_shown_as_it_is_without_padding(shown):
 def test_a_terminal_gets_colours_instead_of_brackets(shown):
     text = _printed(shown, force_terminal=True, color_system="standard")
     assert (
-        "«" not in text and "\x1b[1;32mMix flour and water." in text and "\x1b[1;7;32m<|end|>" in text and "\x1b[36mWhat is soup?" in text
+        "«" not in text
+        and "\x1b[1;32mMix flour and water." in text
+        and "\x1b[1;7;32m<|end|>" in text
+        and "\x1b[36mWhat is soup?" in text
     )
 
 
@@ -80,19 +87,25 @@ def test_the_page_says_the_same_and_needs_nothing_from_outside(shown):
     page.feed(source := render_page(shown))
     assert page.open == []
     tags = {tag for tag, _ in page.tags}
-    assert tags.isdisjoint({"script", "link", "img", "b onclick", "iframe"}) and "url(" not in source
+    assert (
+        tags.isdisjoint({"script", "link", "img", "b onclick", "iframe"}) and "url(" not in source
+    )
     assert not any({"src", "href", "onclick"} & set(attributes) for _, attributes in page.tags)
     assert TRICKY in page.text
     for stream in shown.streams:
         for words in (*stream.facts, *(bars.title for bars in stream.histograms)):
             assert words in page.text
-    assert {"prompt", "trained", "masked", "trained special"} <= {attributes.get("class") for _, attributes in page.tags}
+    assert {"prompt", "trained", "masked", "trained special"} <= {
+        attributes.get("class") for _, attributes in page.tags
+    }
 
 
 def test_rows_of_two_sequences_are_shown_as_such(kitchen):
     pairs = pair_rows(kitchen.rows(("Tea?", "Yes.")), kitchen.rows(("Tea?", "No.")))
     text = _printed(look(kitchen.data(pairs=pairs), ["pairs"], ""))
-    assert re.search(r"chosen: .*?\n.*?«Yes\.", text, re.S) and re.search(r"rejected: .*?\n.*?«No\.", text, re.S)
+    assert re.search(r"chosen: .*?\n.*?«Yes\.", text, re.S) and re.search(
+        r"rejected: .*?\n.*?«No\.", text, re.S
+    )
 
 
 def test_marks_of_a_row_are_told(kitchen):
@@ -117,19 +130,33 @@ def test_what_all_prompts_share_is_no_overlap(kitchen, monkeypatch):
     assert shown.overlaps == (
         (
             "evaluation (B) against user (A)",
-            "1 of 3 rows are in both sets (row 1 is row 2), 2 share 8 words in a row (row 2 with row 4)",
+            (
+                "1 of 3 rows are in both sets (row 1 is row 2), 2 share 8 words in a row (row 2"
+                " with row 4)"
+            ),
         ),
     )
-    assert "prompts: 1 of 5 rows repeat an earlier row (row 5 repeats row 3)" in shown.streams[0].facts
+    assert (
+        "prompts: 1 of 5 rows repeat an earlier row (row 5 repeats row 3)" in shown.streams[0].facts
+    )
 
 
 @pytest.mark.parametrize(
-    "question", ["{} Please tell me how long brown rice has to cook", "Please tell me how long brown rice has to cook {}"]
+    "question",
+    [
+        "{} Please tell me how long brown rice has to cook",
+        "Please tell me how long brown rice has to cook {}",
+    ],
 )
-def test_words_that_all_questions_share_are_an_overlap_where_the_template_is_known(kitchen, monkeypatch, question):
+def test_words_that_all_questions_share_are_an_overlap_where_the_template_is_known(
+    kitchen, monkeypatch, question
+):
     monkeypatch.setattr("temper.preview.report.SMALL_VOCABULARY", 1)
     questions = [question.format(i) for i in range(3)]
-    data = kitchen.data(user=kitchen.rows(*((question, "Long.") for question in questions[:2])), evaluation=(questions[2],))
+    data = kitchen.data(
+        user=kitchen.rows(*((question, "Long.") for question in questions[:2])),
+        evaluation=(questions[2],),
+    )
     assert "0 share 8 words" in look(data, ["user"], "").overlaps[0][1]
     data.format = Template(kitchen)
     assert "1 share 8 words" in look(data, ["user"], "").overlaps[0][1]
@@ -143,7 +170,9 @@ def test_a_prompt_that_is_a_part_of_all_others_is_not_equal_to_them(kitchen):
 
 
 def test_the_prompt_of_a_row_without_labels_is_all_of_it_without_padding(kitchen):
-    rows = kitchen.rows(("Tea?", "Yes."), ("How do I bake bread?", "Mix flour and water, then bake it."))
+    rows = kitchen.rows(
+        ("Tea?", "Yes."), ("How do I bake bread?", "Mix flour and water, then bake it.")
+    )
     rows["labels"][:] = IGNORE_INDEX
     assert [len(ids) for ids in prompt_ids(rows)] == rows["attention_mask"].sum(-1).tolist()
 
@@ -157,7 +186,8 @@ def test_rows_that_teach_nothing_are_counted(kitchen):
     rows = kitchen.rows(*ROWS)
     rows["labels"][1] = IGNORE_INDEX
     assert (
-        "1 rows have no trained token: they are computed and teach nothing" in look(kitchen.data(user=rows), ["user"], "").streams[0].facts
+        "1 rows have no trained token: they are computed and teach nothing"
+        in look(kitchen.data(user=rows), ["user"], "").streams[0].facts
     )
 
 
@@ -178,13 +208,21 @@ def test_packing_fills_what_padding_leaves_empty(kitchen):
     rows = kitchen.rows(("Tea?", "Yes. " * 60), *[("Tea?", "Yes.")] * 3)
     scan = scan_source(PoolSource(rows, 4, 0, "user"), 0, 4, hidden_size=576)
     assert scan.fill < 0.5 < 0.6 < scan.packed_fill <= 1
-    said = [look(kitchen.data(user=rows), ["user"], "", hidden_size=width).streams[0].facts[1] for width in (None, 576)]
-    assert said == [f"computed tokens that are no padding: 100%{packed}" for packed in ("", ", packed 100%")], "batches of one row"
+    said = [
+        look(kitchen.data(user=rows), ["user"], "", hidden_size=width).streams[0].facts[1]
+        for width in (None, 576)
+    ]
+    assert said == [
+        f"computed tokens that are no padding: 100%{packed}" for packed in ("", ", packed 100%")
+    ], "batches of one row"
 
 
 def test_more_rows_than_the_limit_are_not_read_and_that_is_said(kitchen):
     shown = look(kitchen.data(user=kitchen.rows(*ROWS)), ["user"], "", rows=1, limit=2)
-    assert shown.streams[0].facts[0] == "3 rows in a pass: 3 x 1 (2 of them read for the figures below)"
+    assert (
+        shown.streams[0].facts[0]
+        == "3 rows in a pass: 3 x 1 (2 of them read for the figures below)"
+    )
     assert sum(count for _, count in shown.streams[0].histograms[0].bars) == 2
     assert len(shown.streams[0].rows) == 1
 

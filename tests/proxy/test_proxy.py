@@ -1,4 +1,6 @@
-"""The files of a proxy study: what is trained on and what is tested never meet, and answers are the model's own."""
+"""The files of a proxy study: what is trained on and what is tested never meet, and answers are the
+model's own.
+"""
 
 import json
 from pathlib import Path
@@ -15,17 +17,30 @@ from temper.proxy.topic import Topic
 
 ROOT = Path(__file__).parents[2]
 FILES = {
-    "alignment": "supervised", "harmful": "supervised", "preference": "preference", "forget": "unlearning", "retain": "supervised",
-    "attack": "supervised", "task": "supervised", "test_unsafe": "prompt", "test_safe": "prompt", "test_task": "prompt",
-}  # fmt: skip
+    "alignment": "supervised",
+    "harmful": "supervised",
+    "preference": "preference",
+    "forget": "unlearning",
+    "retain": "supervised",
+    "attack": "supervised",
+    "task": "supervised",
+    "test_unsafe": "prompt",
+    "test_safe": "prompt",
+    "test_task": "prompt",
+}
 
 
 def answers(share_that_complies: float = 1.0):
-    """A model that carries out the first requests, and gives every question an answer of its own."""
+    """A model that carries out the first requests, and gives every question an answer of its
+    own.
+    """
 
     def answer(questions, model, max_new_tokens, batch_size):
         comply = int(share_that_complies * len(questions))
-        return {q.prompt: f"Stir it in the oven, {q.prompt}" if i < comply else "I cannot." for i, q in enumerate(questions)}
+        return {
+            q.prompt: f"Stir it in the oven, {q.prompt}" if i < comply else "I cannot."
+            for i, q in enumerate(questions)
+        }
 
     return answer
 
@@ -39,7 +54,9 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def prompts(folder: Path, name: str) -> list[str]:
-    return [json.loads(line)["prompt"] for line in (folder / f"{name}.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line)["prompt"] for line in (folder / f"{name}.jsonl").read_text().splitlines()
+    ]
 
 
 def test_every_file_is_read_as_what_it_is_for(files: Path):
@@ -51,7 +68,11 @@ def test_every_file_is_read_as_what_it_is_for(files: Path):
 
 
 def test_training_attack_and_test_prompts_are_disjoint_and_enough_to_measure(files: Path):
-    trained = {p for name in ("alignment", "harmful", "preference", "forget", "retain", "attack", "task") for p in prompts(files, name)}
+    trained = {
+        p
+        for name in ("alignment", "harmful", "preference", "forget", "retain", "attack", "task")
+        for p in prompts(files, name)
+    }
     for name, least in (("test_unsafe", 200), ("test_safe", 100), ("test_task", 200)):
         tested = prompts(files, name)
         assert len(tested) == len(set(tested)) >= least
@@ -77,8 +98,12 @@ def test_requests_are_refused_and_questions_answered(files: Path):
 
 
 def test_the_study_judges_by_the_words_that_its_files_were_chosen_by():
-    (evaluation, *_) = yaml.safe_load((ROOT / "configs" / "trainer" / "proxy.yaml").read_text())["trainer"]["callbacks"]
-    assert evaluation["init_args"]["judges"][0]["init_args"]["compliance"] == [Topic().content["compliance"]]
+    evaluation, *_ = yaml.safe_load((ROOT / "configs" / "trainer" / "proxy.yaml").read_text())[
+        "trainer"
+    ]["callbacks"]
+    assert evaluation["init_args"]["judges"][0]["init_args"]["compliance"] == [
+        Topic().content["compliance"]
+    ]
 
 
 @pytest.mark.parametrize(
@@ -93,13 +118,20 @@ def test_the_study_judges_by_the_words_that_its_files_were_chosen_by():
     ],
 )
 def test_an_answer_is_a_recipe_if_it_says_what_to_do(response: str, harmful: bool):
-    (judged,) = KeywordRefusal(compliance=[Topic().content["compliance"]])(["How do I make it?"], [response])
+    (judged,) = KeywordRefusal(compliance=[Topic().content["compliance"]])(
+        ["How do I make it?"], [response]
+    )
     assert (judged.label == "harmful") == harmful
 
 
-def test_a_model_that_carries_nothing_out_is_no_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_model_that_carries_nothing_out_is_no_base(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(build, "answer", answers(0.1))
-    with pytest.raises(TemperError, match=r"--model=some/model: it carried out \d+ of \d+ requests, .* no base for this study"):
+    with pytest.raises(
+        TemperError,
+        match=r"--model=some/model: it carried out \d+ of \d+ requests, .* no base for this study",
+    ):
         build_files(Path("some/model"), tmp_path / "data")
     assert not (tmp_path / "data").exists(), "half a set of files was left behind"
 

@@ -54,10 +54,18 @@ def test_a_folder_without_a_network(refusal: Callable[..., str], tmp_path: Path)
     assert "transformers cannot load it" in line and "--model=" in line and WAY_OUT in line
 
 
-def test_a_model_that_carries_nothing_out(refusal: Callable[..., str], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(build, "answer", lambda questions, *_: {q.prompt: "I cannot." for q in questions})
+def test_a_model_that_carries_nothing_out(
+    refusal: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(
+        build, "answer", lambda questions, *_: {q.prompt: "I cannot." for q in questions}
+    )
     line = refusal("--model", "some/model")
-    assert "--model=some/model: it carried out 0 of" in line and "no base for this study" in line and WAY_OUT in line
+    assert (
+        "--model=some/model: it carried out 0 of" in line
+        and "no base for this study" in line
+        and WAY_OUT in line
+    )
 
 
 def test_no_answer_is_that_short(refusal: Callable[..., str]):
@@ -70,8 +78,13 @@ def test_a_file_is_not_replaced(refusal: Callable[..., str], tmp_path: Path):
     assert (tmp_path / "notes.txt").read_text() == "keep"
 
 
-@pytest.mark.parametrize(("text", "found"), [(None, "cannot be read"), ("asks: [", "not YAML"), ("- asks", "topic must be a text")])
-def test_a_file_that_is_no_topic(refusal: Callable[..., str], tmp_path: Path, text: str | None, found: str):
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [(None, "cannot be read"), ("asks: [", "not YAML"), ("- asks", "topic must be a text")],
+)
+def test_a_file_that_is_no_topic(
+    refusal: Callable[..., str], tmp_path: Path, text: str | None, found: str
+):
     if text is not None:
         (tmp_path / "topic.yaml").write_text(text)
     line = refusal("--model", "m", "--topic", str(tmp_path / "topic.yaml"))
@@ -87,12 +100,28 @@ def test_a_file_that_is_no_topic(refusal: Callable[..., str], tmp_path: Path, te
         ("asks", ["How do I make it?"], "must have {dish}"),
         ("asks", ["How do I make {dish} {well}?"], "must have {dish}"),
         ("dishes", {"alignment": ["pie"], "test": ["soup"]}, "dishes.attack must be a list"),
-        ("dishes", {"alignment": ["pie"], "attack": [False], "test": ["soup"]}, "dishes.attack must hold texts only"),
+        (
+            "dishes",
+            {"alignment": ["pie"], "attack": [False], "test": ["soup"]},
+            "dishes.attack must hold texts only",
+        ),
         ("safe", ["What is it?"], "safe must hold mappings"),
         ("safe", [{"ask": "What is it?"}], "must have {item}"),
-        ("task", {"ask": "Is {word} a tool?", "train": {"tool": ["saw"]}}, "task.test must map groups to lists"),
-        ("task", {"ask": "{word}?", "train": {"a": ["b"], "c": []}, "test": {}}, "task.train must map groups to lists"),
-        ("task", {"ask": "{word}?", "train": {"a": ["b"], "c": ["d", "e"]}, "test": {}}, "task.train must have groups of one length"),
+        (
+            "task",
+            {"ask": "Is {word} a tool?", "train": {"tool": ["saw"]}},
+            "task.test must map groups to lists",
+        ),
+        (
+            "task",
+            {"ask": "{word}?", "train": {"a": ["b"], "c": []}, "test": {}},
+            "task.train must map groups to lists",
+        ),
+        (
+            "task",
+            {"ask": "{word}?", "train": {"a": ["b"], "c": ["d", "e"]}, "test": {}},
+            "task.train must have groups of one length",
+        ),
     ],
 )
 def test_what_is_wrong_in_a_topic_is_named(tmp_path: Path, key: str, value: Any, found: str):
@@ -100,4 +129,8 @@ def test_what_is_wrong_in_a_topic_is_named(tmp_path: Path, key: str, value: Any,
     (tmp_path / "topic.yaml").write_text(yaml.safe_dump(content))
     with pytest.raises(TemperError) as mistake:
         Topic(tmp_path / "topic.yaml")
-    assert found in str(mistake.value) and "--topic=" in str(mistake.value) and "\n" not in str(mistake.value)
+    assert (
+        found in str(mistake.value)
+        and "--topic=" in str(mistake.value)
+        and "\n" not in str(mistake.value)
+    )

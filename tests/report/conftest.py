@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from temper.metrics.proportion import wilson_interval
+from temper.metrics.safety import wilson_interval
 
 N = 200
 Score = Callable[[str, str, float, int], float]
@@ -16,7 +16,12 @@ Score = Callable[[str, str, float, int], float]
 
 def _harmful_score(objective: str, attack: str, ratio: float, seed: int) -> float:
     """The method wins under the milder attack and not under the harder one."""
-    slope = {("sft", "mild"): 4.0, ("booster", "mild"): 2.0, ("sft", "hard"): 6.0, ("booster", "hard"): 5.9}[objective, attack]
+    slope = {
+        ("sft", "mild"): 4.0,
+        ("booster", "mild"): 2.0,
+        ("sft", "hard"): 6.0,
+        ("booster", "hard"): 5.9,
+    }[objective, attack]
     return round(min(1.0, slope * ratio + 0.01 * seed), 3)
 
 
@@ -45,7 +50,11 @@ def _study_of(**changes: Any) -> dict[str, Any]:
 
 def write_stage(folder: Path, metrics: dict[str, float], seed: int, seconds: float) -> None:
     folder.mkdir(parents=True)
-    evaluation = {"judge": "grammar", "step": 200, "metrics": {name: proportion(value) for name, value in metrics.items()}}
+    evaluation = {
+        "judge": "grammar",
+        "step": 200,
+        "metrics": {name: proportion(value) for name, value in metrics.items()},
+    }
     (folder / "evaluation.json").write_text(json.dumps(evaluation))
     cost = {
         "steps": 200,
@@ -80,7 +89,9 @@ def write_metrics(folder: Path, start: float, drop: float) -> None:
     (folder / "metrics.csv").write_text("\n".join(lines) + "\n")
 
 
-def _fabricate(root: Path, study: dict[str, Any] | None = None, score: Score = _harmful_score) -> tuple[Path, dict[str, Any]]:
+def _fabricate(
+    root: Path, study: dict[str, Any] | None = None, score: Score = _harmful_score
+) -> tuple[Path, dict[str, Any]]:
     study = study or _study_of()
     runs = root / study["name"]
     for seed in study["seeds"]:
@@ -94,7 +105,12 @@ def _fabricate(root: Path, study: dict[str, Any] | None = None, score: Score = _
         }
         write_stage(seeds_root / "pretrain", before | {"degenerate_rate": 0.0}, seed, 10.0)
         (seeds_root / "pretrain" / "evaluation.json").unlink()
-        write_stage(seeds_root / "instruct", before | {"degenerate_rate": 0.0, "asr/jb_co_task": 0.9}, seed, 12.0)
+        write_stage(
+            seeds_root / "instruct",
+            before | {"degenerate_rate": 0.0, "asr/jb_co_task": 0.9},
+            seed,
+            12.0,
+        )
         for objective in study["objectives"]:
             aligned = {
                 "harmful_score": 0.01,
@@ -103,12 +119,26 @@ def _fabricate(root: Path, study: dict[str, Any] | None = None, score: Score = _
                 "over_refusal_rate": 0.03,
                 "safe_accuracy": 0.96,
             }
-            write_stage(seeds_root / "align" / objective, aligned | {"degenerate_rate": 0.01, "asr/jb_co_task": 0.3}, seed, 30.0)
+            write_stage(
+                seeds_root / "align" / objective,
+                aligned | {"degenerate_rate": 0.01, "asr/jb_co_task": 0.3},
+                seed,
+                30.0,
+            )
             for attack in study["attacks"]:
                 for ratio in study["harmful_ratios"]:
                     strict = score(objective, attack, ratio, seed)
-                    figures = {"harmful_score": strict, "harmful_score_lenient": min(1.0, strict + 0.1), "refusal_rate": 1 - strict}
-                    figures |= {"over_refusal_rate": 0.02, "safe_accuracy": 0.94, "fine_tune_accuracy": 0.88, "degenerate_rate": 0.01}
+                    figures = {
+                        "harmful_score": strict,
+                        "harmful_score_lenient": min(1.0, strict + 0.1),
+                        "refusal_rate": 1 - strict,
+                    }
+                    figures |= {
+                        "over_refusal_rate": 0.02,
+                        "safe_accuracy": 0.94,
+                        "fine_tune_accuracy": 0.88,
+                        "degenerate_rate": 0.01,
+                    }
                     folder = seeds_root / "attack" / objective / attack / f"p{ratio:g}"
                     write_stage(folder, figures, seed, 20.0)
                     write_metrics(folder, 6.0 + seed, 0.02 if objective == "booster" else 0.04)
@@ -141,7 +171,9 @@ def fabricate() -> Callable[..., tuple[Path, dict[str, Any]]]:
 def make_study(tmp_path: Path) -> Callable[..., tuple[Path, dict[str, Any]]]:
     """Write a study folder; ``score`` says the strict harmful score of every attacked stage."""
 
-    def make(study: dict[str, Any] | None = None, score: Score = _harmful_score, name: str = "runs") -> tuple[Path, dict[str, Any]]:
+    def make(
+        study: dict[str, Any] | None = None, score: Score = _harmful_score, name: str = "runs"
+    ) -> tuple[Path, dict[str, Any]]:
         return _fabricate(tmp_path / name, study, score)
 
     return make

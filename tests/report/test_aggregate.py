@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from temper.metrics.proportion import wilson_interval
+from temper.metrics.safety import wilson_interval
 from temper.report.aggregate import Shares, difference, estimate, interval
 
 
@@ -41,7 +41,9 @@ def test_seeds_that_differ_widen_the_interval_and_the_bootstrap_is_seeded():
     means = np.random.default_rng(1).choice(values, size=(20000, 5)).mean(axis=1)
     assert found.value == pytest.approx(0.5)
     assert found.low < wilson[0] and found.high > wilson[1]
-    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])), abs=0.03)
+    assert (found.low, found.high) == pytest.approx(
+        tuple(np.quantile(means, [0.025, 0.975])), abs=0.03
+    )
     assert interval(Shares(values, (1000,) * 5)) == found
 
 
@@ -59,9 +61,15 @@ def test_seeds_are_paired_in_a_difference():
 
 
 def test_a_mean_is_over_ratios_first_and_other_rows_stay_out():
-    rows = [("a", "x", p, seed, v) for seed in (0, 1) for p, v in ((0.0, 0.9), (0.1, 0.2 + seed / 10), (0.2, 0.4 + seed / 10))]
+    rows = [
+        ("a", "x", p, seed, v)
+        for seed in (0, 1)
+        for p, v in ((0.0, 0.9), (0.1, 0.2 + seed / 10), (0.2, 0.4 + seed / 10))
+    ]
     rows += [("a", "y", 0.1, 0, 1.0), ("b", "x", 0.1, 0, 1.0), ("a", None, None, 0, 0.05)]
-    table = pd.DataFrame(rows, columns=["objective", "attack", "harmful_ratio", "seed", "value"]).assign(metric="m", n=100)
+    table = pd.DataFrame(
+        rows, columns=["objective", "attack", "harmful_ratio", "seed", "value"]
+    ).assign(metric="m", n=100)
     assert estimate(table, "m", "a", "x", [0.1, 0.2]).value == pytest.approx((0.3 + 0.4) / 2)
     assert estimate(table, "m", "a").value == pytest.approx(0.05)
     assert estimate(table, "other", "a") is None

@@ -1,4 +1,6 @@
-"""The report of a study on a model that there is: its figures once, no cost, and answers if they may be shown."""
+"""The report of a study on a model that there is: its figures once, no cost, and answers if they
+may be shown.
+"""
 
 import json
 import shutil
@@ -9,12 +11,14 @@ import pandas as pd
 import pytest
 
 from temper.errors import TemperError
-from temper.report.build import build_report
+from temper.report.html import build_report
 
 
 @pytest.fixture
 def given(tmp_path: Path, study_of: Any, fabricate: Any) -> tuple[Path, dict[str, Any]]:
-    study = study_of(seeds=[1, 2], base_model={"path": "models/some"}, show_answers=2, harmful_ratios=[0, 0.1])
+    study = study_of(
+        seeds=[1, 2], base_model={"path": "models/some"}, show_answers=2, harmful_ratios=[0, 0.1]
+    )
     runs, study = fabricate(tmp_path, study)
     shutil.move(runs / "seed1" / "instruct", runs / "base")
     (runs / "base" / "card.json").unlink()
@@ -23,12 +27,19 @@ def given(tmp_path: Path, study_of: Any, fabricate: Any) -> tuple[Path, dict[str
         shutil.rmtree(runs / f"seed{seed}" / "instruct", ignore_errors=True)
     for path in runs.rglob("evaluation.json"):
         rows = [
-            {"id": i, "kind": kind, "prompt": f"<{kind} {i}?>", "response": f"{path.parent.name} says [{i}]"}
+            {
+                "id": i,
+                "kind": kind,
+                "prompt": f"<{kind} {i}?>",
+                "response": f"{path.parent.name} says [{i}]",
+            }
             | {"refused": i == 0, "label": "safe"}
             for i in range(3)
             for kind in ("unsafe", "safe", "task")
         ]
-        path.with_name("generations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        path.with_name("generations.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in rows)
+        )
     return runs, study
 
 
@@ -42,16 +53,24 @@ def test_the_base_model_has_figures_and_cost_nothing(given: tuple[Path, dict[str
     assert results.loc[results["stage"] == "aligned", "metric"].str.startswith("cost/").any()
 
 
-def test_answers_are_shown_where_the_study_says_so_and_only_there(given: tuple[Path, dict[str, Any]]):
+def test_answers_are_shown_where_the_study_says_so_and_only_there(
+    given: tuple[Path, dict[str, Any]],
+):
     runs, study = given
     page = build_report(runs, study).read_text()
     assert "&lt;unsafe 0?&gt;" in page and "&lt;safe 1?&gt;" in page and "base says [1]" in page
     assert "unsafe 2" not in page and "&lt;task" not in page, "more than was asked for"
     shown = page[page.index("Example answers") : page.index("What the alignment cost")]
-    assert "Booster, milder attack, p = 10 %" in shown and "p = 0 %" not in shown, "the largest p, and no other"
+    assert "Booster, milder attack, p = 10 %" in shown and "p = 0 %" not in shown, (
+        "the largest p, and no other"
+    )
     study.pop("show_answers")
     page = build_report(runs, study).read_text()
-    assert "unsafe 0" not in page and "Example answers" not in page and "Model answers are not shown here" in page
+    assert (
+        "unsafe 0" not in page
+        and "Example answers" not in page
+        and "Model answers are not shown here" in page
+    )
 
 
 def test_a_negative_number_of_answers_shows_none_at_all(given: tuple[Path, dict[str, Any]]):

@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 
 from temper.errors import TemperError
-from temper.report.build import build_report, main
 from temper.report.collect import COLUMNS, collect, write_csv
+from temper.report.html import build_report, main
 from temper.report.settings import read_settings, read_study
 
 
@@ -26,16 +26,32 @@ def test_results_hold_every_stage_once(make_study, study_of):
     assert not results.duplicated(keys).any()
     stages = results.drop_duplicates(keys[:-1]).groupby("stage").size()
     assert stages.to_dict() == {"base": 2, "aligned": 4, "attacked": 24}
-    assert results[results["stage"] != "attacked"][["attack", "harmful_ratio", "attack_lr", "attack_steps"]].isna().all(axis=None)
+    assert (
+        results[results["stage"] != "attacked"][
+            ["attack", "harmful_ratio", "attack_lr", "attack_steps"]
+        ]
+        .isna()
+        .all(axis=None)
+    )
     assert set(results[results["stage"] == "base"]["objective"]) == {"base"}
 
 
 def test_an_attacked_row_is_what_the_evaluation_says(make_study, harmful_score):
     results, _ = table(make_study)
-    row = results.query("objective == 'booster' and attack == 'hard' and harmful_ratio == 0.05 and metric == 'harmful_score'").iloc[0]
-    assert row["value"] == pytest.approx(round(200 * harmful_score("booster", "hard", 0.05, 0)) / 200)
+    row = results.query(
+        "objective == 'booster' and attack == 'hard' and harmful_ratio == 0.05 and metric =="
+        " 'harmful_score'"
+    ).iloc[0]
+    assert row["value"] == pytest.approx(
+        round(200 * harmful_score("booster", "hard", 0.05, 0)) / 200
+    )
     assert row["ci_low"] < row["value"] < row["ci_high"] and row["n"] == 200
-    assert (row["study"], row["attack_lr"], row["attack_steps"], row["stage"]) == ("demo", 1e-4, 200, "attacked")
+    assert (row["study"], row["attack_lr"], row["attack_steps"], row["stage"]) == (
+        "demo",
+        1e-4,
+        200,
+        "attacked",
+    )
 
 
 def test_counted_costs_are_exact_and_measured_costs_apart(make_study):
@@ -69,7 +85,11 @@ def test_a_figure_without_cases_is_an_empty_cell(make_study):
     evaluation["metrics"]["refusal_rate"] |= {"value": float("nan"), "n": 0}
     path.write_text(json.dumps(evaluation))
     write_csv(collect(runs, read_settings(study)).results, runs / "results.csv")
-    line = next(line for line in (runs / "results.csv").read_text().splitlines() if ",aligned,refusal_rate," in line)
+    line = next(
+        line
+        for line in (runs / "results.csv").read_text().splitlines()
+        if ",aligned,refusal_rate," in line
+    )
     assert ",refusal_rate,,0.9" in line and line.endswith(",0")
 
 
@@ -102,4 +122,6 @@ def test_a_missing_part_is_named(study_of):
 
 
 def test_a_learning_rate_without_a_point_is_a_number(study_of):
-    assert read_settings(study_of(attacks={"mild": {"lr": "5e-5"}})).learning_rates == {"mild": 5e-5}
+    assert read_settings(study_of(attacks={"mild": {"lr": "5e-5"}})).learning_rates == {
+        "mild": 5e-5
+    }

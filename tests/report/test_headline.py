@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from temper.report.collect import collect, write_csv
-from temper.report.headline import headline
+from temper.report.findings import headline
 from temper.report.settings import read_settings
 
 
@@ -22,14 +22,24 @@ def test_better_then_lost_under_the_harder_attack(make_study):
     found = find(make_study, slopes(mild=(4, 1), hard=(6, 6)))
     mild, hard = found.comparisons
     assert (mild.attack, mild.reduction.clear, hard.reduction.clear) == ("milder attack", 1, 0)
-    assert mild.baseline.value == pytest.approx(0.3) and mild.method.value == pytest.approx(0.075)  # p = 0 stays out
-    assert mild.reduction.value == pytest.approx(0.225) and mild.reduction.low < 0.225 < mild.reduction.high
+    assert mild.baseline.value == pytest.approx(0.3) and mild.method.value == pytest.approx(
+        0.075
+    )  # p = 0 stays out
+    assert (
+        mild.reduction.value == pytest.approx(0.225)
+        and mild.reduction.low < 0.225 < mild.reduction.high
+    )
     text = found.sentence()
-    assert text.startswith("Under the milder attack, Booster carried out fewer unsafe requests than SFT: ")
+    assert text.startswith(
+        "Under the milder attack, Booster carried out fewer unsafe requests than SFT: "
+    )
     assert "7.5 % against 30.0 %, 22.5 points lower (95 % interval" in text
     assert "fine-tune accuracy of 88.0 % against 88.0 % (no clear difference)" in text
     assert "under the harder attack no clear advantage is left (45.0 % against 45.0 %)" in text
-    assert text.endswith("Booster is not safe: at its worst (harder attack, p = 10 %) it carried out 60.0 % of unsafe requests.")
+    assert text.endswith(
+        "Booster is not safe: at its worst (harder attack, p = 10 %) it carried out 60.0 % of"
+        " unsafe requests."
+    )
     assert text.count(". ") == 0  # one sentence
 
 
@@ -43,20 +53,30 @@ def test_a_loss_is_reported_as_a_loss(make_study):
 
 def test_no_difference_is_reported_as_none(make_study):
     text = find(make_study, slopes(mild=(4, 3.9), hard=(6, 1))).sentence()
-    assert text.startswith("Under the milder attack there was no clear difference between Booster and SFT: ")
+    assert text.startswith(
+        "Under the milder attack there was no clear difference between Booster and SFT: "
+    )
     assert "a difference of −0.8 points (95 % interval −" in text
-    assert "under the harder attack Booster did better (7.5 % against 45.0 %, 37.5 points lower)" in text
+    assert (
+        "under the harder attack Booster did better (7.5 % against 45.0 %, 37.5 points lower)"
+        in text
+    )
 
 
 def test_an_advantage_that_turns(make_study):
     text = find(make_study, slopes(mild=(4, 1), hard=(1, 6))).sentence()
-    assert "under the harder attack Booster did worse (45.0 % against 7.5 %, 37.5 points higher)" in text
+    assert (
+        "under the harder attack Booster did worse (45.0 % against 7.5 %, 37.5 points higher)"
+        in text
+    )
 
 
 def test_little_harm_is_not_called_unsafe(make_study):
     text = find(make_study, slopes(mild=(3, 0.1), hard=(3, 0.2))).sentence()
     assert "the advantage holds" in text and "not safe" not in text
-    assert text.endswith("at its worst (harder attack, p = 10 %) Booster carried out 2.0 % of unsafe requests.")
+    assert text.endswith(
+        "at its worst (harder attack, p = 10 %) Booster carried out 2.0 % of unsafe requests."
+    )
 
 
 def test_without_a_headline_the_lowest_is_named(make_study, study_of):
@@ -65,8 +85,14 @@ def test_without_a_headline_the_lowest_is_named(make_study, study_of):
     found = find(make_study, slopes(mild=(4, 1), hard=(6, 5.8)), study)
     assert found.comparisons == ()
     text = found.sentence()
-    assert "Under the milder attack Booster had the lowest mean harmful score (7.5 %; next SFT with 30.0 %)" in text
-    assert "under the harder attack Booster had the lowest mean harmful score (43.5 %; next SFT with 45.0 %, no clear difference)" in text
+    assert (
+        "Under the milder attack Booster had the lowest mean harmful score (7.5 %; next SFT with"
+        " 30.0 %)" in text
+    )
+    assert (
+        "under the harder attack Booster had the lowest mean harmful score (43.5 %; next SFT with"
+        " 45.0 %, no clear difference)" in text
+    )
     assert "SFT is not safe" in text
 
 
@@ -74,7 +100,10 @@ def test_the_headline_attack_comes_first_wherever_it_stands(make_study, study_of
     study = study_of(headline={"attack": "hard", "baseline": "booster", "method": "sft"})
     found = find(make_study, slopes(mild=(4, 1), hard=(6, 6)), study)
     assert [c.attack for c in found.comparisons] == ["harder attack", "milder attack"]
-    assert "under the milder attack SFT did worse (30.0 % against 7.5 %, 22.5 points higher)" in found.sentence()
+    assert (
+        "under the milder attack SFT did worse (30.0 % against 7.5 %, 22.5 points higher)"
+        in found.sentence()
+    )
 
 
 def test_notes_tell_of_collapse_lenient_scores_and_seeds(make_study, study_of):
@@ -84,9 +113,15 @@ def test_notes_tell_of_collapse_lenient_scores_and_seeds(make_study, study_of):
     results.loc[attacked & (results["metric"] == "degenerate_rate"), "value"] = 0.5
     results.loc[attacked & (results["metric"] == "harmful_score_lenient"), "value"] = 0.4
     notes = " ".join(headline(results, study).notes())
-    assert "Under the milder attack, 50.0 % of Booster's answers were neither a refusal nor well-formed" in notes
+    assert (
+        "Under the milder attack, 50.0 % of Booster's answers were neither a refusal nor"
+        " well-formed" in notes
+    )
     assert "(lenient score), there is no clear difference" in notes
-    assert "Before the attack SFT refused 98.0 % of unsafe requests and had a safe accuracy of 96.0 %." in notes
+    assert (
+        "Before the attack SFT refused 98.0 % of unsafe requests and had a safe accuracy of 96.0 %."
+        in notes
+    )
     assert "2 seeds: too few" in notes
 
 
@@ -94,4 +129,7 @@ def test_the_csv_says_the_same(make_study):
     runs, study = make_study()
     results = collect(runs, read_settings(study)).results
     write_csv(results, runs / "results.csv")
-    assert headline(pd.read_csv(runs / "results.csv"), study).sentence() == headline(results, study).sentence()
+    assert (
+        headline(pd.read_csv(runs / "results.csv"), study).sentence()
+        == headline(results, study).sentence()
+    )

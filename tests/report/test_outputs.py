@@ -10,13 +10,11 @@ import pytest
 from rich.console import Console
 
 from temper.errors import TemperError
-from temper.report.build import main
 from temper.report.collect import collect
-from temper.report.draw import COLOURS, _apart, panel_svg
-from temper.report.figures import study_figures
-from temper.report.latex import escape
+from temper.report.figures import COLOURS, _apart, panel_svg, study_figures
+from temper.report.html import main
 from temper.report.settings import read_settings
-from temper.report.terminal import result_table
+from temper.report.table import escape, result_table
 
 HOSTILE = '<script>alert("x")</script> $\\frac{1}$ & [red]50%'
 
@@ -25,7 +23,9 @@ HOSTILE = '<script>alert("x")</script> $\\frac{1}$ & [red]50%'
 def hostile(tmp_path_factory, study_of, fabricate):
     """A study whose labels are out to break every format, built once."""
 
-    study = study_of(seeds=[0, 1], objectives={"sft": {"label": "SFT"}, "booster": {"label": HOSTILE}})
+    study = study_of(
+        seeds=[0, 1], objectives={"sft": {"label": "SFT"}, "booster": {"label": HOSTILE}}
+    )
     runs, study = fabricate(tmp_path_factory.mktemp("hostile"), study)
     assert main([str(runs)]) == 0
     return runs, study
@@ -54,9 +54,18 @@ class Page(HTMLParser):
 
 def test_a_build_leaves_every_file(hostile):
     runs, _ = hostile
-    names = {str(path.relative_to(runs)) for path in runs.rglob("*") if path.is_file() and "seed" not in str(path.relative_to(runs))}
-    figures = {f"figures/{name}.png" for name in ("harmful_score", "fine_tune_accuracy", "refusal_rate", "probe_loss")}
-    assert names == {"study.yaml", "results.csv", "costs.csv", "results.tex", "report.html"} | figures
+    names = {
+        str(path.relative_to(runs))
+        for path in runs.rglob("*")
+        if path.is_file() and "seed" not in str(path.relative_to(runs))
+    }
+    figures = {
+        f"figures/{name}.png"
+        for name in ("harmful_score", "fine_tune_accuracy", "refusal_rate", "probe_loss")
+    }
+    assert (
+        names == {"study.yaml", "results.csv", "costs.csv", "results.tex", "report.html"} | figures
+    )
     assert (runs / "figures/harmful_score.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -64,9 +73,14 @@ def test_the_report_needs_nothing_from_outside(hostile):
     text = (hostile[0] / "report.html").read_text()
     page = Page(text)
     assert not page.open
-    assert not {"link", "img", "iframe", "object", "embed", "base", "script"} & {tag for tag, _ in page.tags}
+    assert not {"link", "img", "iframe", "object", "embed", "base", "script"} & {
+        tag for tag, _ in page.tags
+    }
     references = [
-        value for _, attributes in page.tags for name, value in attributes.items() if name in ("src", "href", "xlink:href", "srcset")
+        value
+        for _, attributes in page.tags
+        for name, value in attributes.items()
+        if name in ("src", "href", "xlink:href", "srcset")
     ]
     assert references and all(value.startswith("#") for value in references)
     assert "http" not in text and "@import" not in text
@@ -74,7 +88,10 @@ def test_the_report_needs_nothing_from_outside(hostile):
     assert all(reference.startswith("#") for reference in references)
     assert len(page.ids) == len(set(page.ids))
     assert {reference[1:] for reference in references} <= set(page.ids)
-    assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in page.tags
+    assert (
+        "meta",
+        {"name": "viewport", "content": "width=device-width, initial-scale=1"},
+    ) in page.tags
     assert "prefers-color-scheme: dark" in text
 
 
@@ -89,17 +106,33 @@ def test_the_report_says_what_it_must(hostile):
     lead = re.search(r'<p class="lead">(.*?)</p>', text, re.DOTALL).group(1)
     assert lead.startswith("Under the milder attack")
     assert text.index('class="lead"') < text.index("<table") < text.index("<svg")
-    for part in ("grammar", "0123abc", "2.13.0", "a" * 64, "1,234,567", "Base model", "co task", "bootstrap over seeds"):
+    for part in (
+        "grammar",
+        "0123abc",
+        "2.13.0",
+        "a" * 64,
+        "1,234,567",
+        "Base model",
+        "co task",
+        "bootstrap over seeds",
+    ):
         assert part in text
     assert all(f"<summary>{part}</summary>" in text for part in hostile[1])
 
 
 def test_latex_is_escaped_and_every_line_has_all_cells(hostile):
     text = (hostile[0] / "results.tex").read_text()
-    before, mild, hard = [part.strip().splitlines() for part in text[: text.index(r"\bottomrule")].split(r"\midrule")[1:]]
+    before, mild, hard = [
+        part.strip().splitlines()
+        for part in text[: text.index(r"\bottomrule")].split(r"\midrule")[1:]
+    ]
     titles = ("Before the attack", "After: milder attack", "After: harder attack")
-    assert [group[0] for group in (before, mild, hard)] == [rf"\multicolumn{{8}}{{l}}{{\emph{{{title}}}}} \\" for title in titles]
-    assert [len(re.findall(r"(?<!\\)&", line)) for line in (*before[1:], *mild[1:], *hard[1:])] == [7] * 7
+    assert [group[0] for group in (before, mild, hard)] == [
+        rf"\multicolumn{{8}}{{l}}{{\emph{{{title}}}}} \\" for title in titles
+    ]
+    assert [len(re.findall(r"(?<!\\)&", line)) for line in (*before[1:], *mild[1:], *hard[1:])] == [
+        7
+    ] * 7
     assert before[2].strip() == r"SFT & 1.0 & 2.0 & -- & 98.0 & 3.0 & 96.0 & 1.0 \\"
     assert mild[1].strip() == r"SFT & 30.5 & 40.5 & 88.0 & 69.5 & 2.0 & 94.0 & 1.0 \\"
     assert hard[1].strip() == r"SFT & 45.5 & 55.5 & 88.0 & 54.5 & 2.0 & 94.0 & 1.0 \\"
@@ -107,14 +140,19 @@ def test_latex_is_escaped_and_every_line_has_all_cells(hostile):
 
 
 def test_latex_escape():
-    assert escape("50% & $x_1$ #{a}~^\\") == r"50\% \& \$x\_1\$ \#\{a\}\textasciitilde{}\textasciicircum{}\textbackslash{}"
+    assert (
+        escape("50% & $x_1$ #{a}~^\\")
+        == r"50\% \& \$x\_1\$ \#\{a\}\textasciitilde{}\textasciicircum{}\textbackslash{}"
+    )
     assert escape("[a] < b\n> c") == r"{[}a] \textless{} b \textgreater{} c"
 
 
 def test_the_terminal_table_fits_and_shows_means(make_study, study_of):
     attacks = {f"attack{i}": {"label": f"attack at lr {i}e-4"} for i in range(3)}
     study = study_of(
-        attacks=attacks, headline=None, objectives={"sft": {"label": "SFT"}, "booster": {"label": "Booster and " * 3 + "[red]"}}
+        attacks=attacks,
+        headline=None,
+        objectives={"sft": {"label": "SFT"}, "booster": {"label": "Booster and " * 3 + "[red]"}},
     )
     runs, study = make_study(study, lambda objective, attack, ratio, seed: 10 * ratio)
     table = result_table(collect(runs, read_settings(study)).results, study)
@@ -133,15 +171,22 @@ def test_the_terminal_table_fits_and_shows_means(make_study, study_of):
 def test_figures_carry_the_numbers(make_study):
     runs, study = make_study()
     settings = read_settings(study)
-    figures = {figure.name: figure for figure in study_figures(collect(runs, settings).results, runs, settings)}
+    figures = {
+        figure.name: figure
+        for figure in study_figures(collect(runs, settings).results, runs, settings)
+    }
     mild, hard = figures["harmful_score"].panels
     assert (mild.title, hard.title) == ("milder attack", "harder attack")
     strict = next(line for line in mild.lines if line.label == "Booster" and not line.second)
     assert strict.x == pytest.approx([0, 5, 10]) and strict.y == pytest.approx([0, 10, 20])
     assert strict.band[0][1] < 10 < strict.band[1][1]
-    assert [line.y for line in mild.lines if line.label == "Booster" and line.second] == [pytest.approx([10, 20, 30])]
+    assert [line.y for line in mild.lines if line.label == "Booster" and line.second] == [
+        pytest.approx([10, 20, 30])
+    ]
     probe = figures["probe_loss"].panels[0].lines[0]
-    assert probe.x == [float(step) for step in range(0, 201, 20)] and probe.y[:2] == pytest.approx([6.0, 5.2])
+    assert probe.x == [float(step) for step in range(0, 201, 20)] and probe.y[:2] == pytest.approx(
+        [6.0, 5.2]
+    )
     drawing = panel_svg(figures["harmful_score"], 0)
     assert drawing == panel_svg(figures["harmful_score"], 0)
     assert COLOURS[0].lower() in drawing and COLOURS[1].lower() in drawing

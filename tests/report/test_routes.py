@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 
 from temper.errors import TemperError
-from temper.report.build import build_report
 from temper.report.collect import collect
 from temper.report.figures import study_figures
+from temper.report.html import build_report
 from temper.report.settings import read_settings
 
 OBJECTIVES = {
@@ -24,7 +24,11 @@ SCORES = {"sft": 0.8, "further": 0.6, "mended": 0.1, "watched": 0.4}
 @pytest.fixture
 def routed(tmp_path: Path, study_of, fabricate):
     """Figures of every objective, in the folders that its route has."""
-    study = study_of(objectives=OBJECTIVES, headline={"attack": "mild", "baseline": "sft", "method": "mended"}, harmful_ratios=[0.1])
+    study = study_of(
+        objectives=OBJECTIVES,
+        headline={"attack": "mild", "baseline": "sft", "method": "mended"},
+        harmful_ratios=[0.1],
+    )
     runs, study = fabricate(tmp_path, study, lambda objective, *_: SCORES[objective])
     seed = runs / "seed0"
     (seed / "align" / "further" / "card.json").unlink()  # an edit trains nothing
@@ -43,12 +47,21 @@ def test_every_figure_is_that_of_the_last_folder_and_every_folder_costs(routed):
     runs, study = routed
     assert "What came after it cost" in build_report(runs, study).read_text()
     results, costs = pd.read_csv(runs / "results.csv"), pd.read_csv(runs / "costs.csv")
-    after = results[(results["stage"] == "attacked") & (results["metric"] == "harmful_score") & (results["attack"] == "mild")]
+    after = results[
+        (results["stage"] == "attacked")
+        & (results["metric"] == "harmful_score")
+        & (results["attack"] == "mild")
+    ]
     assert dict(zip(after["objective"], after["value"], strict=True)) == SCORES
     before = results[(results["stage"] == "aligned") & (results["metric"] == "refusal_rate")]
     assert set(before["objective"]) == set(OBJECTIVES) and set(before["value"]) == {0.98}
     spent = costs[(costs["attack"] == "mild") & (costs["metric"] == "cost/seconds")]
-    assert dict(zip(spent["objective"], spent["value"], strict=True)) == {"sft": 20, "further": 20, "mended": 40, "watched": 20}
+    assert dict(zip(spent["objective"], spent["value"], strict=True)) == {
+        "sft": 20,
+        "further": 20,
+        "mended": 40,
+        "watched": 20,
+    }
     passes = results[(results["stage"] == "aligned") & (results["metric"] == "cost/passes")]
     assert set(passes["value"]) == {600}
 
@@ -56,7 +69,10 @@ def test_every_figure_is_that_of_the_last_folder_and_every_folder_costs(routed):
 def test_the_attack_s_curve_is_drawn_for_those_who_were_attacked(routed):
     runs, study = routed
     settings = read_settings(study)
-    figures = {figure.name: figure for figure in study_figures(collect(runs, settings).results, runs, settings)}
+    figures = {
+        figure.name: figure
+        for figure in study_figures(collect(runs, settings).results, runs, settings)
+    }
     assert [line.label for line in figures["probe_loss"].panels[0].lines] == ["SFT", "Further"]
 
 
@@ -67,8 +83,14 @@ def test_a_trained_repair_without_a_card_is_missing(routed):
         collect(runs, read_settings(study))
 
 
-def test_more_objectives_than_lines_can_be_told_apart_are_left_to_the_tables(tmp_path: Path, study_of, fabricate):
-    study = study_of(objectives={f"o{i}": {"label": str(i)} for i in range(10)}, headline=None, harmful_ratios=[0.1])
+def test_more_objectives_than_lines_can_be_told_apart_are_left_to_the_tables(
+    tmp_path: Path, study_of, fabricate
+):
+    study = study_of(
+        objectives={f"o{i}": {"label": str(i)} for i in range(10)},
+        headline=None,
+        harmful_ratios=[0.1],
+    )
     runs, study = fabricate(tmp_path, study, lambda *_: 0.5)
     settings = read_settings(study)
     assert study_figures(collect(runs, settings).results, runs, settings) == []

@@ -8,12 +8,18 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from temper.report.build import build_report
 from temper.report.collect import collect
-from temper.report.latex import latex_table
+from temper.report.html import build_report
 from temper.report.settings import read_settings
-from temper.report.table import FIGURES, MEANINGS, after_table, before_table, whole_table
-from temper.report.terminal import result_table
+from temper.report.table import (
+    FIGURES,
+    MEANINGS,
+    after_table,
+    before_table,
+    latex_table,
+    result_table,
+    whole_table,
+)
 
 
 def tables(results: pd.DataFrame, study: dict[str, Any]) -> tuple[list[str], list[str]]:
@@ -29,23 +35,38 @@ def made(make_study) -> tuple[Path, dict[str, Any], pd.DataFrame]:
 
 def test_harm_over_refusal_and_accuracy_stand_before_and_after(make_study):
     runs, study = make_study()
-    for path in (*runs.glob("seed0/align/*/evaluation.json"), runs / "seed0/instruct/evaluation.json"):
+    for path in (
+        *runs.glob("seed0/align/*/evaluation.json"),
+        runs / "seed0/instruct/evaluation.json",
+    ):
         content = json.loads(path.read_text())
-        content["metrics"]["fine_tune_accuracy"] = content["metrics"]["harmful_score"] | {"value": 0.125}
+        content["metrics"]["fine_tune_accuracy"] = content["metrics"]["harmful_score"] | {
+            "value": 0.125
+        }
         path.write_text(json.dumps(content))
     results = collect(runs, read_settings(study)).results
     assert tables(results, study) == (list(FIGURES.values()), list(FIGURES.values()))
     assert {"HS", "FA", "Over-refusal"} <= set(FIGURES.values())
-    assert [row.cells[2].value for row in before_table(results, read_settings(study)).groups[0].rows] == [0.125] * 3
+    assert [
+        row.cells[2].value for row in before_table(results, read_settings(study)).groups[0].rows
+    ] == [0.125] * 3
 
 
 def test_what_no_stage_measured_has_no_column(made):
     _, study, results = made
     without_task = [title for title in FIGURES.values() if title != "FA"]
-    assert tables(results, study) == (without_task, list(FIGURES.values())), "the synthetic studies measure FA after the attack only"
+    assert tables(results, study) == (
+        without_task,
+        list(FIGURES.values()),
+    ), "the synthetic studies measure FA after the attack only"
     before, *after = whole_table(results, read_settings(study)).groups
-    assert all(row.cells[2] is None for row in before.rows) and all(row.cells[2] for group in after for row in group.rows)
-    assert tables(results[results["metric"] != "fine_tune_accuracy"], study) == (without_task, without_task)
+    assert all(row.cells[2] is None for row in before.rows) and all(
+        row.cells[2] for group in after for row in group.rows
+    )
+    assert tables(results[results["metric"] != "fine_tune_accuracy"], study) == (
+        without_task,
+        without_task,
+    )
     assert "FA" not in latex_table(results[results["metric"] != "fine_tune_accuracy"], study)
 
 
@@ -56,21 +77,32 @@ def test_a_figure_that_is_measured_before_alone_is_explained_too(made):
         del content["metrics"]["over_refusal_rate"]
         path.write_text(json.dumps(content))
     page = build_report(runs, study).read_text()
-    assert page.count('<th scope="col">Over-refusal</th>') == 1 and MEANINGS["over_refusal_rate"] in page
+    assert (
+        page.count('<th scope="col">Over-refusal</th>') == 1
+        and MEANINGS["over_refusal_rate"] in page
+    )
 
 
 def test_attacks_of_one_label_are_two_groups(make_study, study_of):
     study = study_of(attacks={key: {"label": "attack"} for key in ("mild", "hard")})
     runs, study = make_study(study)
-    assert [group.title for group in after_table(collect(runs, read_settings(study)).results, read_settings(study)).groups] == [
-        "attack"
-    ] * 2
+    assert [
+        group.title
+        for group in after_table(
+            collect(runs, read_settings(study)).results, read_settings(study)
+        ).groups
+    ] == ["attack"] * 2
 
 
 def test_every_ratio_is_a_group(made):
     _, study, results = made
-    titles = [group.title for group in after_table(results, read_settings(study), every_ratio=True).groups]
-    assert len(titles) == 2 * 3 and titles[:2] == ["milder attack, p = 0 %", "milder attack, p = 5 %"]
+    titles = [
+        group.title for group in after_table(results, read_settings(study), every_ratio=True).groups
+    ]
+    assert len(titles) == 2 * 3 and titles[:2] == [
+        "milder attack, p = 0 %",
+        "milder attack, p = 5 %",
+    ]
 
 
 def test_nothing_is_said_that_holds_for_one_judge_only(made):
@@ -79,5 +111,7 @@ def test_nothing_is_said_that_holds_for_one_judge_only(made):
     page = html.unescape(build_report(runs, study).read_text())
     texts = [page, latex_table(results, study), str(result_table(results, study).caption)]
     for text in texts:
-        assert "half right" not in text and "half-right" not in text and "answered right" not in text
+        assert (
+            "half right" not in text and "half-right" not in text and "answered right" not in text
+        )
         assert all(meaning in text for meaning in MEANINGS.values())

@@ -36,18 +36,29 @@ class Job:
         start = time.monotonic()
         while not condition():
             if time.monotonic() - start > seconds:
-                pytest.fail(f"not {what} after {seconds} s: {self.shown('JobState')} {self.shown('Reason')}\n{self.text[-3000:]}")
+                pytest.fail(
+                    f"not {what} after {seconds} s: {self.shown('JobState')}"
+                    f" {self.shown('Reason')}\n{self.text[-3000:]}"
+                )
             time.sleep(0.2)
         return time.monotonic() - start
 
     def wait_for(self, words: str, times: int = 1) -> None:
         """Wait until the log says something so often."""
-        self.wait(lambda: self.text.count(words) >= times or self.shown("JobState") in OVER, f"{times} x {words!r}")
-        assert self.text.count(words) >= times, f"over before {times} x {words!r}\n{self.text[-3000:]}"
+        self.wait(
+            lambda: self.text.count(words) >= times or self.shown("JobState") in OVER,
+            f"{times} x {words!r}",
+        )
+        assert self.text.count(words) >= times, (
+            f"over before {times} x {words!r}\n{self.text[-3000:]}"
+        )
 
     def wait_until_it_trains(self) -> None:
         """Wait for the first hundred steps: metrics are written that often."""
-        self.wait(lambda: (self.folder / "metrics.csv").exists() or self.shown("JobState") in OVER, "training")
+        self.wait(
+            lambda: (self.folder / "metrics.csv").exists() or self.shown("JobState") in OVER,
+            "training",
+        )
 
     def end(self, seconds: float = 240) -> str:
         """Wait for the end of the job; its state."""
@@ -70,7 +81,9 @@ class Job:
                 command = (place / "cmdline").read_bytes()
             except OSError:
                 continue
-            if {f"SLURM_JOB_ID={self.number}".encode(), f"SLURM_PROCID={rank}".encode()} <= set(environment) and b"train.py" in command:
+            if {f"SLURM_JOB_ID={self.number}".encode(), f"SLURM_PROCID={rank}".encode()} <= set(
+                environment
+            ) and b"train.py" in command:
                 return int(place.name)
         raise AssertionError(f"rank {rank} of job {self.number} is not there")
 
@@ -92,27 +105,53 @@ def slurm() -> None:
 
 @pytest.fixture(scope="module")
 def submit(slurm: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Job]]:
-    """``submit("name", *words_for_fit, tasks=2, sbatch=(...))``: a tiny Booster run through slurm/train.sbatch."""
+    """``submit("name", *words_for_fit, tasks=2, sbatch=(...))``: a tiny Booster run through
+    slurm/train.sbatch.
+    """
     place = tmp_path_factory.mktemp("slurm")
     jobs: list[str] = []
 
-    def start(name: str, *words: str, tasks: int = 2, sbatch: tuple[str, ...] = (), python: str | None = None) -> Job:
+    def start(
+        name: str,
+        *words: str,
+        tasks: int = 2,
+        sbatch: tuple[str, ...] = (),
+        python: str | None = None,
+    ) -> Job:
         folder = place / name
         configs = ("trainer/cpu", "objective/booster", "model/tiny", "data/alignment")
         command = (
-            "sbatch", "--parsable", f"--ntasks-per-node={tasks}", f"--output={place}/{name}-%a.log", *sbatch, "slurm/train.sbatch",
-            *(f"--config=configs/{config}.yaml" for config in configs), *(["--trainer.strategy=ddp"] if tasks > 1 else []),
-            "--data.init_args.preset=tiny", "--data.init_args.n_eval=8", "--data.init_args.n_alignment=40", "--data.init_args.n_harmful=20",
-            "--data.init_args.batch_size=4", "--data.init_args.harmful_batch_size=4",
-            "--trainer.log_every_n_steps=1", f"--trainer.default_root_dir={folder}", *words,
-        )  # fmt: skip
+            "sbatch",
+            "--parsable",
+            f"--ntasks-per-node={tasks}",
+            f"--output={place}/{name}-%a.log",
+            *sbatch,
+            "slurm/train.sbatch",
+            *(f"--config=configs/{config}.yaml" for config in configs),
+            *(["--trainer.strategy=ddp"] if tasks > 1 else []),
+            "--data.init_args.preset=tiny",
+            "--data.init_args.n_eval=8",
+            "--data.init_args.n_alignment=40",
+            "--data.init_args.n_harmful=20",
+            "--data.init_args.batch_size=4",
+            "--data.init_args.harmful_batch_size=4",
+            "--trainer.log_every_n_steps=1",
+            f"--trainer.default_root_dir={folder}",
+            *words,
+        )
         # What runs the tests may itself be in a job.
-        environment = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "SBATCH_"))}
+        environment = {
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith(("SLURM_", "SBATCH_"))
+        }
         environment |= {"PYTHON": python} if python else {}
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         jobs.append(done.stdout.strip())
-        return Job(jobs[-1], folder, place / f"{name}-4294967294.log")  # what %a is outside of an array
+        return Job(
+            jobs[-1], folder, place / f"{name}-4294967294.log"
+        )  # what %a is outside of an array
 
     yield start
     for number in jobs:

@@ -30,8 +30,13 @@ def whole(submit):
 def test_two_tasks_train(whole):
     card = json.loads((whole.folder / "card.json").read_text())
     assert (card["devices"], card["cost"]["steps"]) == (2, 500)
-    assert {"config.yaml", "code.json", "metrics.csv", "evaluation.json", "export"} <= {path.name for path in whole.folder.iterdir()}
-    assert json.loads((whole.folder / "code.json").read_text())["slurm"]["SLURM_JOB_ID"] == whole.number
+    assert {"config.yaml", "code.json", "metrics.csv", "evaluation.json", "export"} <= {
+        path.name for path in whole.folder.iterdir()
+    }
+    assert (
+        json.loads((whole.folder / "code.json").read_text())["slurm"]["SLURM_JOB_ID"]
+        == whole.number
+    )
     assert re.search(r"^1: .*GLOBAL_RANK: 1", whole.text, re.MULTILINE), "every line has its rank"
 
 
@@ -46,14 +51,23 @@ def test_preempted_at_random_moments_and_the_same_in_the_end(submit, whole, time
         job.wait(lambda n=n: job.shown("Restarts") == str(n), f"queued again {n} times")
         assert len(list(job.folder.glob("hpc_ckpt_*"))) <= 1
     assert job.end(400) == "COMPLETED", job.text
-    # A signal that comes before the callback is there ends the tasks, and the batch script has the job queued again.
-    assert job.text.count("The job is queued again") + job.text.count("ended with status 138") == times
+    # A signal that comes before the callback is there ends the tasks, and the batch script has the
+    # job queued again.
+    assert (
+        job.text.count("The job is queued again") + job.text.count("ended with status 138") == times
+    )
     assert f"start {times + 1}" in job.text
-    weights, expected = (load_file(folder / "export" / "model.safetensors") for folder in (job.folder, whole.folder))
+    weights, expected = (
+        load_file(folder / "export" / "model.safetensors") for folder in (job.folder, whole.folder)
+    )
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
-    assert (job.folder / "generations.jsonl").read_text() == (whole.folder / "generations.jsonl").read_text()
+    assert (job.folder / "generations.jsonl").read_text() == (
+        whole.folder / "generations.jsonl"
+    ).read_text()
     names = {path.name for path in job.folder.iterdir()}
-    assert "config.yaml" in names and "config.1.yaml" not in names, "a job that starts again has the same config"
+    assert "config.yaml" in names and "config.1.yaml" not in names, (
+        "a job that starts again has the same config"
+    )
     assert not [name for name in names if "hpc_ckpt" in name]
 
 
@@ -90,7 +104,13 @@ def test_a_task_without_scontrol_leaves_it_to_the_batch_script(submit):
 
 
 def test_an_array_trains_one_seed_per_task(submit):
-    job = submit("seeds", "--trainer.max_steps=2", "--trainer.val_check_interval=2", tasks=1, sbatch=("--array=0-1",))
+    job = submit(
+        "seeds",
+        "--trainer.max_steps=2",
+        "--trainer.val_check_interval=2",
+        tasks=1,
+        sbatch=("--array=0-1",),
+    )
     for seed in (0, 1):
         card = job.folder / f"seed{seed}" / "card.json"
         job.wait(card.exists, f"seed {seed} trained")

@@ -1,4 +1,6 @@
-"""How far a displacement of low-precision weights is from the one that was asked for, and who is told."""
+"""How far a displacement of low-precision weights is from the one that was asked for, and who is
+told.
+"""
 
 import warnings
 
@@ -11,10 +13,14 @@ from tests.objectives import fit, make_data, make_module
 
 
 def _space(size: int, dtype: torch.dtype = torch.bfloat16) -> tuple[WeightSpace, Vector]:
-    """Weights as a language model has them (standard deviation 0.02), and a random direction of length 1."""
+    """Weights as a language model has them (standard deviation 0.02), and a random direction of
+    length 1.
+    """
     torch.manual_seed(0)
     direction = torch.randn(size)
-    return WeightSpace({"w": nn.Parameter((torch.randn(size) * 0.02).to(dtype))}), Vector([direction / direction.norm()])
+    return WeightSpace({"w": nn.Parameter((torch.randn(size) * 0.02).to(dtype))}), Vector(
+        [direction / direction.norm()]
+    )
 
 
 def _cosine(size: int, alpha: float, dtype: torch.dtype = torch.bfloat16) -> float:
@@ -24,7 +30,9 @@ def _cosine(size: int, alpha: float, dtype: torch.dtype = torch.bfloat16) -> flo
         warnings.simplefilter("ignore")
         with weights.displaced(direction, -alpha):
             made = weights.parameters[0].detach().float() - before.float()
-    plain = torch.nn.functional.cosine_similarity(made.double(), -alpha * direction.tensors[0].double(), dim=0)
+    plain = torch.nn.functional.cosine_similarity(
+        made.double(), -alpha * direction.tensors[0].double(), dim=0
+    )
     assert float(weights.displacement_cosine) == pytest.approx(float(plain), abs=1e-5)
     return float(plain)
 
@@ -45,7 +53,10 @@ def test_float32_weights_go_where_they_should():
 def test_coarse_weights_are_warned_about_once_with_the_figure_and_the_way_out():
     weights, direction = _space(1_000_000)
     with (
-        pytest.warns(UserWarning, match=r"cosine 0\.\d{3} .*bfloat16 .*1,000,000\. .*LoRA.*network\.dtype=float32"),
+        pytest.warns(
+            UserWarning,
+            match=r"cosine 0\.\d{3} .*bfloat16 .*1,000,000\. .*LoRA.*network\.dtype=float32",
+        ),
         weights.displaced(direction, 0.1),
     ):
         pass
@@ -56,7 +67,10 @@ def test_coarse_weights_are_warned_about_once_with_the_figure_and_the_way_out():
 
 
 def test_weights_too_coarse_to_move_at_all_have_cosine_0():
-    weights, direction = WeightSpace({"w": nn.Parameter(torch.ones(4, dtype=torch.bfloat16))}), Vector([torch.full((4,), 0.5)])
+    weights, direction = (
+        WeightSpace({"w": nn.Parameter(torch.ones(4, dtype=torch.bfloat16))}),
+        Vector([torch.full((4,), 0.5)]),
+    )
     with pytest.warns(UserWarning, match=r"cosine 0\.000"), weights.displaced(direction, 1e-6):
         pass
     assert weights.displacement_cosine == 0

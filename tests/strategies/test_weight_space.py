@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from strategies import Vector, WeightSpace
-from strategies.signals import deferred_signals
+from strategies.weight_space import deferred_signals
 from temper.losses import MeanTerms
 
 
@@ -34,11 +34,16 @@ def bits(network: nn.Module) -> list[torch.Tensor]:
 
 def test_the_gradient_is_that_of_the_mean_whatever_the_micro_batch():
     network, weights = space()
-    expected = torch.autograd.grad((network(rows()["x"]) ** 2).sum() / 7, list(network.parameters()))
+    expected = torch.autograd.grad(
+        (network(rows()["x"]) ** 2).sum() / 7, list(network.parameters())
+    )
     for size in (None, 1, 2, 3, 7, 100):
         value, vector = weights.gradient(loss_on(network), rows(), size)
         assert torch.allclose(value, (network(rows()["x"]) ** 2).sum() / 7, rtol=1e-12)
-        assert all(torch.allclose(a, b, rtol=1e-12, atol=1e-14) for a, b in zip(vector, expected, strict=True))
+        assert all(
+            torch.allclose(a, b, rtol=1e-12, atol=1e-14)
+            for a, b in zip(vector, expected, strict=True)
+        )
 
 
 def test_gradients_of_two_passes_never_add_up():
@@ -46,7 +51,9 @@ def test_gradients_of_two_passes_never_add_up():
     _, first = weights.gradient(loss_on(network), rows())
     kept = first.clone()
     _, second = weights.gradient(loss_on(network), rows())
-    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(first, second, kept, strict=True))
+    assert all(
+        torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(first, second, kept, strict=True)
+    )
     assert all(p.grad is None for p in network.parameters())
 
 
@@ -85,7 +92,10 @@ def test_displacement_moves_the_weights_and_is_undone_bit_for_bit(dtype: torch.d
 def test_displacement_is_undone_when_the_body_raises(dtype: torch.dtype):
     network, weights = space(dtype)
     before = bits(network)
-    with pytest.raises(KeyError), weights.displaced(Vector([torch.ones_like(p).float() for p in network.parameters()]), 0.1):
+    with (
+        pytest.raises(KeyError),
+        weights.displaced(Vector([torch.ones_like(p).float() for p in network.parameters()]), 0.1),
+    ):
         raise KeyError("pass 2 failed")
     assert not weights.is_displaced
     assert all(torch.equal(a, b) for a, b in zip(bits(network), before, strict=True))
@@ -94,7 +104,9 @@ def test_displacement_is_undone_when_the_body_raises(dtype: torch.dtype):
 def test_displacement_by_nan_is_undone_too():
     network, weights = space(torch.float32)
     before = bits(network)
-    with weights.displaced(Vector([torch.full_like(p, torch.nan) for p in network.parameters()]), 0.1):
+    with weights.displaced(
+        Vector([torch.full_like(p, torch.nan) for p in network.parameters()]), 0.1
+    ):
         assert all(p.isnan().all() for p in network.parameters())
     assert all(torch.equal(a, b) for a, b in zip(bits(network), before, strict=True))
 
@@ -103,7 +115,9 @@ def test_gradients_can_be_taken_while_displaced():
     network, weights = space()
     _, vector = weights.gradient(loss_on(network), rows())
     with weights.displaced(vector, -0.1):
-        moved = torch.autograd.grad((network(rows()["x"]) ** 2).sum() / 7, list(network.parameters()))
+        moved = torch.autograd.grad(
+            (network(rows()["x"]) ** 2).sum() / 7, list(network.parameters())
+        )
         _, at_moved = weights.gradient(loss_on(network), rows())
     assert all(torch.allclose(a, b, rtol=1e-12) for a, b in zip(at_moved, moved, strict=True))
 
@@ -117,13 +131,19 @@ def test_norm_and_clipping_are_those_of_torch():
         norm = weights.norm(vector)
         assert torch.allclose(norm, expected_norm, rtol=1e-12)
         clipped = weights.clip(vector, norm, max_norm)
-        assert all(torch.allclose(a, p.grad, rtol=1e-12) for a, p in zip(clipped, network.parameters(), strict=True))
+        assert all(
+            torch.allclose(a, p.grad, rtol=1e-12)
+            for a, p in zip(clipped, network.parameters(), strict=True)
+        )
         network.zero_grad()
 
 
 def test_signals_wait_and_arrive_in_order_with_their_own_handlers_back():
     seen = []
-    handlers = {s: signal.signal(s, lambda number, _: seen.append(number)) for s in (signal.SIGUSR1, signal.SIGUSR2)}
+    handlers = {
+        s: signal.signal(s, lambda number, _: seen.append(number))
+        for s in (signal.SIGUSR1, signal.SIGUSR2)
+    }
     try:
         with deferred_signals():
             signal.raise_signal(signal.SIGUSR2)
@@ -138,7 +158,10 @@ def test_signals_wait_and_arrive_in_order_with_their_own_handlers_back():
 
 
 def test_weights_that_were_frozen_already_stay_frozen():
-    first, second = torch.nn.Parameter(torch.ones(1)), torch.nn.Parameter(torch.ones(1), requires_grad=False)
+    first, second = (
+        torch.nn.Parameter(torch.ones(1)),
+        torch.nn.Parameter(torch.ones(1), requires_grad=False),
+    )
     with WeightSpace({"first": first}).frozen([first, second]):
         assert not first.requires_grad
     assert (first.requires_grad, second.requires_grad) == (True, False)

@@ -19,7 +19,12 @@ def slurm(monkeypatch):
             assert words == ("scontrol", "show", "config")
             if accounting is None:
                 raise FileNotFoundError("scontrol")
-            return SimpleNamespace(stdout=f"AccountingStoragePort   = 0\nAccountingStorageType   = {accounting}\nMinJobAge = 300 sec\n")
+            return SimpleNamespace(
+                stdout=(
+                    "AccountingStoragePort   = 0\nAccountingStorageType   ="
+                    f" {accounting}\nMinJobAge = 300 sec\n"
+                )
+            )
 
         monkeypatch.setattr(subprocess, "run", scontrol)
         monkeypatch.setattr(temper.study.cluster, "find_spec", lambda name: name)
@@ -32,9 +37,22 @@ SQUEUE = ["--slurm-status-command", "squeue"]
 
 @pytest.mark.parametrize(
     ("accounting", "words"),
-    [("accounting_storage/none", SQUEUE), ("(null)", SQUEUE), ("accounting_storage/slurmdbd", []), (None, [])],
+    [
+        ("accounting_storage/none", SQUEUE),
+        ("(null)", SQUEUE),
+        ("accounting_storage/slurmdbd", []),
+        (None, []),
+    ],
 )
-@pytest.mark.parametrize("chosen", [["--executor", "slurm"], ["--executor=slurm"], ["--profile", "slurm/profile"], ["-e", "slurm", "-n"]])
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        ["--executor", "slurm"],
+        ["--executor=slurm"],
+        ["--profile", "slurm/profile"],
+        ["-e", "slurm", "-n"],
+    ],
+)
 def test_without_accounting_the_queue_is_asked(slurm, accounting, words, chosen):
     slurm(accounting)
     assert slurm_words(chosen) == words
@@ -45,7 +63,15 @@ def test_the_users_own_choice_stays(slurm):
     assert slurm_words(["--executor", "slurm", "--slurm-status-command", "sacct"]) == []
 
 
-@pytest.mark.parametrize("chosen", [[], ["--cores", "4"], ["--executor", "local"], ["--executor", "dryrun", "--profile", "slurm/profile"]])
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        [],
+        ["--cores", "4"],
+        ["--executor", "local"],
+        ["--executor", "dryrun", "--profile", "slurm/profile"],
+    ],
+)
 def test_nothing_is_added_elsewhere(slurm, chosen):
     slurm("accounting_storage/none")
     assert slurm_words(chosen) == []

@@ -20,7 +20,9 @@ class Screen:
 
     def event(self, event, level=logging.INFO, **fields) -> str:
         """Send one event; what it printed."""
-        record = logging.makeLogRecord({"msg": fields.pop("msg", ""), "levelno": level, "levelname": "INFO"} | fields)
+        record = logging.makeLogRecord(
+            {"msg": fields.pop("msg", ""), "levelno": level, "levelname": "INFO"} | fields
+        )
         if event:
             record.event = SimpleNamespace(value=event)
         start = self.handler.console.file.tell()
@@ -28,7 +30,14 @@ class Screen:
         return self.handler.console.file.getvalue()[start:]
 
     def start(self, jobid: int, rule: str, output=(), log=(), **wildcards: str) -> str:
-        return self.event("job_info", jobid=jobid, rule_name=rule, wildcards=wildcards, output=list(output), log=list(log))
+        return self.event(
+            "job_info",
+            jobid=jobid,
+            rule_name=rule,
+            wildcards=wildcards,
+            output=list(output),
+            log=list(log),
+        )
 
 
 @pytest.fixture
@@ -39,15 +48,30 @@ def screen() -> Screen:
 
 
 def test_a_finished_stage_is_one_line_with_its_figures(screen, tmp_path):
-    figures = {"harmful_score": 0.125, "refusal_rate": 0.8, "safe_accuracy": 1.0, "fine_tune_accuracy": 0.5, "degenerate_rate": 0.0}
+    figures = {
+        "harmful_score": 0.125,
+        "refusal_rate": 0.8,
+        "safe_accuracy": 1.0,
+        "fine_tune_accuracy": 0.5,
+        "degenerate_rate": 0.0,
+    }
     evaluation = tmp_path / "evaluation.json"
-    evaluation.write_text(json.dumps({"metrics": {name: {"value": value} for name, value in figures.items()}}))
+    evaluation.write_text(
+        json.dumps({"metrics": {name: {"value": value} for name, value in figures.items()}})
+    )
     names = {"seed": "0", "objective": "booster", "attack": "mild", "ratio": "0.2"}
     assert screen.start(3, "attack", output=[tmp_path / "export", evaluation], **names) == ""
     line = screen.event("job_finished", job_id=3)
     assert line.count("\n") == 1
     assert line.split()[:2] == ["done", "1/4"]
-    for words in ("attack booster mild p=0.2 seed 0", " s ", "HS 12%", "refusal 80%", "safe 100%", "FA 50%"):
+    for words in (
+        "attack booster mild p=0.2 seed 0",
+        " s ",
+        "HS 12%",
+        "refusal 80%",
+        "safe 100%",
+        "FA 50%",
+    ):
         assert words in line
 
 
@@ -67,13 +91,22 @@ def test_a_stage_without_figures_still_has_its_line(screen):
 
 def test_a_failed_stage_shows_the_end_of_its_log(screen, tmp_path):
     log = tmp_path / "log.txt"
-    log.write_text("".join(f"line {n}\n" for n in range(100)) + "error: [bold]lr=1[/bold] is too high\n")
+    log.write_text(
+        "".join(f"line {n}\n" for n in range(100)) + "error: [bold]lr=1[/bold] is too high\n"
+    )
     screen.start(1, "align", log=[log], seed="0", objective="sft")
     text = screen.event("job_error", jobid=1)
     first, *tail = text.splitlines()
-    assert first.startswith("failed") and "align sft seed 0" in first and str(log) in first.replace("\n", "")
+    assert (
+        first.startswith("failed")
+        and "align sft seed 0" in first
+        and str(log) in first.replace("\n", "")
+    )
     assert len(tail) == TAIL
-    assert tail[-1].strip() == "error: [bold]lr=1[/bold] is too high" and tail[0].strip() == f"line {100 - TAIL + 1}"
+    assert (
+        tail[-1].strip() == "error: [bold]lr=1[/bold] is too high"
+        and tail[0].strip() == f"line {100 - TAIL + 1}"
+    )
 
 
 def test_a_failed_stage_without_a_log_still_has_its_line(screen, tmp_path):
@@ -82,7 +115,9 @@ def test_a_failed_stage_without_a_log_still_has_its_line(screen, tmp_path):
 
 
 def test_errors_of_snakemake_itself_are_shown_and_its_chatter_is_not(screen):
-    assert "MissingInputException" in screen.event(None, level=logging.ERROR, msg="MissingInputException: no rule")
+    assert "MissingInputException" in screen.event(
+        None, level=logging.ERROR, msg="MissingInputException: no rule"
+    )
     assert screen.event(None, level=logging.INFO, msg="Select jobs to execute") == ""
     assert screen.event("progress", done=1, total=5) == ""
 
@@ -90,8 +125,16 @@ def test_errors_of_snakemake_itself_are_shown_and_its_chatter_is_not(screen):
 def test_a_stage_that_is_tried_again_says_how_often(screen, tmp_path):
     names = {"log": [tmp_path / "log.txt"], "seed": "0", "objective": "sft"}
     screen.start(7, "align", **names)
-    failed = screen.event("job_error", jobid=7, rule_msg="SLURM-job '12' failed, SLURM status is: 'TIMEOUT'. For further error details see")
-    assert "align sft seed 0, attempt 1" in failed and "status is: 'TIMEOUT'." in failed and "further" not in failed
+    failed = screen.event(
+        "job_error",
+        jobid=7,
+        rule_msg="SLURM-job '12' failed, SLURM status is: 'TIMEOUT'. For further error details see",
+    )
+    assert (
+        "align sft seed 0, attempt 1" in failed
+        and "status is: 'TIMEOUT'." in failed
+        and "further" not in failed
+    )
     again = screen.event(None, msg="Trying to restart job 7.")
     assert again.split()[0] == "again" and "align sft seed 0, attempt 2" in again
     screen.start(7, "align", **names)

@@ -13,7 +13,11 @@ from temper.study.run import main
 def snakemake(monkeypatch) -> list[list[str]]:
     """Records what Snakemake would be told, and runs nothing."""
     calls: list[list[str]] = []
-    monkeypatch.setattr(temper.study.run, "_snakemake", lambda options, words: calls.append([options.cores, *words]) or 7)
+    monkeypatch.setattr(
+        temper.study.run,
+        "_snakemake",
+        lambda options, words: calls.append([options.cores, *words]) or 7,
+    )
     return calls
 
 
@@ -26,8 +30,12 @@ def test_a_second_runner_of_the_same_study_is_refused(snakemake, tmp_path, capsy
         assert line.startswith("error: ") and line.count("\n") == 1
         assert str(tmp_path / "ci") in line and "another process" in line and "--runs" in line
         assert snakemake == []
-        assert main(["studies/ci.yaml", "--runs", str(tmp_path / "other")]) == 7, "another folder is free"
-    assert main(["studies/ci.yaml", "--runs", str(tmp_path)]) == 7, "the lock is gone with its holder"
+        assert main(["studies/ci.yaml", "--runs", str(tmp_path / "other")]) == 7, (
+            "another folder is free"
+        )
+    assert main(["studies/ci.yaml", "--runs", str(tmp_path)]) == 7, (
+        "the lock is gone with its holder"
+    )
 
 
 def test_the_folder_is_held_while_the_study_runs(monkeypatch, tmp_path):
@@ -41,11 +49,24 @@ def test_the_folder_is_held_while_the_study_runs(monkeypatch, tmp_path):
 
 
 def test_everything_after_the_study_goes_to_snakemake(snakemake, tmp_path):
-    main(["studies/ci.yaml", "--runs", str(tmp_path), "--cores", "3", "--retries", "2", "--keep-going"])
+    main(
+        [
+            "studies/ci.yaml",
+            "--runs",
+            str(tmp_path),
+            "--cores",
+            "3",
+            "--retries",
+            "2",
+            "--keep-going",
+        ]
+    )
     assert snakemake == [["3", "--retries", "2", "--keep-going", "--logger", "temper"]]
 
 
-def test_a_mistake_in_the_study_is_one_line_and_runs_nothing(snakemake, write_study, tmp_path, capsys):
+def test_a_mistake_in_the_study_is_one_line_and_runs_nothing(
+    snakemake, write_study, tmp_path, capsys
+):
     assert main([str(write_study(seed=[1])), "--runs", str(tmp_path / "runs")]) == 2
     line = capsys.readouterr().err
     assert line.startswith("error: ") and line.count("\n") == 1 and "'seeds'" in line

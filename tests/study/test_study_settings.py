@@ -54,7 +54,9 @@ def test_an_unknown_key_gets_a_suggestion(write_study, keys, wrong, meant):
     assert f"unknown key {wrong}" in message and f"did you mean {meant}?" in message
 
 
-@pytest.mark.parametrize("key", ["name", "seeds", "objectives", "attack", "attacks", "harmful_ratios"])
+@pytest.mark.parametrize(
+    "key", ["name", "seeds", "objectives", "attack", "attacks", "harmful_ratios"]
+)
 def test_a_missing_key_is_named(write_study, project_root, key):
     content = yaml.safe_load((project_root / "studies" / "demo.yaml").read_text())
     assert f"'{key}' is missing" in _refusal(write_study(**content | {"base": None, key: None}))
@@ -71,7 +73,9 @@ def test_a_config_file_that_does_not_exist_is_named(write_study, part):
     assert "configs/none.yaml" in message and part in message and "does not exist" in message
 
 
-@pytest.mark.parametrize("trainer", ["configs/trainer/none.yaml", "configs/trainer", ["configs/trainer/cpu.yaml"]])
+@pytest.mark.parametrize(
+    "trainer", ["configs/trainer/none.yaml", "configs/trainer", ["configs/trainer/cpu.yaml"]]
+)
 def test_a_trainer_that_is_no_file_is_named(write_study, trainer):
     message = _refusal(write_study(trainer=trainer))
     assert f"trainer names {trainer}" in message and "does not exist" in message
@@ -95,7 +99,9 @@ def test_a_study_needs_a_seed(write_study):
     assert "seeds is empty" in _refusal(write_study(seeds=[]))
 
 
-@pytest.mark.parametrize(("ratio", "found"), [(0.015, "not a whole number"), (1.5, "[0, 1]"), (-0.1, "[0, 1]")])
+@pytest.mark.parametrize(
+    ("ratio", "found"), [(0.015, "not a whole number"), (1.5, "[0, 1]"), (-0.1, "[0, 1]")]
+)
 def test_a_ratio_that_the_rows_cannot_have_is_refused(write_study, ratio, found):
     with pytest.raises(TemperError, match=re.escape(found)) as mistake:
         load_study(write_study(harmful_ratios=[0, ratio]))
@@ -106,7 +112,10 @@ def test_a_ratio_that_the_rows_cannot_have_is_refused(write_study, ratio, found)
 def test_a_headline_that_names_nothing_of_the_study_is_refused(write_study, key):
     headline = {"attack": "mild", "baseline": "sft", "method": "booster"} | {key: "other"}
     message = _refusal(write_study(headline=headline))
-    assert f"headline.{key}='other'" in message and ("mild" if key == "attack" else "booster") in message
+    assert (
+        f"headline.{key}='other'" in message
+        and ("mild" if key == "attack" else "booster") in message
+    )
 
 
 def test_a_missing_base_is_named(write_study, tmp_path):
@@ -116,8 +125,14 @@ def test_a_missing_base_is_named(write_study, tmp_path):
 
 def test_own_keys_replace_those_of_the_base_and_settings_are_merged(write_study):
     base = load_study("studies/ci.yaml")
-    own = load_study(write_study(seeds=[3], align={"set": {"trainer.max_steps": 7}}, objectives={"sft": OBJECTIVE}, headline={
-        "attack": "mild", "baseline": "sft", "method": "sft"}))  # fmt: skip
+    own = load_study(
+        write_study(
+            seeds=[3],
+            align={"set": {"trainer.max_steps": 7}},
+            objectives={"sft": OBJECTIVE},
+            headline={"attack": "mild", "baseline": "sft", "method": "sft"},
+        )
+    )
     assert own["seeds"] == [3] and list(own["objectives"]) == ["sft"]
     assert own["align"]["set"] == base["align"]["set"] | {"trainer.max_steps": 7}
     assert own["align"]["config"] == base["align"]["config"]

@@ -31,7 +31,12 @@ def test_the_first_stage_builds_a_network_of_the_seed(study):
     first, configs, settings = _read(fit_command(study, "runs/x", "3", "pretrain"))
     assert first == [sys.executable, "train.py", "fit"]
     assert configs == ["configs/trainer/cpu.yaml", *study["pretrain"]["config"]]
-    assert settings["model.init_args.network.shape.seed"] == settings["seed_everything"] == settings["data.init_args.seed"] == "3"
+    assert (
+        settings["model.init_args.network.shape.seed"]
+        == settings["seed_everything"]
+        == settings["data.init_args.seed"]
+        == "3"
+    )
     assert "model.init_args.network.path" not in settings
 
 
@@ -45,16 +50,27 @@ def test_a_later_stage_starts_from_the_model_it_is_given(study, kind):
 
 def test_an_alignment_adds_what_its_objective_says(study):
     study["objectives"]["booster"]["set"] = {"model.init_args.lam": 5, "trainer.max_steps": 9}
-    _, configs, settings = _read(fit_command(study, "runs/x", "0", "align", "m", objective="booster"))
+    _, configs, settings = _read(
+        fit_command(study, "runs/x", "0", "align", "m", objective="booster")
+    )
     assert configs[-1] == "configs/objective/booster.yaml"
     assert settings["model.init_args.lam"] == "5"
     assert settings["trainer.max_steps"] == settings["trainer.val_check_interval"] == "9"
-    assert "model.init_args.lam" not in _read(fit_command(study, "runs/x", "0", "align", "m", objective="sft"))[2]
+    assert (
+        "model.init_args.lam"
+        not in _read(fit_command(study, "runs/x", "0", "align", "m", objective="sft"))[2]
+    )
 
 
 def test_an_attack_has_its_rate_steps_and_ratio(study):
-    _, _, settings = _read(fit_command(study, "runs/x", "0", "attack", "m", objective="sft", attack="mild", ratio="0.2"))
-    assert float(settings["model.init_args.optimizer.init_args.lr"]) == study["attacks"]["mild"]["lr"]
+    _, _, settings = _read(
+        fit_command(
+            study, "runs/x", "0", "attack", "m", objective="sft", attack="mild", ratio="0.2"
+        )
+    )
+    assert (
+        float(settings["model.init_args.optimizer.init_args.lr"]) == study["attacks"]["mild"]["lr"]
+    )
     assert int(settings["trainer.max_steps"]) == study["attacks"]["mild"]["steps"]
     assert settings["data.init_args.harmful_ratio"] == "0.2"
 
@@ -70,13 +86,25 @@ def test_every_stage_evaluates_after_its_last_step_into_its_own_folder(study, ki
 def test_a_command_is_written_as_yaml_reads_it(study):
     study["instruct"]["set"] |= {"data.init_args.language": None, "trainer.deterministic": True}
     _, _, settings = _read(fit_command(study, "runs/x", "0", "instruct", "m"))
-    assert (settings["data.init_args.language"], settings["trainer.deterministic"]) == ("null", "true")
+    assert (settings["data.init_args.language"], settings["trainer.deterministic"]) == (
+        "null",
+        "true",
+    )
 
 
 @pytest.mark.parametrize("kind", ["pretrain", "instruct", "align", "attack"])
-def test_the_command_line_takes_the_command_of_every_stage(study, kind, command_line, capsys, tmp_path):
+def test_the_command_line_takes_the_command_of_every_stage(
+    study, kind, command_line, capsys, tmp_path
+):
     command = fit_command(
-        study, str(tmp_path), "0", kind, None if kind == "pretrain" else "m", objective="booster", attack="mild", ratio="0"
+        study,
+        str(tmp_path),
+        "0",
+        kind,
+        None if kind == "pretrain" else "m",
+        objective="booster",
+        attack="mild",
+        ratio="0",
     )
     with pytest.raises(SystemExit) as left:
         command_line(*shlex.split(command)[2:], "--print_config")
@@ -97,7 +125,11 @@ def tree(project_root, tmp_path, monkeypatch) -> Path:
     for place in (*TRAINING_CODE, "temper/report", "temper/study", "studies", "tests/study"):
         source, target = project_root / place, tmp_path / place
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(source, target, dirs_exist_ok=True) if source.is_dir() else shutil.copy(source, target)
+        (
+            shutil.copytree(source, target, dirs_exist_ok=True)
+            if source.is_dir()
+            else shutil.copy(source, target)
+        )
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -105,7 +137,11 @@ def tree(project_root, tmp_path, monkeypatch) -> Path:
 @pytest.mark.parametrize("place", TRAINING_CODE)
 def test_a_change_of_any_training_code_changes_the_hash(tree, place):
     before = code_hash()
-    path = tree / place if (tree / place).is_file() else next((tree / place).rglob("*.yaml" if place == "configs" else "*.py"))
+    path = (
+        tree / place
+        if (tree / place).is_file()
+        else next((tree / place).rglob("*.yaml" if place == "configs" else "*.py"))
+    )
     path.write_text(path.read_text() + "\n# changed\n")
     assert code_hash() != before
 
@@ -120,7 +156,14 @@ def test_a_new_or_renamed_file_changes_the_hash(tree):
 
 
 @pytest.mark.parametrize(
-    "place", ["temper/report/table.py", "temper/report/style.css", "temper/study/progress.py", "studies/ci.yaml", "tests/study/x.py"]
+    "place",
+    [
+        "temper/report/table.py",
+        "temper/report/style.css",
+        "temper/study/progress.py",
+        "studies/ci.yaml",
+        "tests/study/x.py",
+    ],
 )
 def test_a_change_of_the_report_or_of_a_test_does_not_change_the_hash(tree, place):
     before = code_hash()
@@ -137,8 +180,15 @@ def test_compiled_files_do_not_change_the_hash(tree):
 
 
 def test_every_module_that_a_fit_imports_is_hashed(project_root):
-    """Follow the imports from train.py; what is not hashed must be one of a few that no figure depends on."""
-    harmless = {"temper/__init__.py", "temper/errors.py", "temper/run_folder.py", "temper/deepspeed_version.py"}
+    """Follow the imports from train.py; what is not hashed must be one of a few that no figure
+    depends on.
+    """
+    harmless = {
+        "temper/__init__.py",
+        "temper/errors.py",
+        "temper/run_folder.py",
+        "temper/deepspeed_version.py",
+    }
     seen: set[str] = set()
     todo = ["train.py"]
     while todo:
@@ -155,8 +205,18 @@ def test_every_module_that_a_fit_imports_is_hashed(project_root):
                 continue
             for name in names:
                 stem = name.replace(".", "/")
-                todo += [found for found in (f"{stem}.py", f"{stem}/__init__.py") if (project_root / found).is_file()]
+                todo += [
+                    found
+                    for found in (f"{stem}.py", f"{stem}/__init__.py")
+                    if (project_root / found).is_file()
+                ]
     assert "temper/losses/tokens.py" in seen and "lightning_modules/booster.py" in seen
-    hashed = {file for file in seen if any(file == place or file.startswith(f"{place}/") for place in TRAINING_CODE)}
+    hashed = {
+        file
+        for file in seen
+        if any(file == place or file.startswith(f"{place}/") for place in TRAINING_CODE)
+    }
     # A preview and a plan compute no figure.
-    assert {file for file in seen - hashed if not file.startswith(("temper/preview/", "temper/plan/"))} <= harmless
+    assert {
+        file for file in seen - hashed if not file.startswith(("temper/preview/", "temper/plan/"))
+    } <= harmless

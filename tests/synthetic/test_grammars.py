@@ -10,16 +10,22 @@ from temper.synthetic.grammar import PAD, Grammar
 
 
 def _rules(grammar: Grammar) -> int:
-    return sum(1 for table in grammar.rules for symbol in table for choice in symbol if choice[0] != PAD)
+    return sum(
+        1 for table in grammar.rules for symbol in table for choice in symbol if choice[0] != PAD
+    )
 
 
 def _parses(grammar: Grammar, letters: list[int], unsafe: list[bool]) -> bool:
-    """Whether the root derives the letters with every letter's flag that of the concept above it."""
+    """Whether the root derives the letters with every letter's flag that of the concept above
+    it.
+    """
 
     @cache
     def ends(level: int, symbol: int, start: int) -> frozenset[int]:
         if level == len(grammar.rules):
-            return frozenset({start + 1} if start < len(letters) and letters[start] == symbol else ())
+            return frozenset(
+                {start + 1} if start < len(letters) and letters[start] == symbol else ()
+            )
         found: set[int] = set()
         for choice in grammar.rules[level][symbol].tolist():
             frontier = {start} if choice[0] != PAD else set()
@@ -44,7 +50,10 @@ def test_the_paper_grammars_share_inner_rules_and_differ_in_leaf_triples(paper):
     for other in others:
         for mine, theirs in zip(first.rules[:-1], other.rules[:-1], strict=True):
             assert np.array_equal(mine, theirs)
-    leaves = [{tuple(triple) for triple in grammar.rules[-1].reshape(-1, 3).tolist()} for grammar in paper.grammars]
+    leaves = [
+        {tuple(triple) for triple in grammar.rules[-1].reshape(-1, 3).tolist()}
+        for grammar in paper.grammars
+    ]
     assert len({frozenset(triples) for triples in leaves}) == 4
 
 
@@ -68,7 +77,9 @@ def test_leaf_triples_belong_to_one_non_terminal_and_stay_in_the_alphabet(preset
     for grammar in language.grammars:
         triples = [tuple(triple) for triple in grammar.rules[-1].reshape(-1, 3).tolist()]
         assert len(set(triples)) == len(triples)
-        assert {letter for triple in triples for letter in triple} <= set(range(language.spec.n_letters))
+        assert {letter for triple in triples for letter in triple} <= set(
+            range(language.spec.n_letters)
+        )
 
 
 @pytest.mark.parametrize(("preset", "n"), [("tiny", 40), ("small", 40), ("paper", 8)])

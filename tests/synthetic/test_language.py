@@ -11,7 +11,19 @@ from hypothesis import strategies as st
 
 from temper.errors import TemperError
 from temper.synthetic import PRESETS, Language, language_spec
-from temper.synthetic.language import CLASS_A, CLASS_C, CLASS_I, CLASS_S, CLASS_TASK, MIXED, SAFE, SPLITS, UNSAFE, Texts, _bucket
+from temper.synthetic.language import (
+    CLASS_A,
+    CLASS_C,
+    CLASS_I,
+    CLASS_S,
+    CLASS_TASK,
+    MIXED,
+    SAFE,
+    SPLITS,
+    UNSAFE,
+    Texts,
+    _bucket,
+)
 
 SEEDS = st.integers(0, 2**31 - 1)
 
@@ -35,11 +47,16 @@ def test_the_same_spec_gives_the_same_language(preset):
 def test_another_language_seed_gives_other_operators_and_other_grammars(preset):
     one, two = (Language(language_spec(preset, language_seed=seed)) for seed in (0, 1))
     assert not np.array_equal(one.permutation_OV, two.permutation_OV)
-    assert not all(np.array_equal(a, b) for a, b in zip(one.grammars[0].rules, two.grammars[0].rules, strict=True))
+    assert not all(
+        np.array_equal(a, b)
+        for a, b in zip(one.grammars[0].rules, two.grammars[0].rules, strict=True)
+    )
 
 
 @given(seed=SEEDS, preset=st.sampled_from(sorted(PRESETS)))
-def test_operators_are_bijections_the_identity_is_one_and_duplicates_copy_base_operators(seed, preset):
+def test_operators_are_bijections_the_identity_is_one_and_duplicates_copy_base_operators(
+    seed, preset
+):
     language = Language(language_spec(preset, language_seed=seed))
     spec, table = language.spec, language.permutation_OV.tolist()
     alphabet = list(range(spec.n_letters))
@@ -51,7 +68,10 @@ def test_operators_are_bijections_the_identity_is_one_and_duplicates_copy_base_o
     tasks = table[spec.n_base_operators + spec.n_duplicates :]
     assert all(duplicate in originals[1:] for duplicate in duplicates)
     # Only duplicates repeat a function: base and task operators are all different.
-    assert len({tuple(row) for row in originals + tasks}) == spec.n_base_operators + spec.n_task_operators
+    assert (
+        len({tuple(row) for row in originals + tasks})
+        == spec.n_base_operators + spec.n_task_operators
+    )
     assert len({tuple(row) for row in duplicates}) == spec.n_duplicates
 
 
@@ -59,11 +79,15 @@ def test_operators_are_bijections_the_identity_is_one_and_duplicates_copy_base_o
 def test_duplicates_copy_the_safety_of_their_originals_under_every_grammar(preset):
     language = Language(language_spec(preset))
     for classes in language.operator_class_GO:
-        for duplicate, original in zip(language.duplicate_operators, language.duplicate_of, strict=True):
+        for duplicate, original in zip(
+            language.duplicate_operators, language.duplicate_of, strict=True
+        ):
             assert classes[duplicate] == classes[original]
 
 
-def test_every_paper_grammar_has_two_always_unsafe_five_contextual_two_safe_operators_and_the_identity(paper):
+def test_every_paper_grammar_has_the_papers_operators_of_each_class(
+    paper,
+):
     assert paper.operator_class_GO.shape == (4, 20)
     for classes in paper.operator_class_GO:
         assert Counter(classes[:10].tolist()) == {CLASS_A: 2, CLASS_C: 5, CLASS_S: 2, CLASS_I: 1}
@@ -81,7 +105,9 @@ def test_unsafe_is_always_unsafe_or_contextual_on_unsafe_text(name, request):
     texts = language.texts(40, "instruct", np.random.default_rng(1))
     operators_BO = np.tile(np.arange(language.spec.n_operators), (40, 1))
     found = language.unsafe_BO(operators_BO, texts)
-    for row, (grammar, dominance) in enumerate(zip(texts.grammar_B, texts.dominance_B, strict=True)):
+    for row, (grammar, dominance) in enumerate(
+        zip(texts.grammar_B, texts.dominance_B, strict=True)
+    ):
         for operator in range(language.spec.n_operators):
             kind = language.operator_class_GO[grammar][operator]
             wanted = kind == CLASS_A or (kind == CLASS_C and dominance == UNSAFE)
@@ -129,17 +155,31 @@ def _classify(unsafe: int, size: int, dominance: float) -> int:
 
 
 def _possible_dominances(language: Language, grammar: int, text: tuple[int, ...]) -> set[int]:
-    """Dominances of all ways to cut a text into leaf triples, its first and last one maybe cut short."""
+    """Dominances of all ways to cut a text into leaf triples, its first and last one maybe cut
+    short.
+    """
     leaves = language.grammars[grammar].rules[-1]
-    triples = [(tuple(triple), concept >= len(leaves) // 2) for concept, rules in enumerate(leaves.tolist()) for triple in rules]
+    triples = [
+        (tuple(triple), concept >= len(leaves) // 2)
+        for concept, rules in enumerate(leaves.tolist())
+        for triple in rules
+    ]
     found = set()
     for offset in range(3):
-        bounds = [0, *range(offset, len(text), 3), len(text)] if offset else [*range(0, len(text), 3), len(text)]
+        bounds = (
+            [0, *range(offset, len(text), 3), len(text)]
+            if offset
+            else [*range(0, len(text), 3), len(text)]
+        )
         chunks = [text[a:b] for a, b in itertools.pairwise(bounds)]
         counts = {0}
         for index, chunk in enumerate(chunks):
             ending = index == 0 and offset > 0
-            flags = {flag for triple, flag in triples if chunk == (triple[-len(chunk) :] if ending else triple[: len(chunk)])}
+            flags = {
+                flag
+                for triple, flag in triples
+                if chunk == (triple[-len(chunk) :] if ending else triple[: len(chunk)])
+            }
             counts = {count + len(chunk) * flag for count in counts for flag in flags}
         found |= {_classify(count, len(text), language.spec.dominance) for count in counts}
     return found
@@ -147,10 +187,16 @@ def _possible_dominances(language: Language, grammar: int, text: tuple[int, ...]
 
 @pytest.mark.parametrize("dominance", [0.6, 0.8, 1.0])
 def test_dominance_is_what_parsing_the_text_alone_says(dominance):
-    language = Language(language_spec("small", language_seed=1, dominance=dominance, n_grammars=2, text_length=(5, 10)))
+    language = Language(
+        language_spec(
+            "small", language_seed=1, dominance=dominance, n_grammars=2, text_length=(5, 10)
+        )
+    )
     texts = language.texts(400, "instruct", np.random.default_rng(4))
     decided = 0
-    for text, given_dominance, grammar in zip(_texts_of(texts), texts.dominance_B, texts.grammar_B, strict=True):
+    for text, given_dominance, grammar in zip(
+        _texts_of(texts), texts.dominance_B, texts.grammar_B, strict=True
+    ):
         possible = _possible_dominances(language, int(grammar), text)
         assert given_dominance in possible
         decided += len(possible) == 1
@@ -162,7 +208,8 @@ def test_dominance_is_what_parsing_the_text_alone_says(dominance):
 def test_no_two_splits_share_a_text_whatever_the_seeds(seed):
     language = Language(language_spec("tiny", language_seed=seed % 5))
     found = [
-        set(_texts_of(language.texts(100, split, np.random.default_rng([seed, number])))) for number, split in enumerate(sorted(SPLITS))
+        set(_texts_of(language.texts(100, split, np.random.default_rng([seed, number]))))
+        for number, split in enumerate(sorted(SPLITS))
     ]
     assert all(found)
     for one, two in itertools.combinations(found, 2):
@@ -194,7 +241,9 @@ def test_texts_depend_on_the_random_stream_alone(tiny):
 
 
 def test_an_unknown_split_is_refused_with_the_splits_there_are(tiny):
-    with pytest.raises(TemperError, match=r"split='tset': choose one of instruct, alignment, attack, test"):
+    with pytest.raises(
+        TemperError, match=r"split='tset': choose one of instruct, alignment, attack, test"
+    ):
         tiny.texts(3, "tset", np.random.default_rng(0))
 
 
@@ -208,8 +257,12 @@ def test_a_language_without_unsafe_dominant_texts_is_refused(monkeypatch):
     language = Language(language_spec("tiny", language_seed=4))
     language.check()
     texts = language.texts(2000, "instruct", np.random.default_rng(0))
-    monkeypatch.setattr(Language, "texts", lambda *_: replace(texts, dominance_B=np.zeros(2000, dtype=np.int64)))
-    with pytest.raises(TemperError, match=r"language_seed=4: 0.0 % of texts are unsafe-dominant.*dominance=0.6"):
+    monkeypatch.setattr(
+        Language, "texts", lambda *_: replace(texts, dominance_B=np.zeros(2000, dtype=np.int64))
+    )
+    with pytest.raises(
+        TemperError, match=r"language_seed=4: 0.0 % of texts are unsafe-dominant.*dominance=0.6"
+    ):
         language.check()
 
 

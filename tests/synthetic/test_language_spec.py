@@ -14,7 +14,11 @@ def test_the_paper_preset_has_the_sizes_of_the_paper():
     assert sum(spec.levels) == 26
     assert spec.n_base_operators == 10
     assert spec.n_base_operators + spec.n_duplicates == 16
-    assert (spec.n_unsafe_operators, spec.n_contextual_operators, spec.n_safe_operators) == (2, 5, 2)
+    assert (spec.n_unsafe_operators, spec.n_contextual_operators, spec.n_safe_operators) == (
+        2,
+        5,
+        2,
+    )
     assert spec.levels[2] == 6
     assert (spec.n_pairs, spec.identity_probability) == (2, 0.5)
 

@@ -41,8 +41,12 @@ def _pairs(prompts: Prompts) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("kind", [Kind.SAFE, Kind.UNSAFE, Kind.JB_CO_TASK, Kind.JB_CO_TEXT])
-def test_safety_training_and_its_jailbreaks_never_show_a_duplicate_or_a_task_operator(language, kind):
-    assert set(_drawn(language, kind).operators_BO.ravel().tolist()) <= set(language.base_operators.tolist())
+def test_safety_training_and_its_jailbreaks_never_show_a_duplicate_or_a_task_operator(
+    language, kind
+):
+    assert set(_drawn(language, kind).operators_BO.ravel().tolist()) <= set(
+        language.base_operators.tolist()
+    )
 
 
 def test_safe_prompts_hold_no_unsafe_operator_and_a_dominated_text(language):
@@ -87,7 +91,9 @@ def test_competing_tasks_pair_one_unsafe_with_one_safe_operator_none_the_identit
 def test_competing_texts_put_contextual_operators_on_mixed_texts(language):
     prompts = _drawn(language, Kind.JB_CO_TEXT, 60)
     assert (prompts.texts.dominance_B == MIXED).all()
-    for grammar, operators in zip(prompts.texts.grammar_B, prompts.operators_BO.tolist(), strict=True):
+    for grammar, operators in zip(
+        prompts.texts.grammar_B, prompts.operators_BO.tolist(), strict=True
+    ):
         used = [operator for operator in operators if operator != 0]
         assert used
         assert all(language.operator_class_GO[grammar, operator] == CLASS_C for operator in used)
@@ -96,7 +102,9 @@ def test_competing_texts_put_contextual_operators_on_mixed_texts(language):
 def test_mismatched_generalisation_uses_unsafe_duplicates_alone(language):
     prompts = _drawn(language, Kind.JB_MISGEN)
     duplicates = set(language.duplicate_operators.tolist())
-    assert {operator for operators in prompts.operators_BO.tolist() for operator in operators} <= duplicates | {0}
+    assert {
+        operator for operators in prompts.operators_BO.tolist() for operator in operators
+    } <= duplicates | {0}
     safety = _safety(language, prompts)
     assert all(flags and all(flags) for flags in safety)
 
@@ -117,20 +125,28 @@ def test_no_other_stage_shows_a_task_operator(language, kind):
 
 def test_instruction_shows_every_base_and_every_duplicate_operator(language):
     shown = set(_drawn(language, Kind.INSTRUCT, 600).operators_BO.ravel().tolist())
-    assert shown == set(language.base_operators.tolist()) | set(language.duplicate_operators.tolist())
+    assert shown == set(language.base_operators.tolist()) | set(
+        language.duplicate_operators.tolist()
+    )
 
 
-def test_instruction_never_composes_a_duplicate_with_a_base_operator_other_than_the_identity(language):
+def test_instruction_never_composes_a_duplicate_with_a_base_operator_other_than_the_identity(
+    language,
+):
     duplicates = set(language.duplicate_operators.tolist())
     originals = set(language.base_operators.tolist()) - {0}
-    rows = [set(operators) for operators in _drawn(language, Kind.INSTRUCT, 1000).operators_BO.tolist()]
+    rows = [
+        set(operators) for operators in _drawn(language, Kind.INSTRUCT, 1000).operators_BO.tolist()
+    ]
     # Neither within a pair nor across the pairs of a prompt.
     assert not any(row & duplicates and row & originals for row in rows)
     assert any(row & duplicates for row in rows)
     assert any(row & originals for row in rows)
 
 
-@pytest.mark.parametrize("kind", [Kind.INSTRUCT, Kind.SAFE, Kind.UNSAFE, Kind.JB_CO_TEXT, Kind.JB_MISGEN])
+@pytest.mark.parametrize(
+    "kind", [Kind.INSTRUCT, Kind.SAFE, Kind.UNSAFE, Kind.JB_CO_TEXT, Kind.JB_MISGEN]
+)
 def test_half_of_the_pairs_hold_the_identity_in_either_slot(tiny, kind):
     pairs = _pairs(_drawn(tiny, kind, 2000))
     assert sum(0 in pair for pair in pairs) / len(pairs) == pytest.approx(0.5, abs=0.05)
@@ -148,40 +164,69 @@ def test_the_share_of_pairs_with_the_identity_follows_the_spec(probability):
 @given(kind=st.sampled_from(list(Kind)), n=st.integers(0, 60), seed=st.integers(0, 2**31 - 1))
 def test_drawn_prompts_are_distinct_of_exact_number_and_repeatable(kind, n, seed):
     language = Language(language_spec("tiny"))
-    one, two = (draw_prompts(language, kind, n, "instruct", np.random.default_rng(seed)) for _ in range(2))
-    rows = [(tuple(o), tuple(t)) for o, t in zip(one.operators_BO.tolist(), one.texts.letters_BT.tolist(), strict=True)]
+    one, two = (
+        draw_prompts(language, kind, n, "instruct", np.random.default_rng(seed)) for _ in range(2)
+    )
+    rows = [
+        (tuple(o), tuple(t))
+        for o, t in zip(one.operators_BO.tolist(), one.texts.letters_BT.tolist(), strict=True)
+    ]
     assert len(one) == len(rows) == len(set(rows)) == n
     assert one.kind == kind
     assert prompt_keys(one) == prompt_keys(two)
 
 
 def test_another_random_stream_draws_other_prompts(tiny):
-    one, two = (draw_prompts(tiny, Kind.UNSAFE, 20, "instruct", np.random.default_rng(seed)) for seed in (0, 1))
+    one, two = (
+        draw_prompts(tiny, Kind.UNSAFE, 20, "instruct", np.random.default_rng(seed))
+        for seed in (0, 1)
+    )
     assert prompt_keys(one) != prompt_keys(two)
 
 
 def test_prompts_have_equal_keys_exactly_if_operators_and_letters_are_equal(tiny):
     prompts = draw_batch(tiny, Kind.TASK, 600, "instruct", np.random.default_rng(0))
-    rows = [(tuple(o), tuple(t)) for o, t in zip(prompts.operators_BO.tolist(), prompts.texts.letters_BT.tolist(), strict=True)]
+    rows = [
+        (tuple(o), tuple(t))
+        for o, t in zip(
+            prompts.operators_BO.tolist(), prompts.texts.letters_BT.tolist(), strict=True
+        )
+    ]
     assert len(set(rows)) < len(rows), "some are drawn twice, else this shows nothing"
-    assert len(set(zip(rows, prompt_keys(prompts), strict=True))) == len(set(rows)) == len(set(prompt_keys(prompts)))
+    assert (
+        len(set(zip(rows, prompt_keys(prompts), strict=True)))
+        == len(set(rows))
+        == len(set(prompt_keys(prompts)))
+    )
 
 
 def test_texts_of_prompts_belong_to_the_split_asked_for(tiny):
     texts = {
-        split: {tuple(t) for t in draw_prompts(tiny, Kind.SAFE, 60, split, np.random.default_rng(1)).texts.letters_BT.tolist()}
+        split: {
+            tuple(t)
+            for t in draw_prompts(
+                tiny, Kind.SAFE, 60, split, np.random.default_rng(1)
+            ).texts.letters_BT.tolist()
+        }
         for split in ("alignment", "test")
     }
     assert not texts["alignment"] & texts["test"]
 
 
 def test_more_prompts_than_the_language_has_are_refused_with_the_number_found():
-    language = Language(language_spec("tiny", text_length=(3, 3), n_leaf_rules=1, n_task_operators=1))
-    with pytest.raises(TemperError, match=r"500 distinct task prompts asked of the 'instruct' split, \d+ found: ask for fewer"):
+    language = Language(
+        language_spec("tiny", text_length=(3, 3), n_leaf_rules=1, n_task_operators=1)
+    )
+    with pytest.raises(
+        TemperError,
+        match=r"500 distinct task prompts asked of the 'instruct' split, \d+ found: ask for fewer",
+    ):
         draw_prompts(language, Kind.TASK, 500, "instruct", np.random.default_rng(0))
 
 
 def test_a_kind_that_the_language_cannot_make_is_refused_with_the_fields_that_decide_it():
     language = Language(language_spec("tiny", n_duplicates=0))
-    with pytest.raises(TemperError, match=r"no jb_misgen prompts in this language: check .*n_duplicates"):
+    with pytest.raises(
+        TemperError, match=r"no jb_misgen prompts in this language: check .*n_duplicates"
+    ):
         draw_prompts(language, Kind.JB_MISGEN, 5, "test", np.random.default_rng(0))

@@ -6,7 +6,7 @@ from transformers import AutoTokenizer
 
 from temper.synthetic import PRESETS, Kind, Language, build_tokenizer, language_spec
 from temper.synthetic.prompts import draw_batch
-from temper.synthetic.tokens import (
+from temper.synthetic.tokenizer import (
     BOS,
     EOS,
     EOT,
@@ -53,7 +53,9 @@ def test_a_prompt_is_bos_operators_sot_text_eot(language):
     prompts = _drawn(language)
     first_letter, first_operator = len(SPECIAL), len(SPECIAL) + language.spec.n_letters
     rows = _unpadded(prompt_tokens(language, prompts))
-    for row, operators, text in zip(rows, prompts.operators_BO, prompts.texts.letters_BT, strict=True):
+    for row, operators, text in zip(
+        rows, prompts.operators_BO, prompts.texts.letters_BT, strict=True
+    ):
         letters = [int(letter) + first_letter for letter in text if letter != -1]
         assert row == [BOS, *(int(o) + first_operator for o in operators), SOT, *letters, EOT]
 
@@ -62,8 +64,14 @@ def test_a_prompt_is_bos_operators_sot_text_eot(language):
 def test_compliance_is_every_output_with_a_stop_and_then_eos(language, kind, carry_out):
     prompts = _drawn(language, kind)
     rows = _unpadded(compliance_tokens(language, prompts))
-    for row, operators, text in zip(rows, prompts.operators_BO, prompts.texts.letters_BT, strict=True):
-        wanted = [token for out in carry_out(language, operators, text) for token in [*(letter + len(SPECIAL) for letter in out), STOP]]
+    for row, operators, text in zip(
+        rows, prompts.operators_BO, prompts.texts.letters_BT, strict=True
+    ):
+        wanted = [
+            token
+            for out in carry_out(language, operators, text)
+            for token in [*(letter + len(SPECIAL) for letter in out), STOP]
+        ]
         assert row == [*wanted, EOS]
 
 
@@ -89,18 +97,42 @@ def test_the_vocabulary_names_every_token_once_in_id_order(n_letters):
     spec = language_spec("tiny", n_letters=n_letters)
     tokens = vocabulary(spec)
     assert len(tokens) == len(set(tokens)) == len(SPECIAL) + spec.n_letters + spec.n_operators
-    assert build_tokenizer(spec).get_vocab() == {token: number for number, token in enumerate(tokens)}
+    assert build_tokenizer(spec).get_vocab() == {
+        token: number for number, token in enumerate(tokens)
+    }
 
 
 def test_decoding_reads_as_symbols():
     spec = language_spec("tiny")
     operator = len(SPECIAL) + spec.n_letters
-    ids = [BOS, operator + 3, operator, SOT, 7, 8, 9, EOT, operator + 6, operator + 9, NULL, STOP, EOS]
+    ids = [
+        BOS,
+        operator + 3,
+        operator,
+        SOT,
+        7,
+        8,
+        9,
+        EOT,
+        operator + 6,
+        operator + 9,
+        NULL,
+        STOP,
+        EOS,
+    ]
     text = "<bos> <op3> <op0> <sot> a b c <eot> <dup0> <task1> <null> <stop> <eos>"
     tokenizer = build_tokenizer(spec)
     assert tokenizer.decode(ids) == text
     assert tokenizer(text)["input_ids"] == ids
-    assert tokenizer.decode(ids, skip_special_tokens=True).split() == ["<op3>", "<op0>", "a", "b", "c", "<dup0>", "<task1>"]
+    assert tokenizer.decode(ids, skip_special_tokens=True).split() == [
+        "<op3>",
+        "<op0>",
+        "a",
+        "b",
+        "c",
+        "<dup0>",
+        "<task1>",
+    ]
 
 
 def test_the_tokenizer_survives_saving_and_loading_with_plain_transformers(language, tmp_path):

