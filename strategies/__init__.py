@@ -3,13 +3,14 @@
 from strategies.ddp import whole_network
 from strategies.fsdp2 import FSDP2Strategy
 from strategies.select import register_strategies, weight_space
-from strategies.weight_space import Vector, WeightSpace
+from strategies.weight_space import Loss, Vector, WeightSpace
 from strategies.zero import ZeROStrategy
 
 register_strategies()
 
 __all__ = [
     "FSDP2Strategy",
+    "Loss",
     "Vector",
     "WeightSpace",
     "ZeROStrategy",

@@ -203,7 +203,8 @@ def _packed_width(model: L.LightningModule) -> int | None:
     from temper.models.load import hidden_size
 
     spec: Any = getattr(model, "network_spec", None)
-    if spec is None or getattr(model, "packing", False) is False:
+    packing: Any = getattr(model, "packing", None)
+    if spec is None or packing is None or packing.choice is False:
         return None
     try:
         return hidden_size(spec)

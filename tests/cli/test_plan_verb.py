@@ -14,7 +14,7 @@ EXPERIMENTS = sorted((ROOT / "configs" / "experiment").glob("*.yaml"))
 GPUS = ("--trainer.accelerator=gpu", "--trainer.devices=8")
 BOOSTER = (
     "--config=configs/trainer/cpu.yaml",
-    "--config=configs/objective/booster_paper.yaml",
+    "--config=configs/objective/booster.yaml",
     "--config=configs/model/llama2_7b.yaml",
 )
 TEXT = ("--config=configs/data/text_alignment.yaml", "--data.init_args.max_length=512")

@@ -58,7 +58,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory):
             {"name": f"{strategy}: {name}", **own, **variant}
             for name, (variant, _) in VARIANTS.items()
         ]
-        path, run = str(folder / f"{strategy}.ckpt"), own | {"settings": {"refresh_every": 3}}
+        path = str(folder / f"{strategy}.ckpt")
+        run = own | {"objective": "HeldBoosterModule", "settings": {"refresh_every": 3}}
         cases += [
             {"name": f"{strategy} uninterrupted", **run, "steps": 6},
             {"name": f"{strategy} interrupted", **run, "steps": 4, "save": path},

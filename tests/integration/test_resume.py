@@ -17,8 +17,17 @@ STRATEGIES = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
 IN_PARTS = STRATEGIES[1:]
 # A held regulariser, and dropout, so that vectors and random generators matter; interrupted where
 # the regulariser is old.
-RUN: dict[str, Any] = {"lora": True, "dropout": 0.1, "settings": {"refresh_every": 3}}
-WHOLE_WEIGHTS: dict[str, Any] = {"optimizer": "sgd", "settings": {"refresh_every": 3}}
+RUN: dict[str, Any] = {
+    "objective": "HeldBoosterModule",
+    "lora": True,
+    "dropout": 0.1,
+    "settings": {"refresh_every": 3},
+}
+WHOLE_WEIGHTS: dict[str, Any] = {
+    "objective": "HeldBoosterModule",
+    "optimizer": "sgd",
+    "settings": {"refresh_every": 3},
+}
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "micro-batches": {"micro_batch_size": 1},
     "lora": {"lora": True},
     "activation checkpointing": {"checkpointing": True},
-    "held": {"settings": {"refresh_every": 2}},
+    "held": {"objective": "HeldBoosterModule", "settings": {"refresh_every": 2}},
     "vaccine": {"objective": "VaccineModule"},
     "vaccine, lora, micro-batches": {
         "objective": "VaccineModule",

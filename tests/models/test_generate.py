@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
 
 from temper.data import pad_left
-from temper.models import generate
+from temper.models import NetworkSpec, ShapeSpec, generate
 from temper.models.generate import greedy
 
 PAD, END, V = 0, 2, 24
@@ -181,10 +181,10 @@ def test_training_mode_is_put_back_when_generation_fails():
 
 
 def test_a_module_generates_up_to_the_datamodules_end():
-    from lightning_modules.answers import AnswersMixin
+    from lightning_modules import SFTModule
 
-    module = AnswersMixin()
-    module.network, module.max_new_tokens = NETWORK, None
+    module = SFTModule(NetworkSpec(shape=ShapeSpec()))
+    module.network = NETWORK
     ids, mask = _prompts([3, 5, 4, 6], seed=2)
     module._trainer = SimpleNamespace(
         strategy=None, datamodule=SimpleNamespace(max_new_tokens=20, stop_ids=ENDS)

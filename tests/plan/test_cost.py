@@ -43,7 +43,7 @@ def test_a_reference_in_memory_is_a_copy_and_one_that_is_an_adapter_is_none():
 
 
 def test_booster_holds_one_vector_at_displaced_weights_and_one_more_between_refreshes():
-    booster = next(case for case in CASES if case.name == "BoosterModule")
+    booster = next(case for case in CASES if case.name == "HeldBoosterModule")
     for every, held in ((1, 0), (4, 1)):
         module = make_module(booster.kind, refresh_every=every)
         cost = module.cost()

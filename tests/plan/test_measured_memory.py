@@ -60,7 +60,7 @@ def _compared(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("objective", ["sft", "booster_paper"])
+@pytest.mark.parametrize("objective", ["sft", "booster"])
 def test_a_fit_takes_what_was_planned(
     objective: str, size: str, tmp_path: Path, command_line: Callable[..., None]
 ):
@@ -83,5 +83,5 @@ def test_a_fit_takes_what_was_planned(
 def test_so_does_booster_with_options(
     more: tuple[str, ...], tmp_path: Path, command_line: Callable[..., None]
 ):
-    planned, measured = _compared(tmp_path, command_line, "booster_paper", "middle", *more)
+    planned, measured = _compared(tmp_path, command_line, "booster", "middle", *more)
     assert planned == pytest.approx(measured, rel=0.15)
