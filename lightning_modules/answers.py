@@ -4,7 +4,7 @@ import lightning.pytorch as L
 from torch import Tensor, nn
 
 from temper.data import Batch
-from temper.models.generate import greedy
+from temper.models.generate import generate_greedy
 
 
 class AnswersMixin(L.LightningModule):
@@ -39,7 +39,7 @@ class AnswersMixin(L.LightningModule):
         in_step = getattr(
             self.trainer.strategy, "shards_weights", False
         )  # a forward pass gathers weights: all ranks take part
-        return greedy(
+        return generate_greedy(
             self.network,
             batch["input_ids"],
             batch["attention_mask"],

@@ -10,8 +10,8 @@ from temper.data import BatchSource
 from temper.data.packing import Fill
 from temper.data.rows import LENGTHS
 from temper.errors import TemperError
-from temper.models.blocks import n_weights
-from temper.models.score import keeps_sequences_apart
+from temper.models.blocks import count_weights
+from temper.models.score import isolates_packed_sequences
 
 PACKED_FROM = 1_000_000  # parameters; benchmarks/packing.md
 FILL_BATCHES = 10  # of every stream, that the fill rate is measured on
@@ -55,12 +55,12 @@ class PackingMixin(L.LightningModule):
 
     def _packs(self) -> bool:
         assert self.network is not None
-        if self.packing is None and n_weights(self.network.parameters()) < PACKED_FROM:
+        if self.packing is None and count_weights(self.network.parameters()) < PACKED_FROM:
             return False
         if self.packing is False:
             return False
         with self.trainer.precision_plugin.forward_context():
-            possible = keeps_sequences_apart(self.network)
+            possible = isolates_packed_sequences(self.network)
         if self.packing and not possible:
             raise TemperError(
                 "model.init_args.packing=true: packed sequences see each other in"

@@ -13,7 +13,7 @@ from temper.losses import IGNORE_INDEX, MeanTerms, Scores
 from temper.losses.mmd import gaussian_mmd
 from temper.models import NetworkSpec
 from temper.models.blocks import mlp_blocks
-from temper.models.lens import lens_nll, lens_parts, outputs_of
+from temper.models.lens import final_norm_and_head, lens_nll, record_outputs
 from temper.plan.cost import Cost, Pass
 
 Ascent = Literal["log", "log1p"]
@@ -112,7 +112,7 @@ class RepNoiseModule(ObjectiveModule):
         ):  # the loader refuses data without the stream, and names what they have
             check_pairs(source.batch(0), "harmful_pairs")
         # A tuple, so that the parts are not registered as further modules of this one.
-        self.lens = lens_parts(self.network) if self.alpha else None
+        self.lens = final_norm_and_head(self.network) if self.alpha else None
 
     def cost(self) -> Cost:
         """A pass over each stream; the harmful one with the logits of every hidden state."""
@@ -155,7 +155,7 @@ class RepNoiseModule(ObjectiveModule):
         """
         assert self.network is not None
         if self.noise_at == "mlp":
-            with outputs_of(mlp_blocks(self.network)) as outputs:
+            with record_outputs(mlp_blocks(self.network)) as outputs:
                 return self.score(rows, hidden=True), outputs
         scores = self.score(rows, hidden=True)
         assert scores.hidden is not None

@@ -34,7 +34,7 @@ class Judgement:
     degenerate: bool
 
 
-def readable(tokenizer: Any, ids_BT: "Tensor") -> list[str]:
+def decode_rows(tokenizer: Any, ids_BT: "Tensor") -> list[str]:
     """Rows of ids as judges read them: with special tokens, without padding."""
     pad = tokenizer.pad_token_id
     return [

@@ -19,7 +19,7 @@ from temper.judges.base import Judge, Judgement, label_of
 from temper.judges.keyword import KeywordRefusal
 from temper.models.folder import FLAG, NetworkSpec, base_folder, first_line, is_adapter, spec_folder
 from temper.models.load import check_folder
-from temper.models.score import dense_last_positions
+from temper.models.score import contiguous_head_inputs
 
 
 class ModelJudge(ABC):
@@ -199,7 +199,7 @@ def fill(owner: str, template: str) -> Any:
 READ = 3  # tokens of the reply that are looked at: some models begin with a blank or a line break
 
 
-class TwoWords(ModelJudge):
+class TwoWordJudge(ModelJudge):
     """Base of judges that read a causal LM's verdict off its next word:
     ``P(harmful word) / (P(harmful word) + P(safe word))``.
 
@@ -255,7 +255,7 @@ class TwoWords(ModelJudge):
         batch = self.tokenizer.pad(
             {"input_ids": asked}, padding_side="left", return_tensors="pt"
         ).to(self.model.device)
-        with dense_last_positions(self.model):
+        with contiguous_head_inputs(self.model):
             reply = self.model.generate(
                 input_ids=batch["input_ids"],
                 attention_mask=batch["attention_mask"],
@@ -326,7 +326,7 @@ QUESTION = (
 )
 
 
-class YesNoLM(TwoWords):
+class YesNoLM(TwoWordJudge):
     """A causal LM asked whether the answer carries the prompt out, as HarmBench's classifier is
     (Mazeika et al. 2024, arXiv 2402.04249).
 
@@ -340,10 +340,10 @@ class YesNoLM(TwoWords):
             all its markers itself.
         yes: What the model says of harm.
         no: What it says otherwise.
-        kwargs: See `TwoWords` and `ModelJudge`.
+        kwargs: See `TwoWordJudge` and `ModelJudge`.
 
     Raises:
-        TemperError: as `TwoWords`; no ``{response}`` in the template; when judging, ``chat`` with a
+        TemperError: as `TwoWordJudge`; no ``{response}`` in the template; when judging, ``chat`` with a
             tokenizer without chat template.
     """
 
@@ -379,7 +379,7 @@ class YesNoLM(TwoWords):
 # MERGED from temper.judges.model: A judge that is a guard model.
 
 
-class GuardLM(TwoWords):
+class GuardLM(TwoWordJudge):
     """A guard model in the style of Llama Guard (Inan et al. 2023, arXiv 2312.06674): its chat
     template asks, it says safe or unsafe.
 
@@ -391,10 +391,10 @@ class GuardLM(TwoWords):
         path: See `ModelJudge`.
         unsafe: What the model says of harm.
         safe: What it says otherwise.
-        kwargs: See `TwoWords` and `ModelJudge`.
+        kwargs: See `TwoWordJudge` and `ModelJudge`.
 
     Raises:
-        TemperError: as `TwoWords`; when judging, a tokenizer without chat template.
+        TemperError: as `TwoWordJudge`; when judging, a tokenizer without chat template.
     """
 
     def __init__(

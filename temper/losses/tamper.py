@@ -24,7 +24,7 @@ def negative_entropy(scores: Scores) -> MeanTerms:
     return MeanTerms(((logps.exp() * logps).sum(-1) * scores.mask).sum(), scores.mask.sum())
 
 
-def prefer_first(policy: Scores, reference: Scores | SequenceScores, beta: float) -> MeanTerms:
+def dpo_loss(policy: Scores, reference: Scores | SequenceScores, beta: float) -> MeanTerms:
     """DPO of pairs, ``-log sigma(beta * (l_0 - ref_0 - l_1 + ref_1))``: mean over pairs whose first
     answer is preferred.
 

@@ -113,7 +113,7 @@ def compile_layers(network: nn.Module) -> None:
 # MERGED from temper.models.blocks: How many weights there are, wherever and however they are held.
 
 
-def n_weights(parameters: Iterable[nn.Parameter]) -> int:
+def count_weights(parameters: Iterable[nn.Parameter]) -> int:
     """Weights in parameters; of those that DeepSpeed has cut over ranks (ZeRO-3) and those packed
     two to a byte (4 bits), all.
     """

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from temper.models.folder import HUB_NAME, NetworkSpec
 from temper.models.lora import is_adapted, merge_cosine, merged_copy, save_adapter
-from temper.models.quantise import is_quantised
+from temper.models.quantize import is_quantized
 from temper.run_folder import CARD, EVALUATION, replace_folder
 
 # MERGED from temper.models.export: The model card of an export, from what a run leaves behind: no
@@ -268,7 +268,7 @@ def export_network(
         TemperError: adapter-only, and the base of the adapter is in no folder.
     """
     alone = not merge and is_adapted(network)
-    with replacing(folder) as staging:
+    with staging_folder(folder) as staging:
         if alone:
             save_adapter(network, staging)
             _generation_config(network, tokenizer, stop_ids).save_pretrained(staging)
@@ -342,7 +342,7 @@ def _in(network: nn.Module, dtype: torch.dtype | None) -> nn.Module:
 
 def _rounding(network: nn.Module, merged: nn.Module) -> str:
     """What merging lost, in words for the card; warned about if it is much."""
-    if is_quantised(network):
+    if is_quantized(network):
         return "The base was held in few bits; it was made dense first."
     cosine, precision = (
         merge_cosine(network, merged),
@@ -381,7 +381,7 @@ def _generation_config(
 
 
 @contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
+def staging_folder(folder: Path) -> Iterator[Path]:
     """An empty folder to write to, which takes the place of ``folder`` if the body succeeds and
     goes away if it raises.
     """

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from temper.models.score import dense_last_positions
+from temper.models.score import contiguous_head_inputs
 
 # Finished rows are taken out of a batch when they are this share of it, and answers may still grow
 # by so many tokens: below that, starting again costs what it saves.
@@ -18,7 +18,7 @@ LEAST_LEFT = 8
 
 
 @torch.no_grad()
-def greedy(
+def generate_greedy(
     network: nn.Module,
     ids_BP: Tensor,
     mask_BP: Tensor,
@@ -64,7 +64,7 @@ def greedy(
     network.eval()
     try:
         while True:
-            with dense_last_positions(network):
+            with contiguous_head_inputs(network):
                 reply = network.generate(  # type: ignore[operator]
                     input_ids=ids,
                     attention_mask=mask,

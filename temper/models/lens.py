@@ -23,7 +23,7 @@ FINAL_NORMS = (
 )  # Llama and its kin, GPT-2, GPT-NeoX and OPT, Phi, MPT
 
 
-def lens_parts(network: nn.Module) -> tuple[nn.Module, nn.Linear]:
+def final_norm_and_head(network: nn.Module) -> tuple[nn.Module, nn.Linear]:
     """The final norm and the output layer of a causal LM of transformers, or of PEFT's wrapper
     around one.
 
@@ -91,7 +91,7 @@ def lens_nll(
 
 
 @contextmanager
-def outputs_of(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
+def record_outputs(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
     """A list that fills with the outputs of modules, in the order in which they are called."""
     outputs: list[Tensor] = []
 

@@ -25,8 +25,8 @@ from temper.models.folder import (
     spec_folder,
     tokenizer_folder,
 )
-from temper.models.lora import add_lora, is_adapted, load_adapter, trainable_in_fp32
-from temper.models.quantise import check_bitsandbytes, prepare_quantised, quantisation_settings
+from temper.models.lora import add_lora, cast_trainable_to_fp32, is_adapted, load_adapter
+from temper.models.quantize import check_bitsandbytes, prepare_quantized, quantization_settings
 
 # MERGED from temper.models.load: Whether a network speaks the vocabulary of the data's tokenizer.
 
@@ -96,7 +96,7 @@ def _vocabulary(folder: Path, trust_remote_code: bool) -> dict[str, int]:
 # MERGED from temper.models.load: Networks with random weights.
 
 
-def from_shape(
+def build_from_shape(
     shape: ShapeSpec, tokenizer: PreTrainedTokenizerBase, attention: Attention | None = None
 ) -> nn.Module:
     """A Llama of a shape, for the vocabulary of a tokenizer; its weights depend on the shape and
@@ -405,7 +405,9 @@ def build_network(spec: NetworkSpec, tokenizer: PreTrainedTokenizerBase) -> nn.M
             " tokenizer.eos_token, and save it beside the model (tokenizer.save_pretrained)"
         )
     if spec.shape is not None:
-        network = from_shape(spec.shape, tokenizer, spec.attention).to(getattr(torch, spec.dtype))
+        network = build_from_shape(spec.shape, tokenizer, spec.attention).to(
+            getattr(torch, spec.dtype)
+        )
     else:
         network = _from_folder(spec, tokenizer)
     network.generation_config.pad_token_id = tokenizer.pad_token_id  # type: ignore[union-attr]
@@ -416,7 +418,7 @@ def build_network(spec: NetworkSpec, tokenizer: PreTrainedTokenizerBase) -> nn.M
             None if spec.path is None or Path(spec.path).is_dir() else spec.revision,
         )
     if is_adapted(network):
-        trainable_in_fp32(network)
+        cast_trainable_to_fp32(network)
     if spec.activation_checkpointing:
         checkpoint_activations(network)
     if spec.compile:
@@ -433,9 +435,9 @@ def _from_folder(spec: NetworkSpec, tokenizer: PreTrainedTokenizerBase) -> nn.Mo
         _refuse_merge(few_bits, spec)
         check_folder(base, dataclasses.replace(spec, path=str(base)))
     check_vocabulary(spec, base, tokenizer)
-    network = load_network(base, spec, **quantisation_settings(spec))
+    network = load_network(base, spec, **quantization_settings(spec))
     if few_bits:
-        prepare_quantised(network)
+        prepare_quantized(network)
     if base != folder:
         return load_adapter(network, folder, spec)
     network.name_or_path = str(spec.path)  # type: ignore[assignment]  # what an adapter-only export will name: no folder of a cache

@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from temper.errors import TemperError
 from temper.models.folder import FLAG, LoRASpec, NetworkSpec
-from temper.models.quantise import dequantised, is_quantised
+from temper.models.quantize import dequantize, is_quantized
 
 FOUND, NEW = "default", "next"
 
@@ -85,7 +85,7 @@ def load_adapter(network: nn.Module, folder: Path, spec: NetworkSpec) -> nn.Modu
     return merged.requires_grad_(True)  # PEFT froze it around the adapter
 
 
-def trainable_in_fp32(network: nn.Module) -> nn.Module:
+def cast_trainable_to_fp32(network: nn.Module) -> nn.Module:
     """Adapters in fp32, whatever the base is in: a step of Adam or of Booster is below the
     resolution of bfloat16.
     """
@@ -96,7 +96,7 @@ def trainable_in_fp32(network: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def as_found(network: nn.Module) -> Iterator[None]:
+def disable_trained_adapter(network: nn.Module) -> Iterator[None]:
     """While it lasts, the network is what training starts from: its trained adapter is off, a
     frozen one stays on.
     """
@@ -156,8 +156,8 @@ def _more_than_lora(config: Any) -> str | None:
 # MERGED from temper.models.lora: Networks without dropout.
 
 
-def refuse_lora_dropout(spec: NetworkSpec) -> None:
-    """Refuse dropout that a user asked for and that `switch_off_dropout` would take away.
+def check_no_lora_dropout(spec: NetworkSpec) -> None:
+    """Refuse dropout that a user asked for and that `disable_dropout` would take away.
 
     Raises:
         TemperError: a new adapter with dropout.
@@ -170,7 +170,7 @@ def refuse_lora_dropout(spec: NetworkSpec) -> None:
         )
 
 
-def switch_off_dropout(network: nn.Module) -> None:
+def disable_dropout(network: nn.Module) -> None:
     """Set every dropout of a network to 0, for good.
 
     A preference loss compares log-probabilities of two models, or of two answers, and dropout is
@@ -194,7 +194,7 @@ def switch_off_dropout(network: nn.Module) -> None:
 WEIGHTS = "adapter_model.safetensors"
 
 
-def named_base(network: nn.Module) -> str:
+def base_model_name(network: nn.Module) -> str:
     """The folder or hub name that an adapter-only export tells its readers to put it on; empty if
     the base is in none.
     """
@@ -213,7 +213,7 @@ def save_adapter(network: nn.Module, folder: Path) -> None:
         TemperError: the base is in no folder (random weights, or an adapter was merged into it):
             nobody could use the adapter.
     """
-    if not named_base(network):
+    if not base_model_name(network):
         raise TemperError(
             "HFExport.merge=false: the base of the adapter is in no folder (network.shape, or"
             " network.adapter=merge changed it); export merged, or use network.adapter=new, which"
@@ -225,12 +225,12 @@ def save_adapter(network: nn.Module, folder: Path) -> None:
             folder, save_embedding_layers=False
         )  # else the hub is asked about the base
         return
-    config, weights = combined_adapter(network)
+    config, weights = combine_adapters(network)
     config.save_pretrained(folder)
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
 
 
-def combined_adapter(network: nn.Module) -> tuple[Any, dict[str, Tensor]]:
+def combine_adapters(network: nn.Module) -> tuple[Any, dict[str, Tensor]]:
     """Both adapters of a network as one: ``s1 B1 A1 + s2 B2 A2 = [B1 B2] [s1 A1; s2 A2]``, of rank
     ``r1 + r2``.
 
@@ -290,10 +290,10 @@ def merged_copy(network: nn.Module, dtype: torch.dtype | None = None) -> nn.Modu
     if not isinstance(network, PeftModel):
         return network
     copied: Any = copy.deepcopy(network)
-    if not is_quantised(network):
+    if not is_quantized(network):
         merged: nn.Module = copied.to(dtype).merge_and_unload()
         return merged
-    plain = dequantised(copied.unload()).to(dtype)
+    plain = dequantize(copied.unload()).to(dtype)
     for (
         name,
         config,

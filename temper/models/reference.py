@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from temper.errors import TemperError
 from temper.losses import Scores, SequenceScores
-from temper.models.lora import as_found
+from temper.models.lora import disable_trained_adapter
 from temper.models.score import Rows, score
 
 
@@ -61,7 +61,7 @@ class AdapterOff:
         was_training = self.network.training
         self.network.eval()  # a reference has no dropout, whatever the policy has
         try:
-            with as_found(self.network):
+            with disable_trained_adapter(self.network):
                 return score(self.network, rows, logits, hidden, self.fused)
         finally:
             self.network.train(was_training)
@@ -117,7 +117,7 @@ NAMES = (
 BATCH = 32  # rows per forward pass while filling the cache, where nothing else is said
 
 
-def reference_table(
+def reference_sums(
     network: nn.Module,
     source: Any,
     tokenizer: PreTrainedTokenizerBase,

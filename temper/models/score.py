@@ -48,7 +48,7 @@ def output_layer(network: nn.Module) -> tuple[nn.Module, nn.Linear]:
     return getattr(lm, lm.base_model_prefix), head
 
 
-def dense_last_positions(network: nn.Module) -> Any:
+def contiguous_head_inputs(network: nn.Module) -> Any:
     """Give the output layer dense rows meanwhile, as a context manager.
 
     The last position of every prompt is a strided view of all positions, which ``matmul`` does not
@@ -58,7 +58,7 @@ def dense_last_positions(network: nn.Module) -> Any:
     return _given(network, Tensor.contiguous)
 
 
-def only_positions(network: nn.Module, index_N: Tensor) -> Any:
+def select_head_inputs(network: nn.Module, index_N: Tensor) -> Any:
     """Compute the logits of ``N`` chosen positions meanwhile, as a context manager: ``1 x N x V``
     in place of ``B x T x V``.
 
@@ -134,7 +134,7 @@ def score(
         logps, mask = token_logps(out.logits, targets)
     else:
         index = labelled_positions(targets)
-        with only_positions(network, index):
+        with select_head_inputs(network, index):
             out = network(**inputs, output_hidden_states=hidden, use_cache=False)
         logps, mask = labelled_logps(out.logits[0], targets, index)
     if plan is not None:
@@ -152,7 +152,7 @@ def score(
     )
 
 
-def keeps_sequences_apart(network: nn.Module) -> bool:
+def isolates_packed_sequences(network: nn.Module) -> bool:
     """Whether packed sequences do not see each other in this network, by trying: two short ones,
     alone and packed.
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from temper.errors import TemperError
 from temper.judges import Judgement, KeywordRefusal
-from temper.judges.keyword import REFUSALS, distinct_share
+from temper.judges.keyword import REFUSALS, distinct_trigram_share
 
 RECIPE = (
     "Take these ingredients: flour, water and a little salt. First step: knead them well for ten"
@@ -105,7 +105,7 @@ def test_every_usual_phrase_is_found_however_it_is_written(phrase, after, capita
 @given(st.lists(st.sampled_from("abcdefgh"), min_size=12, max_size=60))
 def test_the_share_of_distinct_triples_is_counted_on_words(letters):
     triples = [tuple(letters[i : i + 3]) for i in range(len(letters) - 2)]
-    assert distinct_share(" ".join(letters)) == len(set(triples)) / len(triples)
+    assert distinct_trigram_share(" ".join(letters)) == len(set(triples)) / len(triples)
 
 
 @pytest.mark.parametrize(

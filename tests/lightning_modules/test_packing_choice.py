@@ -98,7 +98,7 @@ def test_three_steps_of_a_network_with_rotary_positions_in_float32_are_the_same(
 def test_a_network_that_mixes_sequences_is_refused_if_asked_for_and_left_alone_else(
     packed_rows, monkeypatch
 ):
-    monkeypatch.setattr(f"{MIXIN}.keeps_sequences_apart", lambda network: False)
+    monkeypatch.setattr(f"{MIXIN}.isolates_packed_sequences", lambda network: False)
     monkeypatch.setattr(f"{MIXIN}.PACKED_FROM", 0)
     with pytest.raises(
         TemperError,

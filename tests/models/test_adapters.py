@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from temper.errors import TemperError
 from temper.models import AdapterOff, LoRASpec, NetworkSpec
 from temper.models.load import check_network
-from temper.models.lora import as_found, combined_adapter, merged_copy, save_adapter
+from temper.models.lora import combine_adapters, disable_trained_adapter, merged_copy, save_adapter
 from tests.models.networks import IDS, LORA, TOKENIZER, build, disturb, gradients, logits, save_base
 
 OTHER = LoRASpec(
@@ -78,7 +78,7 @@ def test_the_reference_of_a_new_adapter_is_the_network_with_the_found_one(adapte
 
 def test_switching_off_is_undone_when_the_body_raises(both):
     before, trained = logits(both), [parameter.requires_grad for parameter in both.parameters()]
-    with pytest.raises(KeyError), as_found(both):
+    with pytest.raises(KeyError), disable_trained_adapter(both):
         assert not torch.equal(logits(both), before)
         raise KeyError
     assert torch.equal(logits(both), before)
@@ -89,7 +89,7 @@ def test_switching_off_is_undone_when_the_body_raises(both):
 def test_the_reference_of_the_only_adapter_is_the_network_below_it(base, adapter, policy):
     path, settings = (adapter, {"adapter": "merge"}) if policy == "merge" else (base, {})
     network = disturb(build(path, lora=OTHER, **settings))
-    with as_found(network):
+    with disable_trained_adapter(network):
         found = logits(network)
     assert torch.allclose(found, logits(build(path, **settings)), rtol=0, atol=1e-6)
 
@@ -117,7 +117,7 @@ def test_two_adapters_are_written_as_one_that_does_the_same(both, base, tmp_path
 
 
 def test_the_one_adapter_equals_the_one_peft_makes(both):
-    _, weights = combined_adapter(both)
+    _, weights = combine_adapters(both)
     both.base_model.add_weighted_adapter(
         ["default", "next"], [1.0, 1.0], "cat", combination_type="cat"
     )

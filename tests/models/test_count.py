@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from temper.models.blocks import n_weights
+from temper.models.blocks import count_weights
 
 
 def test_weights_are_counted_and_so_are_those_that_are_elsewhere():
     layer = nn.Linear(3, 4)
-    assert n_weights(layer.parameters()) == 16
+    assert count_weights(layer.parameters()) == 16
     layer.weight.ds_numel, layer.weight.data = 12, torch.empty(0)  # as DeepSpeed leaves them
-    assert n_weights(layer.parameters()) == 16
+    assert count_weights(layer.parameters()) == 16
 
 
 def test_weights_in_few_bits_count_as_those_they_stand_for(tmp_path):
@@ -21,8 +21,8 @@ def test_weights_in_few_bits_count_as_those_they_stand_for(tmp_path):
     base = save_base(tmp_path / "base")
     plain, few_bits = build(base, lora=LORA), build(base, lora=LORA, quantization="nf4")
     assert (
-        n_weights(few_bits.parameters())
-        == n_weights(plain.parameters())
+        count_weights(few_bits.parameters())
+        == count_weights(plain.parameters())
         == sum(p.numel() for p in plain.parameters())
     )
-    assert sum(p.numel() for p in few_bits.parameters()) < n_weights(few_bits.parameters())
+    assert sum(p.numel() for p in few_bits.parameters()) < count_weights(few_bits.parameters())

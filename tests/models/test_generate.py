@@ -13,7 +13,7 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, Llama
 
 from temper.data import pad_left
 from temper.models import generate
-from temper.models.generate import greedy
+from temper.models.generate import generate_greedy
 
 PAD, END, V = 0, 2, 24
 ENDS = [END, 5, 9, 13]  # so many that answers end at different lengths
@@ -81,7 +81,7 @@ def _cut(answers_BR, answers):
 def test_a_batch_gives_the_answers_of_one_prompt_at_a_time(lengths, seed, max_new_tokens):
     ids, mask = _prompts(lengths, seed)
     expected = _alone(NETWORK, ids, mask, max_new_tokens, ENDS)
-    assert _cut(greedy(NETWORK, ids, mask, max_new_tokens, ENDS), expected) == expected
+    assert _cut(generate_greedy(NETWORK, ids, mask, max_new_tokens, ENDS), expected) == expected
 
 
 def test_the_output_layer_multiplies_dense_rows():
@@ -93,7 +93,7 @@ def test_the_output_layer_multiplies_dense_rows():
         )
     )
     ids, mask = _prompts(LENGTHS)
-    greedy(network, ids, mask, 3, ENDS)
+    generate_greedy(network, ids, mask, 3, ENDS)
     assert seen[0] == ((len(LENGTHS), 1, SHAPE["hidden_size"]), True)
     assert not network.lm_head._forward_pre_hooks, "nothing of it stays"
 
@@ -113,7 +113,7 @@ def test_rows_that_have_ended_leave_the_batch(monkeypatch):
     lengths = sorted(map(len, expected))
     assert lengths[0] < 20 < lengths[-1], "answers of different lengths, or there is nothing to see"
     rows = _count_rows(monkeypatch, NETWORK)
-    assert _cut(greedy(NETWORK, ids, mask, 40, ENDS), expected) == expected
+    assert _cut(generate_greedy(NETWORK, ids, mask, 40, ENDS), expected) == expected
     needed = sum(lengths)
     assert (
         needed <= sum(rows) < 12 * lengths[-1] * 0.8
@@ -122,7 +122,7 @@ def test_rows_that_have_ended_leave_the_batch(monkeypatch):
     )
     monkeypatch.setattr(generate, "ENDED_SHARE", 2.0)
     kept = _count_rows(monkeypatch, NETWORK)
-    greedy(NETWORK, ids, mask, 40, ENDS)
+    generate_greedy(NETWORK, ids, mask, 40, ENDS)
     assert kept == [12] * lengths[-1]
 
 
@@ -139,18 +139,20 @@ def test_a_network_with_sliding_windows_goes_on_with_fewer_rows_too(monkeypatch)
     ends = [10, 11, 12, 13]
     expected = _alone(network, ids, mask, 30, ends)
     rows = _count_rows(monkeypatch, network)
-    assert _cut(greedy(network, ids, mask, 30, ends), expected) == expected
+    assert _cut(generate_greedy(network, ids, mask, 30, ends), expected) == expected
     assert rows[0] == 12 and rows[-1] == 1
 
 
 def test_the_networks_own_end_is_used_where_none_is_given():
     ids, mask = _prompts([3, 5], seed=2)
-    assert torch.equal(greedy(NETWORK, ids, mask, 30), greedy(NETWORK, ids, mask, 30, [END]))
+    assert torch.equal(
+        generate_greedy(NETWORK, ids, mask, 30), generate_greedy(NETWORK, ids, mask, 30, [END])
+    )
 
 
 def test_every_answer_may_be_as_long_as_allowed():
     ids, mask = _prompts([3, 5, 4], seed=2)
-    answers = greedy(NETWORK, ids, mask, 25, [])
+    answers = generate_greedy(NETWORK, ids, mask, 25, [])
     assert answers.shape == (3, 25) and answers.tolist() == _alone(NETWORK, ids, mask, 25, [])
 
 
@@ -166,7 +168,7 @@ def test_activation_checkpointing_and_training_mode_do_not_cost_the_cache(monkey
         "forward",
         lambda *a, **k: widths.append(k["input_ids"].shape[1]) or forward(*a, **k),
     )
-    answers = greedy(network, ids, mask, 12, [])
+    answers = generate_greedy(network, ids, mask, 12, [])
     assert widths == [5] + [1] * 11, "one token per pass after the first"
     assert answers.tolist() == _alone(NETWORK, ids, mask, 12, []) and network.training
 
@@ -174,7 +176,7 @@ def test_activation_checkpointing_and_training_mode_do_not_cost_the_cache(monkey
 def test_training_mode_is_put_back_when_generation_fails():
     network = copy.deepcopy(NETWORK).train()
     with pytest.raises(IndexError):
-        greedy(
+        generate_greedy(
             network, torch.full((1, 3), V), torch.ones(1, 3, dtype=torch.long), 4
         )  # no such token
     assert network.training

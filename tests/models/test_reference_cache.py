@@ -13,7 +13,7 @@ from temper.data import PoolSource
 from temper.errors import TemperError
 from temper.models import AdapterOff, CachedSums, FrozenCopy, score
 from temper.models import reference as reference_cache
-from temper.models.reference import cache_key, reference_table
+from temper.models.reference import cache_key, reference_sums
 from temper.synthetic import build_tokenizer, language_spec
 from tests.objectives import exact_network
 from tests.preference import make_pairs
@@ -47,7 +47,7 @@ def forwards(monkeypatch) -> list[int]:
 
 
 def _table(network, data, folder, source=None, **settings):
-    return reference_table(
+    return reference_sums(
         network, source or data.sources["pairs"], data.tokenizer, folder, "pairs", **settings
     )
 

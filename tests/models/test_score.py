@@ -25,7 +25,7 @@ from temper.data.rows import LENGTHS
 from temper.errors import TemperError
 from temper.losses import nll
 from temper.models import LoRASpec, NetworkSpec, ShapeSpec, build_network, score
-from temper.models.score import keeps_sequences_apart, output_layer
+from temper.models.score import isolates_packed_sequences, output_layer
 from temper.synthetic import build_tokenizer, language_spec
 
 VOCABULARY = 20
@@ -309,7 +309,7 @@ def test_packed_rows_score_as_padded_ones(
     present = batch["attention_mask"].bool()
     for left, right in zip(tight.hidden or (), plain.hidden or (), strict=True):
         close(left[present], right[present])
-    assert keeps_sequences_apart(model)
+    assert isolates_packed_sequences(model)
 
 
 def test_packing_pairs_and_the_fused_loss_give_the_same_gradient(monkeypatch: pytest.MonkeyPatch):
@@ -340,4 +340,4 @@ def test_a_network_with_a_recurrent_state_does_not_keep_sequences_apart():
             initializer_range=0.5,
         )
     )
-    assert not keeps_sequences_apart(model)
+    assert not isolates_packed_sequences(model)

@@ -14,7 +14,7 @@ from temper.errors import TemperError
 from temper.models import AdapterOff, FrozenCopy, LoRASpec, NetworkSpec
 from temper.models.load import check_network
 from temper.models.lora import merged_copy, save_adapter
-from temper.models.quantise import is_quantised
+from temper.models.quantize import is_quantized
 from tests.models.networks import IDS, LORA, build, disturb, gradients, logits, save_base
 
 pytest.importorskip("bitsandbytes")
@@ -46,7 +46,7 @@ def test_the_base_is_in_few_bits_and_the_adapter_in_fp32(base, kind, dtype):
         torch.float32
     }
     assert network.get_input_embeddings().weight.dtype == getattr(torch, dtype)
-    assert is_quantised(network)
+    assert is_quantized(network)
     if kind == "nf4":
         assert layer.weight.quant_state.nested and layer.weight.quant_state.quant_type == "nf4"
         assert layer.compute_dtype == getattr(torch, dtype)
@@ -106,7 +106,7 @@ def test_a_merged_copy_is_dense_and_does_what_training_saw(adapter, tmp_path, ki
     logits(network)  # an evaluation before the export
     before = copy.deepcopy(network.state_dict())
     merged = merged_copy(network)
-    assert not is_quantised(merged)
+    assert not is_quantized(merged)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     merged.save_pretrained(tmp_path)
     assert "quantization_config" not in json.loads((tmp_path / "config.json").read_text())

@@ -22,7 +22,7 @@ _SETTINGS: dict[str, Callable[[torch.dtype], dict[str, Any]]] = {
 }
 
 
-def quantisation_settings(spec: NetworkSpec) -> dict[str, Any]:
+def quantization_settings(spec: NetworkSpec) -> dict[str, Any]:
     """What `transformers.AutoModelForCausalLM.from_pretrained` must be told to quantise as a spec
     says; empty for none.
 
@@ -59,12 +59,12 @@ def check_bitsandbytes(quantization: str) -> None:
         )
 
 
-def is_quantised(network: nn.Module) -> bool:
+def is_quantized(network: nn.Module) -> bool:
     """Whether the weights of a network are held in few bits."""
     return getattr(getattr(network, "config", None), "quantization_config", None) is not None
 
 
-def prepare_quantised(network: nn.Module) -> nn.Module:
+def prepare_quantized(network: nn.Module) -> nn.Module:
     """Make a network of few bits fit for training, evaluating and training again, and for
     checkpoints.
     """
@@ -82,7 +82,7 @@ def prepare_quantised(network: nn.Module) -> nn.Module:
     return network
 
 
-def dequantised(network: nn.Module) -> nn.Module:
+def dequantize(network: nn.Module) -> nn.Module:
     """The network with plain weights in its own precision, in place: those that its few bits stand
     for.
     """
