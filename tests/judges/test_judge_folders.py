@@ -97,7 +97,7 @@ def test_a_path_that_holds_nothing_is_refused(tmp_path):
 def test_a_name_that_is_not_in_the_cache_is_refused_and_no_hub_is_asked():
     line = _refusal(GuardLM("no-such-organisation/no-such-guard"))
     assert "no model of that name in the local hub cache" in line and line.endswith(
-        "let it be fetched from the hub: local_files_only: false"
+        "download it from the hub: local_files_only: false"
     )
 
 

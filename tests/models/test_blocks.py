@@ -141,7 +141,7 @@ def test_a_model_with_two_stacks_is_refused():
         attention_blocks(network)
 
 
-def test_layers_without_one_mlp_block_are_refused_with_the_parts_they_have():
+def test_layers_without_one_mlp_block_are_refused_and_their_submodules_named():
     network = OPTForCausalLM(
         OPTConfig(
             vocab_size=20, hidden_size=16, ffn_dim=24, num_hidden_layers=2, num_attention_heads=2
@@ -150,6 +150,6 @@ def test_layers_without_one_mlp_block_are_refused_with_the_parts_they_have():
     assert len(attention_blocks(network)) == 2
     with pytest.raises(
         TemperError,
-        match=r"OPTDecoderLayer has 0 MLP blocks among its parts \(self_attn, .*fc1, fc2",
+        match=r"OPTDecoderLayer has 0 MLP blocks among its submodules \(self_attn, .*fc1, fc2",
     ):
         mlp_blocks(network)

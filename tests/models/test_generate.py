@@ -120,7 +120,7 @@ def test_rows_that_have_ended_leave_the_batch(monkeypatch):
         and rows[0] == 12
         and rows == sorted(rows, reverse=True)
     )
-    monkeypatch.setattr(generate, "ENDED_SHARE", 2.0)
+    monkeypatch.setattr(generate, "FINISHED_SHARE", 2.0)
     kept = _count_rows(monkeypatch, NETWORK)
     generate_greedy(NETWORK, ids, mask, 40, ENDS)
     assert kept == [12] * lengths[-1]

@@ -1,4 +1,4 @@
-"""The card of an export says what was done, and nothing of where or of what was answered."""
+"""The model card of an export has settings, cost, data and metrics, and no paths or answers."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from temper.models import NetworkSpec, ShapeSpec
-from temper.models.export import FORMS, model_card, plain
+from temper.models.export import FORMS, model_card, shorten_path
 
 CONFIG = {
     "model": {
@@ -36,7 +36,7 @@ CARD = {
     "data_rows": {"alignment": 4000, "eval": 20},
     "data_sha256": {"alignment": "ab" * 32, "eval": "cd" * 32},
 }
-FIGURE = {"value": 0.125, "ci_low": 0.05, "ci_high": 0.25, "n": 40}
+METRIC = {"value": 0.125, "ci_low": 0.05, "ci_high": 0.25, "n": 40}
 SPEC = NetworkSpec(path="/home/someone/models/base")
 
 
@@ -45,7 +45,7 @@ def run(tmp_path) -> Path:
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
     (tmp_path / "card.json").write_text(json.dumps(CARD))
     (tmp_path / "evaluation.json").write_text(
-        json.dumps({"judge": "keyword", "step": 1200, "metrics": {"harmful_score": FIGURE}})
+        json.dumps({"judge": "keyword", "step": 1200, "metrics": {"harmful_score": METRIC}})
     )
     (tmp_path / "generations.jsonl").write_text(
         '{"prompt": "a question of the user", "response": "an answer of the model"}\n'
@@ -108,9 +108,9 @@ def test_a_run_without_files_is_described_as_far_as_it_is_known(tmp_path):
 def test_without_training_there_is_nothing_that_was_done():
     card = model_card(SPEC, "merged")
     assert (
-        "without further\ntraining" in card
+        "without further training" in card
         and "What was done" not in card
-        and "Figures\n" not in card
+        and "Metrics\n" not in card
     )
 
 
@@ -137,5 +137,5 @@ def test_the_front_matter_is_what_the_hub_reads(path, form, expected):
         ("", ""),
     ],
 )
-def test_a_path_of_the_machine_is_cut(text, expected):
-    assert plain(text) == expected
+def test_an_absolute_path_is_shortened_to_its_last_two_components(text, expected):
+    assert shorten_path(text) == expected

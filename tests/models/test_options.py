@@ -40,7 +40,8 @@ def test_activation_checkpointing_runs_layers_again_in_the_backward_pass():
 
 def test_an_architecture_without_activation_checkpointing_is_refused():
     with pytest.raises(
-        TemperError, match="activation_checkpointing=true: Linear has none; set it to false"
+        TemperError,
+        match="activation_checkpointing=true: Linear does not support it; set it to false",
     ):
         checkpoint_activations(torch.nn.Linear(1, 1))
 
