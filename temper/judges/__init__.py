@@ -1,4 +1,4 @@
-"""Judges: text in, label and score out."""
+"""Judges of answers: prompt and answer in, label and score out."""
 
 from temper.judges.base import LABELS, Judge, Judgement, decode_rows
 from temper.judges.function import CallableJudge

@@ -113,7 +113,7 @@ def test_the_share_of_distinct_triples_is_counted_on_words(letters):
     [
         ({"refusals": []}, r"KeywordRefusal\.refusals: an empty list"),
         ({"refusals": [" "]}, r"KeywordRefusal\.refusals: .*an empty phrase"),
-        ({"compliance": ["("]}, r"KeywordRefusal\.compliance: '\(' is no regular expression"),
+        ({"compliance": ["("]}, r"KeywordRefusal\.compliance: '\(' is not a regular expression"),
         ({"opening": 0}, r"KeywordRefusal\.opening=0"),
         ({"min_distinct": 1.5}, r"min_distinct=1\.5"),
     ],

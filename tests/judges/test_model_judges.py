@@ -186,7 +186,10 @@ def test_of_a_long_answer_the_beginning_is_judged(lm):
 
 def test_a_template_is_filled_once_and_its_other_braces_stay(lm):
     judge = YesNoLM(str(lm), template='{"ask": {prompt}, "said": {response}} {other}', chat=False)
-    assert judge.fill("{response}", "{prompt}") == '{"ask": {response}, "said": {prompt}} {other}'
+    assert (
+        judge.format_question("{response}", "{prompt}")
+        == '{"ask": {response}, "said": {prompt}} {other}'
+    )
 
 
 class Replies:

@@ -81,11 +81,14 @@ def test_references_do_not_change_a_quantized_network(base, kind, reference):
     network = disturb(build(base, lora=LORA, quantization=kind))
     before = gradients(network)
     rows = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS), "labels": IDS}
-    same = network
+
+    def sums(scored: torch.nn.Module) -> torch.Tensor:
+        logps = torch.log_softmax(logits(scored)[:, :-1], -1)
+        return logps.gather(-1, IDS[:, 1:, None]).sum((1, 2))
+
+    wanted = sums(network)
     if reference is AdapterOff:
-        same = build(base, lora=LORA, quantization=kind)
-    logps = torch.log_softmax(logits(same)[:, :-1], -1)
-    wanted = logps.gather(-1, IDS[:, 1:, None]).sum((1, 2))
+        wanted = sums(build(base, lora=LORA, quantization=kind))
     assert torch.allclose(reference(network).score(rows, "x").sums, wanted, atol=1e-4)
     assert all(torch.equal(before[name], gradient) for name, gradient in gradients(network).items())
 
