@@ -165,18 +165,24 @@ def model_folder(
         )
         return Path(snapshot)
     except (OSError, ValueError, HfHubHTTPError) as error:
-        at_revision = f" (revision {revision})" if revision else ""
-        if local_files_only:
-            raise TemperError(
-                f"{FLAG}.path={path}: no such folder, and no model of that name{at_revision} in"
-                " the local hub cache; give a folder with config.json, such as a run's export/, or"
-                f" download it from the hub: --{FLAG}.local_files_only=false"
-            ) from error
-        raise TemperError(
-            f"{FLAG}.path={path}: no such folder, and the hub did not give a model of that"
-            f" name{at_revision}: {first_line(error)}; check name, network and access (hf auth"
-            " login; some models ask for consent on their page)"
-        ) from error
+        raise TemperError(_explain_hub_error(path, revision, local_files_only, error)) from error
+
+
+def _explain_hub_error(
+    path: str, revision: str | None, local_files_only: bool, error: Exception
+) -> str:
+    at_revision = f" (revision {revision})" if revision else ""
+    if local_files_only:
+        return (
+            f"{FLAG}.path={path}: no such folder, and no model of that name{at_revision} in the"
+            " local hub cache; give a folder with config.json, such as a run's export/, or download"
+            f" it from the hub: --{FLAG}.local_files_only=false"
+        )
+    return (
+        f"{FLAG}.path={path}: no such folder, and the hub did not give a model of that"
+        f" name{at_revision}: {first_line(error)}; check name, network and access (hf auth login;"
+        " some models ask for consent on their page)"
+    )
 
 
 def spec_folder(spec: NetworkSpec, weights: bool = True) -> Path:

@@ -45,13 +45,8 @@ def generate_greedy(
     Returns:
         Token ids of the answers with their stop tokens, ``B x R``, padded on the right.
     """
-    config: Any = network.generation_config
-    stops = config.eos_token_id if stop_ids is None else list(stop_ids)
-    if stops is None:
-        stops = []
-    elif isinstance(stops, int):
-        stops = [stops]
-    pad_id = config.pad_token_id if config.pad_token_id is not None else stops[0]
+    stops, pad_id = _stop_and_pad_ids(network.generation_config, stop_ids)
+    tokens = {"eos_token_id": stops or None, "pad_token_id": pad_id}
     stops_S = ids_BP.new_tensor(stops)
     answers_BR = ids_BP.new_full((len(ids_BP), max_new_tokens), pad_id)
     rows = torch.arange(len(ids_BP), device=ids_BP.device)  # of the batch that are not finished
@@ -65,20 +60,9 @@ def generate_greedy(
         while True:
             width = ids.shape[1]
             left = max_new_tokens - done
-            with contiguous_head_inputs(network):
-                reply = network.generate(  # type: ignore[operator]
-                    input_ids=ids,
-                    attention_mask=mask,
-                    past_key_values=cache,
-                    max_new_tokens=left,
-                    do_sample=False,
-                    use_cache=True,
-                    eos_token_id=stops or None,
-                    pad_token_id=pad_id,
-                    stopping_criteria=[] if in_step else [_ManyFinished(stops_S, width, left)],
-                    return_dict_in_generate=True,
-                    synced_gpus=in_step,
-                )
+            criteria = [] if in_step else [_ManyFinished(stops_S, width, left)]
+            settings = {"max_new_tokens": left, "stopping_criteria": criteria} | tokens
+            reply = _generate(network, ids, mask, cache, synced_gpus=in_step, **settings)
             new = reply.sequences[:, width:]
             answers_BR[rows, done : done + new.shape[1]] = new
             done += new.shape[1]
@@ -94,6 +78,30 @@ def generate_greedy(
                 cache.batch_select_indices(kept)
     finally:
         network.train(was_training)
+
+
+def _generate(network: Any, ids: Tensor, mask: Tensor, cache: Any, **settings: Any) -> Any:
+    """Continue a batch greedily; returns the sequences and the key-value cache."""
+    with contiguous_head_inputs(network):
+        return network.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            past_key_values=cache,
+            do_sample=False,
+            use_cache=True,
+            return_dict_in_generate=True,
+            **settings,
+        )
+
+
+def _stop_and_pad_ids(config: Any, stop_ids: Sequence[int] | None) -> tuple[list[int], int]:
+    """Stop tokens (those of the generation config if None are given), and the pad token."""
+    stops = config.eos_token_id if stop_ids is None else list(stop_ids)
+    if stops is None:
+        stops = []
+    elif isinstance(stops, int):
+        stops = [stops]
+    return stops, config.pad_token_id if config.pad_token_id is not None else stops[0]
 
 
 class _ManyFinished:
