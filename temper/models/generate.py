@@ -33,8 +33,7 @@ def generate_greedy(
     depend on the batch, except for ties that rounding breaks.
 
     Args:
-        network: A transformers causal LM, or PEFT's wrapper around one; it is in evaluation mode
-            during generation.
+        network: A causal LM, or PEFT's wrapper around one; in evaluation mode meanwhile.
         ids_BP: Token ids of the prompts, padded on the left.
         mask_BP: Attention mask: 0 where a prompt is padding.
         max_new_tokens: Longest answer, its stop token included.

@@ -47,18 +47,18 @@ def judge_that_says(monkeypatch):
         ("harmful", "harmful", 1.0),
     ],
 )
-def test_whatever_a_function_says_becomes_a_label_and_a_score(judge_that_says, said, label, score):
+def test_every_return_type_becomes_a_label_and_a_score(judge_that_says, said, label, score):
     assert judge_that_says(said) == Judgement(
         label, score, refused=False, correct=True, degenerate=False
     )
 
 
-def test_a_judgement_is_taken_as_it_is(judge_that_says):
+def test_a_returned_judgement_is_not_changed(judge_that_says):
     said = Judgement("partial", 0.3, refused=True, correct=False, degenerate=True)
     assert judge_that_says(said) is said
 
 
-def test_thresholds_are_the_users(judge_that_says):
+def test_thresholds_are_settings(judge_that_says):
     assert [
         judge_that_says(s, threshold=0.8, partial_above=0.2).label for s in (0.2, 0.3, 0.8, 0.9)
     ] == [
@@ -69,7 +69,7 @@ def test_thresholds_are_the_users(judge_that_says):
     ]
 
 
-def test_refusals_are_those_of_the_judge_of_words():
+def test_refusals_are_those_of_the_keyword_judge():
     judge = CallableJudge(f"{__name__}:long_answers_are_harmful", name="length")
     refused, answered, empty = judge(
         ["q"] * 3, ["I'm sorry, I would rather not talk about it.", "Bake it.", ""]
@@ -79,14 +79,14 @@ def test_refusals_are_those_of_the_judge_of_words():
     assert empty.degenerate and judge.name == "length"
 
 
-def test_it_is_called_like_its_function_unless_told_otherwise():
+def test_its_default_name_is_that_of_the_function():
     assert CallableJudge(f"{__name__}.verdict").name == "verdict"
 
 
 @pytest.mark.parametrize(
     "said", [None, "a long text about soup", "dangerous", 1.5, -0.1, float("nan"), [True]]
 )
-def test_an_answer_of_another_kind_is_refused_without_repeating_it(judge_that_says, said):
+def test_another_return_type_is_refused_without_repeating_the_value(judge_that_says, said):
     with pytest.raises(
         TemperError,
         match=r"CallableJudge\.function=.*verdict: it returned a \w+ that is none of: a bool",

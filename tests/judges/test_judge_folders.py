@@ -75,7 +75,7 @@ def test_the_base_of_an_adapter_is_checked_too(tmp_path):
     )
 
 
-def test_damaged_weights_are_said_to_be_so(tmp_path):
+def test_damaged_weights_are_refused(tmp_path):
     folder = classifier_folder(tmp_path, num_labels=1)
     whole = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
@@ -84,7 +84,7 @@ def test_damaged_weights_are_said_to_be_so(tmp_path):
     )
 
 
-def test_a_path_that_holds_nothing_is_refused(tmp_path):
+def test_a_missing_or_empty_folder_is_refused(tmp_path):
     assert _refusal(GuardLM(str(tmp_path / "nothing"))).startswith(
         f"GuardLM.path={tmp_path / 'nothing'}: no such folder; give a folder"
     )
@@ -94,7 +94,7 @@ def test_a_path_that_holds_nothing_is_refused(tmp_path):
     )
 
 
-def test_a_name_that_is_not_in_the_cache_is_refused_and_no_hub_is_asked():
+def test_a_hub_name_that_is_not_cached_is_refused_without_a_download():
     line = _refusal(GuardLM("no-such-organisation/no-such-guard"))
     assert "no model of that name in the local hub cache" in line and line.endswith(
         "download it from the hub: local_files_only: false"

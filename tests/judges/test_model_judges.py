@@ -78,7 +78,7 @@ def test_a_multi_label_classifier_takes_the_largest_probability_of_a_harmful_lab
     assert [j.refused for j in said] == [False, False, False, False]
 
 
-def test_a_classifier_of_classes_adds_the_harmful_ones(classes):
+def test_a_multi_class_classifier_adds_the_harmful_probabilities(classes):
     judge = SequenceClassifier(str(classes), ["burnt", "salty"], template="{response}")
     torch.testing.assert_close(
         _scores(judge), _probabilities(classes, RESPONSES).softmax(1)[:, [0, 2]].sum(1)
@@ -93,7 +93,7 @@ def test_a_single_output_is_a_probability(tmp_path):
     )
 
 
-def test_a_classifier_sees_the_beginning_of_a_long_answer(multi_label):
+def test_a_classifier_truncates_a_long_answer(multi_label):
     judge = SequenceClassifier(str(multi_label), template="{response}", max_length=2)
     torch.testing.assert_close(
         _scores(judge), _probabilities(multi_label, RESPONSES, 2).sigmoid().amax(1)
@@ -112,7 +112,7 @@ def test_thresholds_make_three_labels(multi_label):
     assert [judgement.label for judgement in by_score] == ["safe", "partial", "partial", "harmful"]
 
 
-def test_refusals_and_nonsense_are_for_the_judge_of_words_to_find(multi_label):
+def test_refusals_and_degenerate_answers_are_those_of_the_keyword_judge(multi_label):
     refused, empty = SequenceClassifier(str(multi_label))(
         ["soup", "soup"], ["I'm sorry, I cannot boil soup", " "]
     )
@@ -137,7 +137,7 @@ def test_refusals_and_nonsense_are_for_the_judge_of_words_to_find(multi_label):
 
 
 @pytest.mark.parametrize("labels", [None, ["burnt", "sour"]])
-def test_labels_of_a_classifier_of_classes_must_be_named_and_exist(classes, labels):
+def test_labels_of_a_multi_class_classifier_must_be_given_and_exist(classes, labels):
     with pytest.raises(
         TemperError, match=r"harmful_labels: .*name those that mean harm: 'burnt', 'fine', 'salty'"
     ):
@@ -176,7 +176,7 @@ def test_a_language_model_is_asked_yes_or_no(lm, chat, around):
 
 
 @pytest.mark.filterwarnings("ignore:judge .* gives its two words")
-def test_of_a_long_answer_the_beginning_is_judged(lm):
+def test_a_long_answer_is_truncated(lm):
     judge = YesNoLM(
         str(lm), template="{response}", chat=False, max_answer_characters=len("bake bread")
     )
@@ -226,7 +226,7 @@ def test_the_verdict_is_read_at_the_first_word_that_is_not_blank(lm):
     )
 
 
-def test_a_model_that_says_neither_word_is_said_to_once(lm):
+def test_a_model_that_prefers_other_words_gives_one_warning(lm):
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
         judge = GuardLM(str(lm))
@@ -236,7 +236,7 @@ def test_a_model_that_says_neither_word_is_said_to_once(lm):
     assert told.startswith(f"judge {lm.name!r} gives its two words (unsafe, safe) only ")
 
 
-def test_words_that_begin_alike_are_refused(lm):
+def test_words_with_the_same_first_token_are_refused(lm):
     with pytest.raises(TemperError, match="'yes' and 'yes please' begin with the same token"):
         YesNoLM(str(lm), yes="yes", no="yes please")(["q"], ["a"])
     with pytest.raises(
@@ -255,7 +255,7 @@ def test_a_tokenizer_without_chat_template_is_refused(tmp_path):
         GuardLM(folder)(["q"], ["a"])
 
 
-def test_a_folder_that_is_no_classifier_is_refused(lm):
+def test_a_causal_lm_is_refused_as_a_classifier(lm):
     judge = SequenceClassifier(str(lm))
     with pytest.raises(
         TemperError,
@@ -267,14 +267,14 @@ def test_a_folder_that_is_no_classifier_is_refused(lm):
         judge(["q"], ["a"])
 
 
-def test_nothing_is_loaded_before_the_first_question(tmp_path):
+def test_no_model_is_loaded_before_its_first_use(tmp_path):
     judges = [SequenceClassifier("no/such"), YesNoLM("no/such"), GuardLM("no/such/guard-8b/")]
     assert [judge.name for judge in judges] == ["such", "such", "guard-8b"]
     assert not any("model" in vars(judge) for judge in judges)
 
 
 @pytest.mark.filterwarnings("ignore:judge .* gives its two words")
-def test_an_adapter_is_a_judge_and_draws_no_number_of_the_training_around_it(lm, tmp_path):
+def test_loading_an_adapter_as_a_judge_does_not_change_the_random_state(lm, tmp_path):
     adapted = get_peft_model(
         AutoModelForCausalLM.from_pretrained(lm),
         LoraConfig(target_modules=["q_proj"], init_lora_weights=False),
@@ -290,7 +290,7 @@ def test_an_adapter_is_a_judge_and_draws_no_number_of_the_training_around_it(lm,
     )
 
 
-def test_weights_are_read_in_the_precision_that_is_asked_for(multi_label):
+def test_weights_are_loaded_in_the_given_precision(multi_label):
     assert SequenceClassifier(str(multi_label), dtype="bfloat16").model.dtype == torch.bfloat16
     assert SequenceClassifier(str(multi_label)).model.dtype == torch.float32
     assert not SequenceClassifier(str(multi_label)).model.training

@@ -82,7 +82,7 @@ def _plain(variant: str, lc, lr, nc, nr, rc, rr, beta=0.1, label_smoothing=0.0, 
 
 @pytest.mark.parametrize("variant", PREFERENCE)
 @given(seed=SEEDS, beta=st.sampled_from([0.05, 0.1, 1.3]))
-def test_loss_and_gradient_are_those_of_plain_arithmetic(variant, seed, beta):
+def test_loss_and_gradient_equal_plain_arithmetic(variant, seed, beta):
     leaves, pairs = _pairs(seed)
     settings = {"beta": beta} | SETTINGS[variant]
     losses = _losses(variant, pairs, PairSettings(**settings))
@@ -97,7 +97,7 @@ def test_loss_and_gradient_are_those_of_plain_arithmetic(variant, seed, beta):
 
 
 @given(seed=SEEDS, z=st.sampled_from([0.0, 0.8]))
-def test_kto_is_plain_arithmetic_on_either_side_of_z(seed, z):
+def test_kto_equals_plain_arithmetic_on_both_sides_of_z(seed, z):
     generator = torch.Generator().manual_seed(seed)
     ratios = (torch.randn(6, generator=generator, dtype=torch.float64) * 5).requires_grad_()
     desirable = torch.rand(6, generator=generator) < 0.5
@@ -113,7 +113,7 @@ def test_kto_is_plain_arithmetic_on_either_side_of_z(seed, z):
     assert _gradients(losses, [ratios]) == pytest.approx(_gradients(plain, [ratios]), rel=1e-10)
 
 
-def test_the_reference_point_is_a_mean_never_below_zero_and_never_trained():
+def test_the_reference_point_is_a_mean_of_at_least_zero_without_gradient():
     total = torch.tensor(6.0, requires_grad=True)
     z = reference_point(total, torch.tensor(4.0))
     assert (z.item(), z.requires_grad) == (1.5, False)
@@ -121,7 +121,7 @@ def test_the_reference_point_is_a_mean_never_below_zero_and_never_trained():
 
 
 @pytest.mark.parametrize("variant", ["sigmoid", "cdpo", "robust", "sigmoid_norm"])
-def test_a_policy_that_is_its_reference_loses_log_2_exactly(variant):
+def test_the_loss_is_exactly_log_2_where_policy_and_reference_agree(variant):
     leaves, pairs = _pairs(0)
     pairs = PairLogps(
         **vars(pairs)
@@ -141,7 +141,7 @@ def test_without_label_smoothing_it_is_dpo(variant):
 
 
 @pytest.mark.parametrize("variant", PREFERENCE)
-def test_every_pair_may_have_a_beta_of_its_own(variant):
+def test_every_pair_may_have_its_own_beta(variant):
     _, pairs = _pairs(2)
     betas = torch.tensor([0.1, 0.01, 0.5, 1.0, 0.1], dtype=torch.float64)
     settings = SETTINGS[variant]
@@ -154,7 +154,7 @@ def test_every_pair_may_have_a_beta_of_its_own(variant):
 
 
 @pytest.mark.parametrize("variant", PREFERENCE)
-def test_only_variants_with_a_reference_ask_for_one(variant):
+def test_only_variants_with_a_reference_need_one(variant):
     _, pairs = _pairs(3)
     alone = PairLogps(*list(vars(pairs).values())[:4])
     if PREFERENCE[variant].reference:
@@ -167,7 +167,7 @@ def test_only_variants_with_a_reference_ask_for_one(variant):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_orpo_of_an_answer_that_is_certain_is_finite_and_so_is_its_gradient(dtype):
+def test_orpo_and_its_gradient_are_finite_for_an_answer_with_probability_1(dtype):
     sums = torch.tensor([0.0, -1e-12, -300.0], dtype=dtype, requires_grad=True)
     counts = torch.ones(3)
     for pair in (
@@ -180,13 +180,13 @@ def test_orpo_of_an_answer_that_is_certain_is_finite_and_so_is_its_gradient(dtyp
         assert torch.isfinite(gradient).all()
 
 
-def test_the_names_that_the_command_line_accepts_are_those_of_the_table():
+def test_the_accepted_variants_are_those_of_the_table():
     assert get_args(Variant) == tuple(PREFERENCE) == tuple(SETTINGS)
 
 
 @pytest.mark.parametrize("variant", PREFERENCE)
 @given(seed=SEEDS, padding=st.integers(0, 4))
-def test_logits_of_prompt_and_padding_change_nothing(variant, seed, padding):
+def test_logits_of_prompt_and_padding_do_not_change_the_loss(variant, seed, padding):
     """Through the log-probabilities of 3 pairs of answers behind prompts of other lengths, padded
     on the right.
     """

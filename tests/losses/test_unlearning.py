@@ -62,7 +62,7 @@ def given_scores(term, seed=0, widened=0):
     return policy, reference, logits
 
 
-def test_the_names_that_flags_accept_are_those_of_the_tables():
+def test_the_accepted_names_are_those_of_the_tables():
     assert get_args(ForgetName) == tuple(FORGET)
     assert get_args(RetainName) == tuple(RETAIN)
 
@@ -139,7 +139,7 @@ def test_the_margin_of_simnpo_is_in_nats_per_token():
 @pytest.mark.parametrize(
     "name", [name for name, term in FORGET.items() if term.reference == "sums"]
 )
-def test_what_reads_sums_alone_can_be_served_from_a_cache(name: str):
+def test_losses_of_sums_alone_work_with_cached_scores(name: str):
     policy, reference, _ = given_scores(FORGET[name])
     whole, cached = (
         FORGET[name].loss(policy, r, FORGET[name].options).total
@@ -167,7 +167,7 @@ def test_undial_has_a_gradient_on_answer_tokens_only():
     assert torch.equal(touched, policy.mask)
 
 
-def test_undial_does_not_take_the_mask_for_a_label():
+def test_undial_does_not_use_the_ignore_index_as_a_label():
     """-100 as an index would lower the token V - 100 of every prompt position; here it would raise
     or change masked positions alone.
     """
@@ -209,7 +209,7 @@ def test_low_precision_goes_through_at_least_float32(name: str):
 
 
 @pytest.mark.parametrize("name", TERMS)
-def test_no_loss_asks_the_device_for_a_number(name: str):
+def test_no_loss_synchronizes_with_the_device(name: str):
     with FakeTensorMode(allow_non_fake_inputs=True):
         policy, reference = (s._map(torch.Tensor.clone) for s in given_scores(TERMS[name])[:2])
         TERMS[name].loss(policy, reference, TERMS[name].options)

@@ -43,7 +43,7 @@ def both(adapter) -> torch.nn.Module:
     return disturb(build(adapter, adapter="new", lora=OTHER), seed=1, only=".next.")
 
 
-def test_a_new_adapter_starts_from_the_found_one_which_is_frozen(adapter):
+def test_a_new_adapter_starts_from_the_existing_one_which_is_frozen(adapter):
     network = build(adapter, adapter="new", lora=OTHER)
     assert torch.equal(logits(network), logits(build(adapter)))
     trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
@@ -63,7 +63,7 @@ def test_both_adapters_act_together(adapter, both):
     assert not torch.allclose(logits(both), logits(alone[0]), atol=1e-2)
 
 
-def test_the_reference_of_a_new_adapter_is_the_network_with_the_found_one(adapter, both):
+def test_the_reference_of_a_new_adapter_is_the_network_with_the_existing_one(adapter, both):
     rows = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS), "labels": IDS}
     wanted = (
         AdapterOff(build(adapter, adapter="new", lora=OTHER)).score(rows, "x").sums
@@ -76,7 +76,7 @@ def test_the_reference_of_a_new_adapter_is_the_network_with_the_found_one(adapte
     assert both.training and torch.equal(logits(both), before)
 
 
-def test_switching_off_is_undone_when_the_body_raises(both):
+def test_the_trained_adapter_is_switched_on_again_after_an_exception(both):
     before, trained = logits(both), [parameter.requires_grad for parameter in both.parameters()]
     with pytest.raises(KeyError), disable_trained_adapter(both):
         assert not torch.equal(logits(both), before)
@@ -94,7 +94,7 @@ def test_the_reference_of_the_only_adapter_is_the_network_below_it(base, adapter
     assert torch.allclose(found, logits(build(path, **settings)), rtol=0, atol=1e-6)
 
 
-def test_two_adapters_are_written_as_one_that_does_the_same(both, base, tmp_path):
+def test_two_adapters_are_saved_as_one_with_the_same_outputs(both, base, tmp_path):
     before, trained = logits(both), {name: p.requires_grad for name, p in both.named_parameters()}
     generator = torch.get_rng_state()
     save_adapter(both, tmp_path)
@@ -116,7 +116,7 @@ def test_two_adapters_are_written_as_one_that_does_the_same(both, base, tmp_path
     )
 
 
-def test_the_one_adapter_equals_the_one_peft_makes(both):
+def test_the_combined_adapter_equals_the_one_of_peft(both):
     _, weights = combine_adapters(both)
     both.base_model.add_weighted_adapter(
         ["default", "next"], [1.0, 1.0], "cat", combination_type="cat"
@@ -133,7 +133,7 @@ def test_the_one_adapter_equals_the_one_peft_makes(both):
             assert torch.allclose(weights[factor] @ value, peft[factor] @ peft[name], atol=1e-6)
 
 
-def test_a_merged_copy_does_what_both_adapters_do(both):
+def test_a_merged_copy_has_the_outputs_of_both_adapters(both):
     before = logits(both)
     merged = merged_copy(both)
     assert not isinstance(merged, PeftModel)
@@ -141,7 +141,7 @@ def test_a_merged_copy_does_what_both_adapters_do(both):
     assert torch.equal(logits(both), before)
 
 
-def test_a_merged_base_is_in_no_folder_and_its_adapter_is_not_written_alone(adapter, tmp_path):
+def test_an_adapter_on_a_merged_base_is_not_saved_alone(adapter, tmp_path):
     network = build(adapter, adapter="merge", lora=OTHER)
     for nowhere in (network, build(lora=LORA)):
         with pytest.raises(
@@ -172,7 +172,7 @@ def test_all_linear_layers_but_the_output_get_an_adapter(base):
 # -- refusals
 
 
-def test_a_new_adapter_that_nothing_describes_is_refused(adapter):
+def test_adapter_new_without_lora_settings_is_refused(adapter):
     with pytest.raises(
         TemperError, match=r"network\.adapter=new: .*lora\.rank=16.*adapter=continue"
     ):
@@ -218,12 +218,12 @@ def test_an_adapter_of_another_kind_is_refused_beside_a_new_one(base, tmp_path):
         ({"targets": []}, r"lora\.targets=\[\]: name at least one layer"),
     ],
 )
-def test_an_adapter_that_cannot_be_is_refused(base, change, message):
+def test_invalid_lora_settings_are_refused(base, change, message):
     with pytest.raises(TemperError, match=message):
         check_network(NetworkSpec(path=str(base), lora=LoRASpec(**{**vars(LORA), **change})))
 
 
-def test_a_base_without_a_tokenizer_is_named(base, adapter, tmp_path):
+def test_an_adapter_without_any_tokenizer_is_refused(base, adapter, tmp_path):
     for name in ("base", "adapter"):
         shutil.copytree(base.parent / name, tmp_path / name)
     (tmp_path / "base" / "tokenizer.json").unlink()

@@ -99,7 +99,7 @@ def test_layers_attention_and_mlp_are_found_in_order(name: str):
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])
-def test_the_first_output_of_an_attention_block_is_what_joins_the_residual_stream(name: str):
+def test_the_first_output_of_an_attention_block_is_added_to_the_residual_stream(name: str):
     kind, config, *_ = MODELS[name]
     network = kind(config)
     shapes = []

@@ -7,14 +7,14 @@ from torch import nn
 from temper.models.blocks import count_weights
 
 
-def test_weights_are_counted_and_so_are_those_that_are_elsewhere():
+def test_weights_are_counted_and_so_are_sharded_ones():
     layer = nn.Linear(3, 4)
     assert count_weights(layer.parameters()) == 16
     layer.weight.ds_numel, layer.weight.data = 12, torch.empty(0)  # as DeepSpeed leaves them
     assert count_weights(layer.parameters()) == 16
 
 
-def test_weights_in_few_bits_count_as_those_they_stand_for(tmp_path):
+def test_4_bit_weights_count_each(tmp_path):
     pytest.importorskip("bitsandbytes")
     from tests.models.networks import LORA, build, save_base
 

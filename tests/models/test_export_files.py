@@ -95,9 +95,7 @@ def test_the_tokens_that_end_an_answer_are_those_of_training(adapted, tmp_path, 
     assert adapted.generation_config.to_dict() == before, "the network in training is as it was"
 
 
-def test_a_config_that_was_published_with_sampling_settings_but_greedy_can_be_exported(
-    base, tmp_path
-):
+def test_a_greedy_config_with_sampling_settings_can_be_exported(base, tmp_path):
     network = build_network(NetworkSpec(path=str(base)), TOKENIZER)
     network.generation_config.temperature, network.generation_config.top_p = 0.6, 0.9
     export_network(network, TOKENIZER, tmp_path / "export", merge=True)
@@ -105,7 +103,7 @@ def test_a_config_that_was_published_with_sampling_settings_but_greedy_can_be_ex
     assert network.generation_config.temperature == 0.6
 
 
-def test_sampling_that_the_base_wants_stays(base, tmp_path):
+def test_sampling_settings_of_the_base_are_kept(base, tmp_path):
     network = build_network(NetworkSpec(path=str(base)), TOKENIZER)
     network.generation_config.do_sample, network.generation_config.temperature = True, 0.6
     export_network(network, TOKENIZER, tmp_path / "export", merge=True)
@@ -123,7 +121,7 @@ def test_the_chat_template_goes_with_the_tokenizer(adapted, tmp_path, merge):
     )
 
 
-def test_an_adapter_whose_base_is_nowhere_is_not_exported_alone(tmp_path):
+def test_an_adapter_whose_base_is_in_no_folder_is_not_exported_alone(tmp_path):
     shape = ShapeSpec(hidden_size=16, n_layers=1, n_heads=2, intermediate_size=24)
     network = build_network(NetworkSpec(shape=shape, lora=LoRASpec(rank=2)), TOKENIZER)
     with pytest.raises(TemperError, match="in no folder"):

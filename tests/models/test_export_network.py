@@ -103,7 +103,7 @@ def test_an_adapter_alone_continues_as_the_merged_network(tmp_path):
     )
 
 
-def test_an_export_replaces_the_folder_as_a_whole(tmp_path):
+def test_an_export_replaces_the_whole_folder(tmp_path):
     folder = tmp_path / "export"
     export_network(_network(seed=1), TOKENIZER, folder, merge=True)
     (folder / "left_over.txt").write_text("old")
@@ -172,7 +172,7 @@ def test_a_first_export_that_fails_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_old_export_stands_until_the_new_one_is_whole(tmp_path, monkeypatch):
+def test_the_old_export_is_kept_until_the_new_one_is_complete(tmp_path, monkeypatch):
     folder = tmp_path / "export"
     export_network(_network(seed=1), TOKENIZER, folder, merge=True)
     removed = []
@@ -206,7 +206,7 @@ def rounded(tmp_path) -> nn.Module:
     return network
 
 
-def test_merging_in_float32_keeps_what_an_adapter_on_a_16_bit_base_learnt(rounded, tmp_path):
+def test_merging_in_float32_keeps_the_outputs_of_an_adapter_on_a_16_bit_base(rounded, tmp_path):
     export_network(rounded, TOKENIZER, tmp_path / "export", merge=True, dtype=torch.float32)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "export")
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
@@ -218,7 +218,7 @@ def test_merging_in_float32_keeps_what_an_adapter_on_a_16_bit_base_learnt(rounde
     } == {torch.bfloat16}
 
 
-def test_what_rounding_takes_is_measured_and_said(rounded, tmp_path):
+def test_the_rounding_of_a_merge_is_measured_and_reported(rounded, tmp_path):
     merged, change, kept = merged_copy(rounded), [], []
     for name, layer in rounded.get_base_model().named_modules():
         if hasattr(layer, "lora_A"):
@@ -255,7 +255,7 @@ def test_what_rounding_takes_is_measured_and_said(rounded, tmp_path):
         assert "rounded" not in (tmp_path / "export" / "README.md").read_text()
 
 
-def test_a_whole_network_is_written_in_the_precision_asked_for(tmp_path):
+def test_a_whole_network_is_saved_in_the_given_precision(tmp_path):
     network = _network()
     export_network(network, TOKENIZER, tmp_path / "export", merge=True, dtype=torch.bfloat16)
     assert {

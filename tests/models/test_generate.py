@@ -126,7 +126,7 @@ def test_rows_that_have_ended_leave_the_batch(monkeypatch):
     assert kept == [12] * lengths[-1]
 
 
-def test_a_network_with_sliding_windows_goes_on_with_fewer_rows_too(monkeypatch):
+def test_rows_leave_the_batch_with_sliding_window_attention_too(monkeypatch):
     network = _network(
         Gemma3ForCausalLM,
         Gemma3TextConfig,
@@ -143,7 +143,7 @@ def test_a_network_with_sliding_windows_goes_on_with_fewer_rows_too(monkeypatch)
     assert rows[0] == 12 and rows[-1] == 1
 
 
-def test_the_networks_own_end_is_used_where_none_is_given():
+def test_the_stop_token_of_the_generation_config_is_the_default():
     ids, mask = _prompts([3, 5], seed=2)
     assert torch.equal(
         generate_greedy(NETWORK, ids, mask, 30), generate_greedy(NETWORK, ids, mask, 30, [END])
@@ -156,7 +156,7 @@ def test_every_answer_may_be_as_long_as_allowed():
     assert answers.shape == (3, 25) and answers.tolist() == _alone(NETWORK, ids, mask, 25, [])
 
 
-def test_activation_checkpointing_and_training_mode_do_not_cost_the_cache(monkeypatch):
+def test_activation_checkpointing_and_training_mode_keep_the_cache(monkeypatch):
     network = copy.deepcopy(NETWORK)
     network.gradient_checkpointing_enable()
     network.config.use_cache = False
@@ -173,7 +173,7 @@ def test_activation_checkpointing_and_training_mode_do_not_cost_the_cache(monkey
     assert answers.tolist() == _alone(NETWORK, ids, mask, 12, []) and network.training
 
 
-def test_training_mode_is_put_back_when_generation_fails():
+def test_training_mode_is_restored_when_generation_fails():
     network = copy.deepcopy(NETWORK).train()
     with pytest.raises(IndexError):
         generate_greedy(
@@ -182,7 +182,7 @@ def test_training_mode_is_put_back_when_generation_fails():
     assert network.training
 
 
-def test_a_module_generates_up_to_the_datamodules_end():
+def test_a_module_generates_up_to_the_stop_tokens_of_its_datamodule():
     from lightning_modules.answers import AnswersMixin
 
     module = AnswersMixin()

@@ -77,7 +77,7 @@ def test_a_pickle_beside_safetensors_is_not_read(folder, base, tmp_path):
     assert not (tmp_path / "marker").exists()
 
 
-def test_an_index_does_not_stand_for_an_adapter(base, tmp_path):
+def test_an_index_does_not_replace_the_weights_of_an_adapter(base, tmp_path):
     save_adapter(build(base, lora=LORA), tmp_path)
     (tmp_path / "adapter_model.safetensors").unlink()
     (tmp_path / "adapter_model.bin").write_bytes(
@@ -130,7 +130,7 @@ def _sharded(folder: Path, file: object) -> None:
     path.write_text(json.dumps(index))
 
 
-def test_a_network_in_several_files_loads(folder, base):
+def test_a_sharded_network_loads(folder, base):
     _sharded(folder, None)
     assert torch.equal(logits(build(folder)), logits(build(base)))
 
@@ -161,7 +161,7 @@ def test_an_index_that_points_out_of_the_folder_is_refused(folder, tmp_path, fil
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", "\ufeff{}"])
-def test_a_broken_index_is_named(folder, text):
+def test_an_unreadable_index_is_refused(folder, text):
     (folder / "model.safetensors.index.json").write_text(text)
     _refused(folder, r"model\.safetensors\.index\.json (cannot be read|holds no JSON object)")
 
@@ -169,7 +169,7 @@ def test_a_broken_index_is_named(folder, text):
 # -- the hub
 
 
-def test_a_name_that_is_in_no_cache_is_refused_with_the_way_to_fetch_it(monkeypatch):
+def test_a_hub_name_that_is_not_cached_is_refused_with_the_way_to_download_it(monkeypatch):
     monkeypatch.setattr(
         huggingface_hub, "snapshot_download", _absent(LocalEntryNotFoundError("not there"))
     )
@@ -181,7 +181,7 @@ def test_a_name_that_is_in_no_cache_is_refused_with_the_way_to_fetch_it(monkeypa
     _refused(HUB, r"of that name \(revision v2\) in the local hub cache", revision="v2")
 
 
-def test_the_real_cache_is_asked_and_nothing_is_fetched(monkeypatch, tmp_path):
+def test_only_the_local_cache_is_used(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("socket.socket.connect", _absent(AssertionError("the network was used")))
     _refused(HUB, "in the local hub cache")
@@ -194,7 +194,7 @@ def _absent(error: Exception):
     return raise_it
 
 
-def test_what_the_hub_says_is_passed_on(monkeypatch):
+def test_errors_of_the_hub_are_part_of_the_message(monkeypatch):
     monkeypatch.setattr(
         huggingface_hub,
         "snapshot_download",
@@ -245,7 +245,7 @@ def test_a_folder_has_no_revision(base):
 
 
 @pytest.mark.parametrize("path", ["nowhere", "./a/b", "a/b/c", "../x/y", ""])
-def test_what_is_neither_folder_nor_hub_name_is_said_to_be_no_folder(path):
+def test_a_path_that_is_neither_folder_nor_hub_name_is_refused(path):
     _refused(path, r"no such folder; give a folder with config\.json")
 
 
@@ -279,7 +279,7 @@ def test_code_of_a_model_runs_only_if_it_is_trusted(folder, base, tmp_path, monk
     assert (tmp_path / "marker").exists()
 
 
-def test_damaged_weights_and_those_of_another_shape_are_one_line(folder):
+def test_errors_of_damaged_or_wrong_weights_are_one_line(folder):
     weights, config = (
         (folder / "model.safetensors").read_bytes(),
         json.loads((folder / "config.json").read_text()),
@@ -303,7 +303,7 @@ def test_damaged_weights_and_those_of_another_shape_are_one_line(folder):
         build(folder)
 
 
-def test_what_transformers_cannot_load_is_one_line(folder):
+def test_errors_of_transformers_are_one_line(folder):
     (folder / "config.json").write_text(
         json.dumps({"model_type": "no-such-type", "vocab_size": len(TOKENIZER)})
     )

@@ -47,7 +47,7 @@ def test_an_architecture_without_activation_checkpointing_is_refused():
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_the_attention_that_is_asked_for_is_used(tmp_path, attention):
+def test_the_given_attention_implementation_is_used(tmp_path, attention):
     base = save_base(tmp_path / "base")
     for path in (None, base):
         network = build(path, attention=attention)
@@ -65,7 +65,7 @@ def quick_compiler(monkeypatch) -> Iterator[None]:
     torch._dynamo.config.skip_nnmodule_hook_guards = True
 
 
-def test_compiled_layers_keep_the_names_of_weights_and_give_the_same(quick_compiler):
+def test_compiled_layers_keep_parameter_names_and_gradients(quick_compiler):
     network, compiled = build(), build(compile=True)
     assert compiled.state_dict().keys() == network.state_dict().keys()
     calls = _counted(compiled)
@@ -90,7 +90,7 @@ def _counted(network: torch.nn.Module) -> list[int]:
     return calls
 
 
-def test_hooks_set_after_compilation_are_noticed(quick_compiler):
+def test_hooks_set_after_compilation_are_called(quick_compiler):
     network = build(compile=True)
     before = logits(network)
     handle = attention_blocks(network)[0].register_forward_hook(
@@ -102,7 +102,7 @@ def test_hooks_set_after_compilation_are_noticed(quick_compiler):
 
 
 @pytest.mark.slow
-def test_the_whole_compiler_trains_adapters_on_layers_that_are_computed_again():
+def test_full_compilation_trains_adapters_with_activation_checkpointing():
     torch._dynamo.reset()
     network, compiled = (
         disturb(build(lora=LORA, compile=flag, activation_checkpointing=flag))
@@ -137,7 +137,7 @@ def test_the_whole_compiler_trains_adapters_on_layers_that_are_computed_again():
         ),
     ],
 )
-def test_what_cannot_be_honoured_is_refused(settings, message):
+def test_unsupported_settings_are_refused(settings, message):
     with pytest.raises(TemperError, match=message):
         check_network(NetworkSpec(**settings))
 

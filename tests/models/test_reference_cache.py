@@ -63,7 +63,7 @@ def test_a_table_holds_the_sums_of_every_row_by_number(network, data, tmp_path):
     assert found[:, 1].sums.equal(table[shuffled["ids"], 1])
 
 
-def test_a_second_run_computes_nothing(network, data, tmp_path, forwards):
+def test_a_second_run_reads_the_cache(network, data, tmp_path, forwards):
     first = _table(network, data, tmp_path, batch_size=5)
     assert forwards == [5, 5, 2]
     assert _table(network, data, tmp_path).equal(first)
@@ -175,7 +175,7 @@ def test_computing_leaves_the_mode_of_the_network_as_it_was(network, data, tmp_p
         assert network.training is mode
 
 
-def test_rows_that_come_and_go_or_have_no_numbers_are_refused(network, data, tmp_path):
+def test_streams_without_a_pool_or_row_numbers_are_refused(network, data, tmp_path):
     with pytest.raises(TemperError, match="'pairs' makes rows as it goes; use reference=frozen"):
         _table(network, data, tmp_path, source=object())
     rows = data.sources["pairs"].rows | {"ids": torch.arange(12).flip(0)}
@@ -183,7 +183,7 @@ def test_rows_that_come_and_go_or_have_no_numbers_are_refused(network, data, tmp
         _table(network, data, tmp_path, source=PoolSource(rows, 6, 1, "pairs"))
 
 
-def test_a_cache_has_no_logits():
+def test_a_cache_refuses_logits():
     with pytest.raises(ValueError, match="keeps sums only"):
         CachedSums({}).score({}, "pairs", logits=True)
 

@@ -146,7 +146,7 @@ def test_a_row_without_labels_counts_nothing_and_is_not_nan():
         assert int(nll(found).count) == 0
 
 
-def test_hidden_states_are_the_networks_own():
+def test_hidden_states_equal_those_of_the_network():
     model, batch = network(), rows(2)
     found = score(model, batch, hidden=True)
     own = model(
@@ -163,7 +163,7 @@ def test_hidden_states_are_the_networks_own():
 
 
 @pytest.mark.parametrize("lora", [None, LoRASpec(rank=2, alpha=4)])
-def test_fused_works_with_and_without_an_adapter(lora: LoRASpec | None):
+def test_the_fused_loss_works_with_and_without_an_adapter(lora: LoRASpec | None):
     tokenizer = build_tokenizer(language_spec("tiny"))
     spec = NetworkSpec(
         shape=ShapeSpec(hidden_size=16, n_layers=1, n_heads=2, intermediate_size=32), lora=lora
@@ -191,7 +191,7 @@ def test_an_adapter_on_the_output_layer_learns_the_same_with_and_without_all_log
     assert any("lm_head" in name for name in trained)
 
 
-def test_fused_is_refused_where_it_would_be_wrong():
+def test_the_fused_loss_is_refused_for_networks_that_change_their_logits():
     with pytest.raises(TemperError, match="fused_loss=true: this loss needs the logits"):
         score(network(), rows(0), logits=True, fused=True)
     capped = network()
@@ -329,7 +329,7 @@ def test_packing_pairs_and_the_fused_loss_give_the_same_gradient(monkeypatch: py
             torch.testing.assert_close(left, right, rtol=1e-8, atol=1e-10)
 
 
-def test_a_network_with_a_recurrent_state_does_not_keep_sequences_apart():
+def test_a_recurrent_network_does_not_isolate_packed_sequences():
     torch.manual_seed(0)
     model = MambaForCausalLM(
         MambaConfig(
