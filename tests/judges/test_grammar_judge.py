@@ -1,4 +1,4 @@
-"""The exact judge: text in, judgement out, the same verdicts as the checker on ids."""
+"""The exact judge of the synthetic language gives the verdicts of the checker."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Words of a refusal, words of an answer, and words over and over."""
+"""The keyword judge: refusals, compliance patterns and repetition."""
 
 import pytest
 from hypothesis import given

@@ -12,7 +12,8 @@ def plain_mmd(
     first: torch.Tensor, second: torch.Tensor, n_kernels: int = 5, multiplier: float = 2.0
 ) -> torch.Tensor:
     samples = [*first, *second]
-    n, half = len(samples), len(first)
+    n = len(samples)
+    half = len(first)
     total = sum(float(((a - b) ** 2).sum().detach()) for a in samples for b in samples)
     bandwidth = total / (n**2 - n) / multiplier ** (n_kernels // 2)
     value = torch.zeros((), dtype=first.dtype)
@@ -48,12 +49,11 @@ def test_value_and_gradient_equal_the_equation(
     n: int, width: int, n_kernels: int, multiplier: float
 ):
     first, second = two_sets(n, width)
-    value, expected = (
-        gaussian_mmd(first, second, n_kernels, multiplier),
-        plain_mmd(first, second, n_kernels, multiplier),
-    )
+    value = gaussian_mmd(first, second, n_kernels, multiplier)
+    expected = plain_mmd(first, second, n_kernels, multiplier)
     assert torch.allclose(value, expected, rtol=1e-10, atol=1e-13)
-    (found,), (wanted,) = torch.autograd.grad(value, first), torch.autograd.grad(expected, first)
+    (found,) = torch.autograd.grad(value, first)
+    (wanted,) = torch.autograd.grad(expected, first)
     assert torch.allclose(found, wanted, rtol=1e-10, atol=1e-13)
 
 
@@ -78,7 +78,7 @@ def test_the_mmd_of_a_single_point_is_zero_with_a_finite_gradient():
 
 
 def test_the_mmd_of_bf16_samples_is_computed_in_float32():
-    first, second = (part.detach().bfloat16() for part in two_sets(4, 8))
+    first, second = (samples.detach().bfloat16() for samples in two_sets(4, 8))
     assert gaussian_mmd(first, second).dtype == torch.float32
     assert torch.allclose(gaussian_mmd(first, second), gaussian_mmd(first.float(), second.float()))
 

@@ -1,6 +1,4 @@
-"""Adapters between stages: continued, merged, or kept beside a new one; what the reference is; what
-is written.
-"""
+"""Adapters from stage to stage: continued, merged, kept beside a new one; reference and export."""
 
 import json
 import shutil
@@ -17,9 +15,8 @@ from temper.models.load import check_network
 from temper.models.lora import combine_adapters, disable_trained_adapter, merged_copy, save_adapter
 from tests.models.networks import IDS, LORA, TOKENIZER, build, disturb, gradients, logits, save_base
 
-OTHER = LoRASpec(
-    rank=3, alpha=5, targets=["v_proj", "up_proj"]
-)  # another rank and scale, one layer in common
+# Another rank and scale; one target layer in common with LORA.
+OTHER = LoRASpec(rank=3, alpha=5, targets=["v_proj", "up_proj"])
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +27,7 @@ def base(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def adapter(base) -> Path:
-    """A folder with a trained adapter on `base`, and no tokenizer: that is beside the base."""
+    """A folder with a trained adapter on `base`, without a tokenizer: the base has that."""
     folder = base.parent / "adapter"
     folder.mkdir()
     save_adapter(disturb(build(base, lora=LORA)), folder)
@@ -39,7 +36,7 @@ def adapter(base) -> Path:
 
 @pytest.fixture
 def both(adapter) -> torch.nn.Module:
-    """The adapter, frozen, beside a new one that has learned something."""
+    """The adapter, frozen, beside a new one with random weights."""
     return disturb(build(adapter, adapter="new", lora=OTHER), seed=1, only=".next.")
 
 
@@ -57,17 +54,16 @@ def test_a_new_adapter_starts_from_the_existing_one_which_is_frozen(adapter):
 
 
 def test_both_adapters_act_together(adapter, both):
-    alone = [disturb(build(adapter, adapter="new", lora=OTHER), seed=1, only=".next.")]
-    alone[0].base_model.set_adapter("next")
+    second_only = disturb(build(adapter, adapter="new", lora=OTHER), seed=1, only=".next.")
+    second_only.base_model.set_adapter("next")
     assert not torch.allclose(logits(both), logits(build(adapter)), atol=1e-2)
-    assert not torch.allclose(logits(both), logits(alone[0]), atol=1e-2)
+    assert not torch.allclose(logits(both), logits(second_only), atol=1e-2)
 
 
 def test_the_reference_of_a_new_adapter_is_the_network_with_the_existing_one(adapter, both):
     rows = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS), "labels": IDS}
-    wanted = (
-        AdapterOff(build(adapter, adapter="new", lora=OTHER)).score(rows, "x").sums
-    )  # nothing learned yet
+    untrained = build(adapter, adapter="new", lora=OTHER)
+    wanted = AdapterOff(untrained).score(rows, "x").sums
     trained = {name: parameter.requires_grad for name, parameter in both.named_parameters()}
     before = logits(both)
     both.train()
@@ -77,7 +73,8 @@ def test_the_reference_of_a_new_adapter_is_the_network_with_the_existing_one(ada
 
 
 def test_the_trained_adapter_is_switched_on_again_after_an_exception(both):
-    before, trained = logits(both), [parameter.requires_grad for parameter in both.parameters()]
+    before = logits(both)
+    trained = [parameter.requires_grad for parameter in both.parameters()]
     with pytest.raises(KeyError), disable_trained_adapter(both):
         assert not torch.equal(logits(both), before)
         raise KeyError
@@ -95,7 +92,8 @@ def test_the_reference_of_the_only_adapter_is_the_network_below_it(base, adapter
 
 
 def test_two_adapters_are_saved_as_one_with_the_same_outputs(both, base, tmp_path):
-    before, trained = logits(both), {name: p.requires_grad for name, p in both.named_parameters()}
+    before = logits(both)
+    trained = {name: p.requires_grad for name, p in both.named_parameters()}
     generator = torch.get_rng_state()
     save_adapter(both, tmp_path)
     assert torch.equal(torch.get_rng_state(), generator)
@@ -105,10 +103,8 @@ def test_two_adapters_are_saved_as_one_with_the_same_outputs(both, base, tmp_pat
     ]
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert (config["r"], set(config["target_modules"])) == (5, {"q_proj", "v_proj", "up_proj"})
-    plain = PeftModel.from_pretrained(
-        AutoModelForCausalLM.from_pretrained(base), tmp_path
-    )  # without Temper
-    assert torch.allclose(logits(plain), before, rtol=0, atol=1e-5)
+    by_peft = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path)
+    assert torch.allclose(logits(by_peft), before, rtol=0, atol=1e-5)
     assert torch.allclose(logits(build(tmp_path)), before, rtol=0, atol=1e-5)
     assert (
         torch.equal(logits(both), before)
@@ -129,7 +125,7 @@ def test_the_combined_adapter_equals_the_one_of_peft(both):
     assert peft.keys() == weights.keys()
     for name, value in weights.items():
         factor = name.replace("lora_A", "lora_B") if "lora_A" in name else None
-        if factor:  # PEFT puts the zeros of a missing adapter last: the product is what counts
+        if factor:  # PEFT puts the zeros of a missing adapter last, so compare B @ A
             assert torch.allclose(weights[factor] @ value, peft[factor] @ peft[name], atol=1e-6)
 
 

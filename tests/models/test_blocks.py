@@ -1,4 +1,4 @@
-"""Layers, attention and MLP blocks are found by structure, whatever a model calls them."""
+"""Decoder layers, attention and MLP blocks are found by structure, whatever their names."""
 
 import pytest
 import torch
@@ -94,8 +94,8 @@ def test_layers_attention_and_mlp_are_found_in_order(name: str):
     network(input_ids=torch.tensor([[1, 5, 2]]))
     assert [m for m in ran if m in found[1]] == found[1]
     assert [m for m in ran if m in found[2]] == found[2]
-    for layer, *parts in zip(*found, strict=True):
-        assert all(part in list(layer.children()) for part in parts)
+    for layer, *blocks in zip(*found, strict=True):
+        assert all(block in list(layer.children()) for block in blocks)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])

@@ -1,4 +1,4 @@
-"""Networks from a shape or a folder: seeds, adapters, precision, and clear refusals."""
+"""Networks from a shape or a folder: seeds, adapters, precision, and invalid settings."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ def _logits(network: nn.Module) -> torch.Tensor:
 
 
 def _disturb_adapter(network: nn.Module, seed: int = 0) -> nn.Module:
-    """Give the adapter random weights, as training would: a new one changes nothing."""
+    """Give the adapter random weights: a new adapter, with B = 0, has no effect."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in network.named_parameters():

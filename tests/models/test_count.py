@@ -1,4 +1,4 @@
-"""Weights are counted however they are held."""
+"""Sharded and 4-bit weights are counted in full."""
 
 import pytest
 import torch
@@ -10,7 +10,8 @@ from temper.models.blocks import count_weights
 def test_weights_are_counted_and_so_are_sharded_ones():
     layer = nn.Linear(3, 4)
     assert count_weights(layer.parameters()) == 16
-    layer.weight.ds_numel, layer.weight.data = 12, torch.empty(0)  # as DeepSpeed leaves them
+    layer.weight.ds_numel = 12
+    layer.weight.data = torch.empty(0)  # as DeepSpeed ZeRO-3 shards them
     assert count_weights(layer.parameters()) == 16
 
 
@@ -19,10 +20,11 @@ def test_4_bit_weights_count_each(tmp_path):
     from tests.models.networks import LORA, build, save_base
 
     base = save_base(tmp_path / "base")
-    plain, few_bits = build(base, lora=LORA), build(base, lora=LORA, quantization="nf4")
+    plain = build(base, lora=LORA)
+    quantized = build(base, lora=LORA, quantization="nf4")
     assert (
-        count_weights(few_bits.parameters())
+        count_weights(quantized.parameters())
         == count_weights(plain.parameters())
         == sum(p.numel() for p in plain.parameters())
     )
-    assert sum(p.numel() for p in few_bits.parameters()) < count_weights(few_bits.parameters())
+    assert sum(p.numel() for p in quantized.parameters()) < count_weights(quantized.parameters())

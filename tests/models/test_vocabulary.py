@@ -1,4 +1,4 @@
-"""Which tokenizers a network is let work with."""
+"""Vocabulary check: tokenizers that fit a network are accepted, others refused."""
 
 import json
 import shutil
@@ -76,7 +76,7 @@ def test_a_tokenizer_may_have_added_tokens_with_an_embedding(tmp_path):
 
 
 def test_tokens_without_embedding_in_the_networks_own_tokenizer_are_accepted(tmp_path):
-    """Gemma 3 comes so: a token for images, and no row for it in the network of text alone."""
+    """Gemma 3 has an image token, for which its text-only network has no embedding."""
     more = _bpe()
     more.add_special_tokens({"additional_special_tokens": ["<image>"]})
     _load(_save(tmp_path, more, 7), more)
@@ -85,9 +85,9 @@ def test_tokens_without_embedding_in_the_networks_own_tokenizer_are_accepted(tmp
 @pytest.mark.parametrize(
     ("other", "first"),
     [
-        ([*WORDS[:3], "b", "a", *WORDS[5:]], "'[ab]'"),  # the same tokens, two of them exchanged
+        ([*WORDS[:3], "b", "a", *WORDS[5:]], "'[ab]'"),  # the same tokens, two of them swapped
         (WORDS[:6], "' '"),  # one is missing
-        ([*WORDS[:6], "c"], "' '"),  # another in its place
+        ([*WORDS[:6], "c"], "' '"),  # one is replaced
     ],
 )
 def test_a_token_with_another_id_is_refused(tmp_path, other, first):
