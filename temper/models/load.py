@@ -29,7 +29,13 @@ from temper.models.folder import (
     spec_folder,
     tokenizer_folder,
 )
-from temper.models.lora import add_lora, cast_trainable_to_fp32, is_adapted, load_adapter
+from temper.models.lora import (
+    ADAPTER_WEIGHTS,
+    add_lora,
+    cast_trainable_to_fp32,
+    is_adapted,
+    load_adapter,
+)
 from temper.models.quantize import check_bitsandbytes, prepare_quantized, quantization_settings
 
 # -- checks of the settings
@@ -151,7 +157,6 @@ def _check_merge(quantization: str | None, spec: NetworkSpec) -> None:
 # -- checks of the model folder
 
 MODEL_WEIGHTS = "model.safetensors"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 

@@ -230,7 +230,7 @@ def save_adapter(network: nn.Module, folder: Path) -> None:
         raise TemperError(
             "HFExport.merge=false: the base of the adapter is in no folder (network.shape, or"
             " network.adapter=merge changed it); export merged, or use network.adapter=new, which"
-            " keeps the adapter that was found beside the one that is trained"
+            " keeps the existing adapter beside the trained one"
         )
     peft: Any = network
     if SECOND not in peft.peft_config:

@@ -1,4 +1,4 @@
-"""Decoder layers, attention and MLP blocks are found by structure, whatever their names."""
+"""Layers, attention and MLP blocks are found by structure; weights are counted in full."""
 
 import pytest
 import torch
@@ -31,7 +31,8 @@ from transformers import (
 )
 
 from temper.errors import TemperError
-from temper.models.blocks import attention_blocks, decoder_layers, mlp_blocks
+from temper.models.blocks import attention_blocks, count_weights, decoder_layers, mlp_blocks
+from tests.models.networks import LORA, build, save_base
 
 SMALL = {
     "vocab_size": 20,
@@ -153,3 +154,27 @@ def test_layers_without_one_mlp_block_are_refused_and_their_submodules_named():
         match=r"OPTDecoderLayer has 0 MLP blocks among its submodules \(self_attn, .*fc1, fc2",
     ):
         mlp_blocks(network)
+
+
+# -- counting weights
+
+
+def test_weights_are_counted_and_so_are_sharded_ones():
+    layer = nn.Linear(3, 4)
+    assert count_weights(layer.parameters()) == 16
+    layer.weight.ds_numel = 12
+    layer.weight.data = torch.empty(0)  # as DeepSpeed ZeRO-3 shards them
+    assert count_weights(layer.parameters()) == 16
+
+
+def test_4_bit_weights_count_each(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    base = save_base(tmp_path / "base")
+    plain = build(base, lora=LORA)
+    quantized = build(base, lora=LORA, quantization="nf4")
+    assert (
+        count_weights(quantized.parameters())
+        == count_weights(plain.parameters())
+        == sum(p.numel() for p in plain.parameters())
+    )
+    assert sum(p.numel() for p in quantized.parameters()) < count_weights(quantized.parameters())
