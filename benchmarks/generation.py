@@ -5,8 +5,8 @@ Greedy answers to harmless questions of different lengths, as a safety evaluatio
 ways: each prompt alone through transformers' `generate`; batches in the order of the file, all
 padded to its longest prompt; and what an evaluation does (`EvalSet`: batches by length;
 `generate_greedy`: rows that have ended leave their batch). Times are medians of interleaved runs in
-one process; all three must write the same tokens. --last-position compares, on the first batch, what transformers
-gives the output layer (a strided view) with dense rows, in two precisions.
+one process; all three must write the same tokens. --last-position compares, on the first batch,
+what transformers gives the output layer (a strided view) with dense rows, in two precisions.
 """
 
 import argparse
