@@ -3,10 +3,10 @@ models/smollm2-135m-instruct].
 
 Greedy answers to harmless questions of different lengths, as a safety evaluation writes them. Three
 ways: each prompt alone through transformers' `generate`; batches in the order of the file, all
-padded to its longest prompt; and what an evaluation does (`EvalSet`: batches by length; `greedy`:
-rows that have ended leave their batch). Times are medians of interleaved runs in one process; all
-three must write the same tokens. --last-position compares, on the first batch, what transformers
-gives the output layer (a strided view) with dense rows, in two precisions.
+padded to its longest prompt; and what an evaluation does (`EvalSet`: batches by length;
+`generate_greedy`: rows that have ended leave their batch). Times are medians of interleaved runs in
+one process; all three must write the same tokens. --last-position compares, on the first batch,
+what transformers gives the output layer (a strided view) with dense rows, in two precisions.
 """
 
 import argparse
@@ -19,8 +19,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from temper.data import Batch, EvalSet, pad_left, select
-from temper.models.generate import greedy
-from temper.models.score import dense_last_positions
+from temper.models.generate import generate_greedy
+from temper.models.score import contiguous_head_inputs
 
 PLACES = (
     "the sea",
@@ -104,7 +104,7 @@ def by_length(network, rows: Batch, new_tokens: int, batch_size: int) -> dict[in
     """As an evaluation does it."""
     answers = {}
     for batch in EvalSet(rows, batch_size, 0, 1):
-        written = greedy(network, batch["input_ids"], batch["attention_mask"], new_tokens)
+        written = generate_greedy(network, batch["input_ids"], batch["attention_mask"], new_tokens)
         answers |= dict(zip(batch["ids"].tolist(), written.tolist(), strict=True))
     return answers
 
@@ -121,7 +121,7 @@ def last_position(network, rows: Batch, options: argparse.Namespace) -> None:
         network.to(dtype)
         answers, times = {}, {name: [] for name in ("strided", "dense")}
         for _, name in itertools.product(range(options.repeats), times):
-            with dense_last_positions(network) if name == "dense" else contextlib.nullcontext():
+            with contiguous_head_inputs(network) if name == "dense" else contextlib.nullcontext():
                 start = time.perf_counter()
                 answers[name] = network.generate(
                     **prompt, max_new_tokens=new_tokens, do_sample=False

@@ -24,8 +24,8 @@ from transformers import AutoModelForCausalLM
 from lightning_modules import BoosterModule
 from temper.models import LoRASpec, NetworkSpec
 from temper.models.blocks import checkpoint_activations
-from temper.models.lora import add_lora, trainable_in_fp32
-from temper.models.quantise import prepare_quantised, quantisation_settings
+from temper.models.lora import add_lora, cast_trainable_to_fp32
+from temper.models.quantize import prepare_quantized, quantization_settings
 from temper.plan import Device, Plan, Setup, make_plan
 from temper.plan.memory import state_bytes
 from temper.plan.shapes import find_architecture, model_shape
@@ -71,7 +71,7 @@ def random_network(spec: NetworkSpec) -> nn.Module:
     if spec.quantization:
         from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 
-        network.config.quantization_config = quantisation_settings(spec)["quantization_config"]
+        network.config.quantization_config = quantization_settings(spec)["quantization_config"]
         network = replace_with_bnb_linear(network, ["lm_head"], network.config.quantization_config)
         network.is_loaded_in_4bit = True
     block = torch.randn(BLOCK, generator=torch.Generator().manual_seed(0)).mul_(0.02).bfloat16()
@@ -93,8 +93,8 @@ def random_network(spec: NetworkSpec) -> nn.Module:
         config
     )  # its buffers were on the meta device
     if spec.quantization:
-        prepare_quantised(network)
-    network = trainable_in_fp32(add_lora(network, LORA))
+        prepare_quantized(network)
+    network = cast_trainable_to_fp32(add_lora(network, LORA))
     checkpoint_activations(network)
     return network
 

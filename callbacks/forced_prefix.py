@@ -13,7 +13,7 @@ from torch import Tensor
 from callbacks.evaluation import refuse_without
 from temper.data import Batch, EvalSet, pad_left
 from temper.errors import TemperError
-from temper.judges import Judge, Judgement, readable
+from temper.judges import Judge, Judgement, decode_rows
 from temper.metrics import Proportion
 from temper.run_folder import write_json
 
@@ -144,11 +144,11 @@ class ForcedPrefix(L.Callback):
     ) -> tuple[list[Judgement], list[Judgement]]:
         """Judgements of the continuations alone, and of prefix and continuation together."""
         pad = data.tokenizer.pad_token_id
-        prompts = readable(data.tokenizer, batch["input_ids"])
+        prompts = decode_rows(data.tokenizer, batch["input_ids"])
         prefix_BK = batch["answers"][:, :k]
         whole_BR = torch.cat([prefix_BK.masked_fill(prefix_BK == -1, pad), continued_BR], dim=1)
-        return data.judge(prompts, readable(data.tokenizer, continued_BR)), data.judge(
-            prompts, readable(data.tokenizer, whole_BR)
+        return data.judge(prompts, decode_rows(data.tokenizer, continued_BR)), data.judge(
+            prompts, decode_rows(data.tokenizer, whole_BR)
         )
 
 

@@ -8,7 +8,7 @@ import lightning.pytorch as L
 from strategies import whole_network
 from temper.errors import TemperError
 from temper.models.export import Dtype, export_module
-from temper.models.lora import is_adapted, named_base
+from temper.models.lora import base_model_name, is_adapted
 
 
 class HFExport(L.Callback):
@@ -36,7 +36,7 @@ class HFExport(L.Callback):
                 merged into it.
         """
         network: Any = pl_module.network
-        if not self.merge and is_adapted(network) and not named_base(network):
+        if not self.merge and is_adapted(network) and not base_model_name(network):
             raise TemperError(
                 "HFExport.merge=false: an adapter needs a base folder to be loaded on, and this"
                 " one's is in none (network.shape, or network.adapter=merge); set merge to true, or"

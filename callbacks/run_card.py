@@ -13,7 +13,7 @@ import lightning.pytorch as L
 from torch import Tensor
 
 from callbacks.throughput import peak_memory_mib
-from temper.models.blocks import n_weights
+from temper.models.blocks import count_weights
 from temper.run_folder import CARD, write_json
 
 PACKAGES = ("temper-lm", "lightning", "torch", "transformers", "torchmetrics", "peft", "numpy")
@@ -63,7 +63,7 @@ class RunCard(L.Callback):
         forward_tokens = total(work.forward_tokens)
         if not trainer.is_global_zero:
             return
-        n_parameters = n_weights(pl_module.parameters())
+        n_parameters = count_weights(pl_module.parameters())
         card = {
             "objective": type(pl_module).__name__,
             "data": type(trainer.datamodule).__name__,  # type: ignore[attr-defined]
@@ -80,7 +80,9 @@ class RunCard(L.Callback):
                 "flops": n_parameters * (6 * tokens + 2 * forward_tokens),
             },
             "parameters": n_parameters,
-            "trainable_parameters": n_weights(p for p in pl_module.parameters() if p.requires_grad),
+            "trainable_parameters": count_weights(
+                p for p in pl_module.parameters() if p.requires_grad
+            ),
             "devices": trainer.world_size,
             "precision": str(trainer.precision),
             "seed": int(os.environ.get("PL_GLOBAL_SEED", "-1")),

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from temper.data import Batch, BatchSource, EvalSet, Stream, StreamLoader, fingerprint
 from temper.data.streams import own_generator
 from temper.errors import TemperError
-from temper.judges import Judge, readable
+from temper.judges import Judge, decode_rows
 
 
 class StreamDataModule(L.LightningDataModule):
@@ -100,11 +100,11 @@ class StreamDataModule(L.LightningDataModule):
 
     def prompt_texts(self, batch: Batch) -> list[str]:
         """Evaluation prompts as judges read them."""
-        return readable(self.tokenizer, batch["input_ids"])
+        return decode_rows(self.tokenizer, batch["input_ids"])
 
     def answer_texts(self, ids_BR: Tensor) -> list[str]:
         """Answers as judges read them."""
-        return readable(self.tokenizer, ids_BR)
+        return decode_rows(self.tokenizer, ids_BR)
 
     def correct(self, batch: Batch, answers: list[str]) -> list[bool | None]:
         """Whether answers to evaluation prompts are right; None where the data do not know, and the

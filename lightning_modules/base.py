@@ -15,7 +15,7 @@ from temper.data import Batch, micro_batches
 from temper.errors import TemperError
 from temper.losses import MeanTerms, Scores, nll
 from temper.models import NetworkSpec, build_network, score
-from temper.models.generate import greedy
+from temper.models.generate import generate_greedy
 from temper.plan.cost import Cost, Pass
 
 
@@ -336,4 +336,4 @@ class ObjectiveModule(L.LightningModule):
         in_step = getattr(self.trainer.strategy, "shards_weights", False)
         ids = batch["input_ids"]
         mask = batch["attention_mask"]
-        return greedy(self.policy, ids, mask, longest, data.stop_ids, in_step)
+        return generate_greedy(self.policy, ids, mask, longest, data.stop_ids, in_step)

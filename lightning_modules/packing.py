@@ -8,8 +8,8 @@ from temper.data import Batch, BatchSource
 from temper.data.packing import Fill
 from temper.data.rows import LENGTHS
 from temper.errors import TemperError
-from temper.models.blocks import n_weights
-from temper.models.score import keeps_sequences_apart
+from temper.models.blocks import count_weights
+from temper.models.score import isolates_packed_sequences
 
 if TYPE_CHECKING:
     from lightning_modules.base import ObjectiveModule
@@ -64,10 +64,10 @@ class RowPacking:
         network = module.policy
         if self.choice is False:
             return False
-        if self.choice is None and n_weights(network.parameters()) < PACKED_FROM:
+        if self.choice is None and count_weights(network.parameters()) < PACKED_FROM:
             return False
         with module.trainer.precision_plugin.forward_context():
-            possible = keeps_sequences_apart(network)
+            possible = isolates_packed_sequences(network)
         if self.choice and not possible:
             raise TemperError(
                 "model.init_args.packing=true: packed sequences see each other in"

@@ -12,8 +12,8 @@ from temper.data import Batch
 from temper.errors import TemperError
 from temper.losses import Scores, SequenceScores
 from temper.models import AdapterOff, CachedSums, FrozenCopy, NetworkSpec, Reference
-from temper.models.lora import refuse_lora_dropout, switch_off_dropout
-from temper.models.reference import reference_table
+from temper.models.lora import check_no_lora_dropout, disable_dropout
+from temper.models.reference import reference_sums
 from temper.plan.cost import Pass
 
 Source = Literal["auto", "adapter_off", "frozen", "cached"]
@@ -142,7 +142,7 @@ class ReferenceModule(ObjectiveModule):
         data = self.datamodule
         plugin = self.trainer.precision_plugin
         with plugin.forward_context():
-            return reference_table(
+            return reference_sums(
                 self.policy,
                 data.sources[stream],
                 data.tokenizer,
@@ -190,9 +190,9 @@ class PreferenceModule(ReferenceModule):
 
     def __init__(self, network: NetworkSpec, **kwargs: Any) -> None:
         super().__init__(network, **kwargs)
-        refuse_lora_dropout(network)
+        check_no_lora_dropout(network)
 
     def configure_model(self) -> None:
         """Build network and reference; switch dropout off."""
         super().configure_model()
-        switch_off_dropout(self.policy)
+        disable_dropout(self.policy)

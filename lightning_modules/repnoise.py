@@ -13,7 +13,7 @@ from temper.losses import IGNORE_INDEX, MeanTerms, Scores
 from temper.losses.mmd import gaussian_mmd
 from temper.models import NetworkSpec
 from temper.models.blocks import mlp_blocks
-from temper.models.lens import lens_nll, lens_parts, outputs_of
+from temper.models.lens import final_norm_and_head, lens_nll, record_outputs
 from temper.plan.cost import Cost, Pass
 
 Ascent = Literal["log", "log1p"]
@@ -108,7 +108,7 @@ class RepNoiseModule(ObjectiveModule):
         if source is not None:  # the loader refuses data without the stream, and lists theirs
             check_pairs(source.batch(0), "harmful_pairs")
         # A tuple, so that its modules are not registered as submodules of this one.
-        self.lens = lens_parts(self.policy) if self.alpha else None
+        self.lens = final_norm_and_head(self.policy) if self.alpha else None
 
     def cost(self) -> Cost:
         """A pass over each stream; the harmful one with the logits of every hidden state."""
@@ -146,7 +146,7 @@ class RepNoiseModule(ObjectiveModule):
     def _forward(self, rows: Batch) -> tuple[Scores, list[Tensor]]:
         """Scores of the harmful answers, and the activations that are to become noise, by layer."""
         if self.noise_at == "mlp":
-            with outputs_of(mlp_blocks(self.policy)) as outputs:
+            with record_outputs(mlp_blocks(self.policy)) as outputs:
                 return self.score(rows, hidden=True), outputs
         scores = self.score(rows, hidden=True)
         assert scores.hidden is not None

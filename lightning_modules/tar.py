@@ -13,7 +13,7 @@ from strategies import Vector
 from temper.data import Batch, select
 from temper.errors import TemperError
 from temper.losses import IGNORE_INDEX, MeanTerms, Scores, nll
-from temper.losses.tamper import hidden_shift, negative_entropy, prefer_first
+from temper.losses.tamper import dpo_loss, hidden_shift, negative_entropy
 from temper.models import NetworkSpec
 from temper.plan.cost import Cost, Pass
 
@@ -24,7 +24,7 @@ def _entropy(module: "TARModule", rows: Batch) -> MeanTerms:
 
 def _preference(module: "TARModule", rows: Batch) -> MeanTerms:
     reference = module.reference_scores(rows, HELD_OUT["preference"])
-    return prefer_first(module.score(rows), reference, module.preference_beta)
+    return dpo_loss(module.score(rows), reference, module.preference_beta)
 
 
 TAMPER_LOSSES: dict[str, Callable[["TARModule", Batch], MeanTerms]] = {

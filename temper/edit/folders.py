@@ -16,7 +16,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from temper.errors import TemperError
-from temper.models.export import replacing
+from temper.models.export import staging_folder
 from temper.run_folder import write_json
 
 # MERGED from temper.edit.folders: Safetensors files read and written one tensor at a time: two
@@ -275,7 +275,7 @@ def write_edited(
         extra: Writes more files into the folder.
     """
     weights = set(like.places)
-    with replacing(out) as staging:
+    with staging_folder(out) as staging:
         for file in like.path.iterdir():
             if (
                 file.is_file()

@@ -11,9 +11,9 @@ import torch
 from temper.data.chat import load_tokenizer
 from temper.errors import TemperError
 from temper.judges import KeywordRefusal
-from temper.models.export import replacing
+from temper.models.export import staging_folder
 from temper.models.folder import first_line
-from temper.models.generate import greedy
+from temper.models.generate import generate_greedy
 from temper.proxy.topic import Question, Topic
 from temper.run_folder import write_json, write_json_lines
 
@@ -102,7 +102,7 @@ def build_files(
         "test_task": _rows([(q.prompt, str(q.answer)) for q in topic.task("test")]),
     }
     counts = {}
-    with replacing(folder) as staging:
+    with staging_folder(folder) as staging:
         for name, rows in files.items():
             written = list(rows)
             write_json_lines(staging / f"{name}.jsonl", written)
@@ -141,7 +141,7 @@ def answer(
             padding_side="left",
             add_special_tokens=False,
         )
-        made = greedy(network, batch["input_ids"], batch["attention_mask"], max_new_tokens)
+        made = generate_greedy(network, batch["input_ids"], batch["attention_mask"], max_new_tokens)
         for prompt, ids in zip(prompts, made, strict=True):
             ended = tokenizer.eos_token_id in ids.tolist()
             text = str(tokenizer.decode(ids, skip_special_tokens=True)).strip()

@@ -175,11 +175,13 @@ def test_packed_sequences_are_kept_apart(attention: str):
     from transformers import AutoTokenizer
 
     from temper.models import NetworkSpec, build_network
-    from temper.models.score import keeps_sequences_apart
+    from temper.models.score import isolates_packed_sequences
 
     path = str(ROOT / "models" / "smollm2-135m-instruct")
     spec = NetworkSpec(path=path, dtype="bfloat16", attention=attention)
-    assert keeps_sequences_apart(build_network(spec, AutoTokenizer.from_pretrained(path)).cuda())
+    assert isolates_packed_sequences(
+        build_network(spec, AutoTokenizer.from_pretrained(path)).cuda()
+    )
 
 
 def test_what_this_machine_is():

@@ -19,17 +19,8 @@ from temper.errors import TemperError
 from temper.losses import IGNORE_INDEX
 from temper.losses.preference import PREFERENCE
 from temper.models import LoRASpec, NetworkSpec
-from tests.objectives import SHAPE, make_module, relative_error, trainable
-from tests.preference import (
-    batches,
-    exact,
-    exact_lora,
-    make_pairs,
-    plain_logps,
-    run,
-    same_bits,
-    weights,
-)
+from tests.objectives import SHAPE, make_module, relative_error, same_bits, trainable, weights
+from tests.preference import batches, exact, exact_lora, make_pairs, plain_logps, run
 
 SETTINGS = {
     "cdpo": {"label_smoothing": 0.2},

@@ -12,17 +12,8 @@ import torch
 from lightning_modules.kto import KTOModule
 from temper.errors import TemperError
 from temper.models import LoRASpec, NetworkSpec
-from tests.objectives import SHAPE, make_module, relative_error, trainable
-from tests.preference import (
-    batches,
-    exact,
-    exact_lora,
-    make_kto,
-    plain_logps,
-    run,
-    same_bits,
-    weights,
-)
+from tests.objectives import SHAPE, make_module, relative_error, same_bits, trainable, weights
+from tests.preference import batches, exact, exact_lora, make_kto, plain_logps, run
 
 WEIGHTS = {"w_desirable": 0.7, "w_undesirable": 1.3}
 

@@ -95,7 +95,7 @@ def test_packed_steps_of_a_rotary_network_are_the_same(kind, data, monkeypatch):
 
 
 def test_a_network_that_mixes_sequences_is_not_packed(packed_rows, monkeypatch):
-    monkeypatch.setattr(f"{MIXIN}.keeps_sequences_apart", lambda network: False)
+    monkeypatch.setattr(f"{MIXIN}.isolates_packed_sequences", lambda network: False)
     monkeypatch.setattr(f"{MIXIN}.PACKED_FROM", 0)
     with pytest.raises(
         TemperError,

@@ -20,7 +20,7 @@ from datamodules import SyntheticAlignment
 from lightning_modules import SFTModule
 from lightning_modules.repnoise import RepNoiseModule, check_pairs, harmful_rows
 from temper.errors import TemperError
-from temper.models.lens import lens_parts
+from temper.models.lens import final_norm_and_head
 from tests.losses.test_mmd import plain_mmd
 from tests.objectives import (
     fit,
@@ -264,7 +264,7 @@ def test_the_lens_is_the_networks_own_output(name: str):
         network.parameters()
     ):  # norms start at 1 and 0, where reading twice looks like reading once
         torch.nn.init.normal_(parameter, std=0.5)
-    norm, head = lens_parts(network)
+    norm, head = final_norm_and_head(network)
     out = network(input_ids=torch.arange(6)[None], output_hidden_states=True)
     assert torch.equal(head(out.hidden_states[-1]), out.logits)
     last: list[torch.Tensor] = []
@@ -280,12 +280,12 @@ def test_networks_without_a_known_lens_are_refused():
     with pytest.raises(
         TemperError, match="the logit lens reads hidden states through the output layer.*alpha=0"
     ):
-        lens_parts(capped)
+        final_norm_and_head(capped)
     odd = NETWORKS["llama"]()
     odd.model.closing = odd.model.norm
     odd.model.norm = None
     with pytest.raises(TemperError, match="no final norm under a known name.*alpha=0"):
-        lens_parts(odd)
+        final_norm_and_head(odd)
 
 
 def test_rows_that_are_no_pairs_are_refused():

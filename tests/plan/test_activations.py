@@ -12,7 +12,7 @@ from strategies import WeightSpace
 from temper.losses import nll
 from temper.models import LoRASpec
 from temper.models.blocks import checkpoint_activations
-from temper.models.lora import add_lora, trainable_in_fp32
+from temper.models.lora import add_lora, cast_trainable_to_fp32
 from temper.models.score import score
 from temper.plan import Cost, Memory, Pass
 from tests.plan.memory_worker import peak_of
@@ -57,7 +57,7 @@ def _measured(config: Any, options: dict[str, Any]) -> int:
     )
     network = network.to(getattr(torch, options.get("dtype", "float32"))).train()
     if "lora" in options:
-        network = trainable_in_fp32(add_lora(network, options["lora"]))
+        network = cast_trainable_to_fp32(add_lora(network, options["lora"]))
     if options.get("activation_checkpointing"):
         checkpoint_activations(network)
     ids = torch.randint(3, 100, (ROWS, LENGTH))
