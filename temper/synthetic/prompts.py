@@ -81,7 +81,7 @@ def draw_prompts(
         rounds_without_new = 0 if fresh else rounds_without_new + 1
         if rounds_without_new == 10:
             raise TemperError(
-                f"{n} distinct {kind} prompts are needed from the {split!r} split, {len(seen)}"
+                f"{n} distinct {kind} prompts needed from the {split!r} split, {len(seen)}"
                 " found: draw fewer, or make the language larger (text_length, n_letters,"
                 " n_leaf_rules)"
             )

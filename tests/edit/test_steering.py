@@ -1,4 +1,4 @@
-"""The maths of steering and of masks against plain float64 loops."""
+"""Steering and weight masks against plain float64 loops."""
 
 import math
 
@@ -17,7 +17,7 @@ def plain_steer(x: list[float], v: list[float], alpha: float) -> list[float]:
     return [norm(x) * e / norm(turned) for e in turned]
 
 
-def test_steering_is_the_equation():
+def test_steering_follows_its_equation():
     torch.manual_seed(0)
     x, v = torch.randn(3, 4, 6, dtype=torch.float64), torch.randn(6, dtype=torch.float64)
     found = steer(x, v, 2.5)
@@ -35,7 +35,7 @@ def test_steering_turns_away_from_unsafe_and_more_so_what_points_there():
     assert (cosine(steer(x, v, 1.0)) < cosine(x)).all()
 
 
-def test_alpha_zero_is_the_identity_and_nothing_stays_finite():
+def test_alpha_zero_is_the_identity_and_zero_vectors_stay_finite():
     x = torch.randn(2, 3, 4, dtype=torch.bfloat16)
     assert steer(x, torch.randn(4), 0.0) is x
     assert steer(x, torch.randn(4), 1.0).dtype == torch.bfloat16
@@ -66,7 +66,7 @@ def test_wanda_takes_the_top_of_every_row():
             assert found[i].nonzero()[:, 0].tolist() == sorted(top)
 
 
-def test_a_relaxed_sample_and_a_fusion_are_their_equations():
+def test_relaxed_bernoulli_and_fuse_follow_their_equations():
     logits, uniform = (
         torch.tensor([0.3, -1.0], dtype=torch.float64),
         torch.tensor([0.2, 0.9], dtype=torch.float64),

@@ -219,7 +219,7 @@ def test_more_prompts_than_the_language_has_are_refused_with_the_number_found():
     )
     with pytest.raises(
         TemperError,
-        match=r"500 distinct task prompts are needed from the 'instruct' split, \d+ found: draw few",
+        match=r"500 distinct task prompts needed from the 'instruct' split, \d+ found: draw few",
     ):
         draw_prompts(language, Kind.TASK, 500, "instruct", np.random.default_rng(0))
 
