@@ -27,7 +27,7 @@ from temper.models.blocks import checkpoint_activations
 from temper.models.lora import add_lora, trainable_in_fp32
 from temper.models.quantise import prepare_quantised, quantisation_settings
 from temper.plan import Device, Plan, Setup, make_plan
-from temper.plan.memory import state_bytes
+from temper.plan.memory import measure_state_bytes
 from temper.plan.shapes import find_architecture, model_shape
 
 PATHS = {"llama2_7b": "meta-llama/Llama-2-7b-hf", "llama3_8b": "meta-llama/Meta-Llama-3-8B"}
@@ -132,7 +132,7 @@ def planned(spec: NetworkSpec, module: BoosterModule, rows: int, tokens: int) ->
         quantization=spec.quantization,
         lora=LORA,
         activation_checkpointing=True,
-        state_bytes=state_bytes(module.optimizer_factory),
+        state_bytes=measure_state_bytes(module.optimizer_factory),
         on_cpu=True,
     )
     return make_plan(
