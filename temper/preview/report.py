@@ -126,7 +126,9 @@ def _preview_stream(data: PreviewData, name: str, scan: "Scan", repeats: Duplica
         f"prompts: {repeats}",
     ]
     if scan.n_untrained:
-        facts.append(f"{scan.n_untrained:,} rows have no trained token: they take time for nothing")
+        facts.append(
+            f"{scan.n_untrained:,} rows have no trained token: they cost compute and train nothing"
+        )
     histograms = (
         make_histogram("Tokens of a sequence", scan.lengths_S),
         make_histogram("Trained tokens of a sequence", scan.trained_S),

@@ -18,7 +18,8 @@ from temper.plan import Cost, Memory, Pass
 from tests.plan.memory_worker import peak_of
 from tests.plan.shapes import setup, small_config, small_shape
 
-ROWS, LENGTH = 4, 96
+ROWS = 4
+LENGTH = 96
 LORA = LoRASpec(rank=8, targets=["q_proj", "k_proj", "v_proj"])
 CASES: dict[str, dict[str, Any]] = {
     "float32": {},

@@ -72,10 +72,8 @@ def test_more_sharding_never_needs_more_between_passes(given_setup: Setup, cost:
 def test_components_are_not_negative_and_smaller_micro_batches_need_no_more_activations(
     given_setup: Setup, cost: Cost
 ):
-    whole, single = (
-        Memory(SHAPE, replace(given_setup, micro_batch_size=None), cost),
-        Memory(SHAPE, replace(given_setup, micro_batch_size=1), cost),
-    )
+    whole = Memory(SHAPE, replace(given_setup, micro_batch_size=None), cost)
+    single = Memory(SHAPE, replace(given_setup, micro_batch_size=1), cost)
     for left, right in zip(whole.phases, single.phases, strict=True):
         assert all(size >= 0 for size in left.components.values())
         for component in ("activations", "logits"):
@@ -131,13 +129,12 @@ def test_offloading_moves_state_and_weights_to_the_host():
 
 
 def test_nf4_weights_take_half_a_byte_and_scales_except_embeddings_and_output_layer():
-    shape, lora = published(), LoRASpec(rank=32, targets=["q_proj", "k_proj", "v_proj"])
+    shape = published()
+    lora = LoRASpec(rank=32, targets=["q_proj", "k_proj", "v_proj"])
     memory = Memory(shape, setup(dtype="bfloat16", lora=lora, quantization="nf4"), Cost((Pass(),)))
-    linear, outside, adapter = (
-        32 * (4 * 4096**2 + 3 * 4096 * 11008),
-        2 * 32000 * 4096 + 65 * 4096,
-        25_165_824,
-    )
+    linear = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
+    outside = 2 * 32000 * 4096 + 65 * 4096
+    adapter = 25_165_824
     assert memory.local_weights == pytest.approx(
         linear * (0.5 + 1 / 64 + 1 / 4096) + 2 * outside + 4 * adapter, rel=1e-6
     )

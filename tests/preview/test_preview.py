@@ -116,7 +116,8 @@ def test_scalar_columns_of_a_row_are_shown(kitchen):
 def test_template_and_reports_of_the_data_are_shown(kitchen):
     data = kitchen.data(user=kitchen.rows(*ROWS))
     assert "template: none" in _printed(build_preview(data, ["user"], ""))
-    data.format, data.reports = Template(kitchen), {"train": 7}
+    data.format = Template(kitchen)
+    data.reports = {"train": 7}
     text = _printed(build_preview(data, ["user"], ""))
     assert "template: chatml" in text and "train: 7" in text
 
@@ -186,7 +187,7 @@ def test_rows_without_a_trained_token_are_counted(kitchen):
     rows = kitchen.rows(*ROWS)
     rows["labels"][1] = IGNORE_INDEX
     assert (
-        "1 rows have no trained token: they take time for nothing"
+        "1 rows have no trained token: they cost compute and train nothing"
         in build_preview(kitchen.data(user=rows), ["user"], "").streams[0].facts
     )
 

@@ -66,7 +66,8 @@ def test_without_labels_everything_is_prompt(byte_level):
 
 
 def test_a_label_that_differs_from_its_token_is_shown(byte_level):
-    ids, other = byte_level.encode("ab"), byte_level.encode("z")
+    ids = byte_level.encode("ab")
+    other = byte_level.encode("z")
     assert [span.text for span in text_spans(byte_level, ids, [*other, ids[1]])][:2] == ["a→z", "b"]
 
 

@@ -23,7 +23,8 @@ from temper.synthetic.tokenizer import (
 
 TINY = Language(language_spec("tiny", text_length=(4, 4)))
 TWO_PAIRS = Language(language_spec("tiny", n_pairs=2))
-LETTER, OPERATOR = len(SPECIAL), len(SPECIAL) + TINY.spec.n_letters
+LETTER = len(SPECIAL)
+OPERATOR = len(SPECIAL) + TINY.spec.n_letters
 # <op3> then <op0> (the identity) on four letters: one output of four letters, by hand below.
 PROMPT = [BOS, OPERATOR + 3, OPERATOR, SOT, LETTER + 1, LETTER + 5, LETTER + 1, LETTER + 7, EOT]
 RIGHT = [int(TINY.permutation_OV[3, letter]) + LETTER for letter in (1, 5, 1, 7)]

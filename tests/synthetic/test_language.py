@@ -58,7 +58,8 @@ def test_operators_are_bijections_the_identity_is_one_and_duplicates_copy_base_o
     seed, preset
 ):
     language = Language(language_spec(preset, language_seed=seed))
-    spec, table = language.spec, language.permutation_OV.tolist()
+    spec = language.spec
+    table = language.permutation_OV.tolist()
     alphabet = list(range(spec.n_letters))
     assert len(table) == spec.n_operators
     assert all(sorted(row) == alphabet for row in table)

@@ -51,7 +51,8 @@ def test_special_tokens_have_their_places():
 
 def test_a_prompt_is_bos_operators_sot_text_eot(language):
     prompts = _drawn(language)
-    first_letter, first_operator = len(SPECIAL), len(SPECIAL) + language.spec.n_letters
+    first_letter = len(SPECIAL)
+    first_operator = len(SPECIAL) + language.spec.n_letters
     rows = _unpadded(prompt_tokens(language, prompts))
     for row, operators, text in zip(
         rows, prompts.operators_BO, prompts.texts.letters_BT, strict=True
