@@ -48,7 +48,7 @@ class SyntheticDataModule(StreamDataModule):
     ) -> None:
         super().__init__(eval_batch_size, num_workers)
         self.language = Language(language_spec(preset, **_tuples(language or {})))
-        self.language.check()
+        self.language.check_dominance()
         self.seed, self.n_eval, self.eval_split = seed, n_eval, eval_split
         if n_eval < 1:
             raise TemperError(

@@ -59,7 +59,7 @@ class SafetyTrainer(L.Trainer):
         """
         from rich.console import Console
 
-        from temper.preview import look, print_preview, render_page
+        from temper.preview import build_preview, print_preview, render_page
         from temper.run_folder import write_text
 
         data = self._attach(model, datamodule)
@@ -79,7 +79,7 @@ class SafetyTrainer(L.Trainer):
                     " data that have it"
                 )
         title = f"{type(data).__name__} for {type(model).__name__}"
-        shown = look(
+        shown = build_preview(
             data,
             streams,
             title,
