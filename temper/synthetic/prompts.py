@@ -3,7 +3,7 @@
 Shapes: `B` prompts, `O` operator slots, `K` operator tokens.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -43,6 +43,19 @@ class Prompts:
     def __len__(self) -> int:
         return len(self.operators_BO)
 
+    def __getitem__(self, index: slice | np.ndarray) -> "Prompts":
+        """The prompts with these numbers, in this order."""
+        texts = self.texts
+        return Prompts(
+            self.kind,
+            self.operators_BO[index],
+            Texts(texts.letters_BT[index], texts.dominance_B[index], texts.grammar_B[index]),
+        )
+
+
+#: Prompts, and whether the rows made of them carry them out (True) or refuse them (False).
+AnsweredPrompts = tuple[Prompts, bool]
+
 
 def draw_prompts(
     language: Language,
@@ -78,24 +91,35 @@ def draw_prompts(
             if key not in seen and key not in avoided and len(seen) < n:
                 seen.add(key)
                 fresh.append(row)
-        parts.append(_take(batch, np.array(fresh, dtype=np.int64)))
+        parts.append(batch[np.array(fresh, dtype=np.int64)])
         barren_rounds = 0 if fresh else barren_rounds + 1
         if barren_rounds == 10:
             raise TemperError(
                 f"{n} distinct {kind} prompts asked of the {split!r} split, {len(seen)} found: "
                 "ask for fewer, or make the language larger (text_length, n_letters, n_leaf_rules)"
             )
-    return (
-        _join(parts)
-        if parts
-        else _take(draw_batch(language, kind, 1, split, rng), np.array([], dtype=np.int64))
-    )
+    if not parts:
+        return draw_batch(language, kind, 1, split, rng)[:0]
+    return join_prompts(parts)
 
 
 def prompt_keys(prompts: Prompts) -> list[bytes]:
     """A key per prompt; prompts are equal exactly if their keys are."""
     joined = np.concatenate([prompts.operators_BO, prompts.texts.letters_BT], axis=1)
     return [row.tobytes() for row in joined]
+
+
+def join_prompts(parts: Sequence[Prompts]) -> Prompts:
+    """All prompts of at least one set, in order; their kind is that of the first set."""
+    return Prompts(
+        parts[0].kind,
+        np.concatenate([p.operators_BO for p in parts]),
+        Texts(
+            np.concatenate([p.texts.letters_BT for p in parts]),
+            np.concatenate([p.texts.dominance_B for p in parts]),
+            np.concatenate([p.texts.grammar_B for p in parts]),
+        ),
+    )
 
 
 def draw_batch(
@@ -106,9 +130,9 @@ def draw_batch(
     for _ in range(1000):
         texts = language.texts(n, split, rng)
         operators_BO, valid_B = _SLOTS[kind](language, texts, rng)
-        parts.append(_take(Prompts(kind, operators_BO, texts), np.nonzero(valid_B)[0]))
+        parts.append(Prompts(kind, operators_BO, texts)[np.nonzero(valid_B)[0]])
         if sum(map(len, parts)) >= n:
-            return _take(_join(parts), np.arange(n))
+            return join_prompts(parts)[:n]
     raise TemperError(
         f"no {kind} prompts in this language: check n_unsafe_operators, n_contextual_operators,"
         " n_duplicates and dominance"
@@ -219,24 +243,3 @@ _SLOTS = {
     Kind.JB_CO_TEXT: _competing_text,
     Kind.JB_MISGEN: _uniform_safety(lambda language: language.duplicate_operators, unsafe=True),
 }
-
-
-def _take(prompts: Prompts, index: np.ndarray) -> Prompts:
-    texts = prompts.texts
-    return Prompts(
-        prompts.kind,
-        prompts.operators_BO[index],
-        Texts(texts.letters_BT[index], texts.dominance_B[index], texts.grammar_B[index]),
-    )
-
-
-def _join(parts: list[Prompts]) -> Prompts:
-    return Prompts(
-        parts[0].kind,
-        np.concatenate([p.operators_BO for p in parts]),
-        Texts(
-            np.concatenate([p.texts.letters_BT for p in parts]),
-            np.concatenate([p.texts.dominance_B for p in parts]),
-            np.concatenate([p.texts.grammar_B for p in parts]),
-        ),
-    )
