@@ -19,7 +19,7 @@ class SafetySteering(L.Callback):
     x is the output of an MLP block, N the L2 normalisation, and v the layer's steering vector:
     first principal component plus mean of (unsafe - safe) hidden states over pairs of
     demonstrations, computed from the weights as they are when a validation begins. The pairs come
-    from ``datamodule.steering_prompts()``: rows of two sequences (``N x 2 x T``) with ``input_ids``
+    from ``datamodule.steering_pairs()``: rows of two sequences (``N x 2 x T``) with ``input_ids``
     and ``attention_mask``, the unsafe demonstration first and the safe one second, the same prompt
     carried out and refused. alpha = 0 changes no bit.
 
@@ -46,15 +46,15 @@ class SafetySteering(L.Callback):
         """Refuse data without demonstrations and modules without network, before anything runs.
 
         Raises:
-            TemperError: the datamodule has no ``steering_prompts``, or the module no ``network``.
+            TemperError: the datamodule has no ``steering_pairs``, or the module no ``network``.
         """
         data = trainer.datamodule  # type: ignore[attr-defined]
         if self.alpha == 0:
             return
         refuse_without(self, pl_module, "network")
-        if not hasattr(data, "steering_prompts"):
+        if not hasattr(data, "steering_pairs"):
             raise TemperError(
-                f"SafetySteering: data={type(data).__name__} has no steering_prompts(), which gives"
+                f"SafetySteering: data={type(data).__name__} has no steering_pairs(), which gives"
                 " pairs of an unsafe and a safe demonstration; add it, or drop the callback"
             )
 
@@ -65,7 +65,7 @@ class SafetySteering(L.Callback):
             return
         pairs = {
             name: rows.to(pl_module.device)
-            for name, rows in trainer.datamodule.steering_prompts().items()
+            for name, rows in trainer.datamodule.steering_pairs().items()
         }  # type: ignore[attr-defined]
         with trainer.precision_plugin.forward_context():
             differences = hidden_differences(pl_module.network, pairs, self.n_tokens)

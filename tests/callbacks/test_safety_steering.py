@@ -86,7 +86,7 @@ def test_the_vectors_are_those_of_a_plain_computation_row_by_row(n_tokens):
 def _pairs() -> Any:
     data = make_data()
     data.setup("validate")
-    return {name: value[:12] for name, value in data.steering_prompts().items()}
+    return {name: value[:12] for name, value in data.steering_pairs().items()}
 
 
 def test_answers_are_those_of_a_network_steered_by_hand():
@@ -98,7 +98,7 @@ def test_answers_are_those_of_a_network_steered_by_hand():
 
     other, data = module(), make_data()
     data.setup("validate")
-    vectors = plain_vectors(other.network, data.steering_prompts(), 4)
+    vectors = plain_vectors(other.network, data.steering_pairs(), 4)
     for block, v in zip(other.network.transformer.h, vectors, strict=True):
         block.mlp.register_forward_hook(lambda _m, _i, out, v=v: steer(out, v, 8.0))
     trainer(by_hand).validate(other, make_data(), verbose=False)
@@ -177,6 +177,6 @@ def test_bad_arguments_and_data_without_demonstrations_are_refused(monkeypatch):
         SafetySteering(alpha=-1)
     with pytest.raises(TemperError, match="SafetySteering.n_tokens=0"):
         SafetySteering(n_tokens=0)
-    monkeypatch.delattr("datamodules.synthetic.SyntheticDataModule.steering_prompts")
-    with pytest.raises(TemperError, match=r"data=SyntheticAlignment has no steering_prompts\(\)"):
+    monkeypatch.delattr("datamodules.synthetic.SyntheticDataModule.steering_pairs")
+    with pytest.raises(TemperError, match=r"data=SyntheticAlignment has no steering_pairs\(\)"):
         trainer(SafetySteering()).validate(module(), make_data(), verbose=False)
