@@ -87,7 +87,8 @@ class StreamDataModule(L.LightningDataModule):
         first loader reads it.
         """
         assert self.trainer is not None
-        return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        total: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total
+        return int(total.processed)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         """A loader of the evaluation prompts, each once over all ranks; no loader if there are no

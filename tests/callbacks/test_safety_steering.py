@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from callbacks.safety_steering import SafetySteering
+from datamodules import SyntheticAlignment
 from lightning_modules import SFTModule
 from temper.edit.steering import hidden_differences, steer, steering_vectors
 from temper.errors import TemperError
@@ -172,11 +173,15 @@ def test_the_demonstrations_are_the_same_prompts_carried_out_and_refused():
     )
 
 
-def test_bad_arguments_and_data_without_demonstrations_are_refused(monkeypatch):
+class WithoutPairs(SyntheticAlignment):
+    steering_pairs = None
+
+
+def test_bad_arguments_and_data_without_demonstrations_are_refused():
     with pytest.raises(TemperError, match="SafetySteering.alpha=-1: give a number >= 0"):
         SafetySteering(alpha=-1)
     with pytest.raises(TemperError, match="SafetySteering.n_tokens=0"):
         SafetySteering(n_tokens=0)
-    monkeypatch.delattr("datamodules.synthetic.SyntheticDataModule.steering_pairs")
-    with pytest.raises(TemperError, match=r"data=SyntheticAlignment has no steering_pairs\(\)"):
-        trainer(SafetySteering()).validate(module(), make_data(), verbose=False)
+    data = WithoutPairs(preset="tiny", n_alignment=20, n_harmful=4, n_eval=4)
+    with pytest.raises(TemperError, match=r"data=WithoutPairs has no steering_pairs\(\)"):
+        trainer(SafetySteering()).validate(module(), data, verbose=False)
