@@ -50,7 +50,8 @@ class SafetySteering(L.Callback):
             )
         if n_tokens < 1:
             raise TemperError(f"SafetySteering.n_tokens={n_tokens}: give a whole number >= 1")
-        self.alpha, self.n_tokens = alpha, n_tokens
+        self.alpha = alpha
+        self.n_tokens = n_tokens
         self._hooks: list[RemovableHandle] = []
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:

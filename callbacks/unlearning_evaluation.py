@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 
 import lightning.pytorch as L
 import torch
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 
 from callbacks.evaluation import EvaluationCallback, data_of, refuse_without
@@ -234,14 +234,15 @@ def _prompts(batch: Batch, pad_id: int) -> Batch:
 
 def _print(metrics: Figures) -> None:
     table = Table(title="Unlearning evaluation")
-    for column, justify in (
-        ("Set", "left"),
-        ("Metric", "left"),
-        ("Value", "right"),
-        ("95 %", "right"),
-        ("n", "right"),
-    ):
-        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    columns: dict[str, JustifyMethod] = {
+        "Set": "left",
+        "Metric": "left",
+        "Value": "right",
+        "95 %": "right",
+        "n": "right",
+    }
+    for column, justify in columns.items():
+        table.add_column(column, justify=justify)
     for name, metric in metrics.items():
         set_name, _, title = name.rpartition("/")
         interval = (

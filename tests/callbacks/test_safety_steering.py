@@ -182,6 +182,7 @@ def test_bad_arguments_and_data_without_demonstrations_are_refused():
         SafetySteering(alpha=-1)
     with pytest.raises(TemperError, match="SafetySteering.n_tokens=0"):
         SafetySteering(n_tokens=0)
-    data = WithoutPairs(preset="tiny", n_alignment=20, n_harmful=4, n_eval=4)
+    sizes = {"n_alignment": 20, "n_harmful": 4, "batch_size": 4, "harmful_batch_size": 4}
+    data = WithoutPairs(preset="tiny", n_eval=4, **sizes)
     with pytest.raises(TemperError, match=r"data=WithoutPairs has no steering_pairs\(\)"):
         trainer(SafetySteering()).validate(module(), data, verbose=False)

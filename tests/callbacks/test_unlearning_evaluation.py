@@ -499,4 +499,5 @@ def test_modules_without_logits_and_data_without_rows_are_refused(tmp_path):
     with pytest.raises(
         TemperError, match=r"UnlearningEvaluation: data=_NoRows has no unlearning_rows\(\); add"
     ):
-        _validate(tmp_path, data=_NoRows(preset="tiny", n_forget=16, n_retain=16, n_eval=9))
+        sizes = {"n_forget": 16, "n_retain": 16, "batch_size": 8, "retain_batch_size": 8}
+        _validate(tmp_path, data=_NoRows(preset="tiny", **sizes))
