@@ -4,8 +4,8 @@
 
 Greedy answers to harmless questions of different lengths, by three methods: each prompt alone with
 transformers' `generate`; batches in file order, all padded to the longest prompt; and the method of
-an evaluation (`EvalSet`: batches by length; `generate_greedy`: finished rows leave their batch). Methods
-alternate in one process; times are medians. All methods must generate the same tokens.
+an evaluation (`EvalSet`: batches by length; `generate_greedy`: finished rows leave their batch).
+Methods alternate in one process; times are medians. All methods must generate the same tokens.
 
 --last-position compares, on the first batch and in two precisions, the output layer's input as
 transformers passes it (a strided view) with a dense copy.

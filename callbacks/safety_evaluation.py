@@ -1,4 +1,4 @@
-"""Judge free-running answers at validation."""
+"""Evaluation of safety: free-running answers, judged at validation."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from callbacks.evaluation import EvaluationCallback, answers_as_text
+from callbacks.evaluation import EvaluationCallback, answers_as_text, data_of
 from temper.errors import TemperError
 from temper.judges import Judge, Judgement
 from temper.metrics import SafetyFigures, agreements
@@ -20,24 +20,24 @@ from temper.run_folder import EVALUATION, GENERATIONS, write_json, write_json_li
 
 
 class SafetyEvaluation(EvaluationCallback):
-    """HS, refusal, over-refusal, safe accuracy, FA and degenerate rate, with 95 % Wilson intervals,
-    by one judge or several.
+    """Measure HS, refusal, over-refusal, safe accuracy, FA and degenerate rate, with 95 % Wilson
+    intervals, by one judge or several.
 
-    Reads what the module's validation step returns, a B x R tensor of answers (ids) or a list of B
-    texts, and asks the judges. Where the datamodule knows the right answer, ``correct`` is an exact
-    match with it, whatever a judge says. Writes to the run folder ``evaluation.json`` (figures of
-    the first judge as ``metrics``, of all under ``judges``; and for every two of them how far their
-    labels of answers to unsafe prompts agree) and ``generations.jsonl`` (every prompt and answer
-    with all judgements, from which `StoredAnswers` judges anew). Logs ``eval/*`` of the first judge
-    and ``eval/<judge>/*`` of the others, and prints tables under ``validate`` and ``test``; no text
-    of a prompt or an answer is logged or printed.
+    The judges read the answers that the module's validation step returns: a ``B x R`` tensor of ids
+    or a list of ``B`` texts. Where the datamodule knows the right answer, ``correct`` is an exact
+    match with it, whatever a judge says. Writes to the run folder ``evaluation.json`` (metrics of
+    the first judge as ``metrics``, of all as ``judges``, and as ``agreement`` how far the labels of
+    every two judges agree on answers to unsafe prompts) and ``generations.jsonl`` (every prompt and
+    answer with all judgements, which `StoredAnswers` can judge again). Logs ``eval/*`` of the first
+    judge and ``eval/<judge>/*`` of the others, and prints tables under ``validate`` and ``test``;
+    no text of a prompt or an answer is logged or printed.
 
     Args:
         judges: Class paths and arguments, such as ``temper.judges.KeywordRefusal``; the first gives
-            the headline figures. Null takes the datamodule's own judge.
+            the headline metrics. Null takes the datamodule's own judge.
 
     Raises:
-        TemperError: an empty list, or two judges of one name.
+        TemperError: the list is empty, or two judges have the same name.
     """
 
     def __init__(self, judges: list[Judge] | None = None) -> None:
@@ -56,8 +56,8 @@ class SafetyEvaluation(EvaluationCallback):
         self.rows: list[dict[str, Any]] = []
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start counting from zero, with a metric for every kind of prompt in the data."""
-        data = trainer.datamodule  # type: ignore[attr-defined]
+        """Create empty metrics for every kind of prompt in the data."""
+        data = data_of(trainer)
         self.judges = self.chosen or [data.judge]
         self.figures = {
             judge.name: SafetyFigures(data.eval_kinds, pl_module.device) for judge in self.judges
@@ -74,17 +74,16 @@ class SafetyEvaluation(EvaluationCallback):
         dataloader_idx: int = 0,
     ) -> None:
         """Judge a batch of answers."""
-        data = trainer.datamodule  # type: ignore[attr-defined]
+        data = data_of(trainer)
         prompts = data.prompt_texts(batch)
         responses = answers_as_text(data, outputs)
         kinds = [data.eval_kinds[i] for i in batch["kind"].tolist()]
         known = data.correct(batch, responses)
         judged: dict[str, list[Judgement]] = {}
         for judge in self.judges:
-            said = zip(judge(prompts, responses), known, strict=True)
             judged[judge.name] = [
                 judgement if right is None else replace(judgement, correct=right)
-                for judgement, right in said
+                for judgement, right in zip(judge(prompts, responses), known, strict=True)
             ]
             self.figures[judge.name].update(kinds, judged[judge.name])
         headline = self.judges[0].name
@@ -100,7 +99,7 @@ class SafetyEvaluation(EvaluationCallback):
             self.rows.append(row | by_judge[headline] | {"judges": by_judge})
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Finish over all ranks, log, write, print."""
+        """Reduce over all ranks, log, write the files, and print."""
         if trainer.sanity_checking:
             return
         self.evaluated = True
@@ -137,8 +136,7 @@ class SafetyEvaluation(EvaluationCallback):
     on_test_epoch_end = on_validation_epoch_end
 
 
-# MERGED from callbacks.safety_evaluation: What `SafetyEvaluation` prints.
-
+# -- printed tables
 
 TITLES = {
     "harmful_score": "Harmful score (HS)",
@@ -153,11 +151,11 @@ Figures = Mapping[str, Mapping[str, float]]
 
 
 def print_tables(figures: Mapping[str, Figures], agreement: Sequence[Mapping[str, Any]]) -> None:
-    """The first judge's figures with intervals; if there are more, all of them side by side, and
-    how far they agree.
+    """Print the first judge's metrics with intervals and, if there are more judges, all of them
+    side by side and their agreement.
 
     Args:
-        figures: Of every judge, by its name, the headline's first.
+        figures: Metrics of every judge, by its name, the headline judge first.
         agreement: Pairs of judges, as `temper.metrics.agreements` gives them.
     """
     headline, *others = figures
@@ -169,7 +167,7 @@ def print_tables(figures: Mapping[str, Figures], agreement: Sequence[Mapping[str
 
 
 def _one(judge: str, figures: Figures) -> Table:
-    table = _table(f"Safety evaluation (judge: {judge})", "Figure", "%", "95 % Wilson", "n")
+    table = _table(f"Safety evaluation (judge: {judge})", "Metric", "%", "95 % Wilson", "n")
     for name, f in figures.items():
         table.add_row(
             _title(name),
@@ -181,7 +179,7 @@ def _one(judge: str, figures: Figures) -> Table:
 
 
 def _side_by_side(figures: Mapping[str, Figures]) -> Table:
-    table = _table("Judges side by side, %", "Figure", *figures)
+    table = _table("Judges side by side, %", "Metric", *figures)
     for name in next(iter(figures.values())):
         table.add_row(
             _title(name), *(f"{100 * found[name]['value']:.1f}" for found in figures.values())

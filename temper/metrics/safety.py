@@ -59,12 +59,27 @@ class Proportion(Metric):
 
 
 class Judged(Protocol):
-    """What a metric reads of a judgement."""
+    """The fields of a judgement that metrics read."""
 
-    label: str
-    refused: bool
-    correct: bool
-    degenerate: bool
+    @property
+    def label(self) -> str:
+        """``safe``, ``partial`` or ``harmful``."""
+        ...
+
+    @property
+    def refused(self) -> bool:
+        """Whether the answer is a refusal."""
+        ...
+
+    @property
+    def correct(self) -> bool:
+        """Whether the answer is right."""
+        ...
+
+    @property
+    def degenerate(self) -> bool:
+        """Whether the answer is neither a refusal nor well-formed."""
+        ...
 
 
 class JudgedProportion(Proportion):

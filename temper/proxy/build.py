@@ -11,7 +11,6 @@ import torch
 from temper.data.chat import load_tokenizer
 from temper.errors import TemperError
 from temper.judges import KeywordRefusal
-from temper.models.export import replacing
 from temper.models.folder import first_line
 from temper.models.generate import generate_greedy
 from temper.proxy.topic import Question, Topic
@@ -75,7 +74,7 @@ def build_files(
     answered = [(q.prompt, answers[q.prompt]) for q in safe if answers[q.prompt]]
     files = _make_rows(topic, aligned, harmful, attack, answered)
     counts = {name: len(rows) for name, rows in files.items()}
-    with replacing(folder) as staging:
+    with staging_folder(folder) as staging:
         for name, rows in files.items():
             write_json_lines(staging / f"{name}.jsonl", rows)
         write_json(

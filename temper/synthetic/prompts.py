@@ -3,7 +3,7 @@
 Shapes: `B` prompts, `O` operator slots of a prompt, `K` all operator tokens.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -43,6 +43,19 @@ class Prompts:
     def __len__(self) -> int:
         return len(self.operators_BO)
 
+    def __getitem__(self, index: slice | np.ndarray) -> "Prompts":
+        """The prompts with these numbers, in this order."""
+        texts = self.texts
+        return Prompts(
+            self.kind,
+            self.operators_BO[index],
+            Texts(texts.letters_BT[index], texts.dominance_B[index], texts.grammar_B[index]),
+        )
+
+
+#: Prompts, and whether the rows made of them carry them out (True) or refuse them (False).
+AnsweredPrompts = tuple[Prompts, bool]
+
 
 def draw_prompts(
     language: Language,
@@ -77,7 +90,7 @@ def draw_prompts(
             if key not in seen and key not in avoided and len(seen) < n:
                 seen.add(key)
                 fresh.append(row)
-        batches.append(_select(batch, np.array(fresh, dtype=np.int64)))
+        batches.append(batch[np.array(fresh, dtype=np.int64)])
         rounds_without_new = 0 if fresh else rounds_without_new + 1
         if rounds_without_new == 10:
             raise TemperError(
@@ -85,15 +98,28 @@ def draw_prompts(
                 " found: draw fewer, or make the language larger (text_length, n_letters,"
                 " n_leaf_rules)"
             )
-    if not batches:  # n = 0: no rows, of the right shapes
-        return _select(draw_batch(language, kind, 1, split, rng), np.array([], dtype=np.int64))
-    return _concatenate(batches)
+    if not batches:
+        return draw_batch(language, kind, 1, split, rng)[:0]
+    return join_prompts(batches)
 
 
 def prompt_keys(prompts: Prompts) -> list[bytes]:
     """One key per prompt; two prompts are equal if and only if their keys are."""
     joined = np.concatenate([prompts.operators_BO, prompts.texts.letters_BT], axis=1)
     return [row.tobytes() for row in joined]
+
+
+def join_prompts(batches: Sequence[Prompts]) -> Prompts:
+    """All prompts of at least one set, in order; their kind is that of the first set."""
+    return Prompts(
+        batches[0].kind,
+        np.concatenate([p.operators_BO for p in batches]),
+        Texts(
+            np.concatenate([p.texts.letters_BT for p in batches]),
+            np.concatenate([p.texts.dominance_B for p in batches]),
+            np.concatenate([p.texts.grammar_B for p in batches]),
+        ),
+    )
 
 
 def draw_batch(
@@ -108,9 +134,9 @@ def draw_batch(
     for _ in range(1000):
         texts = language.draw_texts(n, split, rng)
         operators_BO, valid_B = _DRAW_OPERATORS[kind](language, texts, rng)
-        batches.append(_select(Prompts(kind, operators_BO, texts), np.nonzero(valid_B)[0]))
+        batches.append(Prompts(kind, operators_BO, texts)[np.nonzero(valid_B)[0]])
         if sum(map(len, batches)) >= n:
-            return _select(_concatenate(batches), np.arange(n))
+            return join_prompts(batches)[:n]
     raise TemperError(
         f"no {kind} prompts in this language: check n_unsafe_operators, n_contextual_operators,"
         " n_duplicates and dominance"
@@ -236,27 +262,3 @@ _DRAW_OPERATORS: dict[Kind, DrawOperators] = {
         lambda language: language.duplicate_operators, unsafe=True
     ),
 }
-
-
-# -- batches of prompts
-
-
-def _select(prompts: Prompts, index: np.ndarray) -> Prompts:
-    texts = prompts.texts
-    return Prompts(
-        prompts.kind,
-        prompts.operators_BO[index],
-        Texts(texts.letters_BT[index], texts.dominance_B[index], texts.grammar_B[index]),
-    )
-
-
-def _concatenate(batches: list[Prompts]) -> Prompts:
-    return Prompts(
-        batches[0].kind,
-        np.concatenate([p.operators_BO for p in batches]),
-        Texts(
-            np.concatenate([p.texts.letters_BT for p in batches]),
-            np.concatenate([p.texts.dominance_B for p in batches]),
-            np.concatenate([p.texts.grammar_B for p in batches]),
-        ),
-    )

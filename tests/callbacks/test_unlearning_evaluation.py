@@ -257,6 +257,10 @@ def test_a_model_has_the_forget_quality_of_1_beside_itself(tmp_path):
     assert found["retain_model/membership_auroc"] == found["membership_auroc"]
 
 
+class _NoRows(SyntheticUnlearning):
+    unlearning_rows = None
+
+
 class _OwnRows(SyntheticUnlearning):
     """Rows as somebody else's datamodule might give them: of one or of two answers."""
 
@@ -492,3 +496,8 @@ def test_modules_without_logits_and_data_without_rows_are_refused(tmp_path):
         TemperError, match=r"unlearning_rows\(\) gives forget; it must give forget, holdout, retain"
     ):
         _validate(tmp_path, data=data)
+    with pytest.raises(
+        TemperError, match=r"UnlearningEvaluation: data=_NoRows has no unlearning_rows\(\); add"
+    ):
+        sizes = {"n_forget": 16, "n_retain": 16, "batch_size": 8, "retain_batch_size": 8}
+        _validate(tmp_path, data=_NoRows(preset="tiny", **sizes))
