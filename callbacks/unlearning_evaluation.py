@@ -15,10 +15,11 @@ from temper.data import Batch, EvalSet, pad_left, trim
 from temper.data.rows import PADDED
 from temper.errors import TemperError
 from temper.losses import IGNORE_INDEX
-from temper.metrics.unlearning_figures import (
+from temper.metrics.table import title
+from temper.metrics.unlearning import (
     SETS,
-    Figures,
-    UnlearningFigures,
+    MetricValues,
+    UnlearningMetrics,
     against_retain_model,
     sets_with_wrong_answers,
 )
@@ -26,32 +27,21 @@ from temper.models import NetworkSpec, build_network, score
 from temper.run_folder import write_json
 
 UNLEARNING = "unlearning.json"
-TITLES = {
-    "answer_probability": "Answer probability",
-    "truth_ratio": "Truth ratio (1 is best)",
-    "rouge_l_recall": "ROUGE-L recall",
-    "extraction_strength": "Extraction strength (ES)",
-    "exact_memorisation": "Exact memorisation (EM)",
-    "forget_quality": "Forget quality (KS p-value)",
-    "model_utility": "Model utility",
-    "membership_auroc": "Min-k % membership AUROC",
-    "privacy_leakage": "Privacy leakage, per cent",
-}
 
 
 class UnlearningEvaluation(EvaluationCallback):
-    """TOFU's and MUSE's figures: what is left of the forget set, and of the rest.
+    """TOFU's and MUSE's metrics: what is left of the forget set, and of the rest.
 
     At the end of every validation (and under ``validate`` and ``test``): answer probability, truth
     ratio, ROUGE-L recall of greedy answers, extraction strength and exact memorisation on each set;
     model utility (harmonic mean of the retain set's probability, ROUGE-L and truth ratio); min-k %
     membership AUROC, forget against holdout; and, with a ``retain_model``, forget quality (p-value
     of a Kolmogorov-Smirnov test between both models' truth ratios on the forget set) and privacy
-    leakage. Definitions: `temper.metrics.memorisation` and `temper.metrics.two_samples`.
+    leakage. Definitions: `temper.metrics.memorisation` and `temper.metrics.unlearning`.
 
     Writes ``unlearning.json`` to the run folder, logs ``unlearning/*``, and prints a table under
     ``validate`` and ``test``. Means over rows have ``n`` and conservative 95 % intervals. A
-    collapsed model has good forget figures and no utility: read them together, and beside
+    collapsed model has good forget metrics and no utility: read them together, and beside
     `SafetyEvaluation`.
 
     The rows come from ``datamodule.unlearning_rows() -> dict[str, Batch]``, asked once after the
@@ -60,7 +50,7 @@ class UnlearningEvaluation(EvaluationCallback):
     ``attention_mask``, ``labels`` (``B x K x T``, padded on the right, answers labelled with their
     end token) and ``ids``. Sequence 0 is the prompt with its true answer, the others are the same
     prompt with wrong (perturbed) answers; one that does not exist is a sequence without labels.
-    ``B x 2 x T`` has one wrong answer; ``B x T`` none, and then the figures that need one are left
+    ``B x 2 x T`` has one wrong answer; ``B x T`` none, and then the metrics that need one are left
     out. A datamodule on the synthetic language that does not define the method is read by
     `datamodules.unlearning_rows.synthetic_unlearning_rows`.
 
@@ -87,7 +77,7 @@ class UnlearningEvaluation(EvaluationCallback):
             )
         self.retain_model, self.batch_size, self.min_k = retain_model, batch_size, min_k
         self.rows: dict[str, Batch] = {}
-        self._of_retain_model: tuple[UnlearningFigures, Figures] | None = None
+        self._of_retain_model: tuple[UnlearningMetrics, MetricValues] | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Take the rows, and refuse what would otherwise fail after training.
@@ -143,13 +133,13 @@ class UnlearningEvaluation(EvaluationCallback):
                 scores = pl_module.score(batch, logits=True)  # type: ignore[operator]
                 answers = pl_module.generate(_prompts(batch, pad_id))  # type: ignore[operator]
             measured.update(name, scores, batch["labels"], answers)
-        figures = measured.compute()
+        metrics = measured.compute()
         if self.retain_model is not None:
             if self._of_retain_model is None:  # it never changes: read once
                 self._of_retain_model = self._read_retain_model(trainer, pl_module)
-            figures |= against_retain_model(measured, figures, *self._of_retain_model)
+            metrics |= against_retain_model(measured, metrics, *self._of_retain_model)
         pl_module.log_dict(
-            {f"unlearning/{name}": torch.tensor(f["value"]) for name, f in figures.items()},
+            {f"unlearning/{name}": torch.tensor(m["value"]) for name, m in metrics.items()},
             rank_zero_only=True,
         )
         if not trainer.is_global_zero:
@@ -159,16 +149,16 @@ class UnlearningEvaluation(EvaluationCallback):
             "min_k": self.min_k,
             "retain_model": self.retain_model,
         }
-        write_json(Path(trainer.default_root_dir) / UNLEARNING, settings | {"metrics": figures})
+        write_json(Path(trainer.default_root_dir) / UNLEARNING, settings | {"metrics": metrics})
         if trainer.state.fn in ("validate", "test"):
-            _print(figures)
+            _print(metrics)
 
     on_test_epoch_end = on_validation_epoch_end
 
-    def _empty(self, trainer: L.Trainer, pl_module: L.LightningModule) -> UnlearningFigures:
+    def _empty(self, trainer: L.Trainer, pl_module: L.LightningModule) -> UnlearningMetrics:
         tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
         wrong = sets_with_wrong_answers(self.rows)
-        return UnlearningFigures(
+        return UnlearningMetrics(
             wrong, self.min_k, tokenizer.eos_token_id, tokenizer.all_special_ids, pl_module.device
         )
 
@@ -184,7 +174,7 @@ class UnlearningEvaluation(EvaluationCallback):
 
     def _read_retain_model(
         self, trainer: L.Trainer, pl_module: L.LightningModule
-    ) -> tuple[UnlearningFigures, Figures]:
+    ) -> tuple[UnlearningMetrics, MetricValues]:
         with torch.random.fork_rng(
             devices=[]
         ):  # loading an adapter draws random numbers, and training must not notice
@@ -217,20 +207,16 @@ def _prompts(batch: Batch, pad_id: int) -> Batch:
     return {name: value[:, -width:] for name, value in rows.items()}
 
 
-def _print(figures: Figures) -> None:
+def _print(metrics: MetricValues) -> None:
     table = Table(title="Unlearning evaluation")
-    for column, justify in (
-        ("Set", "left"),
-        ("Figure", "left"),
-        ("Value", "right"),
-        ("95 %", "right"),
-        ("n", "right"),
-    ):
-        table.add_column(column, justify=justify)  # type: ignore[arg-type]
-    for name, f in figures.items():
-        of, _, figure = name.rpartition("/")
-        interval = f"{f['ci_low']:.3f} to {f['ci_high']:.3f}" if "ci_low" in f else ""
+    table.add_column("Set")
+    table.add_column("Metric")
+    for column in ("Value", "95 %", "n"):
+        table.add_column(column, justify="right")
+    for name, m in metrics.items():
+        rows, _, key = name.rpartition("/")
+        interval = f"{m['ci_low']:.3f} to {m['ci_high']:.3f}" if "ci_low" in m else ""
         table.add_row(
-            of.replace("_", " "), TITLES[figure], f"{f['value']:.3g}", interval, str(f.get("n", ""))
+            rows.replace("_", " "), title(key), f"{m['value']:.3g}", interval, str(m.get("n", ""))
         )
     Console().print(table)
