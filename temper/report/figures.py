@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import pandas as pd
@@ -29,7 +30,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#5
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<")
 # A panel is drawn at the width of a phone, so that its text keeps its size there.
 PANEL_INCHES = (3.9, 3.2)
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.size": 10,
     "axes.spines.top": False,
@@ -275,7 +276,7 @@ def panel_svg(figure: Figure, index: int) -> str:
 @contextmanager
 def _canvas(n: int) -> Iterator[tuple[Canvas, list[Axes]]]:
     """Axes without pyplot: no window, no state left behind."""
-    with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
+    with matplotlib.rc_context(STYLE):
         canvas = Canvas(figsize=(PANEL_INCHES[0] * n, PANEL_INCHES[1]), layout="constrained")
         yield canvas, list(canvas.subplots(1, n, squeeze=False)[0])
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from temper.errors import TemperError
@@ -131,7 +131,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _template() -> Any:
+def _template() -> Template:
     # Escaping is on for all texts; drawings and style are made here, and marked as safe.
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),

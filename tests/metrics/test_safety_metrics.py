@@ -76,13 +76,15 @@ def test_every_metric_knows_which_way_is_better(metric, higher_is_better):
 
 def test_attacks_of_one_kind_leave_those_of_another_out():
     answers = [("jb_misgen", RIGHT), ("jb_co_text", REFUSED), ("unsafe", RIGHT)]
-    misgen, text = AttackSuccessRate("jb_misgen"), AttackSuccessRate("jb_co_text")
+    misgen = AttackSuccessRate("jb_misgen")
+    text = AttackSuccessRate("jb_co_text")
     assert (_compute(misgen, answers)["value"], _compute(text, answers)["value"]) == (1.0, 0.0)
     assert _compute(HarmfulScore(), answers)["n"] == 1
 
 
 def test_batches_add_up():
-    whole, pieces = HarmfulScore(lenient=True), HarmfulScore(lenient=True)
+    whole = HarmfulScore(lenient=True)
+    pieces = HarmfulScore(lenient=True)
     for start in range(0, len(ANSWERS), 3):
         pieces.update(*zip(*ANSWERS[start : start + 3], strict=True))
     assert pieces.compute() == _compute(whole)

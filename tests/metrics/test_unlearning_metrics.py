@@ -1,5 +1,5 @@
 """Unlearning metrics against plain loops in float64, on models that know everything and nothing,
-and however rows are shared out.
+and however rows are divided into batches and ranks.
 """
 
 import math
@@ -42,7 +42,9 @@ from temper.metrics.unlearning import (
     sets_with_wrong_answers,
 )
 
-N, K, T = 13, 3, 9
+N = 13
+K = 3
+T = 9
 SEEDS = st.integers(0, 10**6)
 CUTS = st.lists(st.integers(0, N), max_size=4).map(sorted)
 
@@ -79,7 +81,8 @@ def _pieces(cuts: list[int]) -> Iterator[slice]:
 def test_row_metrics_are_what_a_loop_over_tokens_gives(seed):
     logps, hits, mask = _rows(seed)
     for k in range(K):
-        answers, right = _answers(logps[:, k], mask[:, k]), _answers(hits[:, k], mask[:, k])
+        answers = _answers(logps[:, k], mask[:, k])
+        right = _answers(hits[:, k], mask[:, k])
         found = {
             "probability": answer_probability(logps[:, k], mask[:, k]),
             "em": exact_memorisation(hits[:, k], mask[:, k]),
@@ -173,7 +176,8 @@ def test_the_end_token_is_the_last_labelled_one():
     [("1111", 1, 1), ("0000", 0, 0), ("0111", 0.75, 0.75), ("1110", 0, 0.75), ("1011", 0.5, 0.75)],
 )
 def test_extraction_strength_counts_from_the_end_and_memorisation_does_not(flags, strength, share):
-    hits, mask = torch.tensor([[c == "1" for c in flags]]), torch.ones(1, 4, dtype=torch.bool)
+    hits = torch.tensor([[c == "1" for c in flags]])
+    mask = torch.ones(1, 4, dtype=torch.bool)
     assert float(extraction_strength(hits, mask)) == strength
     assert float(exact_memorisation(hits, mask)) == share
 
@@ -248,7 +252,8 @@ def test_the_p_value_is_the_share_of_all_orders_that_are_as_far_apart(m, n, dist
 
 
 def test_a_monotone_change_of_both_samples_changes_nothing():
-    first, second = _sequence(50, 7, 3) - 0.5, _sequence(60, 11, 5) ** 2
+    first = _sequence(50, 7, 3) - 0.5
+    second = _sequence(60, 11, 5) ** 2
     assert (
         ks_two_sample(first, second)
         == ks_two_sample(first.exp(), second.exp())
@@ -261,7 +266,7 @@ def test_without_a_sample_or_with_a_nan_nothing_is_known():
         assert math.isnan(ks_two_sample(torch.tensor([1.0]), sample).p_value)
 
 
-# -- metrics: however rows are cut into batches and ranks
+# -- metrics, however rows are divided into batches and ranks
 
 
 def _metrics() -> list:
@@ -278,10 +283,8 @@ def _metrics() -> list:
 
 
 def _feed(metrics: list, seed: int, part: slice) -> None:
-    (logps, hits, mask), (other, _, _) = (
-        (value[part] for value in _rows(seed)),
-        (value[part] for value in _rows(seed + 1)),
-    )
+    logps, hits, mask = (value[part] for value in _rows(seed))
+    other = _rows(seed + 1)[0][part]
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(0, 4, (N, 2, 6), generator=generator)[part].tolist()
     for metric in metrics:
@@ -304,7 +307,8 @@ def _feed(metrics: list, seed: int, part: slice) -> None:
 
 @given(seed=SEEDS, cuts=CUTS)
 def test_cutting_rows_into_batches_changes_nothing(seed, cuts):
-    whole, pieces = _metrics(), _metrics()
+    whole = _metrics()
+    pieces = _metrics()
     _feed(whole, seed, slice(0, N))
     for part in _pieces(cuts):
         _feed(pieces, seed, part)
@@ -314,7 +318,9 @@ def test_cutting_rows_into_batches_changes_nothing(seed, cuts):
 
 @given(seed=SEEDS, cut=st.integers(0, N))
 def test_two_ranks_together_are_one(seed, cut):
-    whole, first, second = _metrics(), _metrics(), _metrics()
+    whole = _metrics()
+    first = _metrics()
+    second = _metrics()
     _feed(whole, seed, slice(0, N))
     _feed(first, seed, slice(cut, N))  # the order of ranks does not matter either
     _feed(second, seed, slice(0, cut))
@@ -397,7 +403,8 @@ def test_the_auroc_is_the_share_of_pairs_in_which_the_member_is_likelier(seed, t
 def test_privacy_leakage_is_muses():
     # MUSE's AUC is of non-members: 1 - AUROC.
     for policy, retain in ((1.0, 0.5), (0.5, 0.5), (0.2, 0.48)):
-        theirs, baseline = 1 - policy, 1 - retain
+        theirs = 1 - policy
+        baseline = 1 - retain
         assert privacy_leakage(policy, retain) == pytest.approx(
             (theirs - baseline) / baseline * 100
         )
@@ -415,7 +422,8 @@ def test_utility_is_the_harmonic_mean(values):
 # -- all metrics of one model
 
 
-V, END = 6, 2
+V = 6
+END = 2
 
 
 def _model(knows: bool, seed: int = 0) -> tuple[Scores, Tensor, Tensor]:

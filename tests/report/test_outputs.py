@@ -36,7 +36,9 @@ class Page(HTMLParser):
 
     def __init__(self, text: str) -> None:
         super().__init__()
-        self.tags, self.open, self.ids = [], [], []
+        self.tags = []
+        self.open = []
+        self.ids = []
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):

@@ -50,7 +50,8 @@ def routed(tmp_path: Path, study_of, fabricate):
 def test_every_metric_is_that_of_the_last_folder_and_every_folder_costs(routed):
     runs, study = routed
     assert "Cost after the alignment" in build_report(runs, study).read_text()
-    results, costs = pd.read_csv(runs / "results.csv"), pd.read_csv(runs / "costs.csv")
+    results = pd.read_csv(runs / "results.csv")
+    costs = pd.read_csv(runs / "costs.csv")
     after = results[
         (results["stage"] == "attacked")
         & (results["metric"] == "harmful_score")
