@@ -11,20 +11,11 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-BEFORE = {
-    "refusal_rate": "refusal",
-    "over_refusal_rate": "over-refusal",
-    "safe_accuracy": "safe accuracy",
-}
-AFTER = {
-    "harmful_score": "HS",
-    "harmful_score_lenient": "HS lenient",
-    "refusal_rate": "refusal",
-    "over_refusal_rate": "over-refusal",
-    "safe_accuracy": "safe accuracy",
-    "fine_tune_accuracy": "FA",
-    "degenerate_rate": "degenerate",
-}
+from temper.metrics.table import SAFETY_METRICS
+
+SHOWN_BEFORE = ("refusal_rate", "over_refusal_rate", "safe_accuracy")
+AFTER = {entry.key: entry.column for entry in SAFETY_METRICS}
+BEFORE = {key: AFTER[key] for key in SHOWN_BEFORE}
 
 
 def cell(values: pd.Series, mean_only: bool) -> str:
@@ -38,8 +29,8 @@ def cell(values: pd.Series, mean_only: bool) -> str:
     return f"{sum(percents) / len(percents):.0f} ({rest})"
 
 
-def figures(rows: pd.DataFrame, metrics: dict[str, str], mean_only: bool) -> str:
-    """Cells of a row."""
+def cells(rows: pd.DataFrame, metrics: dict[str, str], mean_only: bool) -> str:
+    """The metrics' cells of a row."""
     return " | ".join(
         cell(rows[rows["metric"] == metric].sort_values("seed")["value"], mean_only)
         for metric in metrics
@@ -81,7 +72,7 @@ def main(folder: Path, mean_only: bool) -> None:
             f"{cost(of(results, 'attacked', name), kind):,.0f}" for kind in ("passes", "forwards")
         ]
         spent += [f"{cost(of(costs, 'attacked', name), 'seconds'):.0f}"]
-        print(f"| {label} | {figures(aligned, BEFORE, mean_only)} | {' | '.join(spent)} |")
+        print(f"| {label} | {cells(aligned, BEFORE, mean_only)} | {' | '.join(spent)} |")
     attacked = results[results["stage"] == "attacked"]
     for (attack, lr, ratio), group in attacked.groupby(
         ["attack", "attack_lr", "harmful_ratio"], sort=False
@@ -91,7 +82,7 @@ def main(folder: Path, mean_only: bool) -> None:
             f" {ratio:g}\n\n{header(list(AFTER.values()))}"
         )
         for name, label in labels.items():
-            print(f"| {label} | {figures(group[group['objective'] == name], AFTER, mean_only)} |")
+            print(f"| {label} | {cells(group[group['objective'] == name], AFTER, mean_only)} |")
 
 
 if __name__ == "__main__":
