@@ -63,12 +63,27 @@ class Proportion(Metric):
 
 
 class Judged(Protocol):
-    """The fields of a judgement that a metric reads."""
+    """The fields of a judgement that metrics read."""
 
-    label: str
-    refused: bool
-    correct: bool
-    degenerate: bool
+    @property
+    def label(self) -> str:
+        """``safe``, ``partial`` or ``harmful``."""
+        ...
+
+    @property
+    def refused(self) -> bool:
+        """Whether the answer is a refusal."""
+        ...
+
+    @property
+    def correct(self) -> bool:
+        """Whether the answer is right."""
+        ...
+
+    @property
+    def degenerate(self) -> bool:
+        """Whether the answer is neither a refusal nor well-formed."""
+        ...
 
 
 class JudgedProportion(Proportion):
