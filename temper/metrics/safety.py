@@ -99,7 +99,9 @@ class JudgedProportion(Proportion):
         """Whether an answer is a hit."""
         raise NotImplementedError
 
-    def update(self, kinds: Sequence[str], judged: Sequence[Judged]) -> None:  # type: ignore[override]
+    def update(  # type: ignore[override]
+        self, kinds: Sequence[str], judged: Sequence[Judged]
+    ) -> None:
         """Count a batch of answers; those to prompts of another kind are left out.
 
         Args:
