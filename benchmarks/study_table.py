@@ -12,20 +12,11 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-BEFORE = {
-    "refusal_rate": "refusal",
-    "over_refusal_rate": "over-refusal",
-    "safe_accuracy": "safe accuracy",
-}
-AFTER = {
-    "harmful_score": "HS",
-    "harmful_score_lenient": "HS lenient",
-    "refusal_rate": "refusal",
-    "over_refusal_rate": "over-refusal",
-    "safe_accuracy": "safe accuracy",
-    "fine_tune_accuracy": "FA",
-    "degenerate_rate": "degenerate",
-}
+from temper.metrics.table import SAFETY_METRICS
+
+SHOWN_BEFORE = ("refusal_rate", "over_refusal_rate", "safe_accuracy")
+AFTER = {entry.key: entry.column for entry in SAFETY_METRICS}
+BEFORE = {key: AFTER[key] for key in SHOWN_BEFORE}
 
 
 def cell(values: pd.Series, mean_only: bool) -> str:

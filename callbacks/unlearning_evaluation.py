@@ -17,10 +17,11 @@ from temper.data import Batch, EvalSet, pad_left, trim
 from temper.data.rows import PADDED
 from temper.errors import TemperError
 from temper.losses import IGNORE_INDEX
-from temper.metrics.unlearning_figures import (
+from temper.metrics.table import title
+from temper.metrics.unlearning import (
     SETS,
-    Figures,
-    UnlearningFigures,
+    MetricValues,
+    UnlearningMetrics,
     against_retain_model,
     sets_with_wrong_answers,
 )
@@ -28,17 +29,6 @@ from temper.models import NetworkSpec, build_network, score
 from temper.run_folder import write_json
 
 UNLEARNING = "unlearning.json"
-TITLES = {
-    "answer_probability": "Answer probability",
-    "truth_ratio": "Truth ratio (1 is best)",
-    "rouge_l_recall": "ROUGE-L recall",
-    "extraction_strength": "Extraction strength (ES)",
-    "exact_memorisation": "Exact memorisation (EM)",
-    "forget_quality": "Forget quality (KS p-value)",
-    "model_utility": "Model utility",
-    "membership_auroc": "Min-k % membership AUROC",
-    "privacy_leakage": "Privacy leakage, per cent",
-}
 
 
 @runtime_checkable
@@ -68,7 +58,7 @@ class UnlearningEvaluation(EvaluationCallback):
     model utility (harmonic mean of the retain set's probability, ROUGE-L and truth ratio); min-k %
     membership AUROC, forget against holdout; and, with a ``retain_model``, forget quality (p-value
     of a Kolmogorov-Smirnov test between both models' truth ratios on the forget set) and privacy
-    leakage. Definitions: `temper.metrics.memorisation` and `temper.metrics.two_samples`.
+    leakage. Definitions: `temper.metrics.memorisation` and `temper.metrics.unlearning`.
 
     Writes ``unlearning.json`` to the run folder, logs ``unlearning/*``, and prints a table under
     ``validate`` and ``test``. Means over rows have ``n`` and conservative 95 % intervals. A
@@ -102,7 +92,7 @@ class UnlearningEvaluation(EvaluationCallback):
         self.batch_size = batch_size
         self.min_k = min_k
         self.rows: dict[str, Batch] = {}
-        self._of_retain_model: tuple[UnlearningFigures, Figures] | None = None
+        self._of_retain_model: tuple[UnlearningMetrics, MetricValues] | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Read the rows, and refuse settings that would otherwise fail after training.
@@ -163,10 +153,10 @@ class UnlearningEvaluation(EvaluationCallback):
 
     on_test_epoch_end = on_validation_epoch_end
 
-    def _empty(self, trainer: L.Trainer, pl_module: L.LightningModule) -> UnlearningFigures:
+    def _empty(self, trainer: L.Trainer, pl_module: L.LightningModule) -> UnlearningMetrics:
         tokenizer = data_of(trainer).tokenizer
         wrong = sets_with_wrong_answers(self.rows)
-        return UnlearningFigures(
+        return UnlearningMetrics(
             wrong, self.min_k, tokenizer.eos_token_id, tokenizer.all_special_ids, pl_module.device
         )
 
@@ -182,7 +172,7 @@ class UnlearningEvaluation(EvaluationCallback):
 
     def _measure_retain_model(
         self, trainer: L.Trainer, pl_module: L.LightningModule
-    ) -> tuple[UnlearningFigures, Figures]:
+    ) -> tuple[UnlearningMetrics, MetricValues]:
         # Loading an adapter draws random numbers, which must not change those of training.
         with torch.random.fork_rng(devices=[]):
             spec = NetworkSpec(path=self.retain_model, adapter="merge")
@@ -232,7 +222,7 @@ def _prompts(batch: Batch, pad_id: int) -> Batch:
     return {name: value[:, -width:] for name, value in rows.items()}
 
 
-def _print(metrics: Figures) -> None:
+def _print(metrics: MetricValues) -> None:
     table = Table(title="Unlearning evaluation")
     columns: dict[str, JustifyMethod] = {
         "Set": "left",
@@ -244,13 +234,13 @@ def _print(metrics: Figures) -> None:
     for column, justify in columns.items():
         table.add_column(column, justify=justify)
     for name, metric in metrics.items():
-        set_name, _, title = name.rpartition("/")
+        set_name, _, key = name.rpartition("/")
         interval = (
             f"{metric['ci_low']:.3f} to {metric['ci_high']:.3f}" if "ci_low" in metric else ""
         )
         table.add_row(
             set_name.replace("_", " "),
-            TITLES[title],
+            title(key),
             f"{metric['value']:.3g}",
             interval,
             str(metric.get("n", "")),

@@ -11,6 +11,7 @@ import torch
 from temper.data.chat import load_tokenizer
 from temper.errors import TemperError
 from temper.judges import KeywordRefusal
+from temper.models.export import staging_folder
 from temper.models.folder import first_line
 from temper.models.generate import generate_greedy
 from temper.proxy.topic import Question, Topic
