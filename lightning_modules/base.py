@@ -103,7 +103,7 @@ class ObjectiveModule(PackingMixin, AnswersMixin, ResumeMixin):
         if (
             stage == "fit"
             and self.unshardable
-            and getattr(self.trainer.strategy, "in_parts", False)
+            and getattr(self.trainer.strategy, "is_sharded", False)
         ):
             raise TemperError(
                 f"trainer.strategy: {type(self).__name__} {self.unshardable}; use one device,"

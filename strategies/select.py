@@ -1,6 +1,4 @@
-"""Which weight space belongs to which Lightning strategy, and the short names of Temper's own
-strategies.
-"""
+"""The weight space of each Lightning strategy, and the short names of Temper's own strategies."""
 
 from typing import Any
 
@@ -22,14 +20,14 @@ from temper.errors import TemperError
 NAMES = ("auto", "ddp", "fsdp2", "zero1", "zero2", "zero3")
 
 
-def _zero(strategy: Any) -> type[WeightSpace]:
+def _zero_weight_space(strategy: ZeROStrategy) -> type[WeightSpace]:
     return ZeRO3WeightSpace if strategy.stage == 3 else ZeRO12WeightSpace
 
 
-# First match wins. DeepSpeedStrategy inherits from DDPStrategy and must not be taken for it: its
-# gradients are not where DDP's are.
+# First match wins; None: refused. DeepSpeedStrategy inherits from DDPStrategy and must not be taken
+# for it: its gradients are not where DDP's are.
 _SPACES: tuple[tuple[type[Strategy], Any], ...] = (
-    (ZeROStrategy, _zero),
+    (ZeROStrategy, _zero_weight_space),
     (DeepSpeedStrategy, None),
     (FSDP2Strategy, FSDP2WeightSpace),
     (SingleDeviceStrategy, WeightSpace),
@@ -41,7 +39,7 @@ def check_strategy(strategy: Strategy) -> type[WeightSpace]:
     """The weight space class for a strategy.
 
     Raises:
-        TemperError: no weight space is written for it.
+        TemperError: there is no weight space for it.
     """
     for kind, space in _SPACES:
         if isinstance(strategy, kind):
@@ -49,7 +47,7 @@ def check_strategy(strategy: Strategy) -> type[WeightSpace]:
                 break
             return space if isinstance(space, type) else space(strategy)
     raise TemperError(
-        f"trainer.strategy={type(strategy).__name__}: no weight space is written for it; choose one"
+        f"trainer.strategy={type(strategy).__name__}: there is no weight space for it; choose one"
         f" of {', '.join(NAMES)}"
     )
 
@@ -65,9 +63,7 @@ def weight_space(strategy: Strategy, module: nn.Module) -> WeightSpace:
 
 
 def register_strategies() -> None:
-    """Make ``trainer.strategy=fsdp2``, ``zero1``, ``zero2`` and ``zero3`` known to Lightning; once
-    is enough.
-    """
+    """Register the names ``fsdp2``, ``zero1``, ``zero2`` and ``zero3`` with Lightning."""
     StrategyRegistry.register("fsdp2", FSDP2Strategy, override=True)
     for stage in (1, 2, 3):
         StrategyRegistry.register(f"zero{stage}", ZeROStrategy, override=True, stage=stage)
