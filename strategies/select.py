@@ -1,5 +1,6 @@
 """The weight space of each Lightning strategy, and the short names of Temper's own strategies."""
 
+from collections.abc import Callable
 from typing import Any
 
 from lightning.pytorch.strategies import (
@@ -26,7 +27,8 @@ def _zero_weight_space(strategy: ZeROStrategy) -> type[WeightSpace]:
 
 # First match wins; None: refused. DeepSpeedStrategy inherits from DDPStrategy and must not be taken
 # for it: its gradients are not where DDP's are.
-_SPACES: tuple[tuple[type[Strategy], Any], ...] = (
+_Choice = type[WeightSpace] | Callable[[Any], type[WeightSpace]] | None
+_SPACES: tuple[tuple[type[Strategy], _Choice], ...] = (
     (ZeROStrategy, _zero_weight_space),
     (DeepSpeedStrategy, None),
     (FSDP2Strategy, FSDP2WeightSpace),
@@ -35,11 +37,11 @@ _SPACES: tuple[tuple[type[Strategy], Any], ...] = (
 )
 
 
-def check_strategy(strategy: Strategy) -> type[WeightSpace]:
+def weight_space_class(strategy: Strategy) -> type[WeightSpace]:
     """The weight space class for a strategy.
 
     Raises:
-        TemperError: there is no weight space for it.
+        TemperError: the strategy has none.
     """
     for kind, space in _SPACES:
         if isinstance(strategy, kind):
@@ -53,13 +55,17 @@ def check_strategy(strategy: Strategy) -> type[WeightSpace]:
 
 
 def weight_space(strategy: Strategy, module: nn.Module) -> WeightSpace:
-    """Weight space over the trainable parameters of a module under a strategy."""
+    """Weight space over the trainable parameters of a module under a strategy.
+
+    Raises:
+        TemperError: every parameter is frozen, or the strategy has no weight space.
+    """
     trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
     if not trainable:
         raise TemperError(
             "no trainable parameters: every weight is frozen (check model.init_args.network.lora)"
         )
-    return check_strategy(strategy)(trainable, strategy)
+    return weight_space_class(strategy)(trainable, strategy)
 
 
 def register_strategies() -> None:

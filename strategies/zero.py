@@ -71,9 +71,8 @@ class ZeROPrecision(DeepSpeedPrecision):
             return self.tensor_init_context()
         # Lightning's autocast, which keeps no cache: a cache would return the weights of the first
         # pass to a pass at displaced ones.
-        return MixedPrecision(
-            "bf16-mixed", "cuda" if torch.cuda.is_available() else "cpu"
-        ).forward_context()
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return MixedPrecision("bf16-mixed", device).forward_context()
 
 
 def deepspeed_config(
@@ -88,10 +87,8 @@ def deepspeed_config(
         "allgather_bucket_size": bucket_size,
     }
     if stage == 3:
-        zero |= {
-            "stage3_prefetch_bucket_size": bucket_size,
-            "stage3_param_persistence_threshold": 0,
-        }
+        zero["stage3_prefetch_bucket_size"] = bucket_size
+        zero["stage3_param_persistence_threshold"] = 0
     if offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     if offload_parameters:
@@ -447,9 +444,7 @@ class ZeROStrategy(ShardedCheckpointMixin, DeepSpeedStrategy):
         engine, wrapped, _, _ = deepspeed.initialize(
             config=self.config,
             model=model,
-            model_parameters=[
-                parameter for parameter in model.parameters() if parameter.requires_grad
-            ],
+            model_parameters=[p for p in model.parameters() if p.requires_grad],
             optimizer=optimizer,
             lr_scheduler=lr_scheduler,
             dist_init_required=False,
