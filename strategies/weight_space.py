@@ -180,7 +180,7 @@ class WeightSpace:
     def gradient(
         self, loss: Loss, batch: Batch, micro_batch_size: int | None = None, reduced: bool = True
     ) -> tuple[Tensor, Vector]:
-        """Gradient of the global mean loss at the present weights, from fresh ``.grad``.
+        """Gradient of the global mean loss at the present weights.
 
         The loss is ``sum(total) / sum(count)`` over all micro-batches and ranks, so the micro-batch
         size and the number of ranks do not change the result. ``.grad`` is None before and after:

@@ -99,8 +99,11 @@ def _check_strategy(config: Any, verb: str) -> None:
     strategy = config.trainer.strategy
     if isinstance(strategy, str) and not (strategy in STRATEGIES or strategy.startswith("ddp_")):
         accepted = f"accepted: {', '.join(STRATEGIES)}"
-        hint = did_you_mean(strategy.replace("deepspeed_stage_", "zero"), STRATEGIES, accepted)
-        raise TemperError(f"trainer.strategy={strategy}: there is no weight space for it; {hint}")
+        hint = did_you_mean(strategy.replace("deepspeed_stage_", "zero"), STRATEGIES)
+        raise TemperError(
+            f"trainer.strategy={strategy}: there is no weight space for it;"
+            f" {'; '.join(filter(None, (accepted, hint)))}"
+        )
 
 
 def _check_sharding(config: Any, verb: str) -> None:
