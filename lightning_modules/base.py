@@ -100,7 +100,7 @@ class ObjectiveModule(L.LightningModule):
         self._weights = None
         if stage != "fit" or self.unshardable is None:
             return
-        if getattr(self.trainer.strategy, "in_parts", False):
+        if getattr(self.trainer.strategy, "is_sharded", False):
             raise TemperError(
                 f"trainer.strategy: {type(self).__name__} {self.unshardable}; use one device,"
                 " or ddp"

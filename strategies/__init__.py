@@ -1,8 +1,8 @@
-"""Where weights and gradients live: one weight space per Lightning strategy."""
+"""Placement of weights and gradients on devices: one weight space per Lightning strategy."""
 
-from strategies.ddp import whole_network
 from strategies.fsdp2 import FSDP2Strategy
 from strategies.select import register_strategies, weight_space
+from strategies.sharded import whole_network
 from strategies.weight_space import Loss, Vector, WeightSpace
 from strategies.zero import ZeROStrategy
 

@@ -6,9 +6,10 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 
+from temper.checkpoint_file import load_file
 from temper.errors import TemperError
 from temper.models.export import Dtype
-from temper.sharded_checkpoint import COMMON, Parts, is_in_parts, load_file
+from temper.sharded_checkpoint import COMMON, ShardedCheckpoint, is_sharded
 
 # What a verb that computes nothing on a device runs with, whatever the config asks for: a login
 # node will do.
@@ -109,7 +110,7 @@ class SafetyTrainer(L.Trainer):
             model: The objective; its network is built.
             datamodule: The data; their tokenizer is saved with the network.
             folder: Target, relative to where you are; replaced as a whole.
-            ckpt_path: Checkpoint whose weights are taken, in one file or in parts; null: the
+            ckpt_path: Checkpoint whose weights are taken, single-file or sharded; null: the
                 network as it is before training, for example an adapter folder to be merged.
             merge: Merge adapters into the weights; false writes the adapter alone.
             dtype: Precision of the weights that are written, adapters alone aside; null: that of
@@ -223,8 +224,9 @@ def _load(model: L.LightningModule, ckpt_path: str) -> int:
             have.
     """
     folder = Path(ckpt_path)
-    if is_in_parts(folder):
-        checkpoint, saved = load_file(folder / COMMON), Parts(folder).weights()
+    if is_sharded(folder):
+        checkpoint = load_file(folder / COMMON)
+        saved = ShardedCheckpoint(folder).weights()
     else:
         checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=True)
         saved = checkpoint["state_dict"]
