@@ -7,7 +7,7 @@ CORES ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count())")
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo smollm2 gemma3 test test-all gpu-check slurm docs clean
+.PHONY: help setup demo smollm2 gemma3 test format test-all gpu-check slurm docs clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,9 +28,15 @@ gemma3: $(VENV)/.gguf ## Fetch Gemma 3 270M into models/ (245 MB, once; the Gemm
 test: $(VENV)/.dev ## Lint, import contracts, types, unit and integration tests (under 6 minutes)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mdformat --check *.md docs benchmarks
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --numprocesses $(CORES) -m "not slow and not distributed and not slurm and not gpu"
+
+format: $(VENV)/.dev ## Format code and Markdown
+	$(BIN)/ruff check --fix --quiet .
+	$(BIN)/ruff format .
+	$(BIN)/mdformat *.md docs benchmarks
 
 test-all: $(VENV)/.all ## Slow, distributed and SLURM tests as well
 	$(BIN)/python -m pytest -m "not gpu"
