@@ -67,7 +67,7 @@ def test_every_callback_is_named_where_one_is_added():
     assert [name for name in callbacks.__all__ if f"`{name}`" not in text] == []
 
 
-def test_an_objective_is_listed_with_the_data_that_its_config_names():
+def test_an_objective_is_listed_with_the_data_of_its_config():
     rows = list(zip(_cells("methods.md", 1), _cells("methods.md", 2), strict=False))
     for name in ("tar", "lisa", "safe_instruct", "repnoise"):
         (data,) = re.findall(
@@ -93,15 +93,15 @@ def test_a_list_of_callbacks_keeps_those_of_the_trainer_config():
     assert lists and all(usual <= {one["class_path"] for one in chosen} for chosen in lists)
 
 
-def test_stored_answers_are_judged_on_the_data_they_were_given_to():
-    # An option can be written with or without `init_args.`.
-    data_options = [
+def test_stored_answers_are_judged_on_their_own_data():
+    ways = [
+        # an option can be written with or without `init_args.`
         re.findall(r"configs/data/\w+|--data\.\S+", line.replace(".init_args.", "."))
         for page in ("index.md", "evaluation.md")
         for line in _commands(page)
         if "runs/check" in line
     ]
-    assert len(data_options) == 2 and data_options[0] == data_options[1] != []
+    assert len(ways) == 2 and ways[0] == ways[1] != []
 
 
 def test_every_file_of_a_run_folder_is_described(tiny_run):
@@ -150,7 +150,7 @@ def test_every_path_of_the_paper_index_exists():
     assert [path for path in paths if not list(ROOT.glob(path.rstrip("/")))] == []
 
 
-def test_every_name_of_the_paper_index_is_defined_in_the_file_before_it():
+def test_every_name_of_the_paper_index_is_in_its_file():
     undefined = []
     for entry in _index_entries("Code"):
         defined: set[str] = set()
@@ -162,7 +162,7 @@ def test_every_name_of_the_paper_index_is_defined_in_the_file_before_it():
     assert undefined == []
 
 
-def test_every_entry_of_the_paper_index_names_code_and_tests():
+def test_every_entry_of_the_paper_index_has_code_and_tests():
     code, tests = _index_entries("Code"), _index_entries("Test")
     assert len(code) == len(tests) > 20
     assert all("tests/" in entry for entry in tests)
