@@ -20,9 +20,9 @@ from strategies.parts import PartsCheckpoints
 from strategies.sharded import ShardedWeightSpace
 from strategies.weight_space import Loss, Vector, accumulated
 from temper.data import Batch
-from temper.deepspeed_version import check_deepspeed
 from temper.errors import TemperError
 from temper.losses import MeanTerms
+from temper.packages import check_deepspeed
 
 # MERGED from strategies.zero: DeepSpeed's settings and precision under Temper.
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from temper.deepspeed_version import check_deepspeed
 from temper.errors import TemperError, did_you_mean
 from temper.models.folder import FLAG, NetworkSpec
 from temper.models.load import check_network
+from temper.packages import check_deepspeed
 from temper.plan.memory import STRATEGIES
 from temper.sharded_checkpoint import COMMON, Parts, is_in_parts, load_file
 

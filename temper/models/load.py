@@ -1,7 +1,6 @@
 """The network in a model folder, once the folder is known to be safe to read."""
 
 import dataclasses
-import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -27,6 +26,7 @@ from temper.models.folder import (
 )
 from temper.models.lora import add_lora, is_adapted, load_adapter, trainable_in_fp32
 from temper.models.quantise import check_bitsandbytes, prepare_quantised, quantisation_settings
+from temper.packages import install_hint, is_installed
 
 # MERGED from temper.models.load: Whether a network speaks the vocabulary of the data's tokenizer.
 
@@ -337,11 +337,8 @@ def _refusals(spec: NetworkSpec) -> Iterator[str]:
             "adapter=new: say what the new adapter is, for example lora.rank=16; or set"
             " adapter=continue to train the one that is found"
         )
-    if spec.attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
-        yield (
-            "attention=flash_attention_2 is the package flash-attn, which is not installed: pip"
-            " install flash-attn, or use sdpa"
-        )
+    if spec.attention == "flash_attention_2" and not is_installed("flash_attn"):
+        yield f"attention=flash_attention_2 cannot be used: {install_hint('flash_attn')}, or use sdpa"
     if spec.attention == "flash_attention_2" and spec.dtype == "float32":
         yield "attention=flash_attention_2 computes in 16 bits: set dtype=bfloat16, or use sdpa"
     if spec.attention == "flex_attention" and not torch.accelerator.is_available():
