@@ -23,7 +23,7 @@ class SafetySteering(L.Callback):
     and ``attention_mask``, the unsafe demonstration first and the safe one second, the same prompt
     carried out and refused. alpha = 0 changes no bit.
 
-    The first step, on the weights, is ``python -m temper.edit remove-harm``.
+    The first step, on the weights, is ``temper edit remove-harm``.
 
     Args:
         alpha: Strength (official code: 0.12).

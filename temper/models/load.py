@@ -338,7 +338,8 @@ def _refusals(spec: NetworkSpec) -> Iterator[str]:
             " adapter=continue to train the one that is found"
         )
     if spec.attention == "flash_attention_2" and not is_installed("flash_attn"):
-        yield f"attention=flash_attention_2 cannot be used: {install_hint('flash_attn')}, or use sdpa"
+        missing = install_hint("flash_attn")
+        yield f"attention=flash_attention_2 cannot be used: {missing}, or use sdpa"
     if spec.attention == "flash_attention_2" and spec.dtype == "float32":
         yield "attention=flash_attention_2 computes in 16 bits: set dtype=bfloat16, or use sdpa"
     if spec.attention == "flex_attention" and not torch.accelerator.is_available():

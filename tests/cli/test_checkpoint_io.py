@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from temper.cli import AtomicCheckpointIO, BackgroundCheckpointIO
+from temper.cli.checkpoint_io import AtomicCheckpointIO, BackgroundCheckpointIO
 from temper.cli.checks import check_checkpoint
 from temper.errors import TemperError
 from temper.sharded_checkpoint import COMMON, Parts, save_file, save_part

@@ -1,4 +1,4 @@
-"""Mistakes at ``python -m temper.proxy`` are one line that names a flag of its own."""
+"""Errors of ``temper proxy`` are one line that names a flag of its own."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import yaml
 
+from temper.cli.console import main
 from temper.errors import TemperError
 from temper.proxy import build
-from temper.proxy.__main__ import main
 from temper.proxy.topic import RECIPES, Topic
 from tests.text import make_tokenizer
 
@@ -21,10 +21,9 @@ def refusal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[...,
     """The line that a call leaves, which must write nothing."""
 
     def run(*words: str, out: Path | None = None) -> str:
-        with pytest.raises(SystemExit) as left:
-            main([*words, "--out", str(out or tmp_path / "data")])
+        status = main(["proxy", *words, "--out", str(out or tmp_path / "data")])
         line = capsys.readouterr().err
-        assert left.value.code == 2 and line.startswith("error: ") and line.count("\n") == 1, line
+        assert status == 2 and line.startswith("error: ") and line.count("\n") == 1, line
         assert "data.init_args" not in line, "a flag of train.py"
         assert not (tmp_path / "data").exists()
         return line
@@ -69,7 +68,7 @@ def test_a_model_that_carries_nothing_out(
 
 
 def test_no_answer_is_that_short(refusal: Callable[..., str]):
-    assert "--max-new-tokens=0: give at least 1" in refusal("--model", "m", "--max-new-tokens", "0")
+    assert "--max_new_tokens=0: give at least 1" in refusal("--model", "m", "--max_new_tokens", "0")
 
 
 def test_a_file_is_not_replaced(refusal: Callable[..., str], tmp_path: Path):
@@ -127,10 +126,10 @@ def test_a_file_that_is_no_topic(
 def test_what_is_wrong_in_a_topic_is_named(tmp_path: Path, key: str, value: Any, found: str):
     content = yaml.safe_load(RECIPES.read_text()) | {key: value}
     (tmp_path / "topic.yaml").write_text(yaml.safe_dump(content))
-    with pytest.raises(TemperError) as mistake:
+    with pytest.raises(TemperError) as error:
         Topic(tmp_path / "topic.yaml")
     assert (
-        found in str(mistake.value)
-        and "--topic=" in str(mistake.value)
-        and "\n" not in str(mistake.value)
+        found in str(error.value)
+        and "--topic=" in str(error.value)
+        and "\n" not in str(error.value)
     )
