@@ -19,7 +19,8 @@ def proxy(model: Path, out: Path, topic: Path | None = None, max_new_tokens: int
     Raises:
         TemperError: The model, the topic or the folder cannot be used.
     """
-    print(describe(build_files(model, out, topic and Topic(topic), max_new_tokens)))
+    refused = Topic() if topic is None else Topic(topic)
+    print(describe(build_files(model, out, refused, max_new_tokens)))
 
 
 def main(argv: list[str]) -> int:
