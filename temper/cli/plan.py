@@ -128,8 +128,8 @@ def _devices(trainer: Any) -> int:
         if trainer.accelerator == "cpu":
             return int(trainer.num_nodes)
         raise TemperError(
-            f"trainer.devices={given}: the number is not known before the run; give it, for"
-            " example --devices_total=8"
+            f"trainer.devices={given}: the number is not known before the run; give"
+            " --devices_total=8, for example"
         )
     return int(words) * int(trainer.num_nodes)
 

@@ -49,9 +49,11 @@ def test_every_model_config_has_a_plan(config: Path, plan):
     assert found["setup"]["sequence_length"] == (1024 if data == "text_alignment" else 25)
 
 
+@pytest.mark.parametrize("model", ["llama2_7b", "llama3_8b"])
 @pytest.mark.parametrize("config", EXPERIMENTS, ids=lambda path: path.stem)
-def test_every_experiment_has_a_plan(config: Path, plan):
-    assert plan(f"--config={config}", "--devices_total=8")["memory"]["peak"] > 0
+def test_every_experiment_has_a_plan(config: Path, model: str, plan):
+    words = (f"--config={config}", f"--config=configs/model/{model}.yaml", "--devices_total=8")
+    assert plan(*words)["memory"]["peak"] > 0
 
 
 def test_what_the_other_verbs_would_run_on_is_planned(plan):
