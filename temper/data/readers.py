@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from temper.packages import install_hint
+
 # MERGED from temper.data.files: What is wrong with a row, and what becomes of the file that holds
 # it. |  | Rows travel as ``(number, cells)``; where a row could not be read a `RowError` takes the
 # place of its | cells, so that one bad line costs one row. Errors name columns, roles and places,
@@ -418,8 +420,7 @@ def _needs(module: str, purpose: str) -> Any:
         return importlib.import_module(module)
     except ImportError as problem:
         raise FileError(
-            f"{purpose} need the package {module.partition('.')[0]}: pip install"
-            f" {module.partition('.')[0]}"
+            f"{purpose} need a package that is missing: {install_hint(module)}"
         ) from problem
 
 
