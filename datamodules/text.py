@@ -319,19 +319,25 @@ class TextDataModule(TextEvaluation):
             if leaks.found.shared or leaks.found.exact:
                 rank_zero_warn(where)
 
-    def draw(self, flag: str, pool: TokenPool, n_rows: int, part: int) -> np.ndarray:
-        """Numbers of ``n_rows`` rows, drawn without replacement; fewer rows of the same seed are
-        among them.
+    def draw(self, flag: str, pool: TokenPool, n_rows: int, stream: int) -> np.ndarray:
+        """Numbers of ``n_rows`` rows, drawn without replacement; a smaller draw with the same seed
+        has the first of them.
+
+        Args:
+            flag: Name of the file, for errors.
+            pool: The rows.
+            n_rows: Rows to draw.
+            stream: Number of the random stream; each file has one of its own.
 
         Raises:
-            TemperError: there are not so many.
+            TemperError: there are not so many rows.
         """
         if n_rows > len(pool):
             raise TemperError(
                 f"data.init_args.{flag}={self.files[flag].path}: {n_rows} rows are needed, and"
                 f" {len(pool)} are there; give more rows, or a smaller n_rows"
             )
-        return np.random.default_rng([self.seed, part]).permutation(len(pool))[:n_rows]
+        return np.random.default_rng([self.seed, stream]).permutation(len(pool))[:n_rows]
 
 
 def _sendable(error: Exception, rank: int) -> Exception:

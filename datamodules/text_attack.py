@@ -4,7 +4,7 @@ from typing import Any
 
 from datamodules.text import TextDataModule
 from temper.data import BatchSource, PoolSource
-from temper.data.pool import JoinedPool, Part
+from temper.data.pool import JoinedPool, Subset
 from temper.data.rows import harmful_count
 from temper.data.token_pool import TokenPool
 from temper.errors import TemperError
@@ -63,13 +63,13 @@ class TextAttack(TextDataModule):
     def streams(self, pools: dict[str, TokenPool]) -> dict[str, BatchSource]:
         """The mixture, and the defender's rows."""
         n_task = len(pools["user"]) if self.n_rows is None else self.n_rows - self.n_harmful
-        parts = [Part(pools["user"], self.draw("user", pools["user"], n_task, 1))]
+        subsets = [Subset(pools["user"], self.draw("user", pools["user"], n_task, 1))]
         if self.n_harmful:
-            parts.append(
-                Part(pools["harmful"], self.draw("harmful", pools["harmful"], self.n_harmful, 2))
+            subsets.append(
+                Subset(pools["harmful"], self.draw("harmful", pools["harmful"], self.n_harmful, 2))
             )
         made: dict[str, BatchSource] = {
-            "user": PoolSource(JoinedPool(*parts), self.batch_size, self.seed, "user")
+            "user": PoolSource(JoinedPool(*subsets), self.batch_size, self.seed, "user")
         }
         if "alignment" in pools:
             made["alignment"] = PoolSource(

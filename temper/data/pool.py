@@ -96,13 +96,13 @@ def row_numbers(n_rows: int, index: Index) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Part:
-    """Rows of a pool.
+class Subset:
+    """Some or all rows of a pool, with flags.
 
     Args:
         pool: The pool.
         rows: Their numbers there; None: all rows.
-        flags: What they have in common, by name: a column of the joined pool.
+        flags: Flags of all these rows, by name: a column of the joined pool.
     """
 
     pool: Pool
@@ -126,42 +126,42 @@ class JoinedPool:
     """Rows of several pools, numbered through.
 
     Args:
-        parts: The rows of each pool; with the same flags, and as many sequences in a row.
+        subsets: The rows of each pool; with the same flags, and as many sequences in a row.
     """
 
-    def __init__(self, *parts: Part) -> None:
-        self.parts = [part for part in parts if len(part)]
-        self._starts = np.cumsum([0] + [len(part) for part in self.parts])
+    def __init__(self, *subsets: Subset) -> None:
+        self.subsets = [subset for subset in subsets if len(subset)]
+        self._starts = np.cumsum([0] + [len(subset) for subset in self.subsets])
 
     @property
     def lengths(self) -> np.ndarray:
         """See `Pool`."""
-        return np.concatenate([part.pool.lengths[part.numbers] for part in self.parts])
+        return np.concatenate([subset.pool.lengths[subset.numbers] for subset in self.subsets])
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
     def __getitem__(self, index: Index) -> Batch:
         numbers_B = row_numbers(len(self), index)
-        part_B = np.searchsorted(self._starts, numbers_B, side="right") - 1
-        places: list[np.ndarray] = []  # in the batch, of the rows of each part
+        subset_B = np.searchsorted(self._starts, numbers_B, side="right") - 1
+        places: list[np.ndarray] = []  # in the batch, of the rows of each subset
         batches: list[Batch] = []
-        for i in np.unique(part_B):
-            part = self.parts[i]
-            places.append(np.flatnonzero(part_B == i))
-            rows = part.in_pool(numbers_B[places[-1]] - self._starts[i])
-            flags = {name: torch.full((len(rows),), value) for name, value in part.flags.items()}
-            batches.append(part.pool[torch.from_numpy(rows)] | flags)
+        for i in np.unique(subset_B):
+            subset = self.subsets[i]
+            places.append(np.flatnonzero(subset_B == i))
+            rows = subset.in_pool(numbers_B[places[-1]] - self._starts[i])
+            flags = {name: torch.full((len(rows),), value) for name, value in subset.flags.items()}
+            batches.append(subset.pool[torch.from_numpy(rows)] | flags)
         back = torch.from_numpy(np.argsort(np.concatenate(places)))
         return select(stack_rows(batches), back) | {"ids": torch.from_numpy(numbers_B)}
 
     def fingerprint(self) -> str:
         """See `Pool`."""
         digest = hashlib.sha256()
-        for part in self.parts:
+        for subset in self.subsets:
             digest.update(
-                f"{part.pool.fingerprint()} {sorted(part.flags.items())}".encode()
-                + part.numbers.tobytes()
+                f"{subset.pool.fingerprint()} {sorted(subset.flags.items())}".encode()
+                + subset.numbers.tobytes()
             )
         return digest.hexdigest()
 
@@ -247,7 +247,7 @@ class SequencesPool:
 
 
 def _apart(rows: Batch) -> tuple[np.ndarray, np.ndarray]:
-    """Prompts, and the answers that end the rows: ids, padded with -1 wherever there is none."""
+    """Prompts, and the answers that end the rows: ids, with -1 at all other places."""
     ids = rows["input_ids"].numpy()
     present = rows["attention_mask"].numpy() != 0
     place = np.arange(ids.shape[1])

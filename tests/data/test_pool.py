@@ -14,9 +14,9 @@ from temper.data import token_pool as module
 from temper.data.pool import (
     JoinedPool,
     MismatchedPool,
-    Part,
     RowsPool,
     SequencesPool,
+    Subset,
     row_numbers,
 )
 from temper.data.token_pool import Row, TokenPool, cached_pool, write_pool
@@ -125,7 +125,7 @@ def test_memory_and_files_give_the_same_batches(tmp_path):
 
 
 def test_loader_processes_change_no_batch(tmp_path):
-    source = PoolSource(JoinedPool(Part(_pool(tmp_path / "a", _rows(9)))), 2, 5, "user")
+    source = PoolSource(JoinedPool(Subset(_pool(tmp_path / "a", _rows(9)))), 2, 5, "user")
     alone, shared = (list(StreamLoader(Stream(source, 4, 0, 0, 1), lambda: 0, n)) for n in (0, 2))
     assert len(alone) == len(shared) == 4
     for one, two in zip(alone, shared, strict=True):
@@ -269,9 +269,9 @@ def test_joined_pools_number_their_rows_through(numbers, tmp_path_factory):
     folder, first, second = tmp_path_factory.mktemp("pools"), _rows(4), _rows(5, seed=1)
     chosen = np.array([3, 0, 4])
     joined = JoinedPool(
-        Part(_pool(folder / "a", first), flags={"unsafe": True}),
-        Part(_pool(folder / "b", second), np.array([], int), {"unsafe": True}),
-        Part(_pool(folder / "c", second), chosen, {"unsafe": False}),
+        Subset(_pool(folder / "a", first), flags={"unsafe": True}),
+        Subset(_pool(folder / "b", second), np.array([], int), {"unsafe": True}),
+        Subset(_pool(folder / "c", second), chosen, {"unsafe": False}),
     )
     rows = [*first, *(second[i] for i in chosen)]
     batch = joined[torch.tensor(numbers)]
@@ -284,10 +284,10 @@ def test_joined_pools_number_their_rows_through(numbers, tmp_path_factory):
 def test_a_joined_pool_has_a_fingerprint_of_what_it_takes(tmp_path):
     pool = _pool(tmp_path / "a", _rows(4))
     parts = [
-        Part(pool),
-        Part(pool, np.array([0, 1, 2])),
-        Part(pool, np.array([0, 2, 1])),
-        Part(pool, flags={"unsafe": True}),
+        Subset(pool),
+        Subset(pool, np.array([0, 1, 2])),
+        Subset(pool, np.array([0, 2, 1])),
+        Subset(pool, flags={"unsafe": True}),
     ]
     assert len({JoinedPool(part).fingerprint() for part in parts} | {pool.fingerprint()}) == 5
 
