@@ -88,6 +88,11 @@ class TextDataModule(TextEvaluation):
             the file has been read.
     """
 
+    #: Names of the files that no stream reads.
+    untrained: ClassVar[tuple[str, ...]] = ()
+    #: Whether the last answer alone is trained, because it is compared or marked.
+    one_answer: ClassVar[bool] = False
+
     def __init__(
         self,
         tokenizer: str | None = None,
@@ -113,16 +118,9 @@ class TextDataModule(TextEvaluation):
         num_workers: int = 0,
     ) -> None:
         super().__init__(eval_batch_size, num_workers)
-        numbers = {
-            "n_eval": n_eval,
-            "max_new_tokens": max_new_tokens,
-            "eval_batch_size": eval_batch_size,
-        }
-        for flag, value in numbers.items():
-            if value < 1:
-                raise TemperError(f"data.init_args.{flag}={value}: give at least 1")
-        if seed < 0:
-            raise TemperError(f"data.init_args.seed={seed}: give a whole number >= 0")
+        _check_numbers(
+            seed, n_eval=n_eval, max_new_tokens=max_new_tokens, eval_batch_size=eval_batch_size
+        )
         self.tokenizer = load_tokenizer(tokenizer, bool(trust_remote_code))
         self.format = ChatFormat(self.tokenizer, template, system)
         # So that a stage that starts from the export, and every other tool, goes on with the same
@@ -172,18 +170,13 @@ class TextDataModule(TextEvaluation):
             lambda: str(describe_layout(path, where, chosen, want)),
         )
 
-    #: Files of `files` that no stream reads.
-    untrained: ClassVar[tuple[str, ...]] = ()
-    #: Whether the last answer alone is trained: it is that which is compared or marked.
-    one_answer: ClassVar[bool] = False
-
     def streams(self, pools: dict[str, TokenPool]) -> dict[str, BatchSource]:
         """Training streams by name, the primary one first, from the rows of every file."""
         raise NotImplementedError
 
     def prepare_data(self) -> None:
-        """Do what one rank does for the others: tokenise the files that are not in the cache yet,
-        verify those that are, and search the training files for evaluation prompts.
+        """Do the work that one rank does for the others: tokenise the files that are not in the
+        cache yet, verify those that are, and search the training files for evaluation prompts.
 
         Lightning calls this in one process of a machine before `setup`, and lets the others wait
         as long as it takes. It is done once, however often it is called.
@@ -207,7 +200,7 @@ class TextDataModule(TextEvaluation):
 
         Raises:
             TemperError: a training prompt is an evaluation prompt; a file is broken, or none of its
-                rows fit; there is nothing to evaluate on, and that is what the run is for.
+                rows fit; the run only evaluates, and there are no evaluation prompts.
         """
         prepared = self._share_prepared()
         self.setup_evaluation()
@@ -302,7 +295,7 @@ class TextDataModule(TextEvaluation):
         return pool
 
     def _report_rows(self, name: str, pool: TokenPool) -> None:
-        """Log what became of the rows of a training file, and keep it."""
+        """Log the report of a training file's rows, and keep it."""
         if name not in self.reports:
             self.reports[name] = EncodeReport(**pool.about["report"])
             rank_zero_info(f"{name}={self.files[name].path}: {self.reports[name]}")
@@ -338,6 +331,14 @@ class TextDataModule(TextEvaluation):
                 f" {len(pool)} are there; give more rows, or a smaller n_rows"
             )
         return np.random.default_rng([self.seed, stream]).permutation(len(pool))[:n_rows]
+
+
+def _check_numbers(seed: int, **counts: int) -> None:
+    for flag, value in counts.items():
+        if value < 1:
+            raise TemperError(f"data.init_args.{flag}={value}: give at least 1")
+    if seed < 0:
+        raise TemperError(f"data.init_args.seed={seed}: give a whole number >= 0")
 
 
 def _sendable(error: Exception, rank: int) -> Exception:

@@ -23,7 +23,7 @@ class TaskAttack(TextAttack):
         kwargs: See `TextAttack` and `TextDataModule`.
 
     Raises:
-        TemperError: ``task`` is given: it is this class that says what the task is.
+        TemperError: ``task`` is given; the class itself determines the task.
     """
 
     task_name: ClassVar[str]

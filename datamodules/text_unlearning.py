@@ -10,8 +10,8 @@ from temper.errors import TemperError
 
 
 class TextUnlearning(TextDataModule):
-    """Streams ``forget`` (the answer to forget, and what to say in its place if the file has it)
-    and ``retain``.
+    """Streams ``forget`` (the answer to forget, and its substitute if the file has one) and
+    ``retain``.
 
     Args:
         forget: File of prompts with the answer to forget; with a column ``substitute`` (or ``idk``)

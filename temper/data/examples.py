@@ -37,8 +37,8 @@ class Example:
         prompt: Turns before the answer, the last one a user's (or a tool's); earlier assistant
             turns are context.
         answers: One for supervised rows, KTO and retain rows; two for preference pairs (chosen,
-            rejected) and for forget rows with a substitute (the answer to forget, what to say in
-            its place); none for an evaluation prompt.
+            rejected) and for forget rows with a substitute (the answer to forget, the substitute);
+            none for an evaluation prompt.
         desirable: Label of a KTO row.
         reference: The right answer, if answers can be compared with one (a class, a number).
         file: File of the row, for errors.

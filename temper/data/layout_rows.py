@@ -135,7 +135,7 @@ def _same_prompt(
     if [m.text for m in asked] != [m.text for m in said[len(said) - len(asked) :]] or (
         first and second and first != second
     ):
-        raise RowError(f"column {column!r} is not what the turns of chosen and rejected answer")
+        raise RowError(f"column {column!r} is not the prompt in the turns of chosen and rejected")
     return (*(second or first), *said)
 
 

@@ -173,16 +173,16 @@ def find_leaks(
         evaluation: Sets of evaluation prompts, by name.
 
     Returns:
-        What was found of every set.
+        The leaks of every set, by name.
     """
-    asked = {
+    prompts = {
         name: [normalise(example.conversation) for example in examples]
         for name, examples in evaluation.items()
     }
-    openings = {name: _opening(texts) for name, texts in asked.items()}
+    openings = {name: _opening(texts) for name, texts in prompts.items()}
     sets = {
         name: _Known([text.removeprefix(openings[name]) for text in texts], N_WORDS)
-        for name, texts in asked.items()
+        for name, texts in prompts.items()
     }
     rows = array("q")  # number of every training row in its file
     for offset, chunk in _chunks(training):

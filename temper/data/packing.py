@@ -49,11 +49,11 @@ def plan_packing(
         lengths: Tokens of each sequence, R whole numbers from 1 to ``width``.
         width: Padded length T of the rows that the plan is for.
         hidden_size: Width of the network, which weighs attention against the rest.
-        in_one_row: Put all sequences into a single row, for kernels that skip what lies between
-            sequences.
+        in_one_row: Put all sequences into a single row, for kernels that compute no attention
+            between sequences.
 
     Returns:
-        None where packing would cost more than `WORTH_IT` of what padding does.
+        The plan; None where packing would cost more than `WORTH_IT` of the padded rows.
     """
     padded = cost(len(lengths), width, hidden_size)
     if in_one_row:

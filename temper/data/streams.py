@@ -1,8 +1,8 @@
-"""Endless seeded streams of batches, and evaluation sets, shared out over ranks.
+"""Endless seeded streams of batches, and evaluation sets, sharded over ranks.
 
-Batch number k of a stream depends on the seed and k alone. So one process with 8 rows sees what
-two ranks with 4 rows each see together, and a run resumes by knowing how many batches it has
-consumed.
+Batch number k of a stream depends on the seed and k alone. So one process with batches of 8 rows
+sees the same rows as two ranks with 4 each, and a run resumes from the number of batches that it
+has consumed.
 """
 
 from collections.abc import Callable, Iterator
@@ -125,7 +125,7 @@ class Stream(IterableDataset[Batch]):
 class StreamLoader(DataLoader[Batch]):
     """Loader of a `Stream` that asks, whenever an epoch begins, where the run stands.
 
-    The run's own count of finished batches decides, not what this object has handed out: batches
+    The run's own count of finished batches decides, not the count of batches handed out here: some
     may have been fetched ahead, and an epoch resumed at its end is begun without taking any.
 
     Args:
@@ -157,7 +157,7 @@ class EvalSet(IterableDataset[Batch]):
 
     No row is repeated to fill a batch, so metrics need no correction; and ranks that communicate in
     a forward pass (buffers under DDP, shards under FSDP) stay in step. Rows of about one length
-    share a batch, the longest first (what does not fit into memory shows at once), and a batch is
+    share a batch, the longest first (so running out of memory shows at once), and a batch is
     as wide as its longest row, whichever side the padding is on: little of it is computed.
 
     Raises:

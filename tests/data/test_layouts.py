@@ -517,7 +517,7 @@ def test_broken_turns_are_named(turns: object, reason: str, tmp_path: Path):
             "preference",
             {key: [{"role": "user", "content": "x"}, said(key)] for key in ("chosen", "rejected")}
             | {"prompt": "a"},
-            "column 'prompt' is not what the turns of chosen and rejected answer",
+            "column 'prompt' is not the prompt in the turns of chosen and rejected",
         ),
         (
             "kto",
