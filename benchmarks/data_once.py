@@ -109,7 +109,7 @@ def datamodule(folder: Path) -> Any:
     """A datamodule on the files."""
     from datamodules import TextSupervised
 
-    prompts = {kind: str(folder / f"{kind}.jsonl") for kind in KINDS}
+    prompts: dict[str, Any] = {kind: str(folder / f"{kind}.jsonl") for kind in KINDS}
     return TextSupervised(
         train=str(folder / "train.jsonl"),
         tokenizer=str(folder / "tokenizer"),
