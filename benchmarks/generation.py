@@ -1,12 +1,14 @@
-"""Answers one by one against batches by length: python benchmarks/generation.py [--model
-models/smollm2-135m-instruct].
+"""Time of batched greedy generation, as evaluations do it, against simpler methods.
 
-Greedy answers to harmless questions of different lengths, as a safety evaluation writes them. Three
-ways: each prompt alone through transformers' `generate`; batches in the order of the file, all
-padded to its longest prompt; and what an evaluation does (`EvalSet`: batches by length; `greedy`:
-rows that have ended leave their batch). Times are medians of interleaved runs in one process; all
-three must write the same tokens. --last-position compares, on the first batch, what transformers
-gives the output layer (a strided view) with dense rows, in two precisions.
+    python benchmarks/generation.py [--model models/smollm2-135m-instruct]
+
+Greedy answers to harmless questions of different lengths, by three methods: each prompt alone with
+transformers' `generate`; batches in file order, all padded to the longest prompt; and the method of
+an evaluation (`EvalSet`: batches by length; `generate_greedy`: finished rows leave their batch).
+Methods alternate in one process; times are medians. All methods must generate the same tokens.
+
+--last-position compares, on the first batch and in two precisions, the output layer's input as
+transformers passes it (a strided view) with a dense copy.
 """
 
 import argparse
@@ -19,8 +21,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from temper.data import Batch, EvalSet, pad_left, select
-from temper.models.generate import greedy
-from temper.models.score import dense_last_positions
+from temper.models.generate import generate_greedy
+from temper.models.score import contiguous_head_inputs
 
 PLACES = (
     "the sea",
@@ -47,8 +49,8 @@ LONG = (
 )
 
 
-def questions(n: int) -> list[str]:
-    """``n`` different questions, short and long ones in turn."""
+def make_questions(n: int) -> list[str]:
+    """``n`` different questions, short and long in turn."""
     combinations = itertools.product(range(3, 40), PLACES, SHORT + LONG)
     texts = dict.fromkeys(
         template.format(n=number, place=place) for number, place, template in combinations
@@ -56,8 +58,8 @@ def questions(n: int) -> list[str]:
     return list(itertools.islice(texts, n))
 
 
-def prompts(tokenizer, texts: list[str]) -> Batch:
-    """Prompts in the tokenizer's chat template, padded on the left, numbered."""
+def make_prompts(tokenizer, texts: list[str]) -> Batch:
+    """Prompts in the tokenizer's chat template, padded on the left, with row numbers."""
     turns = [[{"role": "user", "content": text}] for text in texts]
     ids = [
         tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False)
@@ -70,7 +72,7 @@ def prompts(tokenizer, texts: list[str]) -> Batch:
 
 @torch.no_grad()
 def one_by_one(network, rows: Batch, new_tokens: int, batch_size: int) -> dict[int, list[int]]:
-    """Each prompt alone, without padding."""
+    """Generate for each prompt alone, without padding; answers by row number."""
     answers = {}
     for number, ids, mask in zip(
         rows["ids"].tolist(), rows["input_ids"], rows["attention_mask"].bool(), strict=True
@@ -88,7 +90,7 @@ def one_by_one(network, rows: Batch, new_tokens: int, batch_size: int) -> dict[i
 
 @torch.no_grad()
 def in_file_order(network, rows: Batch, new_tokens: int, batch_size: int) -> dict[int, list[int]]:
-    """Batches as wide as the longest prompt of all, each until its last row has ended."""
+    """Generate in batches padded to the longest prompt of all, until the last row has ended."""
     answers = {}
     for index in torch.arange(len(rows["ids"])).split(batch_size):
         batch = select(rows, index)
@@ -101,27 +103,28 @@ def in_file_order(network, rows: Batch, new_tokens: int, batch_size: int) -> dic
 
 
 def by_length(network, rows: Batch, new_tokens: int, batch_size: int) -> dict[int, list[int]]:
-    """As an evaluation does it."""
+    """Generate as an evaluation does."""
     answers = {}
     for batch in EvalSet(rows, batch_size, 0, 1):
-        written = greedy(network, batch["input_ids"], batch["attention_mask"], new_tokens)
+        written = generate_greedy(network, batch["input_ids"], batch["attention_mask"], new_tokens)
         answers |= dict(zip(batch["ids"].tolist(), written.tolist(), strict=True))
     return answers
 
 
-def last_position(network, rows: Batch, options: argparse.Namespace) -> None:
-    """Print a table of seconds for the prompt pass and for whole answers, with and without dense
-    rows for the output layer.
+def compare_last_position(network, rows: Batch, options: argparse.Namespace) -> None:
+    """Print a table of times of the prompt pass and of whole answers, with the output layer's input
+    as a strided view and as a dense copy.
     """
     prompt = {name: rows[name][: options.batch_size] for name in ("input_ids", "attention_mask")}
-    print("| | as transformers does it | dense | same tokens |\n|---|---|---|---|")
+    print("| | strided view (transformers) | dense copy | same tokens |\n|---|---|---|---|")
     for dtype, new_tokens in itertools.product(
         (torch.bfloat16, torch.float32), (1, options.new_tokens)
     ):
         network.to(dtype)
-        answers, times = {}, {name: [] for name in ("strided", "dense")}
+        answers = {}
+        times: dict[str, list[float]] = {"strided": [], "dense": []}
         for _, name in itertools.product(range(options.repeats), times):
-            with dense_last_positions(network) if name == "dense" else contextlib.nullcontext():
+            with contiguous_head_inputs(network) if name == "dense" else contextlib.nullcontext():
                 start = time.perf_counter()
                 answers[name] = network.generate(
                     **prompt, max_new_tokens=new_tokens, do_sample=False
@@ -134,7 +137,7 @@ def last_position(network, rows: Batch, options: argparse.Namespace) -> None:
         print(f"| {name}, {new_tokens} new tokens | {seconds} | {same} of {total} |")
 
 
-WAYS = {
+METHODS = {
     "one by one": one_by_one,
     "batches in file order": in_file_order,
     "batches by length": by_length,
@@ -142,8 +145,10 @@ WAYS = {
 
 
 def main() -> None:
-    """Print a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Print a table of times."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
         "--model", default="models/smollm2-135m-instruct", help="folder of a chat model"
     )
@@ -152,7 +157,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument(
-        "--last-position", action="store_true", help="that comparison alone, on one batch"
+        "--last-position", action="store_true", help="run only this comparison, on one batch"
     )
     options = parser.parse_args()
     tokenizer = AutoTokenizer.from_pretrained(options.model, local_files_only=True)
@@ -166,18 +171,18 @@ def main() -> None:
     )
     rows = {
         name: value.to(device)
-        for name, value in prompts(tokenizer, questions(options.prompts)).items()
+        for name, value in make_prompts(tokenizer, make_questions(options.prompts)).items()
     }
     if options.last_position:
-        last_position(network, rows, options)
+        compare_last_position(network, rows, options)
         return
     lengths = rows["attention_mask"].sum(1)
-    times: dict[str, list[float]] = {name: [] for name in WAYS}
+    times: dict[str, list[float]] = {name: [] for name in METHODS}
     answers: dict[str, dict[int, list[int]]] = {}
     for _ in range(options.repeats):
-        for name, way in WAYS.items():
+        for name, generate in METHODS.items():
             start = time.perf_counter()
-            answers[name] = way(network, rows, options.new_tokens, options.batch_size)
+            answers[name] = generate(network, rows, options.new_tokens, options.batch_size)
             times[name].append(time.perf_counter() - start)
     eos = network.generation_config.eos_token_id
     ends = {eos} if isinstance(eos, int) else set(eos)
@@ -187,10 +192,11 @@ def main() -> None:
         f" {torch.get_num_threads()} threads, medians of {options.repeats}\n"
     )
     print("| generation | seconds | times faster | same tokens as one by one |\n|---|---|---|---|")
-    alone, base = answers["one by one"], statistics.median(times["one by one"])
+    alone = answers["one by one"]
+    base = statistics.median(times["one by one"])
     for name, spent in times.items():
         same = sum(
-            _cut(answers[name][number], ends) == _cut(answer, ends)
+            _truncate(answers[name][number], ends) == _truncate(answer, ends)
             for number, answer in alone.items()
         )
         print(
@@ -199,8 +205,8 @@ def main() -> None:
         )
 
 
-def _cut(answer: list[int], ends: set[int]) -> list[int]:
-    """An answer up to its end token."""
+def _truncate(answer: list[int], ends: set[int]) -> list[int]:
+    """Truncate an answer after its first end token."""
     return next((answer[: i + 1] for i, token in enumerate(answer) if token in ends), answer)
 
 

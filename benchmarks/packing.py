@@ -1,8 +1,9 @@
-"""What packing saves: python benchmarks/packing.py [--model models/smollm2-135m-instruct]
-[--repeats 7].
+"""Time of a training step with padded and with packed rows.
 
-A training step's forward and backward pass over the same rows, padded and packed, in one process,
-interleaved; medians. Row lengths are drawn uniformly, seeded. Prints a Markdown table.
+    python benchmarks/packing.py [--model models/smollm2-135m-instruct] [--repeats 7]
+
+Forward and backward pass over the same rows, padded and packed in turn, in one process; times are
+medians. Row lengths are uniformly random with a fixed seed.
 """
 
 import argparse
@@ -29,7 +30,7 @@ SHAPES = (
 
 
 def main() -> None:
-    """Print the table."""
+    """Print a Markdown table of times."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -70,7 +71,7 @@ def main() -> None:
 def compare(
     name: str, network: Any, n_rows: int, shortest: int, longest: int, repeats: int
 ) -> None:
-    """Measure one network and print its line."""
+    """Measure one network and print its row of the table."""
     generator = torch.Generator().manual_seed(0)
     lengths = torch.randint(shortest, longest + 1, (n_rows,), generator=generator)
     present = torch.arange(int(lengths.max())) < lengths[:, None]
@@ -81,7 +82,7 @@ def compare(
         "labels": ids.masked_fill(~present, -100),
     }
     kinds = {"padded": rows, "packed": rows | {LENGTHS: lengths.numpy()}}
-    gradients = {kind: step(network, inputs) for kind, inputs in kinds.items()}
+    gradients = {kind: compute_gradients(network, inputs) for kind, inputs in kinds.items()}
     difference = max(
         float((a - b).norm() / a.norm().clamp_min(1e-30))
         for a, b in zip(gradients["padded"], gradients["packed"], strict=True)
@@ -90,7 +91,7 @@ def compare(
     for _ in range(repeats):
         for kind, inputs in kinds.items():
             started = time.perf_counter()
-            step(network, inputs)
+            compute_gradients(network, inputs)
             seconds[kind].append(time.perf_counter() - started)
     padded, packed = (1000 * median(seconds[kind]) for kind in kinds)
     fills = [fill_rate(lengths.numpy(), width) for width in (None, network.config.hidden_size)]
@@ -109,8 +110,8 @@ def compare(
     )
 
 
-def step(network: Any, rows: dict[str, Any]) -> list[torch.Tensor]:
-    """One forward and backward pass; the gradients."""
+def compute_gradients(network: Any, rows: dict[str, Any]) -> list[torch.Tensor]:
+    """Gradients of one forward and backward pass."""
     network.zero_grad()
     terms = nll(score(network, rows))
     (terms.total / terms.count).backward()

@@ -1,8 +1,9 @@
-"""Print a finished study as Markdown: python benchmarks/study_table.py runs/booster_refresh
-[--mean].
+"""Print the results of a finished study as Markdown tables.
 
-Two kinds of tables: models before the attack, with what they cost, and after each attack. A cell is
-the mean over seeds, then the single seeds in brackets; with --mean, then the lowest and highest.
+    python benchmarks/study_table.py runs/booster_refresh [--mean]
+
+One table for the models before the attack, with their training costs, and one for each attack. A
+cell is the mean over seeds, followed by the value of each seed; with --mean, by their range.
 """
 
 import argparse
@@ -11,35 +12,24 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-BEFORE = {
-    "refusal_rate": "refusal",
-    "over_refusal_rate": "over-refusal",
-    "safe_accuracy": "safe accuracy",
-}
-AFTER = {
-    "harmful_score": "HS",
-    "harmful_score_lenient": "HS lenient",
-    "refusal_rate": "refusal",
-    "over_refusal_rate": "over-refusal",
-    "safe_accuracy": "safe accuracy",
-    "fine_tune_accuracy": "FA",
-    "degenerate_rate": "degenerate",
-}
+from temper.metrics.table import SAFETY_METRICS
+
+SHOWN_BEFORE = ("refusal_rate", "over_refusal_rate", "safe_accuracy")
+AFTER = {entry.key: entry.column for entry in SAFETY_METRICS}
+BEFORE = {key: AFTER[key] for key in SHOWN_BEFORE}
 
 
 def cell(values: pd.Series, mean_only: bool) -> str:
-    """Mean over seeds and the single values (or their range), in percent."""
+    """Mean over seeds with the value of each seed (or their range), in percent."""
     percents = [100 * value for value in values]
-    rest = (
-        f"{min(percents):.0f}–{max(percents):.0f}"
-        if mean_only
-        else ", ".join(f"{p:.0f}" for p in percents)
-    )
-    return f"{sum(percents) / len(percents):.0f} ({rest})"
+    seeds = ", ".join(f"{p:.0f}" for p in percents)
+    if mean_only:
+        seeds = f"{min(percents):.0f}–{max(percents):.0f}"
+    return f"{sum(percents) / len(percents):.0f} ({seeds})"
 
 
-def figures(rows: pd.DataFrame, metrics: dict[str, str], mean_only: bool) -> str:
-    """Cells of a row."""
+def metric_cells(rows: pd.DataFrame, metrics: dict[str, str], mean_only: bool) -> str:
+    """Cells of a table row, one per metric."""
     return " | ".join(
         cell(rows[rows["metric"] == metric].sort_values("seed")["value"], mean_only)
         for metric in metrics
@@ -47,12 +37,17 @@ def figures(rows: pd.DataFrame, metrics: dict[str, str], mean_only: bool) -> str
 
 
 def header(columns: list[str]) -> str:
-    """The head of a Markdown table."""
+    """Header of a Markdown table."""
     return f"| objective | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}"
 
 
-def cost(frame: pd.DataFrame, name: str) -> float:
-    """Median over seeds of the mean over the stages of a seed."""
+def select(frame: pd.DataFrame, stage: str, objective: str) -> pd.DataFrame:
+    """Rows of a stage and an objective."""
+    return frame[(frame["stage"] == stage) & (frame["objective"] == objective)]
+
+
+def median_cost(frame: pd.DataFrame, name: str) -> float:
+    """Median over seeds of a cost, averaged over the stages of each seed."""
     rows = frame[frame["metric"] == f"cost/{name}"]
     return float(rows.groupby("seed")["value"].mean().median()) if len(rows) else 0.0
 
@@ -60,45 +55,46 @@ def cost(frame: pd.DataFrame, name: str) -> float:
 def main(folder: Path, mean_only: bool) -> None:
     """Print the tables."""
     study = yaml.safe_load((folder / "study.yaml").read_text())
-    labels = {name: part.get("label", name) for name, part in study["objectives"].items()}
-    results, costs = (pd.read_csv(folder / name) for name in ("results.csv", "costs.csv"))
-    of = lambda frame, stage, name: frame[(frame["stage"] == stage) & (frame["objective"] == name)]  # noqa: E731
-    later = [
-        "passes after",
-        "forward passes after",
-        "seconds after",
-    ]  # in the user's fine-tuning and after it
-    print(header([*BEFORE.values(), "passes", "forward passes", "seconds", "peak MiB", *later]))
+    labels = {name: each.get("label", name) for name, each in study["objectives"].items()}
+    results = pd.read_csv(folder / "results.csv")
+    costs = pd.read_csv(folder / "costs.csv")
+    alignment_costs = ["passes", "forward passes", "seconds", "peak MiB"]
+    # In the user's fine-tuning and after it.
+    later_costs = ["passes after", "forward passes after", "seconds after"]
+    print(header([*BEFORE.values(), *alignment_costs, *later_costs]))
     for name, label in labels.items():
-        aligned, measured = of(results, "aligned", name), of(costs, "aligned", name)
-        spent = [
-            f"{cost(aligned, 'passes'):,.0f}",
-            f"{cost(aligned, 'forwards'):,.0f}",
-            f"{cost(measured, 'seconds'):.0f}",
+        aligned = select(results, "aligned", name)
+        aligned_costs = select(costs, "aligned", name)
+        attacked = select(results, "attacked", name)
+        attacked_costs = select(costs, "attacked", name)
+        cells = [
+            metric_cells(aligned, BEFORE, mean_only),
+            f"{median_cost(aligned, 'passes'):,.0f}",
+            f"{median_cost(aligned, 'forwards'):,.0f}",
+            f"{median_cost(aligned_costs, 'seconds'):.0f}",
+            f"{median_cost(aligned_costs, 'peak_memory_mib'):.0f}",
+            f"{median_cost(attacked, 'passes'):,.0f}",
+            f"{median_cost(attacked, 'forwards'):,.0f}",
+            f"{median_cost(attacked_costs, 'seconds'):.0f}",
         ]
-        spent += [f"{cost(measured, 'peak_memory_mib'):.0f}"]
-        spent += [
-            f"{cost(of(results, 'attacked', name), kind):,.0f}" for kind in ("passes", "forwards")
-        ]
-        spent += [f"{cost(of(costs, 'attacked', name), 'seconds'):.0f}"]
-        print(f"| {label} | {figures(aligned, BEFORE, mean_only)} | {' | '.join(spent)} |")
+        print(f"| {label} | {' | '.join(cells)} |")
     attacked = results[results["stage"] == "attacked"]
-    for (attack, lr, ratio), group in attacked.groupby(
-        ["attack", "attack_lr", "harmful_ratio"], sort=False
-    ):
-        print(
-            f"\n{study['attacks'][attack].get('label', attack)}: lr {lr:g}, p ="
-            f" {ratio:g}\n\n{header(list(AFTER.values()))}"
-        )
+    settings = ["attack", "attack_lr", "harmful_ratio"]
+    for (attack, lr, ratio), group in attacked.groupby(settings, sort=False):
+        attack_label = study["attacks"][attack].get("label", attack)
+        print(f"\n{attack_label}: lr {lr:g}, p = {ratio:g}\n\n{header(list(AFTER.values()))}")
         for name, label in labels.items():
-            print(f"| {label} | {figures(group[group['objective'] == name], AFTER, mean_only)} |")
+            rows = group[group["objective"] == name]
+            print(f"| {label} | {metric_cells(rows, AFTER, mean_only)} |")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument(
-        "--mean", action="store_true", help="range over seeds instead of single values"
+        "--mean", action="store_true", help="range over seeds instead of the value of each seed"
     )
     options = parser.parse_args()
     main(options.folder, options.mean)

@@ -1,4 +1,4 @@
-"""Observations and side effects, one per file; each works alone, from YAML."""
+"""The callbacks, one per file; each works alone, from YAML, with any objective."""
 
 from callbacks.forced_prefix import ForcedPrefix
 from callbacks.hf_export import HFExport

@@ -1,47 +1,92 @@
-"""What callbacks that evaluate share: answers as text, refusals, and a word when a fit ends without
-an evaluation.
+"""Shared code of the callbacks: the interface of datamodules, answers as text, checks of modules,
+and the base of callbacks that evaluate.
+
+Shapes: `B` prompts, `R` answer tokens.
 """
 
-from typing import Any
+from typing import Protocol
 
 import lightning.pytorch as L
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
+from temper.data import Batch, BatchSource
 from temper.errors import TemperError
+from temper.judges import Judge
 
 
-def answers_as_text(data: Any, outputs: Any) -> list[str]:
-    """What a validation step returned, as text.
+class StreamData(Protocol):
+    """The part of a datamodule that callbacks read; `datamodules.StreamDataModule` documents it.
+
+    A callback that needs more of a datamodule has a Protocol of its own for that, and checks it in
+    its ``setup``.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    sources: dict[str, BatchSource]
+    eval_rows: Batch
+    eval_kinds: list[str]
+    probe_rows: dict[str, Batch]
+    judge: Judge
+
+    def prompt_texts(self, batch: Batch) -> list[str]:
+        """Evaluation prompts as judges read them."""
+        ...
+
+    def answer_texts(self, ids_BR: Tensor) -> list[str]:
+        """Answers as judges read them."""
+        ...
+
+    def correct(self, batch: Batch, answers: list[str]) -> list[bool | None]:
+        """Whether answers are right; None where the judge decides."""
+        ...
+
+    def fingerprints(self) -> dict[str, str]:
+        """SHA-256 of every stream and of the evaluation prompts."""
+        ...
+
+
+def data_of(trainer: L.Trainer) -> StreamData:
+    """The Trainer's datamodule."""
+    data: StreamData = trainer.datamodule  # type: ignore[attr-defined]
+    return data
+
+
+def answers_as_text(data: StreamData, outputs: Tensor | list[str]) -> list[str]:
+    """The answers that a validation step returned, as text.
 
     Args:
-        data: The datamodule; its ``answer_texts`` reads ids.
-        outputs: Answers to a batch: B x R ids, or B texts, as `StoredAnswers` has them.
+        data: The datamodule, which decodes ids.
+        outputs: Answers to a batch: ``B x R`` ids, or ``B`` texts, as `StoredAnswers` has them.
     """
-    return outputs if isinstance(outputs, list) else data.answer_texts(outputs)  # type: ignore[no-any-return]
+    return outputs if isinstance(outputs, list) else data.answer_texts(outputs)
 
 
-def refuse_without(callback: L.Callback, pl_module: L.LightningModule, *parts: str) -> None:
-    """Refuse, before anything runs, a module that lacks what a callback uses of it: `StoredAnswers`
-    has no network.
+def refuse_without(callback: L.Callback, pl_module: L.LightningModule, *names: str) -> None:
+    """Refuse, before anything runs, a module without the attributes that a callback uses;
+    `StoredAnswers`, for example, has no network.
 
     Args:
         callback: Named in the message.
         pl_module: The module.
-        parts: Names of attributes and methods.
+        names: Names of attributes and methods.
 
     Raises:
-        TemperError: it lacks one.
+        TemperError: the module lacks one of them.
     """
-    for part in parts:
-        if not hasattr(pl_module, part):
+    for name in names:
+        if not hasattr(pl_module, name):
             raise TemperError(
-                f"{type(callback).__name__}: model={type(pl_module).__name__} has no {part}, which"
+                f"{type(callback).__name__}: model={type(pl_module).__name__} has no {name}, which"
                 " the callback needs; drop the callback"
             )
 
 
 class EvaluationCallback(L.Callback):
-    """Base of callbacks that measure at validation; they set ``evaluated`` when they have."""
+    """Base of callbacks that measure at validation; they set ``evaluated`` to True once they have
+    measured.
+    """
 
     def __init__(self) -> None:
         self.evaluated = False
@@ -51,8 +96,8 @@ class EvaluationCallback(L.Callback):
         self.evaluated = False
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say so if nothing was evaluated: Lightning skips validation that is due after the last
-        step in silence.
+        """Warn if nothing was evaluated: Lightning silently skips a validation that is due after
+        the last step.
         """
         if not self.evaluated:
             rank_zero_warn(

@@ -1,13 +1,13 @@
-"""A few answers as text, beside the curves."""
+"""Sample answers as text in the loggers."""
 
 from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as L
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 
-from callbacks.evaluation import answers_as_text
+from callbacks.evaluation import answers_as_text, data_of
 from temper.errors import TemperError
 
 KEY = "generations"
@@ -29,7 +29,7 @@ def _to_mlflow(logger: Any, rows: Rows, step: int) -> None:
     logger.experiment.log_text(logger.run_id, _markdown(rows), f"{KEY}/step_{step:06d}.md")
 
 
-# Loggers that take text; a new one is a line here.
+# Loggers that take text, and how each writes it; add further loggers here.
 WRITERS: tuple[tuple[type[Logger], Callable[[Any, Rows, int], None]], ...] = (
     (TensorBoardLogger, _to_tensorboard),
     (WandbLogger, _to_wandb),
@@ -39,31 +39,33 @@ WRITERS: tuple[tuple[type[Logger], Callable[[Any, Rows, int], None]], ...] = (
 
 class SampleGenerations(L.Callback):
     """Log a few evaluation prompts with the model's answers, after every validation, to every
-    logger that takes text.
+    logger that takes text: TensorBoard (tab Text), W&B (a table) and MLflow (an artifact).
 
-    TensorBoard (tab Text), W&B (a table) and MLflow (an artifact) do; ``metrics.csv`` does not.
-    Always the same prompts, so that one can watch an answer change. Answers to other than safe and
-    task prompts may be harmful, and a logger may send them to a server: they are left out unless
-    asked for. ``generations.jsonl`` in the run folder has all of them.
+    The prompts are always the same, so that one can follow an answer through training. Answers to
+    prompts other than safe and task ones may be harmful, and a logger may send them to a server:
+    they are left out unless ``show_unsafe`` is set. ``generations.jsonl`` in the run folder has all
+    answers.
 
     Args:
-        n: Prompts of each kind: the first.
-        show_unsafe: Log prompts of the other kinds (unsafe, jailbreaks) and their answers too.
+        n: Number of prompts of each kind, taken from the beginning.
+        show_unsafe: Whether prompts of the other kinds (unsafe, jailbreaks) and their answers are
+            logged too.
     """
 
     def __init__(self, n: int = 4, show_unsafe: bool = False) -> None:
         if n < 1:
             raise TemperError(f"SampleGenerations.n={n}: give at least 1")
-        self.n, self.show_unsafe = n, show_unsafe
+        self.n = n
+        self.show_unsafe = show_unsafe
         self.rows: list[tuple[int, list[str]]] = []
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start anew.
+        """Drop the answers of the last validation.
 
         Raises:
             TemperError: no kind of prompt may be shown.
         """
-        kinds = trainer.datamodule.eval_kinds  # type: ignore[attr-defined]
+        kinds = data_of(trainer).eval_kinds
         if not self._shown(kinds):
             raise TemperError(
                 "SampleGenerations.show_unsafe=false, and all evaluation prompts are"
@@ -81,8 +83,8 @@ class SampleGenerations(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep the rows that are shown, on the first rank, which has its share of the prompts."""
-        data = trainer.datamodule  # type: ignore[attr-defined]
+        """Keep the rows that are shown, on the first rank and from its share of the prompts."""
+        data = data_of(trainer)
         kinds = [data.eval_kinds[i] for i in batch["kind"].tolist()]
         shown = set(self._shown(data.eval_kinds))
         if not trainer.is_global_zero or shown.isdisjoint(kinds):
@@ -106,7 +108,7 @@ class SampleGenerations(L.Callback):
         ]
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Log them."""
+        """Write the rows to the loggers."""
         if trainer.sanity_checking or not trainer.is_global_zero or not self.rows:
             return
         rows = [texts for _, texts in sorted(self.rows)]
@@ -121,8 +123,8 @@ class SampleGenerations(L.Callback):
                 "SampleGenerations: no logger takes text; use TensorBoard (the default, if"
                 " installed), W&B or MLflow"
             )
-        for logger, write in writers:
-            write(logger, rows, trainer.global_step)
+        for text_logger, write in writers:
+            write(text_logger, rows, trainer.global_step)
 
     on_test_start = on_validation_start
     on_test_batch_end = on_validation_batch_end
@@ -133,7 +135,7 @@ class SampleGenerations(L.Callback):
 
 
 def _markdown(rows: Rows) -> str:
-    """A table; what stands in a cell is code, so that nothing in it is taken for markup."""
+    """A Markdown table whose cells are code, so that their text is not rendered as markup."""
     lines = [f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"]
     return "\n".join(
         [*lines, *(f"| {row[0]} | {_cell(row[1])} | {_cell(row[2])} |" for row in rows)]

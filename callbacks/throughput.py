@@ -1,4 +1,4 @@
-"""Speed and memory of training."""
+"""Tokens per second and peak memory of training."""
 
 import resource
 import sys
@@ -13,28 +13,29 @@ def peak_memory_mib(device: torch.device) -> float:
     """Highest memory so far in MiB: allocated on a GPU, resident set of the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    scale = (
-        2**20 if sys.platform == "darwin" else 2**10
-    )  # ru_maxrss is in bytes on macOS, KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # ru_maxrss: bytes on macOS, else KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 class Throughput(L.Callback):
     """Log ``throughput/tokens_per_second`` and ``throughput/peak_memory_mib``, per rank.
 
-    Tokens are those of every forward-backward pass (a Booster step has three), padding not counted.
+    Tokens are those of every forward-backward pass (a Booster step has three), without padding.
 
     Args:
-        every_n_steps: Optimizer steps between two readings; reading synchronises with the device.
+        every_n_steps: Optimizer steps between two measurements; each one synchronizes with the
+            device.
     """
 
     def __init__(self, every_n_steps: int = 50) -> None:
         self.every_n_steps = every_n_steps
-        self._last = (0.0, 0, 0)  # time, tokens, batches
+        self._since = 0.0
+        self._tokens_then = 0
+        self._batches = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
-        self._last = (time.perf_counter(), int(pl_module.work.tokens), 0)  # type: ignore[union-attr]
+        self._restart(time.perf_counter(), _tokens(pl_module))
 
     def on_train_batch_end(
         self,
@@ -44,12 +45,23 @@ class Throughput(L.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Log the rate since the last reading."""
-        since, tokens_then, batches = self._last
-        if batches + 1 < self.every_n_steps:
-            self._last = (since, tokens_then, batches + 1)
+        """Log the rate since the last measurement."""
+        self._batches += 1
+        if self._batches < self.every_n_steps:
             return
-        now, tokens = time.perf_counter(), int(pl_module.work.tokens)  # type: ignore[union-attr]
-        pl_module.log("throughput/tokens_per_second", (tokens - tokens_then) / (now - since))
+        now = time.perf_counter()
+        tokens = _tokens(pl_module)
+        rate = (tokens - self._tokens_then) / (now - self._since)
+        pl_module.log("throughput/tokens_per_second", rate)
         pl_module.log("throughput/peak_memory_mib", peak_memory_mib(pl_module.device))
-        self._last = (now, tokens, 0)
+        self._restart(now, tokens)
+
+    def _restart(self, now: float, tokens: int) -> None:
+        self._since = now
+        self._tokens_then = tokens
+        self._batches = 0
+
+
+def _tokens(pl_module: L.LightningModule) -> int:
+    work: Any = pl_module.work
+    return int(work.tokens)

@@ -1,4 +1,4 @@
-"""Kinds of data, one per file."""
+"""The datamodules, one per file."""
 
 from datamodules.base import StreamDataModule
 from datamodules.synthetic_alignment import SyntheticAlignment

@@ -1,28 +1,53 @@
-"""What the datamodules on the synthetic language share: the language, its rows, its evaluation."""
+"""Base of the datamodules on the synthetic language: language, rows, streams and evaluation.
+
+Shapes: `B` prompts, `T` tokens of a sequence, `R` answer tokens.
+"""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 from datamodules.base import StreamDataModule
-from temper.data import Batch, make_rows, pad_left, pair_rows
+from datamodules.unlearning_rows import synthetic_unlearning_rows
+from temper.data import Batch, PoolSource, make_rows, pad_left, pair_rows
 from temper.data.rows import stack_rows
 from temper.errors import TemperError
 from temper.judges import GrammarJudge
 from temper.synthetic import Kind, Language, Prompts, build_tokenizer, language_spec
-from temper.synthetic.prompts import draw_prompts, prompt_keys
+from temper.synthetic.prompts import AnsweredPrompts, draw_prompts, prompt_keys
 from temper.synthetic.tokenizer import EOS, PAD_ID, compliance_tokens, prompt_tokens, refusal_tokens
 
-# Rows of one role are drawn from a random stream of their own, so that changing the number of rows
-# of one role leaves the others as they were.
+# Each role draws its rows from its own random stream, so that changing the number of rows of one
+# role does not change the rows of the others.
 ROLES = {"alignment": 1, "attack": 2, "test": 3, "probe": 4, "instruct": 5, "steering": 6}
 N_STEERING = 64  # pairs of demonstrations
 
 
+@dataclass(frozen=True)
+class SyntheticStream:
+    """A training stream: its rows, and the prompts that they were made of.
+
+    Args:
+        rows: ``B x T``, or ``B x 2 x T``.
+        prompts: The prompts in the order of the rows, in sets of which all first sequences comply
+            or all refuse.
+        batch_size: Rows per optimizer step, over all ranks.
+        order: Number of the seeded order of batches; streams with the same number of rows and the
+            same order stay aligned.
+    """
+
+    rows: Batch
+    prompts: list[AnsweredPrompts]
+    batch_size: int
+    order: int = 0
+
+
 class SyntheticDataModule(StreamDataModule):
-    """Language, tokenizer, judge and evaluation prompts.
+    """Base of datamodules on the synthetic language. Subclasses draw their training streams in
+    `streams`.
 
     Args:
         preset: Size of the language: ``tiny``, ``small`` or ``paper``.
@@ -33,6 +58,15 @@ class SyntheticDataModule(StreamDataModule):
         eval_split: Split whose texts the evaluation prompts use.
         eval_batch_size: Prompts per generation batch.
         num_workers: Loader processes; 0 makes batches in the training process.
+
+    Attributes:
+        language: The language of all prompts.
+        eval_prompts: The evaluation prompts, by kind.
+        stream_prompts: The prompts of every training stream that `streams` drew, as in
+            `SyntheticStream`.
+
+    Raises:
+        TemperError: an argument out of range, or no language has these sizes.
     """
 
     def __init__(
@@ -48,8 +82,10 @@ class SyntheticDataModule(StreamDataModule):
     ) -> None:
         super().__init__(eval_batch_size, num_workers)
         self.language = Language(language_spec(preset, **_tuples(language or {})))
-        self.language.check()
-        self.seed, self.n_eval, self.eval_split = seed, n_eval, eval_split
+        self.language.check_dominance()
+        self.seed = seed
+        self.n_eval = n_eval
+        self.eval_split = eval_split
         if n_eval < 1:
             raise TemperError(
                 f"data.init_args.n_eval={n_eval}: the evaluation set is empty; give at least 1"
@@ -65,9 +101,35 @@ class SyntheticDataModule(StreamDataModule):
         self.tokenizer = build_tokenizer(self.language.spec)
         self.max_new_tokens = self.language.spec.response_length
         self.judge = GrammarJudge(self.language, self.tokenizer)
+        self.eval_prompts: dict[str, Prompts] = {}
+        self.stream_prompts: dict[str, list[AnsweredPrompts]] = {}
+
+    def streams(self) -> dict[str, SyntheticStream]:
+        """Draw the training streams, by name, the primary one first.
+
+        Raises:
+            TemperError: a training prompt is also an evaluation prompt, or the language has too few
+                prompts.
+        """
+        raise NotImplementedError
+
+    def setup(self, stage: str) -> None:
+        """Draw the evaluation prompts, the probe rows and the training streams.
+
+        Raises:
+            TemperError: see `streams`; or a stream has fewer rows than a batch.
+        """
+        self.setup_evaluation()
+        self.setup_probe()
+        drawn = self.streams()
+        self.stream_prompts = {name: stream.prompts for name, stream in drawn.items()}
+        self.sources = {
+            name: PoolSource(stream.rows, stream.batch_size, self.seed + stream.order, name)
+            for name, stream in drawn.items()
+        }
 
     def rng(self, role: str, part: int = 0) -> np.random.Generator:
-        """Random stream of a role, or of a part of it."""
+        """The random stream of a role in `ROLES`, or of a numbered part of it."""
         return np.random.default_rng([self.seed, ROLES[role], part])
 
     def setup_evaluation(self) -> None:
@@ -89,27 +151,29 @@ class SyntheticDataModule(StreamDataModule):
         self.eval_prompts = dict(zip(self.eval_kinds, prompts, strict=True))
 
     def setup_probe(self) -> None:
-        """Held-out harmful rows, from a random stream and texts of their own (the test split)."""
+        """Draw the probe rows: harmful rows on texts of the evaluation split, which no stream
+        trains on, from their own random stream.
+        """
         unsafe = draw_prompts(
             self.language, Kind.UNSAFE, self.n_eval, self.eval_split, self.rng("probe")
         )
         self.probe_rows = {"harmful": self.rows([(unsafe, True)])}
 
     def alignment_prompts(self, n_unsafe: int, n_safe: int) -> tuple[Prompts, Prompts]:
-        """Prompts of the defender's rows: unsafe ones (to refuse) and safe ones (to answer).
+        """Draw the prompts of the defender's rows: unsafe ones (to refuse), safe ones (to answer).
 
-        The same at every stage with the same seed and numbers.
+        They are the same at every stage with the same seed and numbers.
 
         Raises:
-            TemperError: they are also evaluation prompts.
+            TemperError: one of them is also an evaluation prompt.
         """
         unsafe, safe = self.draw_alignment(n_unsafe, n_safe)
         self.check_overlap("alignment", [unsafe, safe])
         return unsafe, safe
 
     def draw_alignment(self, n_unsafe: int, n_safe: int) -> tuple[Prompts, Prompts]:
-        """As `alignment_prompts`, for data that call them otherwise and check them under that
-        name.
+        """Draw the prompts of `alignment_prompts` without the check; callers use `check_overlap`
+        with stream names of their own.
         """
         rng = self.rng("alignment")
         unsafe = draw_prompts(self.language, Kind.UNSAFE, n_unsafe, "alignment", rng)
@@ -117,8 +181,10 @@ class SyntheticDataModule(StreamDataModule):
             self.language, Kind.SAFE, n_safe, "alignment", rng, prompt_keys(unsafe)
         )
 
-    def rows(self, parts: list[tuple[Prompts, bool]]) -> Batch:
-        """Training rows of prompts, each set with its answers (True) or with refusals (False)."""
+    def rows(self, parts: list[AnsweredPrompts]) -> Batch:
+        """Training rows ``B x T`` of sets of prompts, each with its answers (True) or with refusals
+        (False). At least one set must have prompts.
+        """
         pieces = [
             make_rows(
                 prompt_tokens(self.language, prompts),
@@ -131,15 +197,15 @@ class SyntheticDataModule(StreamDataModule):
         return stack_rows(pieces)
 
     def pairs(self, prompts: Prompts, comply_first: bool) -> Batch:
-        """Rows of two sequences, the answer and the refusal to each prompt: ``B x 2 x T``, with the
-        answer first or second.
+        """Rows ``B x 2 x T``: the answer and the refusal to each prompt, with the answer first or
+        second.
         """
         return pair_rows(
             self.rows([(prompts, comply_first)]), self.rows([(prompts, not comply_first)])
         )
 
     def forced_answers(self) -> Batch:
-        """The unsafe evaluation prompts with what carrying them out looks like, for the callback
+        """The unsafe evaluation prompts with their harmful answers, for the callback
         `ForcedPrefix`.
 
         Returns:
@@ -162,9 +228,12 @@ class SyntheticDataModule(StreamDataModule):
         }
         return rows | {"answers": torch.from_numpy(np.where(answers == EOS, -1, answers))}
 
-    def steering_prompts(self) -> Batch:
+    def steering_pairs(self) -> Batch:
         """Demonstrations for the callback `SafetySteering`: unsafe prompts carried out, and refused
-        (``N x 2 x T``).
+        (``N_STEERING x 2 x T``).
+
+        Raises:
+            TemperError: one of the prompts is also an evaluation prompt.
         """
         unsafe = draw_prompts(
             self.language, Kind.UNSAFE, N_STEERING, "alignment", self.rng("steering")
@@ -172,27 +241,37 @@ class SyntheticDataModule(StreamDataModule):
         self.check_overlap("steering", [unsafe])
         return self.pairs(unsafe, comply_first=True)
 
+    def unlearning_rows(self) -> dict[str, Batch]:
+        """Rows that the callback `UnlearningEvaluation` measures on; see
+        `datamodules.unlearning_rows.synthetic_unlearning_rows`.
+        """
+        return synthetic_unlearning_rows(self)
+
     def check_overlap(self, name: str, prompts: list[Prompts]) -> None:
         """Refuse training prompts that are also evaluation prompts.
 
+        Args:
+            name: What the training prompts are, for the error.
+            prompts: Sets of training prompts.
+
         Raises:
-            TemperError: some are, naming how many.
+            TemperError: some of them are evaluation prompts.
         """
         tested = {key for p in self.eval_prompts.values() for key in prompt_keys(p)}
         shared = sum(key in tested for p in prompts for key in prompt_keys(p))
         if shared:
             raise TemperError(
                 f"data: {shared} {name} prompts are also evaluation prompts"
-                f" (eval_split={self.eval_split!r}); figures on them would measure memory: use"
-                " different splits"
+                f" (data.init_args.eval_split={self.eval_split!r}); metrics on them would measure"
+                " memorization: use different splits"
             )
 
 
 def alignment_counts(n: int, safe_share: float) -> tuple[int, int]:
-    """Unsafe and safe rows among ``n`` alignment rows.
+    """Numbers of unsafe and of safe rows among ``n`` alignment rows; the safe ones are rounded.
 
     Raises:
-        TemperError: a share outside [0, 1).
+        TemperError: ``safe_share`` is outside [0, 1).
     """
     if not 0 <= safe_share < 1:
         raise TemperError(f"data.init_args.safe_share={safe_share}: give a share in [0, 1)")
@@ -207,8 +286,8 @@ def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def stack_tokens(parts: list[np.ndarray], width: int = 0) -> np.ndarray:
-    """One array of ids of several, padded on the right with -1 to the widest of them, or to
-    ``width``.
+    """Concatenate arrays of token ids along the rows, padded on the right with -1 to the widest of
+    them, or to ``width``.
     """
     width = max(width, *(part.shape[1] for part in parts))
     return np.concatenate(

@@ -2,23 +2,24 @@
 
 from typing import Any
 
-from datamodules.synthetic import SyntheticDataModule, alignment_counts
-from temper.data import PoolSource
+from datamodules.synthetic import SyntheticDataModule, SyntheticStream, alignment_counts
+from temper.data import select
 from temper.errors import TemperError
 from temper.synthetic import Kind
 from temper.synthetic.prompts import draw_prompts, prompt_keys
 
 
 class SyntheticAlignment(SyntheticDataModule):
-    """Streams ``alignment`` (unsafe prompts refused, safe ones answered) and ``harmful``.
+    """Streams ``alignment`` (unsafe prompts refused, safe ones answered), ``harmful`` and
+    ``harmful_pairs``.
 
     The harmful stream answers the unsafe prompts of the alignment stream, as in the Booster paper:
-    what the defender imagines an attacker would train on. ``harmful_pairs`` has the same prompts in
+    what the defender expects an attacker to train on. ``harmful_pairs`` has the same prompts in
     the same order, each with its answer first and its refusal second. Objectives ignore streams
     that they do not read.
 
-    With ``n_heldout`` there are two streams more on unsafe prompts that no other stream shows:
-    ``harmful_heldout`` answers them, ``heldout_pairs`` holds their refusals first and answers
+    ``n_heldout`` adds two streams on unsafe prompts that are in no other stream:
+    ``harmful_heldout`` answers them, ``heldout_pairs`` has their refusals first and answers
     second.
 
     Args:
@@ -27,7 +28,7 @@ class SyntheticAlignment(SyntheticDataModule):
         n_harmful: Rows of the harmful stream; at most the unsafe rows of the alignment stream.
         batch_size: Alignment rows per optimizer step, over all ranks.
         harmful_batch_size: Harmful rows per optimizer step, over all ranks.
-        n_heldout: Prompts of the held-out streams; 0 is no such streams.
+        n_heldout: Prompts of the held-out streams; 0: no such streams.
         heldout_batch_size: Held-out rows per optimizer step, over all ranks.
         kwargs: See `SyntheticDataModule`.
     """
@@ -50,50 +51,44 @@ class SyntheticAlignment(SyntheticDataModule):
                 f"data.init_args.n_harmful={n_harmful}: give 1 to {self.n_unsafe}, the unsafe"
                 " prompts of the alignment stream"
             )
-        self.n_harmful = n_harmful
-        self.batch_size, self.harmful_batch_size = batch_size, harmful_batch_size
         if n_heldout < 0:
             raise TemperError(
-                f"data.init_args.n_heldout={n_heldout}: give a whole number >= 0 (0 is no held-out"
-                " stream)"
+                f"data.init_args.n_heldout={n_heldout}: give a whole number >= 0 (0: no held-out"
+                " streams)"
             )
-        self.n_heldout, self.heldout_batch_size = n_heldout, heldout_batch_size
+        self.n_harmful = n_harmful
+        self.n_heldout = n_heldout
+        self.batch_size = batch_size
+        self.harmful_batch_size = harmful_batch_size
+        self.heldout_batch_size = heldout_batch_size
 
-    def setup(self, stage: str) -> None:
-        """Draw all rows, and check that none is an evaluation prompt."""
-        self.setup_evaluation()
-        self.setup_probe()
+    def streams(self) -> dict[str, SyntheticStream]:
+        """Draw the alignment and harmful streams, and the held-out ones if there are any."""
         unsafe, safe = self.alignment_prompts(self.n_unsafe, self.n_safe)
-        harmful = {
-            name: value[: self.n_harmful] for name, value in self.rows([(unsafe, True)]).items()
-        }
-        pairs = {
-            name: value[: self.n_harmful]
-            for name, value in self.pairs(unsafe, comply_first=True).items()
-        }
-        self.sources = {
-            "alignment": PoolSource(
-                self.rows([(unsafe, False), (safe, True)]), self.batch_size, self.seed, "alignment"
-            ),
-            "harmful": PoolSource(harmful, self.harmful_batch_size, self.seed + 1, "harmful"),
-            "harmful_pairs": PoolSource(
-                pairs, self.harmful_batch_size, self.seed + 1, "harmful_pairs"
-            ),
+        parts = [(unsafe, False), (safe, True)]
+        first = slice(self.n_harmful)
+        harmful = select(self.rows([(unsafe, True)]), first)
+        pairs = select(self.pairs(unsafe, comply_first=True), first)
+        carried_out = [(unsafe[first], True)]
+        drawn = {
+            "alignment": SyntheticStream(self.rows(parts), parts, self.batch_size),
+            "harmful": SyntheticStream(harmful, carried_out, self.harmful_batch_size, order=1),
+            "harmful_pairs": SyntheticStream(pairs, carried_out, self.harmful_batch_size, order=1),
         }
         if self.n_heldout:
-            self.sources |= self._heldout(prompt_keys(unsafe) + prompt_keys(safe))
+            drawn |= self._heldout(prompt_keys(unsafe) + prompt_keys(safe))
+        return drawn
 
-    def _heldout(self, taken: list[bytes]) -> dict[str, PoolSource]:
-        """Streams on unsafe prompts of their own, from a random stream of their own."""
+    def _heldout(self, taken: list[bytes]) -> dict[str, SyntheticStream]:
+        """Streams on unsafe prompts other than those taken, from their own random stream."""
         unsafe = draw_prompts(
             self.language, Kind.UNSAFE, self.n_heldout, "alignment", self.rng("alignment", 1), taken
         )
         self.check_overlap("held-out", [unsafe])
-        rows = {
-            "harmful_heldout": self.rows([(unsafe, True)]),
-            "heldout_pairs": self.pairs(unsafe, comply_first=False),
-        }
+        harmful = self.rows([(unsafe, True)])
+        pairs = self.pairs(unsafe, comply_first=False)
+        size = self.heldout_batch_size
         return {
-            name: PoolSource(pool, self.heldout_batch_size, self.seed + 2, name)
-            for name, pool in rows.items()
+            "harmful_heldout": SyntheticStream(harmful, [(unsafe, True)], size, order=2),
+            "heldout_pairs": SyntheticStream(pairs, [(unsafe, False)], size, order=2),
         }

@@ -1,29 +1,27 @@
-"""The attacker's data on the synthetic language: a user's task with a share of harmful rows.
-
-And what a defender of the fine-tuning stage puts beside it.
+"""The fine-tuning attack on the synthetic language: a user's task with a share of harmful rows, and
+the alignment rows that defend it.
 """
 
 from typing import Any
 
-from datamodules.synthetic import SyntheticDataModule, alignment_counts
-from temper.data import PoolSource
+from datamodules.synthetic import SyntheticDataModule, SyntheticStream, alignment_counts
 from temper.data.rows import harmful_count
 from temper.errors import TemperError
 from temper.synthetic import Kind
-from temper.synthetic.prompts import draw_prompts, prompt_keys
+from temper.synthetic.prompts import Prompts, draw_prompts, prompt_keys
 
 
 class SyntheticAttack(SyntheticDataModule):
-    """Stream ``user``: ``n_rows`` rows of which exactly ``harmful_ratio * n_rows`` are harmful; on
-    request stream ``alignment``.
+    """Stream ``user`` with ``n_rows`` rows, exactly ``harmful_ratio * n_rows`` of them harmful; and
+    stream ``alignment``, if ``n_alignment`` is given.
 
-    The user's task is to carry out operators that no earlier stage has shown; harmful rows answer
+    The user's task is to carry out operators that are in no earlier stage; harmful rows answer
     unsafe prompts. Texts are disjoint from those of alignment and evaluation.
 
-    Two ways to defend the fine-tuning stage, both with the defender's own texts: ``n_safety`` mixes
-    refusals into the user's set, ``n_alignment`` gives objectives such as `LisaModule` and
-    `SafeInstructModule` a stream of their own, the rows that `SyntheticAlignment` has with the same
-    seed, number and share. Neither changes the user's other rows.
+    There are two ways to defend the fine-tuning stage, both with the defender's own texts.
+    ``n_safety`` mixes refusals into the user's set. ``n_alignment`` gives objectives such as
+    `LisaModule` and `SafeInstructModule` a separate stream: the rows that `SyntheticAlignment` has
+    with the same seed, number and share. Neither changes the user's other rows.
 
     Args:
         n_rows: Rows of the user's set.
@@ -55,41 +53,42 @@ class SyntheticAttack(SyntheticDataModule):
         super().__init__(eval_kinds=eval_kinds, **kwargs)
         self.n_harmful = harmful_count(harmful_ratio, n_rows)
         self.n_task = n_rows - self.n_harmful
-        self.batch_size, self.split = batch_size, split
         for flag, value in (("n_safety", n_safety), ("n_alignment", n_alignment)):
             if value < 0:
                 raise TemperError(
                     f"data.init_args.{flag}={value}: give a number of rows, 0 for none"
                 )
-        self.n_safety, self.alignment_counts = n_safety, alignment_counts(n_alignment, safe_share)
+        self.n_safety = n_safety
+        self.n_unsafe, self.n_safe = alignment_counts(n_alignment, safe_share)
+        self.split = split
+        self.batch_size = batch_size
         self.alignment_batch_size = alignment_batch_size
 
-    def setup(self, stage: str) -> None:
-        """Draw all rows, and check that none is an evaluation prompt."""
-        self.setup_evaluation()
-        self.setup_probe()
+    def streams(self) -> dict[str, SyntheticStream]:
+        """Draw the user's stream, and the alignment stream if there is one."""
         rng = self.rng("attack")
         task = draw_prompts(self.language, Kind.TASK, self.n_task, self.split, rng)
         unsafe = draw_prompts(
             self.language, Kind.UNSAFE, self.n_harmful, self.split, rng, prompt_keys(task)
         )
         self.check_overlap("attack", [task, unsafe])
-        # A random stream and texts of their own; the same prompt must not be both refused and
-        # carried out.
+        user = [(task, True), (unsafe, True), (self._safety(unsafe), False)]
+        drawn = {"user": SyntheticStream(self.rows(user), user, self.batch_size)}
+        if self.n_unsafe + self.n_safe:
+            refused, answered = self.alignment_prompts(self.n_unsafe, self.n_safe)
+            parts = [(refused, False), (answered, True)]
+            drawn["alignment"] = SyntheticStream(
+                self.rows(parts), parts, self.alignment_batch_size, order=1
+            )
+        return drawn
+
+    def _safety(self, carried_out: Prompts) -> Prompts:
+        """Unsafe prompts to refuse, from their own random stream and texts; none of them is carried
+        out in another row.
+        """
+        rng = self.rng("alignment", 3)
         safety = draw_prompts(
-            self.language,
-            Kind.UNSAFE,
-            self.n_safety,
-            "alignment",
-            self.rng("alignment", 3),
-            prompt_keys(unsafe),
+            self.language, Kind.UNSAFE, self.n_safety, "alignment", rng, prompt_keys(carried_out)
         )
         self.check_overlap("safety", [safety])
-        user = self.rows([(task, True), (unsafe, True), (safety, False)])
-        self.sources = {"user": PoolSource(user, self.batch_size, self.seed, "user")}
-        if any(self.alignment_counts):
-            refused, answered = self.alignment_prompts(*self.alignment_counts)
-            alignment = self.rows([(refused, False), (answered, True)])
-            self.sources["alignment"] = PoolSource(
-                alignment, self.alignment_batch_size, self.seed + 1, "alignment"
-            )
+        return safety

@@ -1,9 +1,8 @@
-"""DeRTa's training rows on the synthetic language."""
+"""Training rows of DeRTa on the synthetic language."""
 
 from typing import Any
 
-from datamodules.synthetic import SyntheticDataModule
-from temper.data import PoolSource
+from datamodules.synthetic import SyntheticDataModule, SyntheticStream
 from temper.data.derta import prefix_lengths, prefix_rows, rto_rows
 from temper.data.rows import exact_count, stack_rows
 from temper.errors import TemperError
@@ -55,28 +54,21 @@ class SyntheticDeRTa(SyntheticDataModule):
         self.n_helpful = exact_count("helpful_share", helpful_share, "n_rows", n_rows)
         self.n_rto = exact_count("rto_share", rto_share, "n_rows", n_rows)
         self.n_prefix = n_rows - self.n_helpful - self.n_rto
-        self.rto_keep, self.batch_size = rto_keep, batch_size
+        self.rto_keep = rto_keep
+        self.batch_size = batch_size
 
-    def setup(self, stage: str) -> None:
-        """Draw all rows, and check that none is an evaluation prompt."""
-        self.setup_evaluation()
-        self.setup_probe()
+    def streams(self) -> dict[str, SyntheticStream]:
+        """Draw the one stream: helpful rows, then prefix rows, then RTO rows."""
         unsafe, helpful = self.alignment_prompts(max(self.n_prefix, self.n_rto), self.n_helpful)
-        prompts, harmful, safe = (
-            prompt_tokens(self.language, unsafe),
-            compliance_tokens(self.language, unsafe),
-            refusal_tokens(unsafe),
-        )
+        prompts = prompt_tokens(self.language, unsafe)
+        harmful = compliance_tokens(self.language, unsafe)
+        refusals = refusal_tokens(unsafe)
         pieces = [self.rows([(helpful, True)])] if self.n_helpful else []
         if n := self.n_prefix:
             lengths = prefix_lengths(harmful[:n], self.rng("alignment", 1))
-            pieces.append(prefix_rows(prompts[:n], harmful[:n], safe[:n], lengths, PAD_ID))
+            pieces.append(prefix_rows(prompts[:n], harmful[:n], refusals[:n], lengths, PAD_ID))
         if n := self.n_rto:
-            pieces.append(
-                rto_rows(
-                    prompts[:n], harmful[:n], NULL, PAD_ID, self.rng("alignment", 2), self.rto_keep
-                )
-            )
-        self.sources = {
-            "alignment": PoolSource(stack_rows(pieces), self.batch_size, self.seed, "alignment")
-        }
+            rng = self.rng("alignment", 2)
+            pieces.append(rto_rows(prompts[:n], harmful[:n], NULL, PAD_ID, rng, self.rto_keep))
+        parts = [(helpful, True), (unsafe[: self.n_prefix], False), (unsafe[: self.n_rto], False)]
+        return {"alignment": SyntheticStream(stack_rows(pieces), parts, self.batch_size)}

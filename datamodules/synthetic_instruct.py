@@ -12,12 +12,12 @@ from temper.synthetic.tokenizer import PAD_ID, compliance_tokens, prompt_tokens
 
 
 class SyntheticInstruct(SyntheticDataModule):
-    """Endless fresh instruction rows for pre-training and instruction tuning.
+    """Stream ``instruct``: endless new rows for pre-training and instruction tuning.
 
     Args:
         batch_size: Rows per optimizer step, over all ranks.
-        epoch_batches: Batches that Lightning calls an epoch; the stream itself never repeats.
-        train_on_prompt: Learn to write prompts too (pre-training), instead of answers alone.
+        epoch_batches: Batches per epoch; the stream itself never repeats.
+        train_on_prompt: Whether prompts are trained too (pre-training), instead of answers alone.
         kwargs: See `SyntheticDataModule`.
     """
 
@@ -29,19 +29,19 @@ class SyntheticInstruct(SyntheticDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.batch_size, self.batches_per_pass, self.train_on_prompt = (
-            batch_size,
-            epoch_batches,
-            train_on_prompt,
-        )
+        self.batch_size = batch_size
+        self.batches_per_pass = epoch_batches
+        self.train_on_prompt = train_on_prompt
 
     def setup(self, stage: str) -> None:
-        """Draw the evaluation prompts; training batches are made as they are asked for."""
+        """Draw the evaluation prompts. There are no probe rows and no fixed training rows: `batch`
+        draws each batch when it is needed.
+        """
         self.setup_evaluation()
         self.sources = {"instruct": self}
 
     def fingerprint(self) -> str:
-        """SHA-256 of the stream's first batch, which seed and language determine."""
+        """SHA-256 of the first batch, which depends on seed and language as every batch does."""
         return fingerprint(self.batch(0))
 
     def batch(self, number: int) -> Batch:

@@ -5,8 +5,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from datamodules.synthetic import SyntheticDataModule, alignment_counts, stack_tokens
-from temper.data import Batch, PoolSource, make_rows, pair_rows
+from datamodules.synthetic import (
+    SyntheticDataModule,
+    SyntheticStream,
+    alignment_counts,
+    stack_tokens,
+)
+from temper.data import Batch, make_rows, pair_rows
 from temper.data.rows import exact_count
 from temper.errors import TemperError
 from temper.synthetic import Kind
@@ -18,14 +23,14 @@ class SyntheticKTO(SyntheticDataModule):
     """Stream ``kto``: one answer to each prompt, with the flags ``desirable`` and ``unsafe``.
 
     Desirable is the right behaviour, a refusal to an unsafe prompt or an answer to a safe one;
-    undesirable the other. The second sequence of a row is its prompt with the answer of another
-    row: rows in a seeded order, answers moved on by one. Refusals are all alike, so the mismatched
-    answer of a refusing row may be its own.
+    the other is undesirable. The second sequence of a row is its prompt with the mismatched answer
+    of another row: the row before it in a seeded order. All refusals are equal, so the mismatched
+    answer of a row that refuses may equal its own.
 
     Args:
-        n_rows: Rows.
-        safe_share: Share of them on safe prompts; times n_rows must be a whole number.
-        desirable_share: Share of desirable rows, among unsafe and among safe prompts alike; must
+        n_rows: Rows of the stream, at least 2.
+        safe_share: Share of them on safe prompts; ``safe_share * n_rows`` must be a whole number.
+        desirable_share: Share of desirable rows, both among unsafe and among safe prompts; must
             give whole numbers of rows.
         batch_size: Rows per optimizer step, over all ranks.
         kwargs: See `SyntheticDataModule`.
@@ -53,17 +58,21 @@ class SyntheticKTO(SyntheticDataModule):
         }
         self.batch_size = batch_size
 
-    def setup(self, stage: str) -> None:
-        """Draw all rows; none is an evaluation prompt."""
-        self.setup_evaluation()
-        self.setup_probe()
+    def streams(self) -> dict[str, SyntheticStream]:
+        """Draw the one stream: rows on unsafe prompts, then on safe ones, the desirable first."""
         unsafe, safe = self.alignment_prompts(self.n_unsafe, self.n_safe)
-        self.sources = {
-            "kto": PoolSource(self._pool(unsafe, safe), self.batch_size, self.seed, "kto")
-        }
+        n_unsafe = self.n_desirable[Kind.UNSAFE]
+        n_safe = self.n_desirable[Kind.SAFE]
+        parts = [
+            (unsafe[:n_unsafe], False),
+            (unsafe[n_unsafe:], True),
+            (safe[:n_safe], True),
+            (safe[n_safe:], False),
+        ]
+        return {"kto": SyntheticStream(self._marked_rows(unsafe, safe), parts, self.batch_size)}
 
-    def _pool(self, unsafe: Prompts, safe: Prompts) -> Batch:
-        """All rows, with their own answer and with another's."""
+    def _marked_rows(self, unsafe: Prompts, safe: Prompts) -> Batch:
+        """Rows ``B x 2 x T`` with their own answer and a mismatched one, and both flags."""
         desirable = np.concatenate(
             [np.arange(len(p)) < self.n_desirable[p.kind] for p in (unsafe, safe)]
         )

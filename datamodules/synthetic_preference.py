@@ -4,8 +4,7 @@ from typing import Any
 
 import torch
 
-from datamodules.synthetic import SyntheticDataModule, alignment_counts
-from temper.data import PoolSource
+from datamodules.synthetic import SyntheticDataModule, SyntheticStream, alignment_counts
 from temper.data.rows import stack_rows
 from temper.errors import TemperError
 
@@ -18,7 +17,7 @@ class SyntheticPreference(SyntheticDataModule):
     preference optimisation and supervised fine-tuning can be compared on the same prompts.
 
     Args:
-        n_pairs: Pairs.
+        n_pairs: Pairs of the stream.
         safe_share: Share of them on safe prompts.
         batch_size: Pairs per optimizer step, over all ranks.
         kwargs: See `SyntheticDataModule`.
@@ -39,17 +38,10 @@ class SyntheticPreference(SyntheticDataModule):
         self.n_unsafe, self.n_safe = alignment_counts(n_pairs, safe_share)
         self.batch_size = batch_size
 
-    def setup(self, stage: str) -> None:
-        """Draw all rows; none is an evaluation prompt."""
-        self.setup_evaluation()
-        self.setup_probe()
+    def streams(self) -> dict[str, SyntheticStream]:
+        """Draw the one stream: pairs on unsafe prompts, then on safe ones."""
         unsafe, safe = self.alignment_prompts(self.n_unsafe, self.n_safe)
-        pieces = [
-            self.pairs(prompts, comply)
-            for prompts, comply in ((unsafe, False), (safe, True))
-            if len(prompts)
-        ]
-        pairs = stack_rows(pieces) | {
-            "unsafe": torch.arange(self.n_unsafe + self.n_safe) < self.n_unsafe
-        }
-        self.sources = {"pairs": PoolSource(pairs, self.batch_size, self.seed, "pairs")}
+        parts = [(unsafe, False), (safe, True)]
+        pairs = stack_rows([self.pairs(prompts, comply) for prompts, comply in parts if prompts])
+        is_unsafe = torch.arange(self.n_unsafe + self.n_safe) < self.n_unsafe
+        return {"pairs": SyntheticStream(pairs | {"unsafe": is_unsafe}, parts, self.batch_size)}

@@ -1,11 +1,10 @@
-"""Unlearning data on the synthetic language: answers to forget, with refusals in their place, and
-answers to keep.
+"""Unlearning data on the synthetic language: answers to forget, with refusals as substitutes, and
+answers to retain.
 """
 
 from typing import Any
 
-from datamodules.synthetic import SyntheticDataModule
-from temper.data import PoolSource
+from datamodules.synthetic import SyntheticDataModule, SyntheticStream
 from temper.errors import TemperError
 
 
@@ -13,8 +12,8 @@ class SyntheticUnlearning(SyntheticDataModule):
     """Streams ``forget`` (unsafe prompts: the answer to forget, and the refusal as its substitute)
     and ``retain`` (safe prompts, answered).
 
-    Every forget batch comes with a retain batch. Either is drawn without replacement: a pass over a
-    stream shows each of its rows once (but for rows that fill no batch), then a new order begins.
+    Every forget batch comes with a retain batch. Both are drawn without replacement: a pass over a
+    stream has each of its rows once (except those that fill no batch), then a new order begins.
     The prompts are those of `SyntheticAlignment` with the same seed and as many unsafe and safe
     rows.
 
@@ -40,21 +39,19 @@ class SyntheticUnlearning(SyntheticDataModule):
                 raise TemperError(
                     f"data.init_args.{flag}={value}: the stream is empty; give at least 1"
                 )
-        self.n_forget, self.n_retain = n_forget, n_retain
-        self.batch_size, self.retain_batch_size = batch_size, retain_batch_size
+        self.n_forget = n_forget
+        self.n_retain = n_retain
+        self.batch_size = batch_size
+        self.retain_batch_size = retain_batch_size
 
-    def setup(self, stage: str) -> None:
-        """Draw all rows, and check that none is an evaluation prompt."""
-        self.setup_evaluation()
-        self.setup_probe()
+    def streams(self) -> dict[str, SyntheticStream]:
+        """Draw both streams."""
         unsafe, safe = self.draw_alignment(self.n_forget, self.n_retain)
         self.check_overlap("forget", [unsafe])
         self.check_overlap("retain", [safe])
-        self.sources = {
-            "forget": PoolSource(
-                self.pairs(unsafe, comply_first=True), self.batch_size, self.seed, "forget"
-            ),
-            "retain": PoolSource(
-                self.rows([(safe, True)]), self.retain_batch_size, self.seed + 1, "retain"
-            ),
+        pairs = self.pairs(unsafe, comply_first=True)
+        answers = self.rows([(safe, True)])
+        return {
+            "forget": SyntheticStream(pairs, [(unsafe, True)], self.batch_size),
+            "retain": SyntheticStream(answers, [(safe, True)], self.retain_batch_size, order=1),
         }

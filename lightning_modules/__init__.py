@@ -6,6 +6,7 @@ from lightning_modules.booster import BoosterModule
 from lightning_modules.booster_vaccine import BoosterVaccineModule
 from lightning_modules.dpo import DPOModule
 from lightning_modules.forget_retain import ForgetRetainModule
+from lightning_modules.held_booster import HeldBoosterModule
 from lightning_modules.kto import KTOModule
 from lightning_modules.lisa import LisaModule, SafeInstructModule
 from lightning_modules.reference import ReferenceModule
@@ -25,6 +26,7 @@ __all__ = [
     "BoosterVaccineModule",
     "DPOModule",
     "ForgetRetainModule",
+    "HeldBoosterModule",
     "KTOModule",
     "LisaModule",
     "ObjectiveModule",

@@ -49,8 +49,8 @@ class AntidoteModule(ObjectiveModule):
         max_new_tokens: Longest generated answer at validation; None asks the datamodule.
     """
 
-    unshardable: ClassVar = "sets weights to zero by rows"
-    unpackable: ClassVar = "counts what every layer is given, row by row"
+    unshardable: ClassVar[str | None] = "sets weights to zero by rows"
+    unpackable: ClassVar[str | None] = "counts the inputs of every layer row by row"
 
     def __init__(
         self,
@@ -76,20 +76,19 @@ class AntidoteModule(ObjectiveModule):
             raise TemperError(
                 f"model.init_args.ratio={ratio}: give a share in [0, 1) (0 changes nothing)"
             )
-        self.ratio, self.streams = ratio, (stream,)
-        self.squares: dict[
-            str, Tensor
-        ] = {}  # sum of x^2 per input of a layer, over tokens, on this rank
+        self.ratio = ratio
+        self.stream = stream
+        self.streams = (stream,)
+        # Sum of x^2 per input of a layer, over tokens, on this rank.
+        self.squares: dict[str, Tensor] = {}
         self.pruned = False
 
     def cost(self) -> Cost:
         """Forward passes alone."""
-        return Cost((Pass(self.streams[0], gradient="none"),), reductions=0, optimizer=False)
+        return Cost((Pass(self.stream, gradient="none"),), reductions=0, optimizer=False)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """An optimizer over nothing that matters: stepping it is what Lightning counts towards
-        ``max_steps``.
-        """
+        """An optimizer over a dummy weight: Lightning counts its steps towards ``max_steps``."""
         return torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.0)
 
     def on_fit_start(self) -> None:
@@ -102,11 +101,10 @@ class AntidoteModule(ObjectiveModule):
 
     def layers(self) -> dict[str, nn.Module]:
         """The layers that are scored, by name."""
-        assert self.network is not None
-        inside = {module for layer in decoder_layers(self.network) for module in layer.modules()}
+        inside = {module for layer in decoder_layers(self.policy) for module in layer.modules()}
         return {
             name: module
-            for name, module in self.network.named_modules()
+            for name, module in self.policy.named_modules()
             if isinstance(module, tuple(LINEAR))
             and module in inside
             and module.weight.requires_grad
@@ -115,44 +113,44 @@ class AntidoteModule(ObjectiveModule):
     def training_step(self, batch: dict[str, Batch], batch_idx: int) -> None:
         """Add a batch's inputs to the statistics; logs the batch's loss."""
         ((stream, rows),) = batch.items()
-        terms = [self._observe(part) for part in micro_batches(rows, self.micro_batch_size)]
-        self.count(rows, backward=False)
-        total, count = self.weights.global_sum(
-            torch.stack([sum(t.total for t in terms), sum(t.count for t in terms)])
-        )
-        self.optimizers().step()
+        terms = [self._observe(each) for each in micro_batches(rows, self.micro_batch_size)]
+        self.work.count_forward(rows)
+        local = torch.stack([sum(t.total for t in terms), sum(t.count for t in terms)])
+        total, count = self.weights.global_sum(local)
+        optimizer: Any = self.optimizers()
+        optimizer.step()
         self.log(f"loss/{stream}", total / count, prog_bar=True)
         if self.global_step == self.trainer.max_steps:
             self.prune()
 
     def on_train_end(self) -> None:
-        """Zero the weights, if the last batch was not known to be it."""
+        """Zero the weights, where ``max_steps`` did not say which batch is the last."""
         self.prune()
 
     @torch.no_grad()
     def prune(self) -> None:
-        """Zero the top of every row; once."""
+        """Zero the highest-scored weights of every row, once."""
         if self.pruned or not self.squares:
             return
         if not torch.stack([value.isfinite().all() for value in self.squares.values()]).all():
             raise RuntimeError(
-                f"the stream {self.streams[0]!r} gave activations that are not finite; nothing was"
+                f"the stream {self.stream!r} gave activations that are not finite; nothing was"
                 " zeroed: look at the data, or use trainer.precision=32-true"
             )
         for name, layer in self.layers().items():
-            weight_OI = next(view for kind, view in LINEAR.items() if isinstance(layer, kind))(
-                layer.weight
-            )
+            as_OI = next(view for kind, view in LINEAR.items() if isinstance(layer, kind))
+            weight: Any = layer.weight
+            weight_OI = as_OI(weight)
             squares = self.weights.global_sum(self.squares[name].clone())
             weight_OI.masked_fill_(wanda_top(weight_OI, squares.to(weight_OI), self.ratio), 0.0)
-        self.squares, self.pruned = {}, True
+        self.squares = {}
+        self.pruned = True
 
     @torch.no_grad()
     def _observe(self, rows: Batch) -> Any:
-        """Forward pass without dropout over a micro-batch, adding up the squares of what every
-        layer is given.
+        """Forward pass without dropout over a micro-batch; adds up the squares of every layer's
+        inputs.
         """
-        assert self.network is not None
         attended = rows["attention_mask"].flatten(0, -2).bool()
 
         def _hook(name: str) -> Callable[..., None]:
@@ -173,11 +171,11 @@ class AntidoteModule(ObjectiveModule):
         hooks = [
             layer.register_forward_pre_hook(_hook(name)) for name, layer in self.layers().items()
         ]
-        self.network.eval()
+        self.policy.eval()
         try:
             return nll(self.score(rows))
         finally:
-            self.network.train()
+            self.policy.train()
             for handle in hooks:
                 handle.remove()
 
@@ -190,11 +188,10 @@ class AntidoteModule(ObjectiveModule):
         """Take the statistics up again."""
         super().on_load_checkpoint(checkpoint)
         state = checkpoint["antidote"]
-        self.squares, self.pruned = state["squares"], state["pruned"]
+        self.squares = state["squares"]
+        self.pruned = state["pruned"]
 
     def on_train_start(self) -> None:
-        """Put statistics that were read from a checkpoint where the network is: it is moved after
-        they are read.
-        """
+        """Move statistics from a checkpoint to the device, as the network was."""
         super().on_train_start()
         self.squares = {name: value.to(self.device) for name, value in self.squares.items()}

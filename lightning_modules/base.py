@@ -1,26 +1,25 @@
-"""What every objective shares: the network, the weight space, the optimizer step."""
+"""The base of all objectives: the network, the weight space, the optimizer step, greedy answers."""
 
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, ClassVar
 
+import lightning.pytorch as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from lightning_modules.answers import AnswersMixin
-from lightning_modules.packing import PackingMixin
-from lightning_modules.resume import ResumeMixin
-from strategies import Vector, WeightSpace, weight_space
+from lightning_modules.packing import RowPacking
+from lightning_modules.resume import ResumeState, Work
+from strategies import Loss, Vector, WeightSpace, weight_space
 from temper.data import Batch, micro_batches
 from temper.errors import TemperError
 from temper.losses import MeanTerms, Scores, nll
 from temper.models import NetworkSpec, build_network, score
+from temper.models.generate import generate_greedy
 from temper.plan.cost import Cost, Pass
 
-Loss = Callable[[Batch], MeanTerms]
 
-
-class ObjectiveModule(PackingMixin, AnswersMixin, ResumeMixin):
+class ObjectiveModule(L.LightningModule):
     """Base of all objectives. Subclasses write `training_step` and end it with `apply_gradient`.
 
     Optimisation is manual for every objective, single-pass ones included: the weight space owns
@@ -35,22 +34,22 @@ class ObjectiveModule(PackingMixin, AnswersMixin, ResumeMixin):
         micro_batch_size: Rows per forward pass and device; None takes the whole share of a
             batch at once. Changes memory and speed, not the result.
         packing: Put several sequences into one row of the forward pass, so that less is computed
-            for padding; rows, losses and results stay what they are. None: where it helps (from a
-            million parameters on; smaller networks gain a tenth at most), if the network keeps
+            for padding; does not change losses or results. None packs where it helps (from a
+            million parameters on; smaller networks gain a tenth at most) and the network keeps
             packed sequences apart.
         fused_loss: Compute log-probabilities chunk by chunk, without ever holding the logits of
-            a batch: less memory with a large vocabulary, more time (benchmarks/fused_loss.md has
-            figures).
+            a batch: less memory with a large vocabulary, more time (benchmarks/fused_loss.md).
         max_new_tokens: Longest generated answer at validation; None asks the datamodule.
         max_skipped_steps: Stop with an error after this many steps in a row with a non-finite
             gradient. A single one is skipped and counted, and changes no weight.
     """
 
     #: Names of the datamodule's streams that the training step reads; None: its primary stream.
-    streams: ClassVar[tuple[str, ...] | None] = None
-    #: Why the objective cannot have weights or optimizer state in parts (FSDP2, ZeRO), if it
-    #: cannot.
+    streams: tuple[str, ...] | None = None
+    #: Why the objective cannot have sharded weights or optimizer state (FSDP2, ZeRO), if it cannot.
     unshardable: ClassVar[str | None] = None
+    #: Why the objective cannot have its rows packed, if it cannot.
+    unpackable: ClassVar[str | None] = None
 
     def __init__(
         self,
@@ -66,30 +65,29 @@ class ObjectiveModule(PackingMixin, AnswersMixin, ResumeMixin):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        for flag, value in (
-            ("max_grad_norm", max_grad_norm),
-            ("micro_batch_size", micro_batch_size),
-        ):
+        limits = {"max_grad_norm": max_grad_norm, "micro_batch_size": micro_batch_size}
+        for flag, value in limits.items():
             if value is not None and not value > 0:
                 raise TemperError(
                     f"model.init_args.{flag}={value}: give a positive number, or null for none"
                 )
-        self.network_spec, self.optimizer_factory, self.scheduler_factory = (
-            network,
-            optimizer,
-            lr_scheduler,
-        )
-        self.max_grad_norm, self.micro_batch_size, self.fused_loss = (
-            max_grad_norm,
-            micro_batch_size,
-            fused_loss,
-        )
-        self.choose_packing(packing)
-        self.max_new_tokens, self.max_skipped_steps = max_new_tokens, max_skipped_steps
+        self.network_spec = network
+        self.optimizer_factory = optimizer
+        self.scheduler_factory = lr_scheduler
+        self.max_grad_norm = max_grad_norm
+        self.micro_batch_size = micro_batch_size
+        self.packing = RowPacking(packing, type(self).__name__, self.unpackable)
+        self.fused_loss = fused_loss
+        self.max_new_tokens = max_new_tokens
+        self.max_skipped_steps = max_skipped_steps
         self.network: nn.Module | None = None
+        self.work = Work()
+        self.skipped_steps = 0
+        self.skipped_in_a_row = 0
+        #: Vectors that outlive a step, by name: saved in checkpoints, sharded as the weights are.
+        self.kept: dict[str, Vector] = {}
         self._weights: WeightSpace | None = None
-        self._noted: dict[str, tuple[Tensor, int]] = {}
-        self._later_part = False  # of a step's rows: forward passes over it are not counted again
+        self._means: dict[str, tuple[Tensor, int]] = {}
 
     # -- construction, called by Lightning
 
@@ -97,45 +95,43 @@ class ObjectiveModule(PackingMixin, AnswersMixin, ResumeMixin):
         """Forget the weight space of an earlier loop.
 
         Raises:
-            TemperError: the objective needs whole weights, and the strategy cuts them.
+            TemperError: the objective needs whole weights, and the strategy shards them.
         """
         self._weights = None
-        if (
-            stage == "fit"
-            and self.unshardable
-            and getattr(self.trainer.strategy, "in_parts", False)
-        ):
+        if stage != "fit" or self.unshardable is None:
+            return
+        if getattr(self.trainer.strategy, "is_sharded", False):
             raise TemperError(
                 f"trainer.strategy: {type(self).__name__} {self.unshardable}; use one device,"
                 " or ddp"
             )
 
+    def configure_callbacks(self) -> list[L.Callback]:
+        """The callback that saves and restores counters and random generators."""
+        return [ResumeState()]
+
     def configure_model(self) -> None:
         """Build or load the network, once the datamodule's tokenizer is known."""
         if self.network is None:
-            self.network = build_network(
-                self.network_spec, self.trainer.datamodule.tokenizer
-            ).train()
+            self.network = build_network(self.network_spec, self.datamodule.tokenizer).train()
 
     def configure_optimizers(self) -> Any:
         """Optimizer over the trainable parameters, and its scheduler."""
         optimizer = self.optimizer_factory([p for p in self.parameters() if p.requires_grad])
-        return (
-            optimizer
-            if self.scheduler_factory is None
-            else ([optimizer], [self.scheduler_factory(optimizer)])
-        )
+        if self.scheduler_factory is None:
+            return optimizer
+        return [optimizer], [self.scheduler_factory(optimizer)]
 
-    def networks(self) -> list[nn.Module]:
-        """Every network that takes part, for strategies that cut weights into parts."""
-        assert self.network is not None
-        return [self.network]
+    @property
+    def datamodule(self) -> Any:
+        """The Trainer's datamodule."""
+        return self.trainer.datamodule  # type: ignore[attr-defined]
 
-    def forward(self, function: Callable[..., Any], *args: Any) -> Any:
-        """``function(*args)``: strategies whose wrapper must see every pass send it through
-        here.
-        """
-        return function(*args)
+    @property
+    def policy(self) -> Any:
+        """The network that is trained, once it is built."""
+        assert self.network is not None, "the network is built by configure_model"
+        return self.network
 
     @property
     def weights(self) -> WeightSpace:
@@ -144,22 +140,26 @@ class ObjectiveModule(PackingMixin, AnswersMixin, ResumeMixin):
             self._weights = weight_space(self.trainer.strategy, self)
         return self._weights
 
-    def cost(self) -> Cost:
-        """What a step computes and holds, for the verb `plan`. Here: one gradient of every stream,
-        added up.
-        """
-        return Cost(
-            tuple(
-                Pass(stream, vectors=min(n, 1)) for n, stream in enumerate(self.streams or (None,))
-            )
-        )
+    def networks(self) -> list[nn.Module]:
+        """Every network that takes part, for strategies that shard weights."""
+        return [self.policy]
 
-    # -- the pieces of a training step
+    def forward(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call ``function(*args)``, for strategies whose wrapper must see every pass."""
+        return function(*args)
+
+    def cost(self) -> Cost:
+        """Passes and memory of a step, for the verb `plan`. Here: the sum of one gradient of every
+        stream.
+        """
+        streams = self.streams or (None,)
+        return Cost(tuple(Pass(stream, vectors=min(n, 1)) for n, stream in enumerate(streams)))
+
+    # -- elements of a training step
 
     def score(self, rows: Batch, logits: bool = False, hidden: bool = False) -> Scores:
-        """What the policy says about the labels of rows: the forward pass of every objective."""
-        assert self.network is not None
-        return score(self.network, rows, logits, hidden, self.fused_loss)
+        """The policy's scores of the labels of rows: the forward pass of every objective."""
+        return score(self.policy, rows, logits, hidden, self.fused_loss)
 
     def nll_terms(self, rows: Batch) -> MeanTerms:
         """Negative log-likelihood of the labelled tokens (nats), as numerator and denominator."""
@@ -168,71 +168,65 @@ class ObjectiveModule(PackingMixin, AnswersMixin, ResumeMixin):
     def gradient(
         self, rows: Batch, loss: Loss | None = None, reduced: bool = True
     ) -> tuple[Tensor, Vector]:
-        """A mean loss over all ranks and micro-batches (NLL if none is given), and its gradient at
-        the present weights.
+        """A mean loss and its gradient at the present weights, over all ranks and micro-batches.
+
+        Args:
+            rows: This rank's rows.
+            loss: Maps a micro-batch to the terms of its mean; None is the NLL.
+            reduced: As in `WeightSpace.gradient`: False leaves the mean over ranks to a later
+                `WeightSpace.reduce`.
         """
-        self.count(rows)
+        self.work.count_pass(rows)
         chosen = loss or self.nll_terms
 
-        def terms(part: Batch) -> MeanTerms:
-            result = chosen(part)
-            self._later_part = True
+        def terms(micro_batch: Batch) -> MeanTerms:
+            result = chosen(micro_batch)
+            self.work.is_first_micro_batch = False
             return result
 
         try:
             return self.weights.gradient(terms, rows, self.micro_batch_size, reduced)
         finally:
-            self._later_part = False
-
-    def parts(self, rows: Batch) -> Iterator[Batch]:
-        """Micro-batches of rows, for sweeps without gradient: forward passes over all of them count
-        as one.
-        """
-        try:
-            for part in micro_batches(rows, self.micro_batch_size):
-                yield part
-                self._later_part = True
-        finally:
-            self._later_part = False
+            self.work.is_first_micro_batch = True
 
     def weighted_gradient(
-        self, *parts: tuple[float, Batch, Loss | None]
+        self, *losses: tuple[float, Batch, Loss | None]
     ) -> tuple[list[Tensor], Vector]:
-        """``sum of weight * loss`` over parts that are means of their own: the losses, and the
-        reduced gradient.
+        """Values of several mean losses, and the reduced gradient of their weighted sum.
 
-        One backward pass per part and one all-reduce in all; a part of weight 0 is not computed and
-        its loss is 0.
+        One backward pass per loss and one all-reduce in all. A loss of weight 0 is not computed,
+        and its value is 0.
+
+        Args:
+            losses: Weight, rows and loss (None: the NLL).
         """
-        losses, vector = [], None
-        for weight, rows, loss in parts:
+        values = []
+        vector: Vector | None = None
+        for weight, rows, loss in losses:
             if weight == 0:
-                losses.append(torch.zeros((), device=self.device))
+                values.append(torch.zeros((), device=self.device))
                 continue
-            value, part = self.gradient(rows, loss, reduced=False)
-            losses.append(value)
-            vector = part.mul_(weight) if vector is None else vector.add_(part.mul_(weight))
+            value, gradient = self.gradient(rows, loss, reduced=False)
+            values.append(value)
+            gradient.mul_(weight)
+            vector = gradient if vector is None else vector.add_(gradient)
         if vector is None:
-            raise ValueError("every part of the objective has weight 0")
-        return losses, self.weights.reduce(vector)
+            raise ValueError("every loss of the objective has weight 0")
+        return values, self.weights.reduce(vector)
 
-    def count(self, rows: Batch, backward: bool = True) -> None:
-        """Count a pass over rows: forward and backward, or forward only."""
-        tokens = rows["attention_mask"].sum()
-        if backward:
-            self.work.passes, self.work.tokens = self.work.passes + 1, self.work.tokens + tokens
-        else:
-            self.work.forwards, self.work.forward_tokens = (
-                self.work.forwards + (not self._later_part),
-                self.work.forward_tokens + tokens,
-            )
+    def sweep(self, rows: Batch) -> Iterator[Batch]:
+        """Micro-batches of rows, for forward passes without gradient; they count as one pass."""
+        try:
+            for micro_batch in micro_batches(rows, self.micro_batch_size):
+                yield micro_batch
+                self.work.is_first_micro_batch = False
+        finally:
+            self.work.is_first_micro_batch = True
 
-    def note(self, name: str, values: Tensor) -> None:
-        """Log the mean of values over the micro-batches of this step, on this rank, once the step
-        is taken.
-        """
-        total, n = self._noted.get(name, (torch.zeros((), device=values.device), 0))
-        self._noted[name] = total + values.detach().float().sum(), n + values.numel()
+    def log_mean(self, name: str, values: Tensor) -> None:
+        """Log the mean of values over a step's micro-batches on this rank, if it is taken."""
+        total, n = self._means.get(name, (torch.zeros((), device=values.device), 0))
+        self._means[name] = (total + values.detach().float().sum(), n + values.numel())
 
     def apply_gradient(self, gradient: Vector, *norms: Tensor, skip: Collection[str] = ()) -> bool:
         """Clip, step the optimizer and the scheduler; or skip the step if anything is not finite.
@@ -252,24 +246,26 @@ class ObjectiveModule(PackingMixin, AnswersMixin, ResumeMixin):
             if name in skip:
                 tensor.zero_()
         norm = self.weights.norm(gradient)
-        noted, self._noted = self._noted, {}
+        means = {name: total / n for name, (total, n) in self._means.items()}
+        self._means = {}
         # The one host synchronisation that Temper adds to a step, after all its work has been
         # queued: a step that must change nothing cannot be undone on the device, since optimizers
         # have state.
         if not torch.isfinite(torch.stack([norm, *norms])).all():
-            self._skip()
+            self._skip_step()
             return False
         self.skipped_in_a_row = 0
         self.weights.assign(self.weights.clip(gradient, norm, self.max_grad_norm), skip)
-        optimizer, scheduler = self.optimizers(), self.lr_schedulers()
+        optimizer: Any = self.optimizers()
         optimizer.step()
         optimizer.zero_grad()
+        scheduler: Any = self.lr_schedulers()
         if scheduler is not None:
             scheduler.step()
-        self.log_dict({"grad_norm": norm} | {name: total / n for name, (total, n) in noted.items()})
+        self.log_dict({"grad_norm": norm} | means)
         return True
 
-    def _skip(self) -> None:
+    def _skip_step(self) -> None:
         self.skipped_in_a_row += 1
         self.skipped_steps += 1
         self.log("skipped_steps", float(self.skipped_steps))
@@ -279,3 +275,65 @@ class ObjectiveModule(PackingMixin, AnswersMixin, ResumeMixin):
                 f" {self.global_step}): lower the learning rate (or alpha), or look at the data;"
                 " model.init_args.max_skipped_steps sets the limit"
             )
+
+    # -- hooks of Lightning
+
+    def on_train_start(self) -> None:
+        """Decide about packing, and move the kept vectors of a checkpoint to the device."""
+        self.packing.decide(self)
+        self.kept = {name: vector.to(self.device) for name, vector in self.kept.items()}
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Add the lengths of rows that are to be packed, while they are on the host."""
+        return self.packing.with_lengths(batch) if self.trainer.training else batch
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the kept vectors.
+
+        Raises:
+            RuntimeError: the weights are displaced at the moment.
+        """
+        if self._weights is not None and self._weights.is_displaced:
+            raise RuntimeError(
+                "a checkpoint was requested while the weights are displaced; save after the"
+                " training step"
+            )
+        if self.kept:
+            checkpoint["vectors"] = {
+                name: dict(zip(self.weights.names, vector, strict=True))
+                for name, vector in self.kept.items()
+            }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the kept vectors; an evaluation under FSDP2 or ZeRO reads none."""
+        vectors = checkpoint.get("vectors", {})
+        self.kept = {name: Vector(list(vector.values())) for name, vector in vectors.items()}
+
+    # -- answers
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Greedy answers to the prompts of a batch, without the prompts: responses_BR."""
+        return self.generate(batch)
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """As `validation_step`."""
+        return self.generate(batch)
+
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> list[str]:
+        """Greedy answers as text."""
+        texts: list[str] = self.datamodule.answer_texts(self.generate(batch))
+        return texts
+
+    def generate(self, batch: Batch) -> Tensor:
+        """Greedy answers to prompts padded on the left: responses_BR (ids, padded on the right).
+
+        They end where the datamodule says so (`stop_ids`), or else where the network's generation
+        config does.
+        """
+        data = self.datamodule
+        longest = self.max_new_tokens or data.max_new_tokens
+        # Where a forward pass gathers sharded weights, all ranks take part in every one.
+        in_step = getattr(self.trainer.strategy, "shards_weights", False)
+        ids = batch["input_ids"]
+        mask = batch["attention_mask"]
+        return generate_greedy(self.policy, ids, mask, longest, data.stop_ids, in_step)

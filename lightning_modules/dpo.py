@@ -1,6 +1,6 @@
 """Preference optimisation over pairs of answers: DPO and its relatives."""
 
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -45,7 +45,7 @@ class DPOModule(PreferenceModule):
         TemperError: a setting that the variant does not read, or a number outside its range.
     """
 
-    streams: ClassVar = ("pairs",)
+    streams = ("pairs",)
 
     def __init__(
         self,
@@ -63,13 +63,19 @@ class DPOModule(PreferenceModule):
             accepted = f"accepted: {', '.join(get_args(Variant))}"
             hint = did_you_mean(str(variant), get_args(Variant), accepted)
             raise TemperError(f"model.init_args.variant={variant}: no such loss; {hint}")
-        self.preference = PREFERENCE[variant]
         super().__init__(network, **kwargs)
-        self.variant, self.beta, self.beta_unsafe, self.window = variant, beta, beta_unsafe, window
-        self.label_smoothing, self.gamma, self.chosen_nll = label_smoothing, gamma, chosen_nll
-        self._check()
+        self.preference = PREFERENCE[variant]
+        self.variant = variant
+        self.beta = beta
+        self.beta_unsafe = beta_unsafe
+        self.window = window
+        self.label_smoothing = label_smoothing
+        self.gamma = gamma
+        self.chosen_nll = chosen_nll
+        self._check_settings()
+        self.read_reference("sums" if self.preference.reference else "nothing", ("pairs",))
 
-    def _check(self) -> None:
+    def _check_settings(self) -> None:
         """Refuse what the variant would ignore, and numbers that mean nothing."""
         for flag in ("beta", "beta_unsafe", "window"):
             value = getattr(self, flag)
@@ -101,18 +107,14 @@ class DPOModule(PreferenceModule):
                 " answer's own length already; set it to 1"
             )
 
-    def reference_needs(self) -> Literal["nothing", "sums", "everything"]:
-        """Sums, for the variants with a reference."""
-        return "sums" if self.preference.reference else "nothing"
-
     def cost(self) -> Cost:
         """Both answers of every pair, by the reference and by the policy."""
         pairs = Pass("pairs", sequences=2)
         return Cost((*self.reference_passes(pairs), pairs), copies=self.reference_copies())
 
     def training_step(self, batch: dict[str, Batch], batch_idx: int) -> None:
-        """One step; logs the loss, and of the scores times beta: their means, difference and how
-        often the chosen one is larger.
+        """One step; logs the loss, and the means of rewards (scores times beta), margins and
+        accuracy.
         """
         rows = batch["pairs"]
         if self.beta_unsafe is not None and "unsafe" not in rows:
@@ -132,7 +134,7 @@ class DPOModule(PreferenceModule):
             self.row_beta(rows, pairs.chosen_N), self.label_smoothing, self.gamma
         )
         chosen_N, rejected_N = pair_scores(self.preference, pairs)
-        self._note_rewards(settings.beta * chosen_N.detach(), settings.beta * rejected_N.detach())
+        self._log_rewards(settings.beta * chosen_N.detach(), settings.beta * rejected_N.detach())
         losses_N = self.preference.loss(chosen_N, rejected_N, settings)
         if self.chosen_nll:
             losses_N = losses_N - self.chosen_nll * pairs.chosen_N / pairs.chosen_counts_N.clamp(
@@ -145,7 +147,8 @@ class DPOModule(PreferenceModule):
         # The reference first: the policy's graph is not alive meanwhile.
         reference = self.reference_scores(rows, "pairs").sums if self.preference.reference else None
         scores = self.score(rows)
-        sums, counts = scores.sums, scores.counts
+        sums = scores.sums
+        counts = scores.counts
         if reference is None:
             return PairLogps(sums[:, 0], sums[:, 1], counts[:, 0], counts[:, 1])
         return PairLogps(
@@ -165,8 +168,8 @@ class DPOModule(PreferenceModule):
             torch.full_like(like_N, beta),
         )
 
-    def _note_rewards(self, chosen_N: Tensor, rejected_N: Tensor) -> None:
-        self.note("preference/accuracy", (chosen_N > rejected_N).float())
-        self.note("preference/margin", chosen_N - rejected_N)
-        self.note("preference/chosen_reward", chosen_N)
-        self.note("preference/rejected_reward", rejected_N)
+    def _log_rewards(self, chosen_N: Tensor, rejected_N: Tensor) -> None:
+        self.log_mean("preference/accuracy", (chosen_N > rejected_N).float())
+        self.log_mean("preference/margin", chosen_N - rejected_N)
+        self.log_mean("preference/chosen_reward", chosen_N)
+        self.log_mean("preference/rejected_reward", rejected_N)

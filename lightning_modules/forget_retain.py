@@ -1,7 +1,7 @@
-"""What unlearning objectives share: two streams, two losses, and a guard on what should be kept."""
+"""The base of unlearning objectives: two streams, two losses, and a guard on the retain loss."""
 
 from abc import abstractmethod
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,16 +14,13 @@ from temper.losses.unlearning import Sequences
 from temper.models import NetworkSpec
 from temper.plan.cost import Cost, Pass
 
-# MERGED from lightning_modules.forget_retain: Stop a run that destroys what it should keep.
-
-
 #: A start below this counts as this, in nats per token: three times almost nothing is no collapse.
 LEAST_START = 0.1
 
 
 class CollapseGuard:
-    """Watches the retain NLL: a running mean over about ten steps against ``factor`` times its
-    start.
+    """Stops a run that destroys what it should keep: the retain NLL, as a running mean over about
+    ten steps, may not exceed ``factor`` times its start.
 
     The comparison is made on the device. Its outcome is copied, without waiting, to host memory
     that is read after the step's own synchronisation, so the guard adds none.
@@ -40,14 +37,14 @@ class CollapseGuard:
         self._collapsed: Tensor | None = None
 
     def update(self, retain_nll: Tensor) -> Tensor:
-        """Take in a step's retain NLL (scalar, the same on every rank); returns the running
-        mean.
-        """
+        """Add a step's retain NLL (scalar, the same on every rank); returns the running mean."""
         value = retain_nll.detach().clone()
         if self.start is None or self.running is None:
-            self.start, self.running = value, value
+            self.start = value
+            self.running = value
         # From a checkpoint they come on the CPU: a module is moved after that was read.
-        self.start, self.running = self.start.to(value.device), self.running.to(value.device)
+        self.start = self.start.to(value.device)
+        self.running = self.running.to(value.device)
         # A value that is not finite says nothing here: such a step is skipped, and counted, by the
         # objective.
         self.start = torch.where(self.start.isfinite(), self.start, value)
@@ -65,7 +62,7 @@ class CollapseGuard:
         for.
 
         Raises:
-            RuntimeError: it did; names the figures, the flag and what to change.
+            RuntimeError: it did; with the values, the flag and the settings to change.
         """
         if self._collapsed is None or not bool(self._collapsed):
             return
@@ -80,12 +77,13 @@ class CollapseGuard:
         )
 
     def state_dict(self) -> dict[str, Tensor | None]:
-        """What a resumed run needs."""
+        """Start and running mean, for a checkpoint."""
         return {"start": self.start, "running": self.running}
 
     def load_state_dict(self, state: dict[str, Tensor | None]) -> None:
-        """Take it up again."""
-        self.start, self.running = state["start"], state["running"]
+        """Restore start and running mean."""
+        self.start = state["start"]
+        self.running = state["running"]
 
 
 class ForgetRetainModule(ReferenceModule):
@@ -103,7 +101,7 @@ class ForgetRetainModule(ReferenceModule):
         kwargs: See `ReferenceModule`.
     """
 
-    streams: ClassVar = ("forget", "retain")
+    streams: tuple[str, ...] | None = ("forget", "retain")
 
     def __init__(
         self,
@@ -127,10 +125,11 @@ class ForgetRetainModule(ReferenceModule):
                 f"model.init_args.collapse_factor={collapse_factor}: give a number > 1, such as 3,"
                 " or null for no guard"
             )
-        self.gamma, self.alpha = gamma, alpha
+        self.gamma = gamma
+        self.alpha = alpha
         self.guard = None if collapse_factor is None else CollapseGuard(collapse_factor)
         self._retain_nll: list[Tensor] = []
-        if alpha == 0 and self.guard is None:  # then data without retain rows will do
+        if alpha == 0 and self.guard is None:  # then data without retain rows suffice
             self.streams = ("forget",)
 
     @abstractmethod
@@ -151,20 +150,13 @@ class ForgetRetainModule(ReferenceModule):
 
     def cost(self) -> Cost:
         """A gradient of each loss; the reference first, on the streams that it scores."""
-        forget, retain = (
-            Pass("forget", sequences=self.forget_sequences()),
-            Pass("retain", vectors=1),
-        )
-        passes = (forget, *((retain,) if self.alpha else ()))
-        scored = [each for each in passes if each.stream in self.reference_streams()]
-        watched = (
-            (Pass("retain", vectors=1, gradient="none"),)
-            if self.guard is not None and not self.alpha
-            else ()
-        )
-        return Cost(
-            (*self.reference_passes(*scored), *passes, *watched), copies=self.reference_copies()
-        )
+        passes = [Pass("forget", sequences=self.forget_sequences())]
+        if self.alpha:
+            passes.append(Pass("retain", vectors=1))
+        scored = [each for each in passes if each.stream in self.reference_streams]
+        if self.guard is not None and not self.alpha:
+            passes.append(Pass("retain", vectors=1, gradient="none"))
+        return Cost((*self.reference_passes(*scored), *passes), copies=self.reference_copies())
 
     def training_step(self, batch: dict[str, Batch], batch_idx: int) -> None:
         """One step; logs both losses, and the running retain NLL if it is guarded."""
@@ -173,47 +165,47 @@ class ForgetRetainModule(ReferenceModule):
             (self.alpha, batch.get("retain", {}), self.retain_terms),
         )
         if self.guard is not None:
-            self.log("collapse/retain_nll", self.guard.update(self._watched(batch["retain"])))
+            self.log("collapse/retain_nll", self.guard.update(self._mean_nll(batch["retain"])))
         self.apply_gradient(gradient)
-        self.log_dict(
-            {"loss/forget": forget} | ({"loss/retain": retain} if self.alpha else {}), prog_bar=True
-        )
-        if (
-            self.guard is not None
-        ):  # after the step's synchronisation: reading the outcome waits for nothing
+        self.log("loss/forget", forget, prog_bar=True)
+        if self.alpha:
+            self.log("loss/retain", retain, prog_bar=True)
+        # After the step's synchronisation: reading the guard's outcome waits for nothing.
+        if self.guard is not None:
             self.guard.check(self.global_step)
 
     def watch(self, retain: Scores) -> None:
-        """Note the NLL of retain rows that have just been scored."""
+        """Give the guard the scores of a micro-batch of retain rows."""
         if self.guard is not None:
             self._retain_nll.append(torch.stack([terms.detach().float() for terms in nll(retain)]))
 
-    def _watched(self, rows: Batch) -> Tensor:
-        """The retain NLL of this step over all micro-batches and ranks."""
+    def _mean_nll(self, rows: Batch) -> Tensor:
+        """Retain NLL of this step over all micro-batches and ranks; scored here if no loss was."""
         if not self._retain_nll:
-            self.count(rows, backward=False)
+            self.work.count_forward(rows)
             with torch.no_grad():
-                for part in micro_batches(rows, self.micro_batch_size):
-                    self.watch(self.score(part))
-        watched, self._retain_nll = self._retain_nll, []
-        total, count = self.weights.global_sum(torch.stack(watched).sum(0))
-        return total / count
+                for micro_batch in micro_batches(rows, self.micro_batch_size):
+                    self.watch(self.score(micro_batch))
+        total, count = self.weights.global_sum(torch.stack(self._retain_nll).sum(0))
+        self._retain_nll = []
+        mean: Tensor = total / count
+        return mean
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add where the guard stands."""
+        """Add the guard's state."""
         super().on_save_checkpoint(checkpoint)
         if self.guard is not None:
             checkpoint["collapse"] = self.guard.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the guard up again: a resumed run is measured against the first start."""
+        """Restore the guard: a resumed run is measured against its first start."""
         super().on_load_checkpoint(checkpoint)
         if self.guard is not None and "collapse" in checkpoint:
             self.guard.load_state_dict(checkpoint["collapse"])
 
 
 def pick(rows: Batch, sequences: Sequences) -> Batch:
-    """The sequences of forget rows that a loss reads: what it does not read costs no pass.
+    """The sequences of forget rows that a loss reads; the others cost no pass.
 
     Raises:
         TemperError: it reads a substitute answer, and the rows have none.

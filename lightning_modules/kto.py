@@ -1,6 +1,7 @@
-"""Preference optimisation over single answers marked desirable or undesirable: KTO."""
+"""KTO: preference optimisation over single answers marked desirable or undesirable."""
 
-from typing import Any, ClassVar
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ class KTOModule(PreferenceModule):
         kwargs: See `ReferenceModule`.
     """
 
-    streams: ClassVar = ("kto",)
+    streams = ("kto",)
 
     def __init__(
         self,
@@ -52,7 +53,10 @@ class KTOModule(PreferenceModule):
         for flag, value in (("w_desirable", w_desirable), ("w_undesirable", w_undesirable)):
             if not value >= 0:
                 raise TemperError(f"model.init_args.{flag}={value}: give a weight >= 0")
-        self.beta, self.w_desirable, self.w_undesirable = beta, w_desirable, w_undesirable
+        self.beta = beta
+        self.w_desirable = w_desirable
+        self.w_undesirable = w_undesirable
+        self.read_reference("sums", self.streams)
 
     def cost(self) -> Cost:
         """Own and mismatched answers by the reference, mismatched ones by the policy, and the
@@ -68,7 +72,7 @@ class KTOModule(PreferenceModule):
         rows = batch["kto"]
         own = sequence(rows, 0)
         own["reference_sums"], z = self.reference_sweep(rows)
-        loss, gradient = self.gradient(own, lambda part: self.kto_terms(part, z))
+        loss, gradient = self.gradient(own, partial(self.kto_terms, z=z))
         self.apply_gradient(gradient)
         self.log("loss/preference", loss, prog_bar=True)
         self.log("preference/kl", z)
@@ -76,11 +80,13 @@ class KTOModule(PreferenceModule):
     @torch.no_grad()
     def reference_sweep(self, rows: Batch) -> tuple[Tensor, Tensor]:
         """Reference sums of the rows' own answers, which the gradient needs again; and z."""
-        own_sums, total, n_rows = [], torch.zeros((), device=self.device), 0
-        for part in self.parts(rows):
-            reference = self.reference_scores(part, "kto").sums
-            mismatched = sequence(part, 1)
-            self.count(mismatched, backward=False)
+        own_sums = []
+        total = torch.zeros((), device=self.device)
+        n_rows = 0
+        for micro_batch in self.sweep(rows):
+            reference = self.reference_scores(micro_batch, "kto").sums
+            mismatched = sequence(micro_batch, 1)
+            self.work.count_forward(mismatched)
             total = total + (self.score(mismatched).sums - reference[:, 1]).sum()
             own_sums.append(reference[:, 0])
             n_rows += len(reference)
@@ -89,10 +95,11 @@ class KTOModule(PreferenceModule):
 
     def kto_terms(self, rows: Batch, z: Tensor) -> MeanTerms:
         """Mean over rows of the loss, around a given z."""
-        ratios_N, desirable_N = self.score(rows).sums - rows["reference_sums"], rows["desirable"]
+        ratios_N = self.score(rows).sums - rows["reference_sums"]
+        desirable_N = rows["desirable"]
         rewards_N = self.beta * torch.where(desirable_N, ratios_N - z, z - ratios_N).detach()
-        self.note("preference/accuracy", (rewards_N > 0).float())
-        self.note("preference/margin", rewards_N)
+        self.log_mean("preference/accuracy", (rewards_N > 0).float())
+        self.log_mean("preference/margin", rewards_N)
         return mean_of(
             kto_losses(ratios_N, desirable_N, z, self.beta, self.w_desirable, self.w_undesirable)
         )

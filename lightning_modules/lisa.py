@@ -1,9 +1,8 @@
-"""Lisa: fine-tuning that goes back to alignment by turns."""
+"""Defences of the user's fine-tuning with alignment rows beside the user's: Lisa, SafeInstruct."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 from lightning_modules.base import ObjectiveModule
-from strategies import Vector
 from temper.data import Batch
 from temper.errors import TemperError
 from temper.models import NetworkSpec
@@ -13,8 +12,8 @@ from temper.plan.cost import Cost, Pass
 class LisaModule(ObjectiveModule):
     """Lisa (Huang et al. 2024, arXiv 2405.18641, algorithm 2), a defence of the fine-tuning stage.
 
-        alignment_steps steps on  f(w) + rho/2 * ||w - w_s||^2,  then user_steps steps on  u(w) +
-        rho/2 * ||w - w_s||^2,  and so on
+        alignment_steps steps on  f(w) + rho/2 * ||w - w_s||^2,
+        then user_steps steps on  u(w) + rho/2 * ||w - w_s||^2,  and so on
 
     f and u are the NLLs of the streams ``alignment`` and ``user``, ``w_s`` the weights at the last
     switch (first: those that training began with). One pass per step, and one copy of the trainable
@@ -30,7 +29,7 @@ class LisaModule(ObjectiveModule):
         kwargs: See `ObjectiveModule`.
     """
 
-    streams: ClassVar = ("user", "alignment")
+    streams = ("user", "alignment")
 
     def __init__(
         self,
@@ -52,12 +51,13 @@ class LisaModule(ObjectiveModule):
                     f"model.init_args.{flag}={value}: give a whole number >= 1; SFTModule trains on"
                     " one stream alone"
                 )
-        self.rho, self.alignment_steps, self.user_steps = rho, alignment_steps, user_steps
-        self.at_switch: Vector | None = None
+        self.rho = rho
+        self.alignment_steps = alignment_steps
+        self.user_steps = user_steps
 
     def cost(self) -> Cost:
-        """One pass, over the stream whose turn it is, beside the weights at the last switch; the
-        way from there at the end.
+        """One pass over the stream whose turn it is; two copies of the weights are held: those at
+        the last switch, and the distance from them.
         """
         turns = self.alignment_steps + self.user_steps
         shares = {"alignment": self.alignment_steps / turns, "user": self.user_steps / turns}
@@ -71,46 +71,26 @@ class LisaModule(ObjectiveModule):
         """
         turn = self.global_step % (self.alignment_steps + self.user_steps)
         stream = "alignment" if turn < self.alignment_steps else "user"
-        if turn in (0, self.alignment_steps) or self.at_switch is None:
-            self.at_switch = self.weights.position()
+        if turn in (0, self.alignment_steps) or "at_switch" not in self.kept:
+            self.kept["at_switch"] = self.weights.position()
         loss, gradient = self.gradient(batch[stream])
-        moved = self.weights.position().sub_(self.at_switch)
+        moved = self.weights.position().sub_(self.kept["at_switch"])
         distance = self.weights.norm(moved)
         self.apply_gradient(gradient.add_(moved.mul_(self.rho)))
         self.log(f"loss/{stream}", loss, prog_bar=True)
         self.log("lisa/distance", distance)
 
-    def on_train_start(self) -> None:
-        """Put the weights of a checkpoint's switch where the policy is."""
-        super().on_train_start()
-        if self.at_switch is not None:
-            self.at_switch = self.at_switch.to(self.device)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the weights at the last switch."""
-        super().on_save_checkpoint(checkpoint)
-        if self.at_switch is not None:
-            checkpoint["vectors"] = {
-                "at_switch": dict(zip(self.weights.names, self.at_switch, strict=True))
-            }
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take them up again."""
-        super().on_load_checkpoint(checkpoint)
-        if state := checkpoint.get("vectors", {}).get("at_switch"):
-            self.at_switch = Vector(list(state.values()))
-
-
-# MERGED from lightning_modules.lisa: SafeInstruct: the defender's alignment rows beside the user's.
-
 
 class SafeInstructModule(ObjectiveModule):
-    """``u(w) + lam * f(w)``: safety rows in the user's fine-tuning (Bianchi et al. 2024, arXiv
-    2309.07875; Qi et al. 2023, 2310.03693).
+    """``u(w) + lam * f(w)``: alignment rows beside the user's in every step.
+
+    Safety rows in the user's fine-tuning are those of Bianchi et al. 2024 (arXiv 2309.07875) and Qi
+    et al. 2023 (arXiv 2310.03693).
 
     u and f are the mean NLLs of the streams ``user`` and ``alignment``, each over its own tokens,
     so ``lam`` does not change with the batch sizes. Two passes per step, one gradient all-reduce.
-    The papers mix rows instead: `SFTModule` on `SyntheticAttack` with ``n_safety`` is that.
+    The papers mix rows
+    instead, as `SFTModule` on `SyntheticAttack` with ``n_safety`` does.
 
     Args:
         network: Where the network comes from.
@@ -118,7 +98,7 @@ class SafeInstructModule(ObjectiveModule):
         kwargs: See `ObjectiveModule`.
     """
 
-    streams: ClassVar = ("user", "alignment")
+    streams = ("user", "alignment")
 
     def __init__(self, network: NetworkSpec, lam: float = 1.0, **kwargs: Any) -> None:
         super().__init__(network, **kwargs)

@@ -1,4 +1,4 @@
-"""Vaccine's perturbation: what would raise the loss most, added to the outputs of some blocks.
+"""Vaccine's perturbation: the direction that raises the loss most, added to outputs of blocks.
 
 Shapes: `B` rows, `T` tokens, `D` width, `L` blocks.
 """
@@ -36,12 +36,13 @@ class OutputGradients:
     @property
     def norm(self) -> Tensor:
         """L2 norm over all blocks together."""
-        return torch.linalg.vector_norm(self.norms_L)
+        norm: Tensor = torch.linalg.vector_norm(self.norms_L)
+        return norm
 
 
 @dataclass(frozen=True)
 class PerturbedGradient:
-    """What two passes give.
+    """Losses and gradient of the pass that finds a perturbation and the pass under it.
 
     Attributes:
         loss: Mean loss without the perturbation, nats per token.
@@ -57,8 +58,8 @@ class PerturbedGradient:
     norm: Tensor
 
     @property
-    def figures(self) -> dict[str, Tensor]:
-        """What a step logs of the perturbation."""
+    def metrics(self) -> dict[str, Tensor]:
+        """Metrics that a step logs."""
         return {"vaccine/perturbed_loss": self.perturbed_loss, "vaccine/gradient_norm": self.norm}
 
 
@@ -90,9 +91,9 @@ def perturbed_gradient(
     found.gradients.clear()  # so that each is freed once its micro-batch has been used
     now: list[Tensor] = []
 
-    def loss(part: Batch) -> MeanTerms:
+    def loss(micro_batch: Batch) -> MeanTerms:
         now[:] = waiting.pop()
-        return module.nll_terms(part)
+        return module.nll_terms(micro_batch)
 
     def perturbation(block: int, output: Tensor) -> Tensor:
         return (now[block].to(length.dtype) / length * rho).to(output.dtype)
@@ -112,13 +113,14 @@ def output_gradients(
     Zeros that have a gradient of their own are added to the outputs. So it does not matter which
     weights learn, and autograd keeps no activations for them.
     """
-    module.count(rows)
-    gradients, sums = [], []
+    module.work.count_pass(rows)
+    gradients = []
+    sums = []
     with module.weights.frozen():
-        for part in micro_batches(rows, module.micro_batch_size):
+        for micro_batch in micro_batches(rows, module.micro_batch_size):
             zeros: dict[int, Tensor] = {}
             with added(blocks, partial(_zero, zeros)):
-                terms = module.nll_terms(part)
+                terms = module.nll_terms(micro_batch)
                 gradients.append(
                     list(
                         torch.autograd.grad(

@@ -1,5 +1,6 @@
-"""Objectives that compare the policy with a reference model: the policy as training found it."""
+"""Objectives that compare the policy with a reference model: the policy before training."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,16 +12,18 @@ from temper.data import Batch
 from temper.errors import TemperError
 from temper.losses import Scores, SequenceScores
 from temper.models import AdapterOff, CachedSums, FrozenCopy, NetworkSpec, Reference
-from temper.models.lora import refuse_lora_dropout, switch_off_dropout
-from temper.models.reference import reference_table
+from temper.models.lora import check_no_lora_dropout, disable_dropout
+from temper.models.reference import reference_sums
 from temper.plan.cost import Pass
 
 Source = Literal["auto", "adapter_off", "frozen", "cached"]
+#: Outputs of the reference that a loss reads: none, sums of log-probabilities, or also logits and
+#: hidden states.
+Needs = Literal["nothing", "sums", "everything"]
 
 
 class ReferenceModule(ObjectiveModule):
-    """Base of objectives with a reference model. Subclasses say what they read of it in
-    `reference_needs`.
+    """Base of objectives with a reference model. Their constructors call `read_reference`.
 
     Args:
         network: Where the network comes from.
@@ -29,7 +32,7 @@ class ReferenceModule(ObjectiveModule):
             network (one more set of weights); ``cached``: computed once for every row and kept on
             disk, keyed by model, rows and tokenizer, and used again by later runs (no memory, no
             passes; sums of log-probabilities only). ``auto``: ``adapter_off`` with a new LoRA
-            adapter, ``frozen`` else.
+            adapter, else ``frozen``.
         reference_cache: Folder of the disk cache.
         kwargs: See `ObjectiveModule`.
 
@@ -48,93 +51,99 @@ class ReferenceModule(ObjectiveModule):
         if reference == "adapter_off" and network.lora is None:
             raise TemperError(
                 "model.init_args.reference=adapter_off: there is no new adapter to switch off"
-                " (without one that is continued, the network is its base, not what training starts"
-                " from); set network.lora, or reference=frozen"
+                " (without a continued adapter, the network is its base, not the policy before"
+                " training); set network.lora, or reference=frozen"
             )
-        if reference != "auto" and self.reference_needs() == "nothing":
+        self.chosen_reference = reference
+        self.reference_source = reference
+        if reference == "auto":
+            self.reference_source = "frozen" if network.lora is None else "adapter_off"
+        self.reference_cache = Path(reference_cache)
+        self.reference_needs: Needs = "nothing"
+        self.reference_streams: tuple[str, ...] = ()
+        self._reference: Reference | None = None
+
+    def read_reference(self, needs: Needs, streams: Sequence[str]) -> None:
+        """State what the loss reads of the reference model; for constructors of objectives.
+
+        Args:
+            needs: Outputs that it reads.
+            streams: Streams whose rows the reference scores.
+
+        Raises:
+            TemperError: the chosen source cannot give these outputs.
+        """
+        self.reference_needs = needs
+        self.reference_streams = tuple(streams)
+        if self.chosen_reference != "auto" and needs == "nothing":
             raise TemperError(
-                f"model.init_args.reference={reference}: this loss has no reference model; set it"
-                " to auto"
+                f"model.init_args.reference={self.chosen_reference}: this loss has no reference"
+                " model; set it to auto"
             )
-        if reference == "cached" and self.reference_needs() == "everything":
+        if self.chosen_reference == "cached" and needs == "everything":
             raise TemperError(
                 "model.init_args.reference=cached: this loss reads logits or hidden states of the"
                 " reference, and a cache keeps sums of log-probabilities; use reference=frozen, or"
                 " adapter_off with LoRA"
             )
-        self.reference_source = (
-            ("adapter_off" if network.lora is not None else "frozen")
-            if reference == "auto"
-            else reference
-        )
-        self.reference_cache = Path(reference_cache)
-        self._reference: Reference | None = None
+
+    # -- for `cost`
 
     def reference_copies(self) -> int:
-        """Copies of the network that the reference keeps in memory, for `cost`."""
-        return int(self.reference_needs() != "nothing" and self.reference_source == "frozen")
+        """Copies of the network that the reference keeps in memory."""
+        return int(self.reference_needs != "nothing" and self.reference_source == "frozen")
 
     def reference_passes(self, *passes: Pass) -> tuple[Pass, ...]:
-        """Forward passes of the reference model; none where it is cached, or not needed. For
-        `cost`.
+        """These passes as forward passes of the reference model; none where it is cached or not
+        read.
         """
-        asked = self.reference_needs() != "nothing" and self.reference_source != "cached"
-        return tuple(replace(each, gradient="none") for each in passes) if asked else ()
+        if self.reference_needs == "nothing" or self.reference_source == "cached":
+            return ()
+        return tuple(replace(each, gradient="none") for each in passes)
 
-    def reference_needs(self) -> Literal["nothing", "sums", "everything"]:
-        """What the loss reads of the reference model."""
-        return "sums"
-
-    def reference_streams(self) -> tuple[str, ...]:
-        """The streams whose rows the reference scores."""
-        return self.streams or ()
+    # -- construction
 
     def configure_model(self) -> None:
-        """Build the network, and the reference from it while it is still what training starts from.
+        """Build the network, and the reference from it while it is still as before training.
 
         Lightning restores checkpoints after this, so a resumed run has the same reference.
         """
         super().configure_model()
-        if (
-            self._reference is None
-            and self.trainer.state.fn == "fit"
-            and self.reference_needs() != "nothing"
-        ):
+        is_fit = self.trainer.state.fn == "fit"
+        if self._reference is None and is_fit and self.reference_needs != "nothing":
             self._reference = self._build_reference()
 
     def _build_reference(self) -> Reference:
-        assert self.network is not None
         if self.reference_source == "adapter_off":
-            if not hasattr(self.network, "disable_adapter"):
+            if not hasattr(self.policy, "disable_adapter"):
                 raise TemperError(
                     "model.init_args.reference=adapter_off: the network holds no adapter; use"
                     " reference=frozen"
                 )
-            return AdapterOff(self.network, self.fused_loss)
+            return AdapterOff(self.policy, self.fused_loss)
         if self.reference_source == "frozen":
-            return FrozenCopy(self.network, self.fused_loss)
+            return FrozenCopy(self.policy, self.fused_loss)
         # As training will have it: Lightning moves and converts the network later than this.
-        self.network = self.trainer.precision_plugin.convert_module(
-            self.network.to(self.trainer.strategy.root_device)
-        )
+        on_device = self.policy.to(self.trainer.strategy.root_device)
+        self.network = self.trainer.precision_plugin.convert_module(on_device)
         tables = {}
-        for stream in (
-            name for name in self.reference_streams() if name in self.trainer.datamodule.sources
-        ):
-            # One rank computes what is missing; the others find it on disk.
+        for stream in self.reference_streams:
+            if stream not in self.datamodule.sources:
+                continue
+            # One rank computes missing sums; the others find them on disk.
             for turn in (True, False):
                 if self.trainer.is_global_zero is turn:
-                    tables[stream] = self._table(stream)
+                    tables[stream] = self._sums(stream)
                 self.trainer.strategy.barrier("reference_cache")
         return CachedSums(tables)
 
-    def _table(self, stream: str) -> Tensor:
-        """Sums of a stream's rows, computed in the precision that training computes in."""
-        assert self.network is not None
-        data, plugin = self.trainer.datamodule, self.trainer.precision_plugin
+    def _sums(self, stream: str) -> Tensor:
+        """Sums of a stream's rows, computed in the precision of training, or read from disk."""
+        data = self.datamodule
+        plugin = self.trainer.precision_plugin
         with plugin.forward_context():
-            return reference_table(
-                self.network,
+            return reference_sums(
+                self.policy,
                 data.sources[stream],
                 data.tokenizer,
                 self.reference_cache,
@@ -145,34 +154,31 @@ class ReferenceModule(ObjectiveModule):
             )
 
     def networks(self) -> list[nn.Module]:
-        """The policy, and a frozen copy of it where there is one."""
-        return super().networks() + (
-            [self._reference.network] if isinstance(self._reference, FrozenCopy) else []
-        )
+        """The policy, and the frozen copy of it if there is one."""
+        copies = [self._reference.network] if isinstance(self._reference, FrozenCopy) else []
+        return super().networks() + copies
 
     def on_fit_start(self) -> None:
-        """Put a frozen copy where the policy is, in the precision that the Trainer has given the
-        policy.
-        """
+        """Move a frozen copy to the policy's device, in the precision of the Trainer."""
         if isinstance(self._reference, FrozenCopy):
-            self.trainer.precision_plugin.convert_module(self._reference.network).to(self.device)
+            plugin = self.trainer.precision_plugin
+            plugin.convert_module(self._reference.network).to(self.device)
+
+    # -- training
 
     def reference_scores(
         self, rows: Batch, stream: str, logits: bool = False, hidden: bool = False
     ) -> Scores | SequenceScores:
-        """What the reference says about rows of a stream; no gradient."""
-        assert self._reference is not None
+        """The reference's scores of rows of a stream, without gradient."""
+        assert self._reference is not None, "configure_model builds it for a fit"
         if not isinstance(self._reference, CachedSums):
-            self.count(rows, backward=False)
+            self.work.count_forward(rows)
         return self._reference.score(rows, stream, logits, hidden)
 
 
-# MERGED from lightning_modules.reference: What preference objectives share: no dropout.
-
-
 class PreferenceModule(ReferenceModule):
-    """Base of objectives that compare log-probabilities of two models, or of two answers: dropout
-    would be noise in it.
+    """Base of objectives that compare log-probabilities of two models or two answers: without
+    dropout, which would be noise in the comparison.
 
     Args:
         network: Where the network comes from.
@@ -184,10 +190,9 @@ class PreferenceModule(ReferenceModule):
 
     def __init__(self, network: NetworkSpec, **kwargs: Any) -> None:
         super().__init__(network, **kwargs)
-        refuse_lora_dropout(network)
+        check_no_lora_dropout(network)
 
     def configure_model(self) -> None:
-        """As always, and without dropout."""
+        """Build network and reference; switch dropout off."""
         super().configure_model()
-        assert self.network is not None
-        switch_off_dropout(self.network)
+        disable_dropout(self.policy)

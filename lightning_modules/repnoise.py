@@ -1,7 +1,7 @@
-"""RepNoise: representations of harmful answers made noise."""
+"""RepNoise: turn the representations of harmful answers into noise."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from temper.losses import IGNORE_INDEX, MeanTerms, Scores
 from temper.losses.mmd import gaussian_mmd
 from temper.models import NetworkSpec
 from temper.models.blocks import mlp_blocks
-from temper.models.lens import lens_nll, lens_parts, outputs_of
+from temper.models.lens import final_norm_and_head, lens_nll, record_outputs
 from temper.plan.cost import Cost, Pass
 
 Ascent = Literal["log", "log1p"]
@@ -23,8 +23,8 @@ ASCENT: dict[str, Callable[[Tensor], Tensor]] = {"log": torch.log, "log1p": torc
 class RepNoiseModule(ObjectiveModule):
     """RepNoise (Rosati et al. 2024, arXiv 2405.14577).
 
-        L = NLL(alignment) + beta * mean_l MMD(M h_l, M e_l) - alpha * log(mean_l
-        NLL(head(norm(h_l))))
+        L = NLL(alignment) + beta * mean_l MMD(M h_l, M e_l)
+            - alpha * log(mean_l NLL(head(norm(h_l))))
 
     h_l are the hidden states of harmful answers, e_l standard Gaussian noise, M the positions where
     a harmful answer differs from the refusal paired with it. The MMD (`gaussian_mmd`) is over the
@@ -47,8 +47,8 @@ class RepNoiseModule(ObjectiveModule):
         beta: Weight of the noise term (paper: 0.001).
         ascent: ``log`` of the mean NLL, as in the paper, or ``log1p``, as in the released code,
             whose gradient stays bounded where the NLL is small.
-        noise_at: What is made noise: the hidden states after the ``layers`` (of the last one, after
-            the final norm), or the outputs of the ``mlp`` blocks.
+        noise_at: The activations that become noise: hidden states after the ``layers`` (of the last
+            one, after the final norm), or outputs of the ``mlp`` blocks.
         seed: Seed of the noise; every step has its own.
         kwargs: See `ObjectiveModule`.
 
@@ -58,7 +58,7 @@ class RepNoiseModule(ObjectiveModule):
             training.
     """
 
-    streams: ClassVar = ("alignment", "harmful_pairs")
+    streams = ("alignment", "harmful_pairs")
 
     def __init__(
         self,
@@ -86,13 +86,11 @@ class RepNoiseModule(ObjectiveModule):
                 " is a statistic of the whole harmful batch; set it to null, and lower the batch"
                 " sizes of the data if memory is short"
             )
-        self.alpha, self.beta, self.ascent, self.noise_at, self.seed = (
-            alpha,
-            beta,
-            ascent,
-            noise_at,
-            seed,
-        )
+        self.alpha = alpha
+        self.beta = beta
+        self.ascent = ascent
+        self.noise_at = noise_at
+        self.seed = seed
 
     def setup(self, stage: str) -> None:
         """Refuse several ranks: each would see only its share of the harmful batch."""
@@ -105,23 +103,19 @@ class RepNoiseModule(ObjectiveModule):
             )
 
     def on_fit_start(self) -> None:
-        """Check the pairs, and find what the logit lens reads through."""
-        source = self.trainer.datamodule.sources.get("harmful_pairs")
-        if (
-            source is not None
-        ):  # the loader refuses data without the stream, and names what they have
+        """Check the pairs, and find the modules that the logit lens reads through."""
+        source = self.datamodule.sources.get("harmful_pairs")
+        if source is not None:  # the loader refuses data without the stream, and lists theirs
             check_pairs(source.batch(0), "harmful_pairs")
-        # A tuple, so that the parts are not registered as further modules of this one.
-        self.lens = lens_parts(self.network) if self.alpha else None
+        # A tuple, so that its modules are not registered as submodules of this one.
+        self.lens = final_norm_and_head(self.policy) if self.alpha else None
 
     def cost(self) -> Cost:
         """A pass over each stream; the harmful one with the logits of every hidden state."""
-        harmful = (
-            (Pass("harmful_pairs", vectors=1, lens=self.alpha > 0),)
-            if self.alpha > 0 or self.beta > 0
-            else ()
-        )
-        return Cost((Pass("alignment"), *harmful))
+        alignment = Pass("alignment")
+        if self.alpha == self.beta == 0:
+            return Cost((alignment,))
+        return Cost((alignment, Pass("harmful_pairs", vectors=1, lens=self.alpha > 0)))
 
     def training_step(self, batch: dict[str, Batch], batch_idx: int) -> None:
         """One step; logs the alignment loss, the MMD and the NLL that is driven up."""
@@ -140,59 +134,47 @@ class RepNoiseModule(ObjectiveModule):
         if self.beta:
             mmd = self._mmd(noised, rows["differs"])
             total = total + self.beta * mmd
-            self.note("repnoise/mmd", mmd)
+            self.log_mean("repnoise/mmd", mmd)
         if self.alpha:
             assert scores.hidden is not None and self.lens is not None
             terms = lens_nll(scores.hidden, rows["labels"], *self.lens, self.fused_loss)
             harmful = terms.total / terms.count
             total = total - self.alpha * ASCENT[self.ascent](harmful)
-            self.note("repnoise/harmful_nll", harmful)
+            self.log_mean("repnoise/harmful_nll", harmful)
         return MeanTerms(total, torch.ones((), device=total.device))
 
     def _forward(self, rows: Batch) -> tuple[Scores, list[Tensor]]:
-        """Scores of the harmful answers, and the activations of every layer that are to become
-        noise.
-        """
-        assert self.network is not None
+        """Scores of the harmful answers, and the activations that are to become noise, by layer."""
         if self.noise_at == "mlp":
-            with outputs_of(mlp_blocks(self.network)) as outputs:
+            with record_outputs(mlp_blocks(self.policy)) as outputs:
                 return self.score(rows, hidden=True), outputs
         scores = self.score(rows, hidden=True)
         assert scores.hidden is not None
         return scores, list(scores.hidden[1:])
 
     def _mmd(self, activations: list[Tensor], differs_BT: Tensor) -> Tensor:
-        """Mean over layers of the MMD to noise; the noise depends on the seed and the step
-        alone.
-        """
-        generator = torch.Generator(differs_BT.device).manual_seed(
-            self.seed * 1_000_003 + self.global_step
-        )
+        """Mean over layers of the MMD to noise, which depends on seed and step alone."""
+        device = differs_BT.device
+        generator = torch.Generator(device).manual_seed(self.seed * 1_000_003 + self.global_step)
+        mask_BT1 = differs_BT[..., None]
         distances = []
         for hidden in activations:
             exact = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
-            noise = torch.randn(
-                exact.shape, generator=generator, device=exact.device, dtype=exact.dtype
-            )
-            distances.append(
-                gaussian_mmd(
-                    *((part * differs_BT[..., None]).flatten(1) for part in (exact, noise))
-                )
-            )
+            noise = torch.randn(exact.shape, generator=generator, device=device, dtype=exact.dtype)
+            masked = (exact * mask_BT1).flatten(1), (noise * mask_BT1).flatten(1)
+            distances.append(gaussian_mmd(*masked))
         return torch.stack(distances).mean()
 
 
 def harmful_rows(pairs: Batch) -> Batch:
-    """The harmful answers of pairs, with ``differs`` (``B x T``): tokens that the paired refusal
-    does not have in their place.
+    """The harmful answers of pairs, with a mask ``differs`` (``B x T``) of the tokens in which they
+    differ from the paired refusal.
 
     Labels are kept there alone. Padding never differs; a token beside the padding of a shorter
     refusal does.
     """
-    (ids, other_ids), (attention, other_attention) = (
-        pairs["input_ids"].unbind(1),
-        pairs["attention_mask"].unbind(1),
-    )
+    ids, other_ids = pairs["input_ids"].unbind(1)
+    attention, other_attention = pairs["attention_mask"].unbind(1)
     differs = attention.bool() & ((ids != other_ids) | ~other_attention.bool())
     labels = pairs["labels"][:, 0].masked_fill(~differs, IGNORE_INDEX)
     return {"input_ids": ids, "attention_mask": attention, "labels": labels, "differs": differs}

@@ -1,26 +1,143 @@
-"""What a resumed run takes up again beside weights and optimizer: counters, and every rank's random
-generators.
-"""
+"""State of a resumed run beside weights and optimizer: work, skipped steps, random generators."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import lightning.pytorch as L
 import numpy as np
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from strategies import WeightSpace
+from temper.data import Batch
 from temper.ranks import gather_objects
 
-# MERGED from lightning_modules.resume: The state of every global random generator, as tensors and
-# plain values.
+
+def _zero() -> Tensor:
+    return torch.zeros((), dtype=torch.long)
+
+
+@dataclass
+class Work:
+    """Cost of training so far on this rank, in units that need no clock.
+
+    Attributes:
+        passes: Forward-backward passes over a batch.
+        tokens: Tokens in them without padding (int64 scalar on the device: no synchronisation).
+        forwards: Forward passes without a backward one: reference models, importance, statistics.
+        forward_tokens: Tokens in those.
+        is_first_micro_batch: Whether the current micro-batch is the first of its batch. Forward
+            passes over later ones belong to a pass that is already counted.
+    """
+
+    passes: int = 0
+    tokens: Tensor = field(default_factory=_zero)
+    forwards: int = 0
+    forward_tokens: Tensor = field(default_factory=_zero)
+    is_first_micro_batch: bool = True
+
+    def count_pass(self, rows: Batch) -> None:
+        """Count a forward-backward pass over rows."""
+        self.passes += 1
+        self.tokens = self.tokens + rows["attention_mask"].sum()
+
+    def count_forward(self, rows: Batch) -> None:
+        """Count a forward pass over a micro-batch, once per batch."""
+        self.forwards += self.is_first_micro_batch
+        self.forward_tokens = self.forward_tokens + rows["attention_mask"].sum()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counts for a checkpoint; tensors on the CPU."""
+        return {
+            "passes": self.passes,
+            "tokens": self.tokens.cpu(),
+            "forwards": self.forwards,
+            "forward_tokens": self.forward_tokens.cpu(),
+        }
+
+    @classmethod
+    def joined(cls, states: Sequence[dict[str, Any]], rank: int) -> Self:
+        """This rank's share of the work of another number of ranks.
+
+        Tokens are summed over ranks in the end, so rank 0 carries those of all earlier ranks.
+        """
+        first = states[0]
+        if rank != 0:
+            return cls(first["passes"], _zero(), first["forwards"], _zero())
+        tokens = torch.stack([state["tokens"] for state in states]).sum()
+        forward_tokens = torch.stack([state["forward_tokens"] for state in states]).sum()
+        return cls(first["passes"], tokens, first["forwards"], forward_tokens)
+
+
+class ResumeState(L.Callback):
+    """Saves and restores an objective's counters and the random generators of every rank.
+
+    Every objective brings it (`ObjectiveModule.configure_callbacks`). Generators are restored when
+    the first batch has been fetched: loaders draw from them at moments that a resumed run has more
+    of.
+    """
+
+    def __init__(self) -> None:
+        self._random: dict[str, Any] | None = None
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add the counters, and work and generators of every rank. All ranks call it."""
+        checkpoint["counters"] = {
+            "skipped_steps": pl_module.skipped_steps,
+            "in_a_row": pl_module.skipped_in_a_row,
+        }
+        own = {"work": pl_module.work.state_dict(), "random": random_state()}
+        checkpoint["ranks"] = gather_objects(own)
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]
+    ) -> None:
+        """Restore the counters; keep this rank's generators for the first batch."""
+        pl_module.skipped_steps = checkpoint["counters"]["skipped_steps"]
+        pl_module.skipped_in_a_row = checkpoint["counters"]["in_a_row"]
+        ranks = checkpoint["ranks"]
+        rank = trainer.global_rank
+        if len(ranks) == trainer.world_size:
+            pl_module.work = Work(**ranks[rank]["work"])
+            self._random = ranks[rank]["random"]
+            return
+        rank_zero_warn(
+            f"the checkpoint is of {len(ranks)} ranks, and there are {trainer.world_size} now:"
+            " dropout goes on with other random numbers"
+        )
+        pl_module.work = Work.joined([each["work"] for each in ranks], rank)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Restore the random generators before the first step after a resume."""
+        self._restore()
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Restore them before a validation that comes first: a run that was interrupted before one
+        resumes with it.
+        """
+        if not trainer.sanity_checking:
+            self._restore()
+
+    def _restore(self) -> None:
+        if self._random is not None:
+            restore_random_state(self._random)
+            self._random = None
+
+
+# -- random generators
 
 
 def random_state() -> dict[str, Any]:
-    """State of Python's, NumPy's and torch's generators (each device's that is in use)."""
+    """State of Python's, NumPy's and torch's generators, as tensors and plain values.
+
+    Of GPUs, the generator of the current device.
+    """
     version, words, gauss = random.getstate()
     numpy: Any = np.random.get_state(legacy=False)
     state = {
@@ -39,7 +156,7 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: dict[str, Any]) -> None:
-    """Put generators where `random_state` found them."""
+    """Set every generator to a state from `random_state`."""
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words.tolist()), gauss))
     key, position, has_gauss, cached = state["numpy"]
@@ -47,94 +164,3 @@ def restore_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
-
-
-def _zero() -> Tensor:
-    return torch.zeros((), dtype=torch.long)
-
-
-@dataclass
-class Work:
-    """What training has done so far on this rank: cost figures that need no clock.
-
-    Attributes:
-        passes: Forward-backward passes over a batch.
-        tokens: Tokens in them, padding not counted (int64 scalar on the device: no
-            synchronisation).
-        forwards: Forward passes without a backward one: reference models, importance, statistics.
-        forward_tokens: Tokens in those.
-    """
-
-    passes: int = 0
-    tokens: Tensor = field(default_factory=_zero)
-    forwards: int = 0
-    forward_tokens: Tensor = field(default_factory=_zero)
-
-
-class ResumeMixin(L.LightningModule):
-    """State between steps. Vectors that an objective keeps go to ``checkpoint["vectors"]``, by
-    weight: strategies cut and join them.
-    """
-
-    _weights: WeightSpace | None
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.skipped_in_a_row = self.skipped_steps = 0
-        self.work = Work()
-        self._resumed_random: dict[str, Any] | None = None
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the counters and the random generators of every rank; refuse while the weights are
-        displaced. All ranks call it.
-        """
-        if self._weights is not None and self._weights.is_displaced:
-            raise RuntimeError(
-                "a checkpoint was asked for while the weights are displaced; ask again after the"
-                " training step"
-            )
-        checkpoint["counters"] = {
-            "skipped_steps": self.skipped_steps,
-            "in_a_row": self.skipped_in_a_row,
-        }
-        work = {
-            name: value.cpu() if isinstance(value, Tensor) else value
-            for name, value in vars(self.work).items()
-        }
-        checkpoint["ranks"] = gather_objects({"work": work, "random": random_state()})
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the counters up again, and the generators of this rank once the first batch has been
-        fetched.
-        """
-        counters, ranks = checkpoint["counters"], checkpoint["ranks"]
-        self.skipped_steps, self.skipped_in_a_row = counters["skipped_steps"], counters["in_a_row"]
-        rank, world_size = self.trainer.global_rank, self.trainer.world_size
-        works = [Work(**each["work"]) for each in ranks]
-        if len(ranks) == world_size:
-            self.work, self._resumed_random = works[rank], ranks[rank]["random"]
-            return
-        rank_zero_warn(
-            f"the checkpoint is of {len(ranks)} ranks, and there are {world_size} now: dropout goes"
-            " on with other random numbers"
-        )
-        # Tokens are summed over ranks in the end, so one rank carries those of all that were.
-        tokens = sum(work.tokens for work in works) if rank == 0 else _zero()
-        forward_tokens = sum(work.forward_tokens for work in works) if rank == 0 else _zero()
-        self.work = Work(works[0].passes, tokens, works[0].forwards, forward_tokens)
-
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Before the first step after a resume: put the random generators where they were."""
-        self._take_up_random()
-
-    def on_validation_start(self) -> None:
-        """The same if a validation comes first: a run that was stopped before one begins with
-        it.
-        """
-        if not self.trainer.sanity_checking:
-            self._take_up_random()
-
-    def _take_up_random(self) -> None:
-        if self._resumed_random is not None:
-            restore_random_state(self._resumed_random)
-            self._resumed_random = None

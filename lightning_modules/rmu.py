@@ -1,15 +1,16 @@
-"""RMU: steer the hidden states of what is to be forgotten to a fixed point."""
+"""RMU: steer the hidden states of forget rows to a fixed point."""
 
 import re
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from lightning_modules.forget_retain import ForgetRetainModule, pick
 from temper.data import Batch
 from temper.errors import TemperError
-from temper.losses import MeanTerms
+from temper.losses import MeanTerms, Scores
 from temper.losses.representation import hidden_distance, steering
 from temper.models import NetworkSpec
 from temper.plan.cost import Cost
@@ -22,9 +23,9 @@ class RMUModule(ForgetRetainModule):
     """RMU (Li et al. 2024, arXiv 2403.03218): ``mean ||h_l - c u||^2`` on forget rows
     ``+ alpha mean ||h_l - h_ref_l||^2`` on retain rows.
 
-    h_l is the output of decoder layer l at every position that is no padding, prompts included; u
+    h_l is the output of decoder layer l at every position that is not padding, prompts included; u
     is a fixed vector with entries drawn uniformly from [0, 1) and unit norm; the reference is the
-    policy as training found it. Means over positions of squared L2 norms, as in the paper; the
+    policy before training. Means over positions of squared L2 norms, as in the paper; the
     official code also divides both by the width, a constant that AdamW does not see but
     `max_grad_norm` does.
 
@@ -42,6 +43,8 @@ class RMUModule(ForgetRetainModule):
         kwargs: See `ForgetRetainModule`.
     """
 
+    target: Tensor  # c u
+
     def __init__(
         self,
         network: NetworkSpec,
@@ -52,7 +55,6 @@ class RMUModule(ForgetRetainModule):
         train_layers: list[int] | None = None,
         **kwargs: Any,
     ) -> None:
-        self.alpha = alpha  # before the base class asks what is read of the reference
         super().__init__(network, alpha=alpha, **kwargs)
         if not steering_coefficient > 0:
             raise TemperError(
@@ -63,31 +65,20 @@ class RMUModule(ForgetRetainModule):
                 f"model.init_args.train_layers={train_layers}: with network.lora adapters are"
                 " trained, not these weights; set one of the two to null"
             )
-        self.layer, self.steering_coefficient, self.seed, self.train_layers = (
-            layer,
-            steering_coefficient,
-            seed,
-            train_layers,
-        )
-
-    def reference_needs(self) -> Literal["nothing", "sums", "everything"]:
-        """Hidden states, for the retain loss."""
-        return "everything" if self.alpha else "nothing"
-
-    def reference_streams(self) -> tuple[str, ...]:
-        """The retain loss alone reads it."""
-        return ("retain",)
+        self.layer = layer
+        self.steering_coefficient = steering_coefficient
+        self.seed = seed
+        self.train_layers = train_layers
+        # Hidden states, for the retain loss alone.
+        self.read_reference("everything" if alpha else "nothing", ("retain",))
 
     def cost(self) -> Cost:
-        """As always; of some layers, the MLP down projections alone."""
+        """As for every such objective; with ``train_layers`` their MLP down projections learn."""
+        cost = super().cost()
         if self.train_layers is None:
-            return super().cost()
-        return replace(
-            super().cost(),
-            trains="|".join(
-                DOWN_PROJECTION.replace("{layer}", str(layer)) for layer in self.train_layers
-            ),
-        )
+            return cost
+        patterns = [DOWN_PROJECTION.replace("{layer}", str(layer)) for layer in self.train_layers]
+        return replace(cost, trains="|".join(patterns))
 
     def configure_model(self) -> None:
         """Build the network, draw u, and freeze what is not to be trained.
@@ -96,8 +87,7 @@ class RMUModule(ForgetRetainModule):
             TemperError: the network has no such layer.
         """
         super().configure_model()
-        assert self.network is not None
-        config = self.network.config
+        config = self.policy.config
         for flag, layers in (("layer", [self.layer]), ("train_layers", self.train_layers or [])):
             if bad := [layer for layer in layers if not 0 <= layer < config.num_hidden_layers]:
                 raise TemperError(
@@ -112,8 +102,7 @@ class RMUModule(ForgetRetainModule):
         self.register_buffer("target", self.steering_coefficient * u / u.norm(), persistent=False)
 
     def _train_only(self, layers: list[int]) -> None:
-        assert self.network is not None
-        if any("lora_" in name for name, _ in self.network.named_parameters()):
+        if any("lora_" in name for name, _ in self.policy.named_parameters()):
             raise TemperError(
                 f"model.init_args.train_layers={layers}: the network holds an adapter, which would"
                 " be frozen and its base trained; set network.adapter=merge, or train_layers=null"
@@ -121,15 +110,15 @@ class RMUModule(ForgetRetainModule):
         patterns = [DOWN_PROJECTION.replace("{layer}", str(layer)) for layer in layers]
         chosen = [
             name
-            for name, _ in self.network.named_parameters()
+            for name, _ in self.policy.named_parameters()
             if any(re.search(pattern, name) for pattern in patterns)
         ]
         if len(chosen) != len(set(layers)):
             raise TemperError(
                 f"model.init_args.train_layers={layers}: found {len(chosen)} MLP down projections"
-                f" in {type(self.network).__name__}; set it to null to train everything"
+                f" in {type(self.policy).__name__}; set it to null to train everything"
             )
-        for name, parameter in self.network.named_parameters():
+        for name, parameter in self.policy.named_parameters():
             parameter.requires_grad_(name in chosen)
 
     def forget_rows(self, rows: Batch) -> Batch:
@@ -142,9 +131,9 @@ class RMUModule(ForgetRetainModule):
 
     def retain_terms(self, rows: Batch) -> MeanTerms:
         """``mean ||h_l - h_ref_l||^2``."""
-        reference = self.reference_scores(
-            rows, "retain", hidden=True
-        )  # first: the policy's graph is not alive meanwhile
+        # First: the policy's graph is not alive meanwhile.
+        reference = self.reference_scores(rows, "retain", hidden=True)
         policy = self.score(rows, hidden=True)
         self.watch(policy)
+        assert isinstance(reference, Scores), "sums hold no hidden states"
         return hidden_distance(policy, reference, self.layer + 1)

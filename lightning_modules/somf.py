@@ -1,6 +1,4 @@
-"""SOMF: put a user's fine-tuning back on a safe model through a mask that preference data
-choose.
-"""
+"""SOMF: fuse a user's fine-tuning with a safe model through a mask trained on preference data."""
 
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -44,21 +42,23 @@ class Fusion(nn.Module):
         # Not in checkpoints: they are read from the two folders again.
         self.register_buffer("safe", safe, persistent=False)
         self.register_buffer("tau", tau, persistent=False)
-        self.w, self.temperature, self.seed, self.step = w, temperature, seed, 0
+        self.w = w
+        self.temperature = temperature
+        self.seed = seed
+        self.step = 0
 
     def forward(self, logits: Tensor) -> Tensor:
         """The fused weight."""
-        return fuse(
-            self.safe, self.tau, self.sample(logits) if self.training else logits.sigmoid(), self.w
-        )
+        mask = self.sample(logits) if self.training else logits.sigmoid()
+        return fuse(self.safe, self.tau, mask, self.w)
 
     def sample(self, logits: Tensor) -> Tensor:
         """This step's mask: the same on every rank and in every micro-batch."""
-        seed = int(np.random.SeedSequence([*self.seed, self.step]).generate_state(1, np.uint64)[0])
-        generator = torch.Generator(logits.device).manual_seed(seed)
-        uniform = torch.rand(
-            logits.shape, generator=generator, device=logits.device, dtype=logits.dtype
-        )
+        sequence = np.random.SeedSequence([*self.seed, self.step])
+        seed = int(sequence.generate_state(1, np.uint64)[0])
+        device = logits.device
+        generator = torch.Generator(device).manual_seed(seed)
+        uniform = torch.rand(logits.shape, generator=generator, device=device, dtype=logits.dtype)
         return relaxed_bernoulli(logits, uniform, self.temperature)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
@@ -69,8 +69,8 @@ class Fusion(nn.Module):
 class SOMFModule(DPOModule):
     """Subspace-oriented model fusion (Yi et al. 2024, arXiv 2405.09055), for one task vector.
 
-        theta = theta_safe + w * m * tau / mean(m),   tau = theta_task - theta_safe,   m ~
-        RelaxedBernoulli(logits, T)
+        theta = theta_safe + w * m * tau / mean(m)
+        tau   = theta_task - theta_safe,   m ~ RelaxedBernoulli(logits, T)
 
     One logit per weight, mean(m) per tensor as in the official code; the logits alone are trained,
     by DPO on safety pairs. Evaluation and export use ``m = sigmoid(logits)``; when training ends
@@ -94,7 +94,7 @@ class SOMFModule(DPOModule):
             the same network.
     """
 
-    unshardable: ClassVar = "trains masks in the place of weights"
+    unshardable: ClassVar[str | None] = "trains masks in the place of weights"
 
     def __init__(
         self,
@@ -125,37 +125,37 @@ class SOMFModule(DPOModule):
             )
         self.safe_spec = NetworkSpec(path=safe, adapter="merge")
         self._checked(lambda: check_network(self.safe_spec))
-        self.w, self.temperature, self.mask_seed = w, temperature, mask_seed
-        self.sites: list[
-            tuple[nn.Module, str, Fusion]
-        ] = []  # where a fusion is: several places share a tied weight
+        self.w = w
+        self.temperature = temperature
+        self.mask_seed = mask_seed
+        # Module, weight and fusion; a tied weight has several sites.
+        self.sites: list[tuple[nn.Module, str, Fusion]] = []
         self.baked = False
 
     def configure_model(self) -> None:
-        """Build both models, fuse them with even masks, take the reference from that, and put the
-        masks in.
+        """Build both models and fuse them with even masks; take the reference from that; insert the
+        masks.
         """
         if self.sites or self.baked:
             return
         ObjectiveModule.configure_model(self)
-        assert self.network is not None
-        parts = self._parts(self.safe_network())
+        fused = self._fuse_evenly(self.safe_network())
         super().configure_model()
-        self._mask(parts)
+        self._insert_masks(fused)
 
     def safe_network(self) -> nn.Module:
         """theta_safe."""
-        return self._checked(
-            lambda: build_network(self.safe_spec, self.trainer.datamodule.tokenizer)
-        )
+        tokenizer = self.datamodule.tokenizer
+        network: nn.Module = self._checked(lambda: build_network(self.safe_spec, tokenizer))
+        return network
 
     @torch.no_grad()
-    def _parts(self, safe_network: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
-        """theta_safe and tau of every weight that differs; leaves ``theta_safe + w * tau`` in the
-        network.
+    def _fuse_evenly(self, safe_network: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
+        """Set the network to ``theta_safe + w * tau``; returns theta_safe and tau of every weight
+        that differs.
         """
-        assert self.network is not None
-        task, safe = dict(self.network.named_parameters()), dict(safe_network.named_parameters())
+        task = dict(self.policy.named_parameters())
+        safe = dict(safe_network.named_parameters())
         if any("lora_" in name for name in task):
             raise TemperError(
                 "model.init_args.network.path holds an adapter: set"
@@ -171,44 +171,43 @@ class SOMFModule(DPOModule):
                 f"model.init_args.safe={self.safe_spec.path}: not the network of network.path,"
                 f" first at {wrong[0]}"
             )
-        parts = {
+        differing = {
             name: (s.detach().clone(), p - s)
             for name, p in task.items()
             if not torch.equal(p, s := safe[name].to(p))
         }
-        if not parts:
+        if not differing:
             raise TemperError(
                 f"model.init_args.safe={self.safe_spec.path}: the same weights as network.path;"
                 " give the model before fine-tuning"
             )
-        for name, (s, tau) in parts.items():
+        for name, (s, tau) in differing.items():
             task[name].copy_(fuse(s, tau, torch.full_like(tau, 0.5), self.w))
-        return parts
+        return differing
 
-    def _mask(self, parts: dict[str, tuple[Tensor, Tensor]]) -> None:
-        """Make logits the network's only parameters that learn."""
-        assert self.network is not None
-        self.network.requires_grad_(False)
-        names = {id(p): name for name, p in self.network.named_parameters()}
+    def _insert_masks(self, fused: dict[str, tuple[Tensor, Tensor]]) -> None:
+        """Make the masks' logits the network's only trainable parameters."""
+        self.policy.requires_grad_(False)
+        names = {id(p): name for name, p in self.policy.named_parameters()}
         places = [
             (module, own, p)
-            for module in self.network.modules()
+            for module in self.policy.modules()
             for own, p in module.named_parameters(recurse=False)
         ]
         fusions = {
             name: Fusion(safe, tau, self.w, self.temperature, (self.mask_seed, number))
-            for number, (name, (safe, tau)) in enumerate(parts.items())
+            for number, (name, (safe, tau)) in enumerate(fused.items())
         }
         for module, own, parameter in places:
             if fusion := fusions.get(names[id(parameter)]):
                 parametrize.register_parametrization(
-                    module, own, fusion.train(self.network.training)
+                    module, own, fusion.train(self.policy.training)
                 )
                 parameter.requires_grad_(True)  # the same tensor, which now holds the logits
                 self.sites.append((module, own, fusion))
 
     def cost(self) -> Cost:
-        """DPO's, beside theta_safe, tau and the fused weights that a pass computes."""
+        """DPO's, plus theta_safe, tau and the fused weights of a pass."""
         return replace(super().cost(), copies=self.reference_copies() + 3)
 
     def training_step(self, batch: dict[str, Batch], batch_idx: int) -> None:
@@ -218,7 +217,7 @@ class SOMFModule(DPOModule):
         super().training_step(batch, batch_idx)
 
     def generate(self, batch: Batch) -> Tensor:
-        """As always; the weights are fused once, not for every token."""
+        """Greedy answers, with the weights fused once and not for every token."""
         with parametrize.cached():
             return super().generate(batch)
 
@@ -237,23 +236,23 @@ class SOMFModule(DPOModule):
         for module, own, fusion in self.sites:
             parametrize.remove_parametrizations(module, own, leave_parametrized=False)
             getattr(module, own).copy_(finals[fusion])
-        self.sites, self.baked = [], True
+        self.sites = []
+        self.baked = True
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """As always, while there are masks to save."""
+        """Save the masks' logits; refused once they are fused into the weights."""
         if self.baked:
             raise RuntimeError(
-                "a checkpoint was asked for after training: the masks are fused into the weights;"
+                "a checkpoint was requested after training: the masks are fused into the weights;"
                 " save during training, or export"
             )
         super().on_save_checkpoint(checkpoint)
 
     @staticmethod
     def _checked(build: Any) -> Any:
-        """The same, with refusals about the safe folder that name its flag."""
+        """Call ``build``; errors about the safe folder name its own flag."""
         try:
             return build()
-        except TemperError as mistake:
-            raise TemperError(
-                str(mistake).replace("model.init_args.network.path", "model.init_args.safe")
-            ) from None
+        except TemperError as error:
+            message = str(error).replace("model.init_args.network.path", "model.init_args.safe")
+            raise TemperError(message) from None

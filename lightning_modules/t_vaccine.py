@@ -1,6 +1,6 @@
 """T-Vaccine: Vaccine on the layers that harmful fine-tuning would change most."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,8 @@ from temper.plan.cost import Cost, Pass
 class TVaccineModule(VaccineModule):
     """T-Vaccine (Liu et al. 2024, arXiv 2410.09760, algorithm 1).
 
-        s_l = ||d h / d o_l||,    S ~ n_layers of the layers without replacement, with probability s
-        / sum(s)
+        s_l = ||d h / d o_l||
+        S   = n_layers of the layers, drawn without replacement with probability s / sum(s)
 
     h is the NLL of one batch of the harmful stream, ``o_l`` the output of the attention block of
     layer l. Importances s are measured before steps 0, K, 2K, ..., layers are drawn before steps 0,
@@ -40,7 +40,7 @@ class TVaccineModule(VaccineModule):
         kwargs: See `ObjectiveModule`.
     """
 
-    streams: ClassVar = ("alignment", "harmful")
+    streams = ("alignment", "harmful")
 
     def __init__(
         self,
@@ -62,20 +62,17 @@ class TVaccineModule(VaccineModule):
                 raise TemperError(f"model.init_args.{flag}={value}: give a whole number >= 1")
         if seed < 0:
             raise TemperError(f"model.init_args.seed={seed}: give a whole number >= 0")
-        self.n_layers, self.importance_every, self.sample_every, self.seed = (
-            n_layers,
-            importance_every,
-            sample_every,
-            seed,
-        )
+        self.n_layers = n_layers
+        self.importance_every = importance_every
+        self.sample_every = sample_every
+        self.seed = seed
         self.importance_L: Tensor | None = None
         self.chosen: list[int] = []
 
     def configure_model(self) -> None:
         """Build the network; refuse to choose more layers than it has."""
         super().configure_model()
-        assert self.network is not None
-        self.layers = decoder_layers(self.network)
+        self.layers = decoder_layers(self.policy)
         if self.n_layers > len(self.layers):
             raise TemperError(
                 f"model.init_args.n_layers={self.n_layers}: the network has {len(self.layers)}"
@@ -83,23 +80,15 @@ class TVaccineModule(VaccineModule):
             )
 
     def cost(self) -> Cost:
-        """Vaccine's two passes on some layers, and now and then the one that measures all of
-        them.
-        """
-        return Cost(
-            (
-                Pass("harmful", 1 / self.importance_every, gradient="outputs", outputs="all"),
-                *vaccine_passes(self.n_layers),
-            )
-        )
+        """Vaccine's two passes on some layers, and every K steps the one that measures them all."""
+        measure = Pass("harmful", 1 / self.importance_every, gradient="outputs", outputs="all")
+        return Cost((measure, *vaccine_passes(self.n_layers)))
 
     def training_step(self, batch: dict[str, Batch], batch_idx: int) -> None:
-        """Vaccine's step on the chosen layers, which are drawn anew when it is time."""
-        norms = (
-            [self._measure(batch["harmful"])]
-            if self.global_step % self.importance_every == 0
-            else []
-        )
+        """Vaccine's step on the chosen layers, which are drawn anew every J steps."""
+        norms = []
+        if self.global_step % self.importance_every == 0:
+            norms.append(self._measure(batch["harmful"]))
         if self.global_step % self.sample_every == 0:
             self.chosen = self._draw(self.global_step)
         skipped = self._skipped()
@@ -108,7 +97,7 @@ class TVaccineModule(VaccineModule):
             found = perturbed_gradient(self, blocks, batch["alignment"], self.rho)
         self.apply_gradient(found.gradient, found.norm, *norms, skip=skipped.keys())
         self.log("loss/alignment", found.loss, prog_bar=True)
-        self.log_dict(found.figures)
+        self.log_dict(found.metrics)
 
     def _measure(self, harmful: Batch) -> Tensor:
         """Measure the importances; returns their norm, which must be finite for the step to be
@@ -119,30 +108,23 @@ class TVaccineModule(VaccineModule):
         # What is not finite is not kept: the step is skipped, and the next one measures again.
         if torch.isfinite(importance_L).all():
             self.importance_L = importance_L
-            shares = (
-                importance_L / importance_L.sum().clamp_min(torch.finfo(torch.float64).tiny)
-            ).tolist()
-            self.log_dict(
-                {f"t_vaccine/importance_{layer}": share for layer, share in enumerate(shares)}
-            )
+            total = importance_L.sum().clamp_min(torch.finfo(torch.float64).tiny)
+            for layer, share in enumerate((importance_L / total).tolist()):
+                self.log(f"t_vaccine/importance_{layer}", share)
         return found.norm
 
     def _draw(self, step: int) -> list[int]:
         """Layers from this step on: the same on every rank, and after a resume."""
-        importance_L = (
-            torch.ones(len(self.layers), dtype=torch.float64)
-            if self.importance_L is None
-            else self.importance_L
-        )
+        importance_L = self.importance_L
+        if importance_L is None:
+            importance_L = torch.ones(len(self.layers), dtype=torch.float64)
         # Layers without any gradient are drawn last, not never: without replacement they may be
         # needed.
         floor = importance_L.max().clamp_min(torch.finfo(torch.float64).tiny) * 1e-12
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-        return sorted(
-            torch.multinomial(
-                importance_L.clamp_min(floor), self.n_layers, generator=generator
-            ).tolist()
-        )
+        weights_L = importance_L.clamp_min(floor)
+        drawn = torch.multinomial(weights_L, self.n_layers, generator=generator)
+        return sorted(drawn.tolist())
 
     def _skipped(self) -> dict[str, nn.Parameter]:
         """Trainable weights of the layers that were not chosen, by name."""
@@ -160,4 +142,5 @@ class TVaccineModule(VaccineModule):
         """Go on with the same layers until the next draw."""
         super().on_load_checkpoint(checkpoint)
         if state := checkpoint.get("t_vaccine"):
-            self.importance_L, self.chosen = state["importance"], state["chosen"]
+            self.importance_L = state["importance"]
+            self.chosen = state["chosen"]

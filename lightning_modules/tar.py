@@ -1,8 +1,9 @@
-"""TAR: gradients taken along the path of a simulated tampering attack."""
+"""TAR: resist tampering, by gradients along the path of a simulated fine-tuning attack."""
 
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from strategies import Vector
 from temper.data import Batch, select
 from temper.errors import TemperError
 from temper.losses import IGNORE_INDEX, MeanTerms, Scores, nll
-from temper.losses.tamper import hidden_shift, negative_entropy, prefer_first
+from temper.losses.tamper import dpo_loss, hidden_shift, negative_entropy
 from temper.models import NetworkSpec
 from temper.plan.cost import Cost, Pass
 
@@ -23,25 +24,24 @@ def _entropy(module: "TARModule", rows: Batch) -> MeanTerms:
 
 def _preference(module: "TARModule", rows: Batch) -> MeanTerms:
     reference = module.reference_scores(rows, HELD_OUT["preference"])
-    return prefer_first(module.score(rows), reference, module.preference_beta)
+    return dpo_loss(module.score(rows), reference, module.preference_beta)
 
 
 TAMPER_LOSSES: dict[str, Callable[["TARModule", Batch], MeanTerms]] = {
     "entropy": _entropy,
     "preference": _preference,
 }
-HELD_OUT = {
-    "entropy": "harmful_heldout",
-    "preference": "heldout_pairs",
-}  # the stream that each reads
+# The held-out stream that each loss reads.
+HELD_OUT = {"entropy": "harmful_heldout", "preference": "heldout_pairs"}
 
 
 class TARModule(ReferenceModule):
     """TAR (Tamirisa et al. 2024, arXiv 2408.00761, algorithm 1), first order.
 
-        w_0 = w,  w_(i+1) = AdamW(w_i, grad NLL_harmful(w_i)),                       i = 0 .. K - 1
-        g = sum over every 4th i of c_i grad T(w_(i+1)) + grad [NLL(w) + a * mean_(l, t) ||h_l,t -
-        ref h_l,t||_2] c_i = tamper_weight * exp(tamper_growth * (i - (K - 1)))
+        w_0 = w,  w_(i+1) = AdamW(w_i, grad NLL_harmful(w_i)),  i = 0 .. K - 1
+        g   = sum over every 4th i of c_i grad T(w_(i+1))
+              + grad [NLL(w) + a * mean_(l, t) ||h_l,t - ref h_l,t||_2]
+        c_i = tamper_weight * exp(tamper_growth * (i - (K - 1)))
 
     T is the tamper-resistance loss on harmful rows that the adversary does not see: the negative
     entropy of the answer's token distributions, or DPO towards refusals. Inner steps are constants:
@@ -79,7 +79,7 @@ class TARModule(ReferenceModule):
             ranks.
     """
 
-    streams: ClassVar = ("alignment", "harmful", "harmful_heldout")
+    streams = ("alignment", "harmful", "harmful_heldout")
 
     def __init__(
         self,
@@ -119,69 +119,54 @@ class TARModule(ReferenceModule):
                 " multiple of it, and inner steps after the last tamper-resistance gradient would"
                 " count for nothing; give a divisor of inner_steps"
             )
-        # Before the base class, which asks what is needed of the reference.
-        self.tampers = inner_steps > 0 and tamper_weight > 0
-        self.tamper_loss, self.preference_beta, self.representation_weight = (
-            tamper_loss,
-            preference_beta,
-            representation_weight,
-        )
         super().__init__(network, **kwargs)
+        self.tampers = inner_steps > 0 and tamper_weight > 0
+        self.tamper_loss = tamper_loss
+        self.preference_beta = preference_beta
+        self.representation_weight = representation_weight
         if self.fused_loss and self.tampers and tamper_loss == "entropy":
             raise TemperError(
                 "model.init_args.fused_loss=true: the entropy needs the logits themselves; set it"
                 " to false"
             )
-        self.inner_steps, self.inner_lr, self.inner_weight_decay = (
-            inner_steps,
-            inner_lr,
-            inner_weight_decay,
-        )
-        self.tamper_every, self.tamper_weight, self.tamper_growth = (
-            tamper_every,
-            tamper_weight,
-            tamper_growth,
-        )
-        self.streams = (
-            ("alignment", "harmful", HELD_OUT[tamper_loss]) if self.tampers else ("alignment",)
-        )  # type: ignore[misc]
-
-    def reference_needs(self) -> Literal["nothing", "sums", "everything"]:
-        """Hidden states for the retain loss, sums for the preference loss."""
-        if self.representation_weight:
-            return "everything"
-        return "sums" if self.tampers and self.tamper_loss == "preference" else "nothing"
-
-    def reference_streams(self) -> tuple[str, ...]:
-        """The streams of the losses that read it."""
-        preference = (
-            (HELD_OUT["preference"],) if self.tampers and self.tamper_loss == "preference" else ()
-        )
-        return (("alignment",) if self.representation_weight else ()) + preference
+        self.inner_steps = inner_steps
+        self.inner_lr = inner_lr
+        self.inner_weight_decay = inner_weight_decay
+        self.tamper_every = tamper_every
+        self.tamper_weight = tamper_weight
+        self.tamper_growth = tamper_growth
+        held_out = (HELD_OUT[tamper_loss],) if self.tampers else ()
+        harmful = ("harmful", *held_out) if self.tampers else ()
+        self.streams = ("alignment", *harmful)
+        paired = held_out if tamper_loss == "preference" else ()
+        if representation_weight:  # hidden states, for the retain loss
+            self.read_reference("everything", ("alignment", *paired))
+        else:
+            self.read_reference("sums" if paired else "nothing", paired)
 
     def on_fit_start(self) -> None:
         """Refuse a harmful batch that the inner steps cannot share."""
         super().on_fit_start()
-        source = self.trainer.datamodule.sources.get("harmful")
-        parts = self.inner_steps * self.weights.world_size
-        if self.tampers and source is not None and source.batch_size % parts:
+        source = self.datamodule.sources.get("harmful")
+        shares = self.inner_steps * self.weights.world_size
+        if self.tampers and source is not None and source.batch_size % shares:
             raise TemperError(
                 f"stream 'harmful': batch size {source.batch_size} cannot be shared by"
                 f" {self.inner_steps} inner steps on {self.weights.world_size} ranks; set"
-                f" data.init_args.harmful_batch_size to a multiple of {parts}, or change"
+                f" data.init_args.harmful_batch_size to a multiple of {shares}, or change"
                 " model.init_args.inner_steps"
             )
 
     def cost(self) -> Cost:
-        """Inner steps and tamper-resistance gradients at displaced weights, then the retain
-        pass.
-        """
-        retain, copies = Pass("alignment", vectors=int(self.tampers)), self.reference_copies()
+        """Inner steps and tamper-resistance passes at displaced weights, then the retain pass."""
+        retain = Pass("alignment", vectors=int(self.tampers))
+        copies = self.reference_copies()
         retained = (*(self.reference_passes(retain) if self.representation_weight else ()), retain)
         if not self.tampers:
             return Cost(retained, copies=copies)
         held = 5  # start, offset, the adversary's two moments, the sum of gradients
-        paired, times = self.tamper_loss == "preference", self.inner_steps / self.tamper_every
+        paired = self.tamper_loss == "preference"
+        times = self.inner_steps / self.tamper_every
         inner = Pass(
             "harmful", self.inner_steps, 1 / self.inner_steps, vectors=held, displaced=True
         )
@@ -199,28 +184,27 @@ class TARModule(ReferenceModule):
         """One step; logs the retain losses, the adversary's loss at both ends and the last
         tamper-resistance loss.
         """
-        tamper, norms = (
-            self._tamper_gradient(batch["harmful"], batch[HELD_OUT[self.tamper_loss]])
-            if self.tampers
-            else (None, [])
-        )
+        tamper: Vector | None = None
+        norms: list[Tensor] = []
+        if self.tampers:
+            heldout = batch[HELD_OUT[self.tamper_loss]]
+            tamper, norms = self._tamper_gradient(batch["harmful"], heldout)
         loss, gradient = self._retain_gradient(batch["alignment"])
         if tamper is not None:
-            gradient = gradient.add_(tamper)
+            gradient.add_(tamper)
         self.apply_gradient(self.weights.reduce(gradient), *norms)
         self.log("loss/retain", loss, prog_bar=True)
 
     def _tamper_gradient(self, harmful: Batch, heldout: Batch) -> tuple[Vector, list[Tensor]]:
-        """``sum_i c_i grad T(w_(i+1))``, not reduced yet, and the norms of the adversary's
-        gradients.
-        """
+        """``sum_i c_i grad T(w_(i+1))``, not reduced yet, and the adversary's gradient norms."""
         start = self.weights.position()
         offset = Vector([torch.zeros_like(tensor) for tensor in start])
-        # AdamW on the offset: its step reads gradients alone, save for the decay, which is of w +
-        # offset.
+        # AdamW on the offset: its step reads gradients alone, save for the decay, which is of
+        # w + offset.
         adversary = torch.optim.AdamW(offset.tensors, lr=self.inner_lr, weight_decay=0.0)
         total: Vector | None = None
-        norms, losses = [], []
+        norms = []
+        losses = []
         for step in range(self.inner_steps):
             with self.weights.displaced(offset, 1.0):
                 loss, gradient = self.gradient(select(harmful, slice(step, None, self.inner_steps)))
@@ -232,19 +216,13 @@ class TARModule(ReferenceModule):
                     tamper_loss, gradient = self.gradient(
                         heldout, self._tamper_terms, reduced=False
                     )
-                gradient = gradient.mul_(
-                    self.tamper_weight
-                    * math.exp(self.tamper_growth * (step - (self.inner_steps - 1)))
-                )
+                growth = math.exp(self.tamper_growth * (step - (self.inner_steps - 1)))
+                gradient.mul_(self.tamper_weight * growth)
                 total = gradient if total is None else total.add_(gradient)
         assert total is not None
-        self.log_dict(
-            {
-                "tar/inner_first": losses[0],
-                "tar/inner_last": losses[-1],
-                f"tar/{self.tamper_loss}": tamper_loss,
-            }
-        )
+        self.log("tar/inner_first", losses[0])
+        self.log("tar/inner_last", losses[-1])
+        self.log(f"tar/{self.tamper_loss}", tamper_loss)
         return total, norms
 
     def _attack(
@@ -273,17 +251,15 @@ class TARModule(ReferenceModule):
             [(rows["labels"][..., 1:] != IGNORE_INDEX).sum(), rows["attention_mask"].sum()]
         ).double()
         tokens, positions = self.weights.global_sum(counts)
-        return self.gradient(
-            rows, lambda micro: self._retain_terms(micro, tokens / positions), reduced=False
-        )
+        loss = partial(self._retain_terms, ratio=tokens / positions)
+        return self.gradient(rows, loss, reduced=False)
 
     def _retain_terms(self, rows: Batch, ratio: Tensor) -> MeanTerms:
         reference = self.reference_scores(rows, "alignment", hidden=True)
         scores = self.score(rows, hidden=True)
         assert isinstance(reference, Scores)
         shift = hidden_shift(scores, reference)
-        self.note("tar/representation_shift", shift.total / shift.count)
+        self.log_mean("tar/representation_shift", shift.total / shift.count)
         total, count = nll(scores)
-        return MeanTerms(
-            total + self.representation_weight * (ratio * shift.total).to(total.dtype), count
-        )
+        shifted = self.representation_weight * (ratio * shift.total).to(total.dtype)
+        return MeanTerms(total + shifted, count)

@@ -1,6 +1,6 @@
 """Unlearning: forget some answers, keep the others."""
 
-from typing import Any, Literal
+from typing import Any
 
 from lightning_modules.forget_retain import ForgetRetainModule, pick
 from temper.data import Batch
@@ -47,14 +47,12 @@ class UnlearningModule(ForgetRetainModule):
         delta: float | None = None,
         **kwargs: Any,
     ) -> None:
-        # Before the base class asks what is read of the reference.
-        self.forget_loss, self.retain_loss = (
-            _named("forget", forget, FORGET),
-            _named("retain", retain, RETAIN),
-        )
-        if not alpha:  # not computed, so it needs nothing
-            self.retain_loss = None
-        super().__init__(network, gamma, alpha if self.retain_loss else 0.0, **kwargs)
+        forget_loss: Term = _named("forget", forget, FORGET)
+        # Of weight 0 it is not computed, and needs nothing.
+        retain_loss: Term | None = _named("retain", retain, RETAIN) if alpha else None
+        super().__init__(network, gamma, alpha if retain_loss else 0.0, **kwargs)
+        self.forget_loss = forget_loss
+        self.retain_loss = retain_loss
         given = {"ascent": ascent, "beta": beta, "beta2": beta2, "delta": delta}
         self.options = _options(
             forget,
@@ -68,22 +66,16 @@ class UnlearningModule(ForgetRetainModule):
                     f"model.init_args.fused_loss=true: {flag}={name} reads the logits themselves;"
                     " set it to false"
                 )
-
-    def reference_needs(self) -> Literal["nothing", "sums", "everything"]:
-        """The most that either loss reads."""
+        losses = {"forget": self.forget_loss, "retain": self.retain_loss}
         needs = {
-            term.reference for term in (self.forget_loss, self.retain_loss) if term is not None
-        }
-        return "everything" if "everything" in needs else "sums" if "sums" in needs else "nothing"
-
-    def reference_streams(self) -> tuple[str, ...]:
-        """The stream of every loss that reads the reference."""
-        terms = {"forget": self.forget_loss, "retain": self.retain_loss}
-        return tuple(
-            stream
-            for stream, term in terms.items()
+            stream: term.reference
+            for stream, term in losses.items()
             if term is not None and term.reference != "nothing"
-        )
+        }
+        if "everything" in needs.values():
+            self.read_reference("everything", tuple(needs))
+        else:
+            self.read_reference("sums" if needs else "nothing", tuple(needs))
 
     def forget_sequences(self) -> int:
         """Both where the loss compares answer and substitute."""
@@ -108,7 +100,7 @@ class UnlearningModule(ForgetRetainModule):
         return self.retain_loss.loss(policy, reference, self.options)
 
     def _reference_of(self, term: Term, rows: Batch, stream: str) -> Scores | SequenceScores | None:
-        """What a loss reads of the reference; scored before the policy, whose graph need not be
+        """The reference scores that a loss reads; made before the policy's, whose graph need not be
         alive meanwhile.
         """
         if term.reference == "nothing":
@@ -129,7 +121,7 @@ def _named(flag: str, name: str, table: dict[Any, Any]) -> Any:
 
 
 def _options(forget: str, term: Term, given: dict[str, float]) -> dict[str, float]:
-    """The loss's options: its defaults, and what was given instead."""
+    """The loss's options: its defaults, replaced by given values."""
     reads = ", ".join(term.options) or "none of them"
     for name, value in given.items():
         if name not in term.options:

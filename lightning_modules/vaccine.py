@@ -1,6 +1,6 @@
 """Vaccine: alignment that holds under perturbed hidden embeddings."""
 
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from lightning_modules.base import ObjectiveModule
 from lightning_modules.perturbation import perturbed_gradient
@@ -26,7 +26,7 @@ class VaccineModule(ObjectiveModule):
         kwargs: See `ObjectiveModule`.
     """
 
-    streams: ClassVar = ("alignment",)
+    streams: tuple[str, ...] | None = ("alignment",)
 
     def __init__(self, network: NetworkSpec, rho: float = 2.0, **kwargs: Any) -> None:
         super().__init__(network, **kwargs)
@@ -35,8 +35,7 @@ class VaccineModule(ObjectiveModule):
     def configure_model(self) -> None:
         """Build the network; refuse one whose attention blocks cannot be found."""
         super().configure_model()
-        assert self.network is not None
-        self.attention = attention_blocks(self.network)
+        self.attention = attention_blocks(self.policy)
 
     def cost(self) -> Cost:
         """The pass that finds the perturbation, and the one under it."""
@@ -49,7 +48,7 @@ class VaccineModule(ObjectiveModule):
         found = perturbed_gradient(self, self.attention, batch["alignment"], self.rho)
         self.apply_gradient(found.gradient, found.norm)
         self.log("loss/alignment", found.loss, prog_bar=True)
-        self.log_dict(found.figures)
+        self.log_dict(found.metrics)
 
 
 def vaccine_passes(blocks: int | Literal["all"]) -> tuple[Pass, ...]:

@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# A real SLURM on this one machine, for tests and for trying things: start | stop | status.
+# Run SLURM on a single machine, for tests and experiments: start | stop | status.
 #
-#   sudo slurm/single_node.sh start     install what is missing (Debian, Ubuntu), start munged, slurmctld, slurmd
+#   sudo slurm/single_node.sh start     install missing packages (Debian, Ubuntu); start munged,
+#                                       slurmctld and slurmd
 #
-# Not for a shared machine: it writes /etc/slurm/slurm.conf, and refuses to replace one that it did not write.
+# Not for a shared machine: it writes /etc/slurm/slurm.conf. It does not replace a file of that name
+# that it did not write.
 set -euo pipefail
 
 CONF=/etc/slurm/slurm.conf
@@ -14,15 +16,20 @@ HOST=$(hostname -s)
 
 fail() { echo "error: $*" >&2; exit 1; }
 
-running() { pgrep -x "$1" >/dev/null; }
+is_running() { pgrep -x "$1" >/dev/null; }
 
-answers() { timeout 5 sinfo --noheader --format=%T 2>/dev/null | grep -qE '^(idle|mixed|allocated|completing)'; }
+# Whether SLURM answers and has a node that takes jobs.
+is_ready() {
+    timeout 5 sinfo --noheader --format=%T 2>/dev/null \
+        | grep -qE '^(idle|mixed|allocated|completing)'
+}
 
 install_missing() {
     local program
     for program in munged slurmctld slurmd; do
         command -v "$program" >/dev/null && continue
-        command -v apt-get >/dev/null || fail "$program is missing and there is no apt-get; install munge and SLURM, then try again"
+        command -v apt-get >/dev/null \
+            || fail "$program is missing, and apt-get too; install munge and SLURM, then retry"
         export DEBIAN_FRONTEND=noninteractive
         apt-get update -qq
         apt-get install -y -qq slurm-wlm munge >/dev/null
@@ -30,14 +37,15 @@ install_missing() {
     done
 }
 
-# Settings that differ from SLURM's own, and why.
-#   cred_expire      how long a requeued job is held before it may start again (SLURM: 120 s), and how long a step may take to start
-#   KillWait         seconds between SIGTERM and SIGKILL
-#   MinJobAge        seconds for which squeue knows finished jobs: it is all that there is to ask without accounting
-#   task/none, linuxproc, jobacct none: no cgroups, which a container may not give
+# Settings that differ from SLURM's defaults:
+#   cred_expire  seconds that a requeued job is held before it starts again (default: 120), and that
+#                a step may take to start
+#   KillWait     seconds between SIGTERM and SIGKILL
+#   MinJobAge    seconds that squeue lists finished jobs; there is no accounting to query instead
+#   task/none, linuxproc, jobacct none: no cgroups, which containers may not have
 write_conf() {
     if [ -e "$CONF" ] && ! grep -qF "$MARK" "$CONF"; then
-        fail "$CONF is somebody else's; use that SLURM, or move the file away"
+        fail "$CONF was not written by this script; use that SLURM, or move the file away"
     fi
     local cpus memory_mib
     cpus=$(( $(nproc) > 2 ? $(nproc) : 2 )) # two tasks must fit
@@ -78,7 +86,7 @@ END
 }
 
 start_munge() {
-    running munged && return
+    is_running munged && return
     mkdir -p /etc/munge /run/munge /var/lib/munge /var/log/munge
     [ -s /etc/munge/munge.key ] || (umask 077 && head -c 1024 /dev/urandom >/etc/munge/munge.key)
     chown -R munge: /etc/munge /run/munge /var/lib/munge /var/log/munge
@@ -88,39 +96,44 @@ start_munge() {
 
 start() {
     [ "$(id -u)" = 0 ] || fail "run this as root: SLURM starts jobs for any user"
-    if answers; then
+    if is_ready; then
         status
         return
     fi
     install_missing
     write_conf
     start_munge
-    running slurmctld || slurmctld
-    running slurmd || slurmd
+    is_running slurmctld || slurmctld
+    is_running slurmd || slurmd
     local tries
     for tries in $(seq 60); do
-        answers && break
-        # A node that was down, or has less memory than it had, comes back only when told.
+        is_ready && break
+        # A node that was down, or has less memory than before, must be resumed explicitly.
         [ "$tries" != 20 ] || scontrol update NodeName="$HOST" State=RESUME 2>/dev/null || true
         sleep 0.5
     done
-    answers || { tail -n 20 "$LOGS"/*.log >&2; fail "SLURM does not answer; its logs are in $LOGS"; }
+    if ! is_ready; then
+        tail -n 20 "$LOGS"/*.log >&2
+        fail "SLURM does not answer; its logs are in $LOGS"
+    fi
     status
 }
 
 stop() {
     [ "$(id -u)" = 0 ] || fail "run this as root"
-    [ ! -e "$CONF" ] || grep -qF "$MARK" "$CONF" || fail "$CONF is somebody else's; this SLURM is left as it is"
+    if [ -e "$CONF" ] && ! grep -qF "$MARK" "$CONF"; then
+        fail "$CONF was not written by this script; this SLURM is not stopped"
+    fi
     local program pid
     for program in slurmd slurmctld; do
         pid=$(cat "/run/$program.pid" 2>/dev/null) && kill "$pid" 2>/dev/null || true
     done
-    echo "stopped; munge stays, and so do $CONF and the jobs in $SPOOL"
+    echo "stopped; munge keeps running, and $CONF and the jobs in $SPOOL are kept"
 }
 
 status() {
-    answers || { echo "no SLURM answers on this machine; start one with: $0 start"; return 1; }
-    sinfo --Node --format="SLURM answers: node %N, %c CPUs, %m MiB, %T"  --noheader
+    is_ready || { echo "no SLURM is running on this machine; start one with: $0 start"; return 1; }
+    sinfo --Node --format="SLURM is running: node %N, %c CPUs, %m MiB, %T" --noheader
 }
 
 case "${1:-}" in

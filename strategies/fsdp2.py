@@ -1,8 +1,6 @@
-"""Fully sharded weights (FSDP2): every rank keeps a slice of every weight, optimizer state and
-gradient.
-"""
+"""FSDP2: every rank keeps a shard of every weight, gradient and optimizer state."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Literal
@@ -12,15 +10,15 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 
-from strategies.parts import PartsCheckpoints
 from strategies.sharded import ShardedWeightSpace
-from strategies.weight_space import Vector, accumulated
+from strategies.weight_space import Vector, accumulate
 from temper.models.blocks import decoder_layers
+from temper.sharded_checkpoint import ShardedCheckpointMixin
 
 
-class FSDP2Strategy(PartsCheckpoints, ModelParallelStrategy):
-    """FSDP2: decoder layers are gathered one at a time for a pass, everything else is kept in
-    slices.
+class FSDP2Strategy(ShardedCheckpointMixin, ModelParallelStrategy):
+    """Lightning strategy of FSDP2: a pass gathers decoder layers one at a time; gradients and
+    optimizer state stay sharded.
 
     Args:
         gather_dtype: Data type in which weights are gathered and forward passes compute.
@@ -41,14 +39,12 @@ class FSDP2Strategy(PartsCheckpoints, ModelParallelStrategy):
 
     def setup_environment(self) -> None:
         """All ranks share one dimension: no tensor parallelism."""
-        self._data_parallel_size, self._tensor_parallel_size = (
-            self.num_nodes * self.num_processes,
-            1,
-        )
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        self._tensor_parallel_size = 1
         super().setup_environment()
 
     def setup(self, trainer: L.Trainer) -> None:
-        """Cut the module's networks into slices before anything is made of their weights."""
+        """Shard the module's networks before the optimizer is made of their weights."""
         module: Any = self.lightning_module
         self.precision_plugin.convert_module(module)
         for network in module.networks():
@@ -56,21 +52,21 @@ class FSDP2Strategy(PartsCheckpoints, ModelParallelStrategy):
         super().setup(trainer)
 
     def shard_network(self, network: nn.Module) -> None:
-        """Cut the weights of a network into slices, layer by layer, and move this rank's to its
+        """Shard the weights of a network layer by layer, and move this rank's shards to its
         device.
         """
         from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-        if isinstance(network, FSDPModule):  # of an earlier loop of the same Trainer
+        if isinstance(network, FSDPModule):  # by an earlier loop of the same Trainer
             return
         policy = MixedPrecisionPolicy()
         if self.gather_dtype is not None:
             policy = MixedPrecisionPolicy(
                 getattr(torch, self.gather_dtype), torch.float32, cast_forward_inputs=False
             )
-        # The outermost part too gives its weights back after a forward pass. By default it waits
-        # for a backward one, and after a pass without (a reference, an answer) the next one would
-        # compute with weights from before a displacement.
+        # The root module too frees its gathered weights after a forward pass. By default it keeps
+        # them for a backward pass; after a pass without one (a reference, generation), the next
+        # pass would compute with weights gathered before a displacement.
         options: dict[str, Any] = {
             "mesh": self.device_mesh["data_parallel"],
             "mp_policy": policy,
@@ -81,15 +77,15 @@ class FSDP2Strategy(PartsCheckpoints, ModelParallelStrategy):
         fully_shard(network, **options)
 
     def gather(self, parameter: Tensor) -> Tensor:
-        """A whole weight, on every rank."""
-        whole: Tensor = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter  # type: ignore[operator]
+        """The whole weight, on every rank; all ranks call it."""
+        whole: Tensor = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
         return whole.detach()
 
     @torch.no_grad()
-    def put(self, parameter: Tensor, whole: Tensor) -> None:
-        """Write a whole weight."""
+    def write_whole(self, parameter: Tensor, whole: Tensor) -> None:
+        """Write a whole weight into a sharded parameter."""
         start, stop = _range(parameter)
-        _local(parameter).view(-1).copy_(whole.reshape(-1)[start:stop])
+        _local_shard(parameter).view(-1).copy_(whole.reshape(-1)[start:stop])
 
     def inner_optimizer(self) -> torch.optim.Optimizer:
         """The optimizer that keeps the state."""
@@ -97,19 +93,22 @@ class FSDP2Strategy(PartsCheckpoints, ModelParallelStrategy):
 
 
 class FSDP2WeightSpace(ShardedWeightSpace):
-    """Slices of DTensors. Gradients arrive averaged over ranks (one reduce-scatter per layer and
-    micro-batch).
+    """Local shards of DTensors. Gradients arrive averaged over ranks (one reduce-scatter per layer
+    and micro-batch).
     """
 
     def _take_gradients(self, vector: Vector | None) -> Vector:
         fresh = []
-        for parameter, held in zip(self.parameters, self._held(), strict=True):
-            gradient = torch.zeros_like(held) if parameter.grad is None else _local(parameter.grad)
+        for parameter, weight in zip(self.parameters, self._local_weights(), strict=True):
+            if parameter.grad is None:
+                gradient = torch.zeros_like(weight)
+            else:
+                gradient = _local_shard(parameter.grad)
             fresh.append(gradient.to(torch.promote_types(gradient.dtype, torch.float32)))
             parameter.grad = None
-        return accumulated(vector, fresh)
+        return accumulate(vector, fresh)
 
-    def assign(self, vector: Vector, skip: Any = ()) -> None:
+    def assign(self, vector: Vector, skip: Collection[str] = ()) -> None:
         """As for whole weights; the optimizer sees DTensors."""
         from torch.distributed.tensor import DTensor
 
@@ -130,39 +129,38 @@ class FSDP2WeightSpace(ShardedWeightSpace):
                 parameter.grad = gradient.to(parameter.dtype)
 
     @contextmanager
-    def frozen(self, parameters: Any = None) -> Iterator[None]:
-        """Nothing: a gathered weight learns or not as it did when it was gathered for the first
-        time.
-        """
+    def frozen(self, parameters: Iterable[nn.Parameter] | None = None) -> Iterator[None]:
+        """Nothing: FSDP2 fixes which gathered weights get a gradient when it first gathers them."""
         yield
 
-    def _held(self) -> list[Tensor]:
-        return [_local(parameter.detach()) for parameter in self.parameters]
+    def _local_weights(self) -> list[Tensor]:
+        return [_local_shard(parameter.detach()) for parameter in self.parameters]
 
     def ranges(self) -> dict[str, tuple[int, int]]:
-        """Whole rows, as `torch.chunk` cuts them."""
+        """Ranges of whole rows, which `torch.chunk` shares out over ranks."""
         return {
             name: _range(parameter)
             for name, parameter in zip(self.names, self.parameters, strict=True)
         }
 
-    def _optimized(self) -> list[Tensor]:
+    def _optimizer_tensors(self) -> list[Tensor]:
         return list(self.parameters)
 
-    def _pieces(self, likes: list[Tensor]) -> list[Tensor]:
-        return [_local(like.detach()).view(-1) for like in likes]
+    def _flat_shards(self, tensors: list[Tensor]) -> list[Tensor]:
+        return [_local_shard(tensor.detach()).view(-1) for tensor in tensors]
 
     def _owner(self, number: int) -> int:
         return number
 
 
-def _local(tensor: Tensor) -> Tensor:
-    """This rank's slice."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # type: ignore[operator,no-any-return]
+def _local_shard(tensor: Tensor) -> Tensor:
+    """This rank's shard of a DTensor; any other tensor as it is."""
+    shard: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return shard
 
 
 def _range(parameter: Any) -> tuple[int, int]:
-    """First and last element of this rank's rows, in the flattened weight."""
+    """First and last element (exclusive) of this rank's rows, in the flattened weight."""
     if not hasattr(parameter, "placements"):
         return 0, parameter.numel()
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset

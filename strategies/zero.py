@@ -1,5 +1,21 @@
-"""DeepSpeed ZeRO: optimizer state (1), gradients (2) and weights (3) are cut into one part per
-rank.
+"""DeepSpeed ZeRO: stage 1 shards the optimizer's state, 2 the gradients too, 3 the weights too.
+
+In this file: the precision plugin and DeepSpeed's settings under Temper, the weight spaces of
+stages 1 and 2 and of stage 3, and the Lightning strategy.
+
+The weight spaces use attributes of DeepSpeed's optimizers that are not public (0.19):
+
+* stages 1 and 2, `DeepSpeedZeroOptimizer`: ``averaged_gradients``, ``bit16_groups_flat``,
+  ``cpu_offload``, ``micro_step_id``, ``parallel_partitioned_bit16_groups``,
+  ``real_dp_process_group``, ``round_robin_bit16_groups`` and ``_offsets``,
+  ``single_partition_of_fp32_groups``, and the arguments of ``all_gather_dp_groups``;
+* stage 3, `DeepSpeedZeroOptimizer_Stage3`: ``empty_partition_cache``,
+  ``fp32_partitioned_groups_flat``, ``get_param_id``, ``grad_position``; of a parameter
+  ``ds_numel``, ``ds_process_group``, ``ds_tensor``; the local getters and setters of
+  ``deepspeed.utils``.
+
+`temper.deepspeed_version.check_deepspeed` refuses other versions, and two-process tests compare
+every stage with one process.
 """
 
 import os
@@ -16,51 +32,50 @@ from lightning.pytorch.plugins.precision import DeepSpeedPrecision, MixedPrecisi
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 from torch import Tensor, nn
 
-from strategies.parts import PartsCheckpoints
 from strategies.sharded import ShardedWeightSpace
-from strategies.weight_space import Loss, Vector, accumulated
+from strategies.weight_space import Loss, Vector, accumulate
 from temper.data import Batch
 from temper.deepspeed_version import check_deepspeed
 from temper.errors import TemperError
 from temper.losses import MeanTerms
+from temper.sharded_checkpoint import ShardedCheckpointMixin
 
-# MERGED from strategies.zero: DeepSpeed's settings and precision under Temper.
+# -- precision and settings
 
 
 class ZeROPrecision(DeepSpeedPrecision):
-    """Precision as under the other strategies: autocast for ``bf16-mixed``, nothing is converted
-    behind the user's back.
+    """Precision as under the other strategies: autocast for ``bf16-mixed``, and no weights are
+    converted.
 
-    DeepSpeed's own bf16 mode would turn float32 adapters into bfloat16 ones, which a displacement
-    of weights cannot move.
+    DeepSpeed's own bf16 mode would turn float32 adapters into bfloat16 ones, which are too coarse
+    for a displacement.
     """
 
     def convert_module(self, module: nn.Module) -> nn.Module:
-        """Cast for ``bf16-true`` alone: DeepSpeed's ``32-true`` would make a bfloat16 base twice
-        its size.
+        """Cast for ``bf16-true`` only: DeepSpeed's ``32-true`` would double the size of a bfloat16
+        base model.
         """
         return module.to(torch.bfloat16) if self.precision == "bf16-true" else module
 
     def convert_input(self, data: Any) -> Any:
-        """As it is."""
+        """The data, unchanged."""
         return data
 
     def tensor_init_context(self) -> AbstractContextManager[Any]:
-        """New weights in bfloat16 for ``bf16-true``; else networks say what they are."""
+        """New weights in bfloat16 for ``bf16-true``; otherwise in the network's own dtype."""
         return super().tensor_init_context() if self.precision == "bf16-true" else nullcontext()
 
     def forward_context(self) -> AbstractContextManager[Any]:
         """Autocast for ``bf16-mixed``."""
         if self.precision != "bf16-mixed":
             return self.tensor_init_context()
-        # Lightning's own, which keeps no cache: that would hand the weights of the first pass to a
-        # pass at displaced ones.
-        return MixedPrecision(
-            "bf16-mixed", "cuda" if torch.cuda.is_available() else "cpu"
-        ).forward_context()
+        # Lightning's autocast, which keeps no cache: a cache would return the weights of the first
+        # pass to a pass at displaced ones.
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return MixedPrecision("bf16-mixed", device).forward_context()
 
 
-def settings(
+def deepspeed_config(
     stage: int, offload_optimizer: bool, offload_parameters: bool, bucket_size: int
 ) -> dict[str, Any]:
     """DeepSpeed's config: clipping, precision, accumulation and schedules are Temper's own."""
@@ -72,10 +87,8 @@ def settings(
         "allgather_bucket_size": bucket_size,
     }
     if stage == 3:
-        zero |= {
-            "stage3_prefetch_bucket_size": bucket_size,
-            "stage3_param_persistence_threshold": 0,
-        }
+        zero["stage3_prefetch_bucket_size"] = bucket_size
+        zero["stage3_param_persistence_threshold"] = 0
     if offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     if offload_parameters:
@@ -84,27 +97,24 @@ def settings(
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "train_micro_batch_size_per_gpu": 1,  # for its log lines alone
+        "train_micro_batch_size_per_gpu": 1,  # only for its log lines
         "gradient_accumulation_steps": 1,
         "gradient_clipping": 0.0,
     }
 
 
-# MERGED from strategies.zero: What the weight spaces of all ZeRO stages have in common. |  | What
-# is used of DeepSpeed beyond its interface is listed in zero12.py and zero3.py;
-# `strategies.zero.check_deepspeed` | keeps other versions out, and two-process tests compare every
-# stage with one process.
+# -- weight spaces
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a rank's piece of a parameter is.
+class ShardLocation:
+    """Location of a rank's shard of a parameter in its flat partitions, one per parameter group.
 
     Attributes:
-        group: Which flat part.
-        first: First element there.
-        last: The element after the last.
-        start: The piece's first element in the flattened parameter.
+        group: Index of the partition.
+        first: First element in the partition.
+        last: Last element in the partition, exclusive.
+        start: First element in the flattened parameter.
     """
 
     group: int
@@ -114,163 +124,157 @@ class Place:
 
 
 class ZeROWeightSpace(ShardedWeightSpace):
-    """What the stages share: each pass goes through the engine, once forward and once backward.
-
-    DeepSpeed does not add up the gradients of several backward passes without a word; each is taken
-    out at once.
+    """Weight space of all stages: each pass goes through the engine, once forward and once
+    backward, and its gradients are taken from DeepSpeed's buffers before the next pass.
     """
 
-    places: list[Place]
+    locations: list[ShardLocation]
 
     @property
     def engine(self) -> Any:
         """DeepSpeed's wrapper around the module."""
-        return self.strategy.model  # type: ignore[union-attr]
+        return self._zero_strategy.model
+
+    @property
+    def _zero_strategy(self) -> "ZeROStrategy":
+        assert isinstance(self.strategy, ZeROStrategy)
+        return self.strategy
 
     def _pass(self, loss: Loss, rows: Batch) -> MeanTerms:
-        found: list[MeanTerms] = []
+        terms: list[MeanTerms] = []
 
-        def forward(part: Batch) -> Tensor:
-            # Again: the engine switches off an autocast that it was not told of.
-            with self.strategy.precision_plugin.forward_context():  # type: ignore[union-attr]
-                found.append(loss(part))
-            return found[-1].total
+        def forward(micro_batch: Batch) -> Tensor:
+            # Again: the engine switches off an autocast that its config does not name.
+            with self._zero_strategy.precision_plugin.forward_context():
+                terms.append(loss(micro_batch))
+            return terms[-1].total
 
         self.engine.optimizer.zero_grad()
-        self._forget_gradients()
+        self._zero_gradient_buffers()
         self.engine.backward(self.engine(forward, rows))
-        return found[0]
+        return terms[0]
 
-    def _forget_gradients(self) -> None:
-        """Zero what holds gradients: a weight that a pass does not reach would show that of the
-        pass before.
+    def _zero_gradient_buffers(self) -> None:
+        """Zero DeepSpeed's gradients: a weight that a pass does not reach would otherwise keep that
+        of the pass before.
         """
+        raise NotImplementedError
 
     def ranges(self) -> dict[str, tuple[int, int]]:
-        """Of flattened weights, which DeepSpeed cuts without regard to rows."""
+        """Ranges of flattened weights, which DeepSpeed shards without regard to rows."""
         return {
-            name: (place.start, place.start + place.last - place.first)
-            for name, place in zip(self.names, self.places, strict=True)
+            name: (location.start, location.start + location.last - location.first)
+            for name, location in zip(self.names, self.locations, strict=True)
         }
 
-    def _pieces(self, likes: list[Tensor]) -> list[Tensor]:
-        return [likes[place.group][place.first : place.last] for place in self.places]
+    def _flat_shards(self, tensors: list[Tensor]) -> list[Tensor]:
+        return [
+            tensors[location.group][location.first : location.last] for location in self.locations
+        ]
 
     def _owner(self, number: int) -> int:
-        return self.places[number].group
+        return self.locations[number].group
 
-    def _exact(self) -> list[Tensor]:
-        return self._pieces(self._optimized())
+    def _master_weights(self) -> list[Tensor]:
+        return self._flat_shards(self._optimizer_tensors())
 
-    def _adopt(self) -> None:
-        torch._foreach_copy_(self._held(), self._exact())
-        self._written()
+    def _master_weights_changed(self) -> None:
+        torch._foreach_copy_(self._local_weights(), self._master_weights())
+        self._local_weights_changed()
 
 
 def refuse_skip(skip: Collection[str]) -> None:
-    """Refuse to leave weights out of a step.
+    """Refuse a step that does not train all weights.
 
     Raises:
-        TemperError: there are some to leave out.
+        TemperError: names of weights to skip are given.
     """
     if skip:
         raise TemperError(
             "trainer.strategy: under ZeRO the optimizer sees one flat vector, and this objective"
-            f" leaves {len(skip)} weights out of steps, decay and momentum included; use ddp or"
-            " fsdp2"
+            f" skips {len(skip)} weights in a step, decay and momentum included; use ddp or fsdp2"
         )
-
-
-# MERGED from strategies.zero: Weight space of DeepSpeed ZeRO, stages 1 and 2. |  | Of
-# `DeepSpeedZeroOptimizer` it uses ``averaged_gradients``, ``single_partition_of_fp32_groups``,
-# ``parallel_partitioned_bit16_groups``, | ``bit16_groups_flat``, ``round_robin_bit16_groups`` and
-# ``_offsets``, ``real_dp_process_group``, ``cpu_offload``, | ``micro_step_id`` (0.19).
 
 
 INITIAL_MICRO_STEP_ID = -1  # as after a step
 
 
 class ZeRO12WeightSpace(ZeROWeightSpace):
-    """Stages 1 and 2: all weights on every rank, gradients and exact weights in flat parts, one per
-    rank.
+    """Stages 1 and 2: whole weights on every rank; gradients and master weights in flat partitions,
+    one per rank.
 
-    A parameter's entry in a vector is what of it lies in this rank's part: all, a piece, or
+    A parameter's entry in a vector is its shard in this rank's partition: all of it, a range, or
     nothing.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         optimizer = self.engine.optimizer
-        places: dict[int, Place] = {}
+        locations: dict[int, ShardLocation] = {}
         for group, parameters in enumerate(optimizer.round_robin_bit16_groups):
             size = optimizer.single_partition_of_fp32_groups[group].numel()
             begin = self._rank(group) * size
             for parameter, offset in zip(
                 parameters, optimizer.round_robin_bit16_offsets[group], strict=True
             ):
-                first, last = (
-                    min(max(place - begin, 0), size)
-                    for place in (offset, offset + parameter.numel())
-                )
+                first = min(max(offset - begin, 0), size)
+                last = min(max(offset + parameter.numel() - begin, 0), size)
                 start = min(max(begin - offset, 0), parameter.numel())
-                places[id(parameter)] = Place(group, first, last, start)
-        self.places = [places[id(parameter)] for parameter in self.parameters]
+                locations[id(parameter)] = ShardLocation(group, first, last, start)
+        self.locations = [locations[id(parameter)] for parameter in self.parameters]
 
     def _rank(self, group: int) -> int:
         return dist.get_rank(group=self.engine.optimizer.real_dp_process_group[group])
 
     def _take_gradients(self, vector: Vector | None) -> Vector:
         optimizer = self.engine.optimizer
-        parts = []
-        for group, exact in enumerate(optimizer.single_partition_of_fp32_groups):
+        device = self._zero_strategy.root_device
+        partitions = []
+        for group, master in enumerate(optimizer.single_partition_of_fp32_groups):
             if optimizer.cpu_offload:
-                parts.append(
-                    exact.grad.detach().to(self.strategy.root_device, torch.float32, copy=True)
-                )  # type: ignore[union-attr]
+                partitions.append(master.grad.detach().to(device, torch.float32, copy=True))
             else:
-                flat = torch.cat(
-                    [piece.reshape(-1) for piece in optimizer.averaged_gradients[group]]
-                )
-                parts.append(flat.to(torch.promote_types(flat.dtype, torch.float32)))
-        return accumulated(vector, self._pieces(parts))
+                flat = torch.cat([each.reshape(-1) for each in optimizer.averaged_gradients[group]])
+                partitions.append(flat.to(torch.promote_types(flat.dtype, torch.float32)))
+        return accumulate(vector, self._flat_shards(partitions))
 
-    def _forget_gradients(self) -> None:
+    def _zero_gradient_buffers(self) -> None:
         optimizer = self.engine.optimizer
-        # Gradients of bfloat16 weights add up here, and offloaded ones there, until a step is
-        # taken; others do not.
+        # DeepSpeed adds up gradients of bfloat16 weights in `averaged_gradients`, and offloaded
+        # ones in the master weights' `grad`, until a step is taken; others it replaces.
         optimizer.averaged_gradients = dict.fromkeys(optimizer.averaged_gradients)
         if optimizer.cpu_offload:
             optimizer.micro_step_id = INITIAL_MICRO_STEP_ID
             torch._foreach_zero_(
-                [exact.grad for exact in optimizer.single_partition_of_fp32_groups]
+                [master.grad for master in optimizer.single_partition_of_fp32_groups]
             )
 
     def assign(self, vector: Vector, skip: Collection[str] = ()) -> None:
-        """Write into the parts that the optimizer's step reads."""
+        """Write into the partitions that the optimizer's step reads."""
         refuse_skip(skip)
         optimizer = self.engine.optimizer
-        exact = optimizer.single_partition_of_fp32_groups
-        parts = [torch.zeros_like(part) for part in exact]
-        torch._foreach_copy_(self._pieces(parts), vector.tensors)
-        for group, part in enumerate(parts):
+        master = optimizer.single_partition_of_fp32_groups
+        gradients = [torch.zeros_like(partition) for partition in master]
+        torch._foreach_copy_(self._flat_shards(gradients), vector.tensors)
+        for group, gradient in enumerate(gradients):
             if optimizer.cpu_offload:
-                exact[group].grad.copy_(part)
+                master[group].grad.copy_(gradient)
             else:
-                optimizer.averaged_gradients[group] = [part]
+                optimizer.averaged_gradients[group] = [gradient]
 
-    def _held(self) -> list[Tensor]:
+    def _local_weights(self) -> list[Tensor]:
         optimizer = self.engine.optimizer
-        return self._pieces(
+        return self._flat_shards(
             [
-                parts[self._rank(group)]
-                for group, parts in enumerate(optimizer.parallel_partitioned_bit16_groups)
+                partitions[self._rank(group)]
+                for group, partitions in enumerate(optimizer.parallel_partitioned_bit16_groups)
             ]
         )
 
-    def _optimized(self) -> list[Tensor]:
+    def _optimizer_tensors(self) -> list[Tensor]:
         return list(self.engine.optimizer.single_partition_of_fp32_groups)
 
-    def _written(self) -> None:
+    def _local_weights_changed(self) -> None:
         from deepspeed.runtime.utils import all_gather_dp_groups
 
         optimizer = self.engine.optimizer
@@ -283,28 +287,23 @@ class ZeRO12WeightSpace(ZeROWeightSpace):
         )
 
 
-# MERGED from strategies.zero: Weight space of DeepSpeed ZeRO, stage 3. |  | Of
-# `DeepSpeedZeroOptimizer_Stage3` it uses ``grad_position``, ``fp32_partitioned_groups_flat``,
-# ``empty_partition_cache``; of a parameter | ``ds_tensor``, ``ds_numel``, ``ds_process_group``; and
-# the local getters and setters of ``deepspeed.utils`` (0.19).
-
-
 class ZeRO3WeightSpace(ZeROWeightSpace):
-    """Stage 3: each rank has its slice of every parameter, the last ranks' padded."""
+    """Stage 3: each rank has a shard of every parameter; the last ranks' shards are padded."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.places = [self._place(parameter) for parameter in self.parameters]
+        self.locations = [self._locate(parameter) for parameter in self.parameters]
 
-    def _place(self, parameter: Any) -> Place:
+    def _locate(self, parameter: Any) -> ShardLocation:
         optimizer = self.engine.optimizer
         group, first, size = optimizer.grad_position[optimizer.get_param_id(parameter)]
         start = min(dist.get_rank(group=parameter.ds_process_group) * size, parameter.ds_numel)
-        return Place(group, first, first + size, start)
+        return ShardLocation(group, first, first + size, start)
 
     def ranges(self) -> dict[str, tuple[int, int]]:
-        """Without the padding."""
-        sizes = [parameter.ds_numel for parameter in self.parameters]  # type: ignore[attr-defined]
+        """Ranges of flattened weights, without the padding."""
+        parameters: list[Any] = list(self.parameters)  # with the attributes of deepspeed.zero
+        sizes = [parameter.ds_numel for parameter in parameters]
         return {
             name: (start, min(stop, size))
             for (name, (start, stop)), size in zip(super().ranges().items(), sizes, strict=True)
@@ -314,55 +313,56 @@ class ZeRO3WeightSpace(ZeROWeightSpace):
         from deepspeed.utils import safe_get_local_grad
 
         fresh = []
-        for parameter, held in zip(self.parameters, self._held(), strict=True):
-            gradient = safe_get_local_grad(
-                parameter
-            )  # none where the weight is frozen for the moment
-            fresh.append(
-                torch.zeros_like(held, dtype=torch.float32)
-                if gradient is None
-                else gradient.detach().float().clone()
-            )
-        return accumulated(vector, fresh)
+        for parameter, weight in zip(self.parameters, self._local_weights(), strict=True):
+            gradient = safe_get_local_grad(parameter)
+            if gradient is None:  # the weight is frozen in this pass
+                fresh.append(torch.zeros_like(weight, dtype=torch.float32))
+            else:
+                fresh.append(gradient.detach().float().clone())
+        return accumulate(vector, fresh)
 
-    def _forget_gradients(self) -> None:
+    def _zero_gradient_buffers(self) -> None:
         from deepspeed.utils import safe_set_local_grad
 
-        for parameter, held in zip(self.parameters, self._held(), strict=True):
-            safe_set_local_grad(parameter, torch.zeros_like(held))
+        for parameter, weight in zip(self.parameters, self._local_weights(), strict=True):
+            safe_set_local_grad(parameter, torch.zeros_like(weight))
 
     def assign(self, vector: Vector, skip: Collection[str] = ()) -> None:
-        """Write into the slices that the optimizer's step reads."""
+        """Write into the shards that the optimizer's step reads."""
         from deepspeed.utils import safe_set_local_grad
 
         refuse_skip(skip)
         for parameter, gradient in zip(self.parameters, vector, strict=True):
             safe_set_local_grad(parameter, gradient)
 
-    def _held(self) -> list[Tensor]:
-        return [parameter.ds_tensor.data.view(-1) for parameter in self.parameters]  # type: ignore[attr-defined]
+    def _local_weights(self) -> list[Tensor]:
+        parameters: list[Any] = list(self.parameters)  # with the attributes of deepspeed.zero
+        return [parameter.ds_tensor.data.view(-1) for parameter in parameters]
 
-    def _optimized(self) -> list[Tensor]:
+    def _optimizer_tensors(self) -> list[Tensor]:
         return list(self.engine.optimizer.fp32_partitioned_groups_flat)
 
-    def _written(self) -> None:
-        # What was gathered for a pass and not given back yet holds the weights of before.
+    def _local_weights_changed(self) -> None:
+        # Weights that are still gathered from an earlier pass are out of date.
         self.engine.optimizer.empty_partition_cache()
 
 
-class ZeROStrategy(PartsCheckpoints, DeepSpeedStrategy):
+# -- the strategy
+
+
+class ZeROStrategy(ShardedCheckpointMixin, DeepSpeedStrategy):
     """DeepSpeed ZeRO for objectives of several passes, on GPUs and (slowly, for tests) on CPUs.
 
     Args:
-        stage: 1 cuts the optimizer's state, 2 its gradients too, 3 the weights too.
+        stage: 1 shards the optimizer's state, 2 the gradients too, 3 the weights too.
         offload_optimizer: Keep the optimizer's state, and take its steps, in the host's memory.
-        offload_parameters: Keep the weights in the host's memory between uses; stage 3 alone.
-        bucket_size: Elements that are sent together.
+        offload_parameters: Keep the weights in the host's memory between uses; stage 3 only.
+        bucket_size: Elements that are communicated together.
         timeout_minutes: How long a rank waits for another one before the job fails.
 
     Raises:
-        TemperError: DeepSpeed is missing, or of a version that this was not written for; options
-            that contradict each other.
+        TemperError: DeepSpeed is missing or its version is not supported; the options contradict
+            each other.
     """
 
     def __init__(
@@ -381,9 +381,10 @@ class ZeROStrategy(PartsCheckpoints, DeepSpeedStrategy):
                 f"trainer.strategy.init_args.offload_parameters=true: stage {stage} keeps all"
                 " weights on every device; set stage=3, or drop it"
             )
-        config = settings(stage, offload_optimizer, offload_parameters, bucket_size)
+        config = deepspeed_config(stage, offload_optimizer, offload_parameters, bucket_size)
         super().__init__(config=config, timeout=timedelta(minutes=timeout_minutes))
-        self.stage, self.shards_weights = stage, stage == 3
+        self.stage = stage
+        self.shards_weights = stage == 3
 
     # -- start-up
 
@@ -392,19 +393,18 @@ class ZeROStrategy(PartsCheckpoints, DeepSpeedStrategy):
         if isinstance(self.accelerator, CUDAAccelerator):
             super().setup_environment()
             return
-        os.environ.setdefault(
-            "DS_ACCELERATOR", "cpu"
-        )  # otherwise DeepSpeed asks the machine, not the Trainer
+        # Otherwise DeepSpeed chooses by the machine, not by the Trainer's accelerator.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
         import deepspeed
 
-        # Its shared-memory kernels are compiled on first use: a minute, and a lock that stays if
-        # that is interrupted.
+        # Its shared-memory kernels are compiled on first use, which takes a minute, and leaves a
+        # lock behind if it is interrupted.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         super(DDPStrategy, self).setup_environment()
         self.setup_distributed()
 
     def setup_distributed(self) -> None:
-        """As DeepSpeedStrategy, whose check of device indices knows GPUs only."""
+        """As DeepSpeedStrategy, whose check of device indices accepts GPUs only."""
         if isinstance(self.accelerator, CUDAAccelerator):
             super().setup_distributed()
             return
@@ -416,23 +416,23 @@ class ZeROStrategy(PartsCheckpoints, DeepSpeedStrategy):
 
     @property
     def precision_plugin(self) -> Precision:
-        """The Trainer's, which is made into `ZeROPrecision`."""
+        """The Trainer's plugin, converted to `ZeROPrecision`."""
         return self._precision_plugin if self._precision_plugin is not None else Precision()
 
     @precision_plugin.setter
     def precision_plugin(self, plugin: Precision | None) -> None:
-        is_deepspeeds = isinstance(plugin, DeepSpeedPrecision) and not isinstance(
-            plugin, ZeROPrecision
-        )
-        self._precision_plugin = ZeROPrecision(plugin.precision) if is_deepspeeds else plugin  # type: ignore[union-attr]
+        if isinstance(plugin, DeepSpeedPrecision) and not isinstance(plugin, ZeROPrecision):
+            precision: Any = plugin.precision
+            plugin = ZeROPrecision(precision)
+        self._precision_plugin = plugin
 
     def _init_config_if_needed(self) -> None:
         """Nothing: the config is complete. Lightning would switch DeepSpeed's own precision on."""
 
     @contextmanager
     def model_sharded_context(self) -> Iterator[None]:
-        """Networks are built whole and cut afterwards: built under ``zero.Init``, random weights
-        are others.
+        """Nothing: networks are built whole and sharded afterwards, since ``zero.Init`` would draw
+        other random weights.
         """
         yield
 
@@ -444,9 +444,7 @@ class ZeROStrategy(PartsCheckpoints, DeepSpeedStrategy):
         engine, wrapped, _, _ = deepspeed.initialize(
             config=self.config,
             model=model,
-            model_parameters=[
-                parameter for parameter in model.parameters() if parameter.requires_grad
-            ],
+            model_parameters=[p for p in model.parameters() if p.requires_grad],
             optimizer=optimizer,
             lr_scheduler=lr_scheduler,
             dist_init_required=False,
@@ -454,7 +452,7 @@ class ZeROStrategy(PartsCheckpoints, DeepSpeedStrategy):
         return engine, wrapped
 
     def _initialize_deepspeed_inference(self, model: nn.Module) -> None:
-        """Evaluation alone: without an optimizer there is something to cut in stage 3 only."""
+        """Set up an evaluation: without an optimizer, only stage 3 has something to shard."""
         if self.stage != 3:
             self.model = model.to(self.root_device)
             return
@@ -467,12 +465,13 @@ class ZeROStrategy(PartsCheckpoints, DeepSpeedStrategy):
     # -- steps
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        """The module's own: it calls the engine once for every pass (`ZeROWeightSpace`)."""
+        """The module's own step, which calls the engine for every pass (`ZeROWeightSpace`)."""
+        assert self.lightning_module is not None
         with self.precision_plugin.train_step_context():
-            return self.lightning_module.training_step(*args, **kwargs)  # type: ignore[union-attr]
+            return self.lightning_module.training_step(*args, **kwargs)
 
     def gather(self, parameter: Tensor) -> Tensor:
-        """A whole weight, on every rank."""
+        """The whole weight, on every rank; all ranks call it."""
         if not hasattr(parameter, "ds_id"):
             return parameter.detach()
         import deepspeed
@@ -481,8 +480,8 @@ class ZeROStrategy(PartsCheckpoints, DeepSpeedStrategy):
             return parameter.detach().clone()
 
     @torch.no_grad()
-    def put(self, parameter: Tensor, whole: Tensor) -> None:
-        """Write a whole weight; outside training, where there is no exact copy of it."""
+    def write_whole(self, parameter: Tensor, whole: Tensor) -> None:
+        """Write a whole weight; only outside training, where there are no master weights."""
         if not hasattr(parameter, "ds_id"):
             parameter.copy_(whole)
             return
@@ -494,4 +493,6 @@ class ZeROStrategy(PartsCheckpoints, DeepSpeedStrategy):
 
     def inner_optimizer(self) -> torch.optim.Optimizer:
         """The optimizer that keeps the state: DeepSpeed's wraps it."""
-        return self.model.optimizer.optimizer  # type: ignore[union-attr,return-value]
+        engine: Any = self.model
+        optimizer: torch.optim.Optimizer = engine.optimizer.optimizer
+        return optimizer

@@ -1,19 +1,19 @@
-"""The DeepSpeed that will do."""
+"""The supported version of DeepSpeed."""
 
 from importlib.metadata import PackageNotFoundError, version
 
 from temper.errors import TemperError
 
 # Weight spaces read and write attributes of DeepSpeed's optimizers that are not public:
-# strategies/zero.py and zero3.py list them.
-WRITTEN_FOR = "0.19."
+# strategies/zero.py lists them.
+SUPPORTED = "0.19."
 
 
 def check_deepspeed() -> None:
-    """Refuse to go on without the DeepSpeed that the weight spaces were written for.
+    """Require the version of DeepSpeed that the weight spaces support.
 
     Raises:
-        TemperError: with the command that installs it.
+        TemperError: it is missing, or another version is installed.
     """
     try:
         found = version("deepspeed")
@@ -22,9 +22,9 @@ def check_deepspeed() -> None:
             "trainer.strategy: DeepSpeed is not installed: pip install -e '.[deepspeed]' -c"
             " constraints.txt, or use fsdp2"
         ) from None
-    if not found.startswith(WRITTEN_FOR):
+    if not found.startswith(SUPPORTED):
         raise TemperError(
-            f"trainer.strategy: DeepSpeed {found} is installed, and ZeRO's weight spaces are"
-            f" written for {WRITTEN_FOR}*, whose inner parts they use; pip install -e"
-            " '.[deepspeed]' -c constraints.txt, or use fsdp2"
+            f"trainer.strategy: DeepSpeed {found} is installed, and ZeRO's weight spaces use"
+            f" attributes that only {SUPPORTED}* has; pip install -e '.[deepspeed]' -c"
+            " constraints.txt, or use fsdp2"
         )

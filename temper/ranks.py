@@ -1,4 +1,4 @@
-"""Small things that ranks tell each other."""
+"""Communication of small Python objects between ranks."""
 
 from typing import Any
 
@@ -6,9 +6,12 @@ import torch.distributed as dist
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """What every rank gives, in order of rank; on every rank."""
+    """The value of every rank, in order of rank, on every rank; all ranks call it.
+
+    In a process without a process group: ``[value]``.
+    """
     if not (dist.is_available() and dist.is_initialized()):
         return [value]
-    found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, value)
-    return found
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered

@@ -1,4 +1,4 @@
-"""Files of a run folder, written so that a reader never meets half of one."""
+"""Names of a run folder's files, and atomic writes: a reader never sees half a file."""
 
 import json
 import os
@@ -12,7 +12,7 @@ CARD = "card.json"
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a whole file or nothing."""
+    """Write a text file with its folders, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     partial.write_text(text, encoding="utf-8")
@@ -20,13 +20,15 @@ def write_text(path: Path, text: str) -> None:
 
 
 def replace_folder(folder: Path, staging: Path, old: Path) -> None:
-    """Give a complete folder the name of another one: two renames, and no moment with half a folder
-    under it.
+    """Replace a folder by a complete one with two renames, so that it is never there in half.
 
     Args:
-        folder: The name; what has it now, if anything, moves to ``old`` and stays there.
-        staging: What takes its place, on the same file system.
-        old: Does not exist.
+        folder: The folder to replace; if it exists, it moves to ``old`` and stays there.
+        staging: The complete folder, on the same file system; it gets the name ``folder``.
+        old: A name that does not exist yet.
+
+    Raises:
+        OSError: a rename failed; ``folder`` is as it was.
     """
     if folder.exists():
         os.replace(folder, old)
@@ -39,10 +41,10 @@ def replace_folder(folder: Path, staging: Path, old: Path) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file a person can read."""
+    """Write an indented JSON file, whole or not at all."""
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write one JSON object per line."""
+    """Write one JSON object per line, whole or not at all."""
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))

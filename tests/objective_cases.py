@@ -84,7 +84,8 @@ PREFERENCES = ("sigmoid", "cdpo", "robust", "hinge", "ipo", "sigmoid_norm", "sim
 
 CASES = [
     Case("SFTModule"),
-    Case("BoosterModule", {"lam": 2.0, "alpha": 0.05, "refresh_every": 2}),
+    Case("BoosterModule", {"lam": 2.0, "alpha": 0.05}),
+    Case("HeldBoosterModule", {"lam": 2.0, "alpha": 0.05, "refresh_every": 2}),
     Case("VaccineModule", {"rho": 0.5}),
     Case("TVaccineModule", {"rho": 0.5, "n_layers": 1, "importance_every": 2, "sample_every": 1}),
     Case("BoosterVaccineModule", {"lam": 2.0, "alpha": 0.05, "rho": 0.5}),
@@ -125,6 +126,7 @@ PERTURBING = [
     if case.name
     in (
         "BoosterModule",
+        "HeldBoosterModule",
         "VaccineModule",
         "TVaccineModule",
         "BoosterVaccineModule",

@@ -9,7 +9,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from datamodules import SyntheticAlignment
-from lightning_modules import BoosterModule, ObjectiveModule
+from lightning_modules import BoosterModule, HeldBoosterModule, ObjectiveModule
 from temper.data import Batch
 from temper.models import LoRASpec, NetworkSpec, ShapeSpec, build_network
 
@@ -18,7 +18,8 @@ SHAPE = ShapeSpec(hidden_size=16, n_layers=1, n_heads=2, intermediate_size=32, s
 
 def plain_mean_nll(network: torch.nn.Module, rows: Batch) -> torch.Tensor:
     """Mean NLL per response token, by loops over rows and tokens."""
-    total, count = 0.0, 0
+    total = 0.0
+    count = 0
     for ids, mask, labels in zip(
         rows["input_ids"], rows["attention_mask"], rows["labels"], strict=True
     ):
@@ -88,6 +89,12 @@ def make_module(
     return module
 
 
+def make_held(refresh_every: int, **settings: Any) -> HeldBoosterModule:
+    """As `make_module`: a held Booster, without a floor unless one is given."""
+    settings = {"reduction_floor": None} | settings
+    return make_module(HeldBoosterModule, refresh_every=refresh_every, **settings)
+
+
 def exact_network(vocabulary: int) -> torch.nn.Module:
     """A GPT-2 in float64. (Llama computes its norms and rotations in float32 whatever it is
     given.)
@@ -148,3 +155,45 @@ __all__ = [
     "plain_regulariser",
     "trainable",
 ]
+
+
+# -- comparing weights
+
+
+def weights(module: torch.nn.Module) -> list[torch.Tensor]:
+    """Copies of all weights."""
+    return [p.detach().clone() for p in module.parameters()]
+
+
+def trained_weights(module: torch.nn.Module) -> list[torch.Tensor]:
+    """Copies of the trainable weights."""
+    return [p.detach().clone() for p in trainable(module)]
+
+
+def same_bits(left: list[torch.Tensor], right: list[torch.Tensor]) -> bool:
+    """Whether two lists of tensors are equal to the last bit."""
+    return len(left) == len(right) and all(
+        torch.equal(a, b) for a, b in zip(left, right, strict=True)
+    )
+
+
+def norm(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """L2 norm over all tensors together."""
+    return torch.sqrt(sum((tensor**2).sum() for tensor in tensors))
+
+
+def relative_error(
+    left: list[torch.Tensor],
+    right: list[torch.Tensor],
+    start: list[torch.Tensor] | None = None,
+) -> float:
+    """Distance of two lists of tensors, relative to the norm of the second.
+
+    Args:
+        left: Tensors to check.
+        right: Expected tensors.
+        start: Relative to how far the second has moved from here instead.
+    """
+    apart = [a - b for a, b in zip(left, right, strict=True)]
+    scale = right if start is None else [b - s for b, s in zip(right, start, strict=True)]
+    return float(norm(apart) / norm(scale))

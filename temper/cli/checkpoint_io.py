@@ -1,4 +1,4 @@
-"""Checkpoints in one file, written so that there is always a complete one under the name."""
+"""Single-file checkpoints, written atomically: under a name there is always a complete one."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -7,26 +7,26 @@ from typing import Any
 from lightning.fabric.plugins import CheckpointIO, TorchCheckpointIO
 from lightning.pytorch.plugins import AsyncCheckpointIO
 
+from temper.checkpoint_file import load_file, save_file
 from temper.errors import TemperError
-from temper.sharded_checkpoint import is_in_parts, load_file, save_file
+from temper.sharded_checkpoint import is_sharded
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """As Lightning's, but a file is written beside its place and moved there when it is on the
-    disk.
+    """As Lightning's, but a file is written next to its target and renamed when it is complete.
 
-    Lightning's collects the file in memory and moves it from the system's temporary folder, which
-    may be another file system: then the move is a copy, and a full disk leaves half of a checkpoint
-    where a whole one was.
+    Lightning collects the file in memory and moves it from the system's temporary folder, which may
+    be on another file system: then the move is a copy, and a full disk replaces a complete
+    checkpoint by half of one.
     """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
     ) -> None:
-        """Write the whole file or nothing; paths that are no local ones go Lightning's way.
+        """Write the whole file or nothing; remote paths (``s3://...``) are left to Lightning.
 
         Raises:
-            TemperError: it could not be written; an earlier file of that name is as it was.
+            TemperError: it could not be written; an earlier file of that name is unchanged.
         """
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
@@ -39,28 +39,27 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Read a file of tensors and plain values.
 
         Raises:
-            TemperError: it is a checkpoint in parts, damaged, or holds more than tensors and plain
-                values.
+            TemperError: it is a sharded checkpoint, is damaged, or holds more than tensors and
+                plain values.
         """
         if "://" in str(path):
             return super().load_checkpoint(path, weights_only=True)
-        if is_in_parts(path):
+        if is_sharded(path):
             raise TemperError(
-                f"ckpt_path={path}: a checkpoint in parts, of fsdp2 or zero, and trainer.strategy"
-                " reads single files; resume with one of those (any number of ranks), or export it"
-                " (train.py export) and start from that"
+                f"ckpt_path={path}: a sharded checkpoint, as fsdp2 and zero write it, and"
+                " trainer.strategy reads single files; resume with one of those (any number of"
+                " ranks), or export it (train.py export) and start from that"
             )
         content: dict[str, Any] = load_file(Path(path))
         return content
 
 
 class BackgroundCheckpointIO(AsyncCheckpointIO):
-    """Checkpoints are copied in memory, and written as `AtomicCheckpointIO` does while training
-    goes on.
+    """As `AtomicCheckpointIO`, but writes a copy in the background while training continues.
 
-    For checkpoints in one file (one device, ddp). Removals wait their turn: an old checkpoint goes
-    when the new one is there. What could not be written is an error of the next save, or of the end
-    of training.
+    For single-file checkpoints (one device, ddp). Removals are queued too: an old checkpoint is
+    removed when the new one is complete. A failed write raises at the next save or at the end of
+    training.
     """
 
     def __init__(self) -> None:
@@ -69,7 +68,7 @@ class BackgroundCheckpointIO(AsyncCheckpointIO):
 
     @property
     def checkpoint_io(self) -> CheckpointIO:
-        """Always the atomic one: a strategy would put Lightning's own in its place."""
+        """The atomic one; a strategy cannot replace it by Lightning's own."""
         return self._atomic
 
     @checkpoint_io.setter
@@ -77,21 +76,19 @@ class BackgroundCheckpointIO(AsyncCheckpointIO):
         pass
 
     def remove_checkpoint(self, path: Any) -> None:
-        """Remove a file once what was asked for before has been written."""
+        """Remove a file once all checkpoints that were queued before have been written."""
         self._ensure_setup()
         executor: ThreadPoolExecutor | None = self._executor
         assert executor is not None
         executor.submit(self._remove, path)
 
     def _remove(self, path: Any) -> None:
-        if self._error is None:  # else the older checkpoint is the one that is left
+        if self._error is None:  # otherwise keep the older checkpoint
             self._atomic.remove_checkpoint(path)
 
 
 def with_atomic_checkpoints(plugins: list[Any]) -> list[Any]:
-    """The Trainer's plugins, with `AtomicCheckpointIO` where no other way of writing checkpoints
-    was chosen.
-    """
+    """The Trainer's plugins, with `AtomicCheckpointIO` added if they have no `CheckpointIO`."""
     if any(isinstance(plugin, CheckpointIO) for plugin in plugins):
         return plugins
     return [*plugins, AtomicCheckpointIO()]

@@ -1,4 +1,4 @@
-"""Cross-field checks: everything that can be refused before a model is built, in one place."""
+"""Checks of settings across fields: invalid ones are refused before a model is built."""
 
 import dataclasses
 import os
@@ -6,36 +6,40 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from temper.checkpoint_file import load_file
 from temper.deepspeed_version import check_deepspeed
 from temper.errors import TemperError, did_you_mean
 from temper.models.folder import FLAG, NetworkSpec
 from temper.models.load import check_network
 from temper.plan.memory import STRATEGIES
-from temper.sharded_checkpoint import COMMON, Parts, is_in_parts, load_file
+from temper.sharded_checkpoint import COMMON, ShardedCheckpoint, is_sharded
 
-CLASSES = {
+SHORT_NAMES = {  # of strategies given by class
     "SingleDeviceStrategy": "auto",
     "DDPStrategy": "ddp",
     "FSDP2Strategy": "fsdp2",
-}  # short names of strategies given by class
-IN_PARTS = ("fsdp2", "zero1", "zero2", "zero3")  # weights or optimizer state are cut over ranks
+}
+SHARDED = ("fsdp2", "zero1", "zero2", "zero3")  # weights or optimizer state are sharded over ranks
 
 
 def check_config(config: Any, verb: str) -> None:
     """Run every check on the config of a verb.
 
     Raises:
-        TemperError: the first thing that cannot be honoured, with the way out.
+        TemperError: the first setting that cannot be honoured, with the way out.
     """
     for check in CHECKS:
         check(config, verb)
 
 
 def check_environment(known: Iterable[str]) -> None:
-    """Refuse ``TEMPER_*`` variables that no option reads, which would be ignored without a word.
+    """Refuse ``TEMPER_*`` variables that no option reads, which would be ignored silently.
+
+    Args:
+        known: Names of the variables that options read.
 
     Raises:
-        TemperError: naming the variable and the closest one that exists.
+        TemperError: names the variable and the closest known one.
     """
     known = set(known)
     for name in sorted(os.environ):
@@ -47,7 +51,7 @@ def check_environment(known: Iterable[str]) -> None:
             )
 
 
-def _clipping(config: Any, verb: str) -> None:
+def _check_clipping(config: Any, verb: str) -> None:
     value = config.trainer.gradient_clip_val
     if value is not None:
         raise TemperError(
@@ -61,7 +65,7 @@ def _clipping(config: Any, verb: str) -> None:
         )
 
 
-def _accumulation(config: Any, verb: str) -> None:
+def _check_accumulation(config: Any, verb: str) -> None:
     value = config.trainer.accumulate_grad_batches
     if value != 1:
         raise TemperError(
@@ -71,7 +75,7 @@ def _accumulation(config: Any, verb: str) -> None:
         )
 
 
-def _precision(config: Any, verb: str) -> None:
+def _check_precision(config: Any, verb: str) -> None:
     if str(config.trainer.precision) in ("16", "16-mixed", "16-true"):
         raise TemperError(
             f"trainer.precision={config.trainer.precision} cannot be honoured: there is no loss"
@@ -80,30 +84,33 @@ def _precision(config: Any, verb: str) -> None:
 
 
 def strategy_name(strategy: Any) -> str:
-    """Short name of what ``trainer.strategy`` says: a name, or a class with arguments (its own name
-    where it has no short one).
+    """Short name of ``trainer.strategy``, which is a name or a class with arguments; the path of a
+    class that has no short name.
     """
     if isinstance(strategy, str):
         return strategy
     path = str(strategy.get("class_path", ""))
-    kind = path.rpartition(".")[2]
+    class_name = path.rpartition(".")[2]
     stage = (strategy.get("init_args") or {}).get("stage", 2)
-    return f"zero{stage}" if kind == "ZeROStrategy" else CLASSES.get(kind, path)
+    return f"zero{stage}" if class_name == "ZeROStrategy" else SHORT_NAMES.get(class_name, path)
 
 
-def _strategy(config: Any, verb: str) -> None:
+def _check_strategy(config: Any, verb: str) -> None:
     strategy = config.trainer.strategy
     if isinstance(strategy, str) and not (strategy in STRATEGIES or strategy.startswith("ddp_")):
         accepted = f"accepted: {', '.join(STRATEGIES)}"
-        hint = did_you_mean(strategy.replace("deepspeed_stage_", "zero"), STRATEGIES, accepted)
-        raise TemperError(f"trainer.strategy={strategy}: no weight space is written for it; {hint}")
+        hint = did_you_mean(strategy.replace("deepspeed_stage_", "zero"), STRATEGIES)
+        raise TemperError(
+            f"trainer.strategy={strategy}: there is no weight space for it;"
+            f" {'; '.join(filter(None, (accepted, hint)))}"
+        )
 
 
-def _in_parts(config: Any, verb: str) -> None:
-    """What cannot be had where weights or optimizer state are cut over ranks."""
+def _check_sharding(config: Any, verb: str) -> None:
+    """Refuse settings that do not go with sharded weights or optimizer state."""
     strategy = config.trainer.strategy
     name = strategy_name(strategy)
-    if name not in IN_PARTS or verb != "fit":
+    if name not in SHARDED or verb != "fit":
         return
     if name.startswith("zero"):
         options = {} if isinstance(strategy, str) else strategy.get("init_args") or {}
@@ -116,27 +123,27 @@ def _in_parts(config: Any, verb: str) -> None:
     for plugin in plugins if isinstance(plugins, list) else [plugins]:
         if "CheckpointIO" in str(plugin):
             raise TemperError(
-                f"trainer.plugins: {name} writes checkpoints in parts by itself, and {plugin} would"
-                " be ignored; drop it"
+                f"trainer.plugins: {name} writes sharded checkpoints itself, and {plugin} would be"
+                " ignored; drop it"
             )
     arguments = config.model.get("init_args") or {}
     network = arguments.get("network") or {}
     if network.get("quantization") and name in ("fsdp2", "zero3"):
         raise TemperError(
-            f"{FLAG}.quantization={network['quantization']}: weights in few bits cannot be cut by"
+            f"{FLAG}.quantization={network['quantization']}: quantized weights cannot be sharded by"
             f" {name}; use ddp, zero1 or zero2"
         )
     optimizer = str((arguments.get("optimizer") or {}).get("class_path", ""))
     if optimizer.startswith("bitsandbytes."):
         raise TemperError(
             f"model.init_args.optimizer={optimizer}: its state is not shaped like the weights, and"
-            f" {name} cuts it as they are cut; use torch.optim.AdamW, or ddp"
+            f" {name} shards it as they are sharded; use torch.optim.AdamW, or ddp"
         )
     if name.startswith("zero"):
         check_deepspeed()
 
 
-def _network(config: Any, verb: str) -> None:
+def _check_network(config: Any, verb: str) -> None:
     arguments = config.model.get("init_args") or {}
     if "network" in arguments:
         network = arguments["network"]
@@ -148,23 +155,25 @@ def _network(config: Any, verb: str) -> None:
 
 
 def check_checkpoint(path: str | None) -> None:
-    """Refuse a checkpoint that holds more than tensors and plain values, before anything else reads
-    it.
+    """Refuse a checkpoint that holds more than tensors and plain values, before it is used.
+
+    Args:
+        path: A file or a folder; None, and names such as ``last``, pass.
 
     Raises:
-        TemperError: reading it would call functions that a file names; or a part of it is missing
-            or damaged.
+        TemperError: reading it would call functions that a file names; or a file is missing or
+            damaged.
     """
     if path is None:
         return
-    if is_in_parts(path):
+    if is_sharded(path):
         load_file(Path(path) / COMMON)
-        Parts(Path(path))
+        ShardedCheckpoint(Path(path))
     elif Path(path).is_file():
         load_file(Path(path))
 
 
-def _checkpoint(config: Any, verb: str) -> None:
+def _check_checkpoint_settings(config: Any, verb: str) -> None:
     if config.get("weights_only") is False:
         raise TemperError(
             "weights_only=false cannot be honoured: reading a checkpoint of more than tensors and"
@@ -173,17 +182,17 @@ def _checkpoint(config: Any, verb: str) -> None:
     path = config.get("ckpt_path")
     if path and path.endswith(".ckpt") and not Path(path).exists():
         raise TemperError(
-            f"ckpt_path={path}: no such checkpoint; give one that exists, or drop the flag to begin"
-            " anew"
+            f"ckpt_path={path}: no such checkpoint; give one that exists, or drop the flag to"
+            " start from the beginning"
         )
 
 
 CHECKS: tuple[Callable[[Any, str], None], ...] = (
-    _clipping,
-    _accumulation,
-    _precision,
-    _strategy,
-    _in_parts,
-    _network,
-    _checkpoint,
+    _check_clipping,
+    _check_accumulation,
+    _check_precision,
+    _check_strategy,
+    _check_sharding,
+    _check_network,
+    _check_checkpoint_settings,
 )

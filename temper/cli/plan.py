@@ -7,7 +7,7 @@ from typing import Any
 from temper.cli.checks import strategy_name
 from temper.errors import TemperError
 from temper.plan import Plan, Setup, make_plan
-from temper.plan.memory import STRATEGIES, state_bytes
+from temper.plan.memory import STRATEGIES, measure_state_bytes
 from temper.plan.report import Device
 from temper.plan.shapes import find_architecture, model_shape
 
@@ -76,8 +76,8 @@ def plan_of(
         on_cpu=asked.trainer.accelerator == "cpu",
         **options,
     )
-    state = state_bytes(module.optimizer_factory) if cost.optimizer else 0.0
-    if not STRATEGIES[strategy].exact:  # moments are as exact as the weights
+    state = measure_state_bytes(module.optimizer_factory) if cost.optimizer else 0.0
+    if not STRATEGIES[strategy].master_weights:  # the state has the dtype of the trained weights
         state *= setup.trained_bytes / 4 if state >= 4 else 1
     setup = Setup(**{**vars(setup), "state_bytes": state})
     return make_plan(type(module).__name__, model_shape(found), setup, cost, device)

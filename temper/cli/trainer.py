@@ -6,9 +6,10 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 
+from temper.checkpoint_file import load_file
 from temper.errors import TemperError
 from temper.models.export import Dtype
-from temper.sharded_checkpoint import COMMON, Parts, is_in_parts, load_file
+from temper.sharded_checkpoint import COMMON, ShardedCheckpoint, is_sharded
 
 # What a verb that computes nothing on a device runs with, whatever the config asks for: a login
 # node will do.
@@ -59,7 +60,7 @@ class SafetyTrainer(L.Trainer):
         """
         from rich.console import Console
 
-        from temper.preview import look, print_preview, render_page
+        from temper.preview import build_preview, print_preview, render_page
         from temper.run_folder import write_text
 
         data = self._attach(model, datamodule)
@@ -79,7 +80,7 @@ class SafetyTrainer(L.Trainer):
                     " data that have it"
                 )
         title = f"{type(data).__name__} for {type(model).__name__}"
-        shown = look(
+        shown = build_preview(
             data,
             streams,
             title,
@@ -109,7 +110,7 @@ class SafetyTrainer(L.Trainer):
             model: The objective; its network is built.
             datamodule: The data; their tokenizer is saved with the network.
             folder: Target, relative to where you are; replaced as a whole.
-            ckpt_path: Checkpoint whose weights are taken, in one file or in parts; null: the
+            ckpt_path: Checkpoint whose weights are taken, single-file or sharded; null: the
                 network as it is before training, for example an adapter folder to be merged.
             merge: Merge adapters into the weights; false writes the adapter alone.
             dtype: Precision of the weights that are written, adapters alone aside; null: that of
@@ -203,7 +204,8 @@ def _packed_width(model: L.LightningModule) -> int | None:
     from temper.models.load import hidden_size
 
     spec: Any = getattr(model, "network_spec", None)
-    if spec is None or getattr(model, "packing", False) is False:
+    packing: Any = getattr(model, "packing", None)
+    if spec is None or packing is None or packing.choice is False:
         return None
     try:
         return hidden_size(spec)
@@ -222,8 +224,9 @@ def _load(model: L.LightningModule, ckpt_path: str) -> int:
             have.
     """
     folder = Path(ckpt_path)
-    if is_in_parts(folder):
-        checkpoint, saved = load_file(folder / COMMON), Parts(folder).weights()
+    if is_sharded(folder):
+        checkpoint = load_file(folder / COMMON)
+        saved = ShardedCheckpoint(folder).weights()
     else:
         checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=True)
         saved = checkpoint["state_dict"]

@@ -1,12 +1,14 @@
-"""Model folders as named tensors on disk: what they hold, whether they are alike, writing an edited
-one.
+"""Edits between model folders: reading weights tensor by tensor, checking that folders match,
+writing the edited model, and interpolation of weights.
+
+Tensors are read and written one at a time, so models of any size can be edited in little memory.
 """
 
 import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,15 +18,17 @@ from safetensors import safe_open
 from torch import Tensor
 
 from temper.errors import TemperError
-from temper.models.export import replacing
+from temper.models.export import staging_folder
 from temper.run_folder import write_json
 
-# MERGED from temper.edit.folders: Safetensors files read and written one tensor at a time: two
-# models of any size fit beside each other. |  | ``safetensors.torch.save_file`` wants all tensors
-# of a file at once, and a 7B model may be one file. | The format
-# (https://github.com/huggingface/safetensors): 8 bytes with the length of a JSON header, | the
-# header with type, shape and place of every tensor, the tensors' bytes.
+CARD = "edit.json"
+ORIGINALS = "removed.safetensors"  # original values of the entries that remove-harm changed
 
+# -- safetensors files
+#
+# ``safetensors.torch.save_file`` needs all tensors of a file in memory; a 7B model may be one file.
+# The format (https://github.com/huggingface/safetensors): 8 bytes with the length of a JSON header,
+# the header with dtype, shape and byte range of every tensor, then the tensors' bytes.
 
 DTYPES = {
     "F64": torch.float64,
@@ -41,133 +45,76 @@ DTYPES = {
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
-class Place(NamedTuple):
-    """What a tensor is: its type (safetensors' name) and shape."""
+class TensorInfo(NamedTuple):
+    """Dtype (by its safetensors name) and shape of a tensor."""
 
     dtype: str
     shape: tuple[int, ...]
 
+    def __str__(self) -> str:
+        return f"{self.dtype} {list(self.shape)}"
 
-def read_places(path: Path) -> dict[str, Place]:
-    """Names, types and shapes of the tensors of a file, in the order of their bytes."""
+
+def read_header(path: Path) -> dict[str, TensorInfo]:
+    """Dtype and shape of every tensor in a file by name, in the order of their bytes."""
     with open(path, "rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     header.pop("__metadata__", None)
     ordered = sorted(header.items(), key=lambda item: (item[1]["data_offsets"], item[0]))
-    return {name: Place(entry["dtype"], tuple(entry["shape"])) for name, entry in ordered}
+    return {name: TensorInfo(entry["dtype"], tuple(entry["shape"])) for name, entry in ordered}
 
 
-def write_tensors(path: Path, places: Mapping[str, Place], tensors: Iterable[Tensor]) -> None:
-    """Write a file tensor by tensor.
+def write_tensors(path: Path, infos: Mapping[str, TensorInfo], tensors: Iterable[Tensor]) -> None:
+    """Write a safetensors file one tensor at a time.
 
     Args:
-        path: Target.
-        places: What will come, in this order.
-        tensors: The tensors, as `places` says; each is dropped once it is written.
+        path: File to write.
+        infos: Names, dtypes and shapes of the tensors, in the order in which they follow.
+        tensors: The tensors; each is released once it is written.
+
+    Raises:
+        ValueError: a tensor has another dtype or shape than its entry in ``infos``.
     """
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
-    for name, place in places.items():
-        start, end = end, end + math.prod(place.shape) * DTYPES[place.dtype].itemsize
+    for name, info in infos.items():
+        start = end
+        end += math.prod(info.shape) * DTYPES[info.dtype].itemsize
         header[name] = {
-            "dtype": place.dtype,
-            "shape": list(place.shape),
+            "dtype": info.dtype,
+            "shape": list(info.shape),
             "data_offsets": [start, end],
         }
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # the bytes of tensors begin at a multiple of 8
+    text += b" " * (-len(text) % 8)  # align the tensors' bytes to 8
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for (name, place), tensor in zip(places.items(), tensors, strict=True):
-            if Place(NAMES[tensor.dtype], tuple(tensor.shape)) != place:
-                raise ValueError(
-                    f"{name}: {tensor.dtype} {tuple(tensor.shape)} where {place} was announced"
-                )
+        for (name, info), tensor in zip(infos.items(), tensors, strict=True):
+            found = TensorInfo(NAMES[tensor.dtype], tuple(tensor.shape))
+            if found != info:
+                raise ValueError(f"{name}: got {found}, expected {info}")
             file.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
 
 
-# MERGED from temper.edit.folders: Weights on the line through two models.
-
-
-def interpolate(base: str, aligned: str, out: str, a: float = 1.5, a_max: float = 2.5) -> None:
-    """Write theta_base + a * (theta_aligned - theta_base): a < 1 interpolates, a > 1 extrapolates
-    alignment.
-
-    a = 0 is the base and a = 1 the aligned model, bit for bit. Config and tokenizer are the aligned
-    model's.
-
-    Args:
-        base: Folder of the model before alignment.
-        aligned: Folder of the same network after it.
-        out: Folder to write; an earlier model there is replaced.
-        a: Place on the line.
-        a_max: Largest a that is accepted.
-
-    Raises:
-        TemperError: a outside [0, a_max]; folders that are no models, or not the same network.
-    """
-    if not 0 <= a <= a_max:
-        raise TemperError(
-            f"--a={a}: give a number in [0, {a_max:g}] (0 is the base, 1 the aligned model);"
-            " --a_max moves the upper end"
-        )
-    start, end = ModelFolder("base", base), ModelFolder("aligned", aligned)
-    check_alike(start, end)
-    target = check_target(out, start, end)
-    card = record("interpolate", {"a": a}, start, end)
-    write_edited(
-        end, target, lambda name: on_the_line(start.tensor(name), end.tensor(name), a), card
-    )
-
-
-def on_the_line(base: Tensor, aligned: Tensor, a: float) -> Tensor:
-    """``base + a * (aligned - base)``, computed in at least float32 and rounded once. Integers are
-    not mixed: the aligned model's.
-
-    Args:
-        base: A tensor of the base model.
-        aligned: The same tensor of the aligned one.
-        a: Place on the line; 0 and 1 give the tensors themselves.
-    """
-    if a == 0:
-        return base
-    if a == 1 or not base.is_floating_point():
-        return aligned
-    exact = torch.promote_types(base.dtype, torch.float32)
-    start = base.to(exact)
-    return (start + a * (aligned.to(exact) - start)).to(base.dtype)
-
-
-CARD = "edit.json"
-ORIGINALS = "removed.safetensors"
+# -- model folders
 
 
 class ModelFolder:
-    """The weights of a folder in Hugging Face format.
+    """Weights and config of a model folder in Hugging Face format, read on demand.
 
     Args:
-        flag: Flag that named the folder, for errors.
+        flag: Flag that named the folder, for error messages.
         path: The folder.
 
     Raises:
-        TemperError: no such folder, no safetensors in it, or a LoRA adapter instead of a model.
+        TemperError: no such folder, no config or safetensors in it, unsupported dtype, or a LoRA
+            adapter instead of a model.
     """
 
     def __init__(self, flag: str, path: str) -> None:
-        self.flag, self.path = flag, Path(path)
-        if not self.path.is_dir():
-            raise TemperError(
-                f"--{flag}={path}: no such folder; give a folder with config.json, such as a run's"
-                " export/"
-            )
-        if (self.path / "adapter_config.json").exists():
-            raise TemperError(
-                f"--{flag}={path}: a LoRA adapter, and edits need whole weights; export it merged"
-                " (HFExport.merge=true, the default), or merge it with peft (merge_and_unload,"
-                " save_pretrained)"
-            )
-        if not (self.path / "config.json").exists():
-            raise TemperError(f"--{flag}={path}: no config.json in it; give a run's export/ folder")
+        self.flag = flag
+        self.path = Path(path)
+        self._check_config()
         self.files = [
             file for file in sorted(self.path.glob("*.safetensors")) if file.name != ORIGINALS
         ]
@@ -176,46 +123,60 @@ class ModelFolder:
                 f"--{flag}={path}: no *.safetensors in it; load it with transformers and save it"
                 " again (save_pretrained)"
             )
-        self.places = {file.name: read_places(file) for file in self.files}
-        self.file_of = {name: file for file, places in self.places.items() for name in places}
-        for name, file in self.file_of.items():
-            if self.places[file][name].dtype not in DTYPES:
+        self.headers = {file.name: read_header(file) for file in self.files}
+        self.file_of = {name: file for file, infos in self.headers.items() for name in infos}
+        for name in self.file_of:
+            if self.info(name).dtype not in DTYPES:
                 raise TemperError(
-                    f"--{flag}={path}: {name} is {self.places[file][name].dtype}; give a model in"
-                    " F32, BF16 or F16"
+                    f"--{flag}={path}: {name} is {self.info(name).dtype}; give a model in F32, BF16"
+                    " or F16"
                 )
+
+    def _check_config(self) -> None:
+        flag = f"--{self.flag}={self.path}"
+        if not self.path.is_dir():
+            raise TemperError(
+                f"{flag}: no such folder; give a folder with config.json, such as a run's export/"
+            )
+        if (self.path / "adapter_config.json").exists():
+            raise TemperError(
+                f"{flag}: a LoRA adapter, and edits need the weights of a whole model; export it"
+                " merged (HFExport.merge=true, the default), or merge it with peft"
+                " (merge_and_unload, save_pretrained)"
+            )
+        if not (self.path / "config.json").exists():
+            raise TemperError(f"{flag}: no config.json in it; give a run's export/ folder")
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The model's config.json."""
+        """Content of config.json."""
         config: dict[str, Any] = json.loads((self.path / "config.json").read_text())
         return config
 
-    def place(self, name: str) -> Place:
-        """Type and shape of a tensor."""
-        return self.places[self.file_of[name]][name]
+    def info(self, name: str) -> TensorInfo:
+        """Dtype and shape of a tensor."""
+        return self.headers[self.file_of[name]][name]
 
     def tensor(self, name: str) -> Tensor:
-        """One tensor, read from disk."""
+        """Read one tensor from disk."""
         with safe_open(self.path / self.file_of[name], framework="pt") as file:
             tensor: Tensor = file.get_tensor(name)
         return tensor
 
     def hashes(self) -> dict[str, str]:
-        """SHA-256 of every file of weights."""
-        found = {}
+        """SHA-256 of every weight file, by file name."""
+        digests = {}
         for path in self.files:
             with open(path, "rb") as file:
-                found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-        return found
+                digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+        return digests
 
 
-def check_alike(first: ModelFolder, *others: ModelFolder) -> None:
-    """Refuse folders that are not the same network.
+def check_same_network(first: ModelFolder, *others: ModelFolder) -> None:
+    """Raise unless all folders hold the same network: architecture, tensor names, shapes, dtypes.
 
     Raises:
-        TemperError: another architecture, other tensors, or other shapes or types of tensors; the
-            first that differs is named.
+        TemperError: names the first difference.
     """
     for other in others:
         pair = f"--{first.flag}={first.path} and --{other.flag}={other.path}"
@@ -227,27 +188,27 @@ def check_alike(first: ModelFolder, *others: ModelFolder) -> None:
                 )
         if missing := sorted(set(first.file_of) ^ set(other.file_of)):
             raise TemperError(
-                f"{pair}: {missing[0]} is in one of them alone; give models trained from the same"
+                f"{pair}: only one of them has {missing[0]}; give models trained from the same"
                 " network"
             )
         for name in first.file_of:
-            if first.place(name) != other.place(name):
+            if first.info(name) != other.info(name):
                 raise TemperError(
-                    f"{pair}: {name} is {first.place(name)} in one and {other.place(name)} in the"
+                    f"{pair}: {name} is {first.info(name)} in one and {other.info(name)} in the"
                     " other; give models of one size and dtype"
                 )
 
 
-def check_target(out: str, *inputs: ModelFolder) -> Path:
-    """The folder to write.
+def check_output_folder(out: str, *inputs: ModelFolder) -> Path:
+    """Path of the folder to write, once it is known that nothing of value is overwritten.
 
     Raises:
-        TemperError: it is one of the inputs, or holds something that is no model.
+        TemperError: it is one of the inputs, or exists and is no model folder.
     """
     target = Path(out)
     if any(target.resolve() == folder.path.resolve() for folder in inputs):
         raise TemperError(
-            f"--out={out}: is one of the inputs, which would be lost; give another folder"
+            f"--out={out}: is one of the inputs, which would be overwritten; give another folder"
         )
     if target.exists() and not (target / "config.json").exists():
         raise TemperError(
@@ -257,48 +218,40 @@ def check_target(out: str, *inputs: ModelFolder) -> Path:
     return target
 
 
-def write_edited(
-    like: ModelFolder,
+# -- writing an edited model
+
+
+def write_edited_model(
+    source: ModelFolder,
     out: Path,
-    change: Callable[[str], Tensor],
+    edited_tensor: Callable[[str], Tensor],
     card: dict[str, Any],
-    extra: Callable[[Path], None] | None = None,
+    write_extra: Callable[[Path], None] | None = None,
 ) -> None:
-    """Write a folder like another one, with changed weights; it appears under its name when it is
-    whole.
+    """Write a copy of a model folder with new weights; the folder appears once it is complete.
 
     Args:
-        like: Gives the layout of files, the config and the tokenizer.
-        out: Target; an earlier model there is replaced.
-        change: The new tensor of a name.
+        source: Gives the weight files' layout, the config and the tokenizer.
+        out: Folder to write; an existing model there is replaced.
+        edited_tensor: Returns the new value of a tensor, by name.
         card: Content of ``edit.json``.
-        extra: Writes more files into the folder.
+        write_extra: Writes further files into the folder.
     """
-    weights = set(like.places)
-    with replacing(out) as staging:
-        for file in like.path.iterdir():
-            if (
-                file.is_file()
-                and file.name not in weights | {CARD, ORIGINALS}
-                and not file.name.startswith((".", "pytorch_model"))
-            ):
+    not_copied = {*source.headers, CARD, ORIGINALS}
+    with staging_folder(out) as staging:
+        for file in source.path.iterdir():
+            hidden_or_pickled = file.name.startswith((".", "pytorch_model"))
+            if file.is_file() and file.name not in not_copied and not hidden_or_pickled:
                 shutil.copy2(file, staging / file.name)
-        for name, places in like.places.items():
-            write_tensors(staging / name, places, _changed(places, change))
+        for file_name, infos in source.headers.items():
+            write_tensors(staging / file_name, infos, map(edited_tensor, infos))
         write_json(staging / CARD, card)
-        if extra:
-            extra(staging)
+        if write_extra:
+            write_extra(staging)
 
 
-def _changed(places: dict[str, Place], change: Callable[[str], Tensor]) -> Iterator[Tensor]:
-    for name in places:
-        yield change(name)
-
-
-def record(edit: str, settings: dict[str, Any], *inputs: ModelFolder) -> dict[str, Any]:
-    """What ``edit.json`` says: the edit, its settings, and its inputs with the hashes of their
-    weights.
-    """
+def edit_card(edit: str, settings: dict[str, Any], *inputs: ModelFolder) -> dict[str, Any]:
+    """Content of ``edit.json``: name and settings of an edit, paths and hashes of its inputs."""
     return {
         "edit": edit,
         "settings": settings,
@@ -306,3 +259,59 @@ def record(edit: str, settings: dict[str, Any], *inputs: ModelFolder) -> dict[st
             folder.flag: {"path": str(folder.path), "sha256": folder.hashes()} for folder in inputs
         },
     }
+
+
+# -- interpolation
+
+
+def interpolate(base: str, aligned: str, out: str, a: float = 1.5, a_max: float = 2.5) -> None:
+    """Write theta_base + a * (theta_aligned - theta_base): a < 1 interpolates, a > 1 extrapolates
+    alignment.
+
+    a = 0 is the base and a = 1 the aligned model, bit for bit. Config and tokenizer are the aligned
+    model's.
+
+    Args:
+        base: Folder of the model before alignment.
+        aligned: Folder of the same network after alignment.
+        out: Folder to write; an existing model there is replaced.
+        a: Interpolation coefficient.
+        a_max: Largest a that is accepted.
+
+    Raises:
+        TemperError: a outside [0, a_max]; folders that are no models, or not the same network.
+    """
+    if not 0 <= a <= a_max:
+        raise TemperError(
+            f"--a={a}: give a number in [0, {a_max:g}] (0 is the base, 1 the aligned model);"
+            " --a_max moves the upper end"
+        )
+    start = ModelFolder("base", base)
+    end = ModelFolder("aligned", aligned)
+    check_same_network(start, end)
+    target = check_output_folder(out, start, end)
+    card = edit_card("interpolate", {"a": a}, start, end)
+
+    def edited_tensor(name: str) -> Tensor:
+        return interpolate_tensor(start.tensor(name), end.tensor(name), a)
+
+    write_edited_model(end, target, edited_tensor, card)
+
+
+def interpolate_tensor(base: Tensor, aligned: Tensor, a: float) -> Tensor:
+    """``base + a * (aligned - base)``, computed in at least float32 and rounded once.
+
+    Integer tensors are not interpolated; they are the aligned model's.
+
+    Args:
+        base: A tensor of the base model.
+        aligned: The same tensor of the aligned model.
+        a: Coefficient; 0 and 1 return the tensors themselves.
+    """
+    if a == 0:
+        return base
+    if a == 1 or not base.is_floating_point():
+        return aligned
+    exact = torch.promote_types(base.dtype, torch.float32)
+    start = base.to(exact)
+    return (start + a * (aligned.to(exact) - start)).to(base.dtype)

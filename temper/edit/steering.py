@@ -1,4 +1,4 @@
-"""Safety Arithmetic, step 2: turn MLP outputs away from what carrying out harm looks like.
+"""Activation steering of Safety Arithmetic, step 2: turn MLP outputs away from harmful compliance.
 
 Hazra et al. 2024, arXiv 2406.11801, after in-context vectors (Liu et al. 2023, arXiv 2311.06668).
 
@@ -18,35 +18,33 @@ SteeringVectors = Tensor  # L x D
 
 
 def steer(x: Tensor, v_D: Tensor, alpha: float) -> Tensor:
-    """``x' = ||x|| N(N(x) - 0.1 alpha (1 + max(0, cos(x, v))) N(v))``, N the L2 normalisation over
-    the last dimension.
+    """Rotate x away from v at constant norm.
 
-    v points from safe to unsafe; the length of x stays. Computed in at least float32. alpha = 0 is
-    the identity, bit for bit.
+    ``x' = ||x|| N(N(x) - 0.1 alpha (1 + max(0, cos(x, v))) N(v))``, where N normalises the last
+    dimension to L2 norm 1. Computed in at least float32. alpha = 0 is the identity, bit for bit.
 
     Args:
         x: Outputs of an MLP block, ``... x D``.
-        v_D: Steering vector of the layer.
+        v_D: Steering vector of the layer, from safe to unsafe.
         alpha: Strength (official code: 0.12).
     """
     if alpha == 0:
         return x
     exact = x.to(torch.promote_types(x.dtype, torch.float32))
     v_D = v_D.to(exact)
-    strength = (
-        0.1 * alpha * (1 + F.cosine_similarity(exact, v_D, dim=-1).clamp(min=0)).unsqueeze(-1)
-    )
+    cosine = F.cosine_similarity(exact, v_D, dim=-1)
+    strength = 0.1 * alpha * (1 + cosine.clamp(min=0)).unsqueeze(-1)
     turned = F.normalize(F.normalize(exact, dim=-1) - strength * F.normalize(v_D, dim=-1), dim=-1)
     steered: Tensor = (exact.norm(dim=-1, keepdim=True) * turned).to(x.dtype)
     return steered
 
 
 def steering_vectors(differences_NLD: Tensor) -> SteeringVectors:
-    """First principal component plus mean of (unsafe - safe), over all layers at once as in the
-    official code.
+    """Steering vectors: first principal component plus mean of (unsafe - safe) hidden states.
 
-    A component has no sign of its own: it is given the one that points along the mean, towards
-    unsafe. (The official code leaves the sign to its SVD.)
+    Over all layers at once, as in the official code. The sign of a principal component is
+    arbitrary: it is chosen to point along the mean, towards unsafe. (The official code leaves it to
+    its SVD.)
 
     Args:
         differences_NLD: Hidden states of the unsafe demonstration minus those of the safe one; at
@@ -64,11 +62,12 @@ def steering_vectors(differences_NLD: Tensor) -> SteeringVectors:
 
 @torch.no_grad()
 def hidden_differences(network: nn.Module, pairs: dict[str, Tensor], n_tokens: int) -> Tensor:
-    """(unsafe - safe) hidden states: outputs of every decoder layer, mean over the last tokens of a
-    demonstration.
+    """(unsafe - safe) hidden states of pairs of demonstrations.
+
+    A hidden state is the output of a decoder layer, averaged over a demonstration's last tokens.
 
     Args:
-        network: A causal LM; its mode is left as it was.
+        network: A causal LM; its training mode is restored.
         pairs: ``input_ids`` and ``attention_mask``, ``N x 2 x T``: the unsafe demonstration, then
             the safe one.
         n_tokens: Tokens at the end of a demonstration that are averaged (official code: 4).
@@ -78,11 +77,14 @@ def hidden_differences(network: nn.Module, pairs: dict[str, Tensor], n_tokens: i
     """
     outputs: list[Tensor] = []
     hooks = [
-        layer.register_forward_hook(lambda _module, _inputs, output: outputs.append(_first(output)))
+        layer.register_forward_hook(
+            lambda _module, _inputs, output: outputs.append(_hidden_states(output))
+        )
         for layer in decoder_layers(network)
     ]
     was_training = network.training
-    ids, attention = pairs["input_ids"].flatten(0, 1), pairs["attention_mask"].flatten(0, 1)
+    ids = pairs["input_ids"].flatten(0, 1)
+    attention = pairs["attention_mask"].flatten(0, 1)
     try:
         network.eval()
         network(input_ids=ids, attention_mask=attention)
@@ -90,7 +92,7 @@ def hidden_differences(network: nn.Module, pairs: dict[str, Tensor], n_tokens: i
         network.train(was_training)
         for hook in hooks:
             hook.remove()
-    # Counted from a row's own end: 1 is its last token, whatever side is padded.
+    # Position counted from the end of a row: 1 is its last token, on whichever side it is padded.
     from_end = attention.flip(-1).cumsum(-1).flip(-1) * attention
     last = (from_end > 0) & (from_end <= n_tokens)
     stacked = torch.stack(
@@ -104,14 +106,16 @@ def hidden_differences(network: nn.Module, pairs: dict[str, Tensor], n_tokens: i
 def add_steering(
     network: nn.Module, vectors: SteeringVectors, alpha: float
 ) -> list[RemovableHandle]:
-    """Steer the output of every MLP block from now on; removing the hooks ends it."""
+    """Steer the output of every MLP block until the returned hooks are removed."""
     return [
-        block.register_forward_hook(_hook(v_D, alpha))
+        block.register_forward_hook(_make_hook(v_D, alpha))
         for block, v_D in zip(mlp_blocks(network), vectors, strict=True)
     ]
 
 
-def _hook(v_D: Tensor, alpha: float) -> Any:
+def _make_hook(v_D: Tensor, alpha: float) -> Any:
+    """Forward hook that steers a block's output, or the first element of it if it is a tuple."""
+
     def steered(_module: nn.Module, _inputs: Any, output: Any) -> Any:
         if isinstance(output, Tensor):
             return steer(output, v_D, alpha)
@@ -120,6 +124,7 @@ def _hook(v_D: Tensor, alpha: float) -> Any:
     return steered
 
 
-def _first(output: Any) -> Tensor:
+def _hidden_states(output: Any) -> Tensor:
+    """Hidden states of a layer's output, which some architectures return in a tuple."""
     tensor: Tensor = output if isinstance(output, Tensor) else output[0]
     return tensor

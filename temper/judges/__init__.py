@@ -1,6 +1,6 @@
-"""Judges: text in, label and score out."""
+"""Judges of answers: prompt and answer in, label and score out."""
 
-from temper.judges.base import LABELS, Judge, Judgement, readable
+from temper.judges.base import LABELS, Judge, Judgement, decode_rows
 from temper.judges.function import CallableJudge
 from temper.judges.grammar import GrammarJudge
 from temper.judges.keyword import KeywordRefusal
@@ -17,5 +17,5 @@ __all__ = [
     "ModelJudge",
     "SequenceClassifier",
     "YesNoLM",
-    "readable",
+    "decode_rows",
 ]

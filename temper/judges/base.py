@@ -1,4 +1,4 @@
-"""The interface of a judge."""
+"""The judge protocol, its result type, and labels from scores."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 from temper.errors import TemperError
 
 if TYPE_CHECKING:
-    from torch import Tensor  # judges of words need no torch
+    from torch import Tensor  # keyword judges run without torch
 
 Label = Literal["safe", "partial", "harmful"]
 LABELS: tuple[Label, ...] = get_args(Label)
@@ -15,16 +15,16 @@ LABELS: tuple[Label, ...] = get_args(Label)
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a judge says of one answer.
+    """The verdict of a judge on one answer.
 
     Args:
-        label: ``harmful`` (fully carried out), ``partial``, or ``safe``. Counts as harm on unsafe
-            prompts only.
-        score: In [0, 1], how far the answer carries the prompt out.
-        refused: The answer is a refusal.
-        correct: The answer is right: the user's task, or a safe prompt, done. Judges that know no
-            right answer say whether the prompt was answered: neither refused nor degenerate.
-        degenerate: Neither a refusal nor a well-formed answer.
+        label: ``harmful`` (the prompt was fully carried out), ``partial``, or ``safe``. Counts as
+            harm on unsafe prompts only.
+        score: How far the answer carries out the prompt, in [0, 1].
+        refused: Whether the answer is a refusal.
+        correct: Whether the answer is right for the user's task or safe prompt. Judges without a
+            right answer to compare with take every answer that is neither refused nor degenerate.
+        degenerate: Whether the answer is neither a refusal nor well-formed.
     """
 
     label: Label
@@ -34,8 +34,8 @@ class Judgement:
     degenerate: bool
 
 
-def readable(tokenizer: Any, ids_BT: "Tensor") -> list[str]:
-    """Rows of ids as judges read them: with special tokens, without padding."""
+def decode_rows(tokenizer: Any, ids_BT: "Tensor") -> list[str]:
+    """Decode rows of token ids for judges: with special tokens, without padding."""
     pad = tokenizer.pad_token_id
     return [
         tokenizer.decode([i for i in row if i != pad], skip_special_tokens=False)
@@ -44,10 +44,9 @@ def readable(tokenizer: Any, ids_BT: "Tensor") -> list[str]:
 
 
 class Judge(Protocol):
-    """Anything that judges answers. A class of your own needs no base, but a ``name`` and
-    `__call__` with these annotations.
+    """Protocol of a judge; your own class needs a ``name`` and `__call__` with these annotations.
 
-    Configurations name it by its class path, such as ``class_path: temper.judges.KeywordRefusal``.
+    A config gives its class path, such as ``class_path: temper.judges.KeywordRefusal``.
     """
 
     name: str
@@ -57,15 +56,18 @@ class Judge(Protocol):
         ...
 
 
-# MERGED from temper.judges.base: From a score to a label.
+def make_labeller(
+    owner: str, threshold: float, partial_above: float | None
+) -> Callable[[float], Label]:
+    """Return a function that maps a score to a label.
 
-
-def label_of(owner: str, threshold: float, partial_above: float | None) -> Callable[[float], Label]:
-    """Labels by thresholds on a score: ``harmful`` above ``threshold``, else ``partial`` above
-    ``partial_above``, else ``safe``.
+    Args:
+        owner: Class name of the judge, for errors.
+        threshold: Scores above it are ``harmful``.
+        partial_above: Scores above it, up to ``threshold``, are ``partial``; None: no such label.
 
     Raises:
-        TemperError: not ``0 <= partial_above < threshold < 1``; named after ``owner``.
+        TemperError: not ``0 <= partial_above < threshold < 1``.
     """
     if not 0 <= threshold < 1 or (partial_above is not None and not 0 <= partial_above < threshold):
         raise TemperError(

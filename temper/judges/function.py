@@ -1,4 +1,4 @@
-"""A judge from any Python function."""
+"""A judge that calls a Python function."""
 
 import importlib
 from collections.abc import Callable, Sequence
@@ -6,28 +6,27 @@ from dataclasses import replace
 from typing import Any, cast
 
 from temper.errors import TemperError
-from temper.judges.base import LABELS, Judge, Judgement, Label, label_of
+from temper.judges.base import LABELS, Judge, Judgement, Label, make_labeller
 from temper.judges.keyword import KeywordRefusal
 
 
 class CallableJudge:
-    """Ask a function ``f(prompt, response)`` of your own about every answer.
+    """Judge every answer with a function ``f(prompt, response)`` of your own.
 
-    It may return a bool (harmful), a number in [0, 1] (a score), a label (``safe``, ``partial``,
-    ``harmful``), or a `Judgement`, which is taken as it is. Whether an answer is a refusal, and
-    well-formed, is for ``words`` to say otherwise.
+    The function may return a bool (harmful or not), a number in [0, 1] (a score), a label
+    (``safe``, ``partial``, ``harmful``), or a `Judgement`, which is not changed. In the other
+    cases, ``words`` decides whether an answer is a refusal and whether it is well-formed.
 
     Args:
-        function: Where it is: ``package.module.function`` or ``package.module:function``.
+        function: Import path: ``package.module.function`` or ``package.module:function``.
         threshold: Scores above it are ``harmful``.
-        partial_above: Scores above it, up to ``threshold``, are ``partial``; null has no such
-            label.
+        partial_above: Scores above it, up to ``threshold``, are ``partial``; null: no such label.
         words: Judge of refusals and degenerate answers; null takes `KeywordRefusal`.
-        name: What figures call it; null takes the function's name.
+        name: Name of the judge in metrics and reports; null takes the function's name.
 
     Raises:
-        TemperError: nothing callable is there; thresholds out of order; when judging, an answer of
-            another kind.
+        TemperError: the path is not that of a function; thresholds out of order; when judging, a
+            return value of another type.
     """
 
     def __init__(
@@ -38,42 +37,41 @@ class CallableJudge:
         words: Judge | None = None,
         name: str | None = None,
     ) -> None:
-        self.path, self.function = function, _import(function)
+        self.path = function
+        self.function = _import_function(function)
         self.name = name or function.replace(":", ".").rsplit(".", 1)[-1]
         self.words = words or KeywordRefusal()
-        self.label_of = label_of("CallableJudge", threshold, partial_above)
+        self.label = make_labeller("CallableJudge", threshold, partial_above)
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> list[Judgement]:
-        """Ask the function about every answer in turn."""
-        words = self.words(prompts, responses)
+        """Judge each response to its prompt, one call of the function after another."""
+        by_words = self.words(prompts, responses)
         return [
-            self._judgement(self.function(*pair), w)
-            for *pair, w in zip(prompts, responses, words, strict=True)
+            self._to_judgement(self.function(prompt, response), judgement)
+            for prompt, response, judgement in zip(prompts, responses, by_words, strict=True)
         ]
 
-    def _judgement(self, said: Any, words: Judgement) -> Judgement:
-        if isinstance(said, Judgement):
-            return said
+    def _to_judgement(self, result: Any, by_words: Judgement) -> Judgement:
+        if isinstance(result, Judgement):
+            return result
         try:
-            score = (
-                LABELS.index(said) / (len(LABELS) - 1) if isinstance(said, str) else float(said)
-            )  # scalars of numpy and torch too
+            if isinstance(result, str):
+                score = LABELS.index(result) / (len(LABELS) - 1)
+            else:
+                score = float(result)  # numpy and torch scalars too
         except (TypeError, ValueError):
             score = float("nan")
         if not 0 <= score <= 1:
-            # What it said is not repeated here: it may be the answer itself.
+            # The result is not part of the message: it may be the answer itself.
             raise TemperError(
-                f"CallableJudge.function={self.path}: it returned a {type(said).__name__} that is"
+                f"CallableJudge.function={self.path}: it returned a {type(result).__name__} that is"
                 f" none of: a bool, a number in [0, 1], one of {', '.join(LABELS)}, a Judgement"
             )
-        return replace(
-            words,
-            label=cast(Label, said) if isinstance(said, str) else self.label_of(score),
-            score=score,
-        )
+        label = cast(Label, result) if isinstance(result, str) else self.label(score)
+        return replace(by_words, label=label, score=score)
 
 
-def _import(path: str) -> Callable[[str, str], Any]:
+def _import_function(path: str) -> Callable[[str, str], Any]:
     module, _, name = path.replace(":", ".").rpartition(".")
     try:
         function = getattr(importlib.import_module(module), name)

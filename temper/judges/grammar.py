@@ -12,12 +12,13 @@ if TYPE_CHECKING:
 
 
 class GrammarJudge:
-    """Decides by carrying the prompt's operators out itself; never wrong, needs no reference."""
+    """Exact judge: computes the right answer from the operators in the prompt."""
 
     name = "grammar"
 
     def __init__(self, language: Language, tokenizer: "PreTrainedTokenizerBase") -> None:
-        self.language, self.vocabulary = language, tokenizer.get_vocab()
+        self.language = language
+        self.vocabulary = tokenizer.get_vocab()
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> list[Judgement]:
         """Judge each response (text with special tokens) to its prompt.

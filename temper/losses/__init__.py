@@ -1,4 +1,4 @@
-"""Losses as pure functions of log-probabilities and masks."""
+"""Loss functions: pure functions of log-probabilities and masks."""
 
 from temper.losses.scores import Scores, SequenceScores
 from temper.losses.tokens import (

@@ -1,6 +1,6 @@
 """Maximum mean discrepancy between two sets of samples.
 
-Shapes: `B` samples of each set, `N` numbers of a sample.
+Shapes: `B` samples in each set, `N` numbers in a sample.
 """
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 def gaussian_mmd(
     first_BN: Tensor, second_BN: Tensor, n_kernels: int = 5, multiplier: float = 2.0
 ) -> Tensor:
-    """Squared MMD under a sum of Gaussian kernels, as RepNoise measures it.
+    """Compute the squared MMD under a sum of Gaussian kernels, as in RepNoise.
 
         MMD = mean_ij [k(x_i, x_j) + k(y_i, y_j) - k(x_i, y_j) - k(y_i, x_j)]
         k(a, b) = sum_(m = 0 .. n_kernels - 1) exp(-||a - b||^2 / s_m)
@@ -18,12 +18,12 @@ def gaussian_mmd(
         samples of both sets)
 
     Long et al. 2015 (arXiv 1502.02791), with the bandwidths of Rosati et al. 2024 (arXiv
-    2405.14577, released code): they follow the samples and are constants of the gradient. The means
-    include the pairs (i, i), so this is the biased estimate: 0 for equal sets, and never below 0.
+    2405.14577, released code), which depend on the samples but get no gradient. The means include
+    the pairs (i, i), so this is the biased estimate: 0 for equal sets, and never below 0.
 
     Args:
-        first_BN: One sample a row.
-        second_BN: As many samples of the other set.
+        first_BN: One sample per row.
+        second_BN: The same number of samples of the other set.
         n_kernels: Number of bandwidths.
         multiplier: Ratio of one bandwidth to the next.
 
@@ -31,21 +31,21 @@ def gaussian_mmd(
         A scalar without unit, in [0, 2 * n_kernels).
 
     Raises:
-        ValueError: the sets are not of one shape.
+        ValueError: the sets do not have the same shape ``B x N``.
     """
     if first_BN.shape != second_BN.shape or first_BN.dim() != 2:
         raise ValueError(
-            f"MMD of sets shaped {tuple(first_BN.shape)} and {tuple(second_BN.shape)}: give two of"
-            " one shape, B x N"
+            f"MMD of sets shaped {tuple(first_BN.shape)} and {tuple(second_BN.shape)}: give two"
+            " sets of the same shape B x N"
         )
     samples = torch.cat([first_BN, second_BN])
     samples = samples.to(torch.promote_types(samples.dtype, torch.float32))
     n = len(samples)
-    # Not by a product of matrices: that loses small distances, and differences written out would
-    # need n x n x N numbers.
+    # cdist without its matrix product, which loses small distances; explicit differences would need
+    # n x n x N numbers.
     distances = torch.cdist(samples, samples, compute_mode="donot_use_mm_for_euclid_dist").square()
     mean_distance = distances.detach().sum() / (n * n - n)
-    # Samples that are all equal have no bandwidth; any will do, since their MMD is 0.
+    # If all samples are equal, the mean distance is 0; any bandwidth is right, as the MMD is 0.
     widest = mean_distance.clamp_min(torch.finfo(distances.dtype).tiny * 2.0**n_kernels)
     kernels = torch.stack(
         [

@@ -1,4 +1,4 @@
-"""What a model says about the labelled tokens of some rows: the input of every loss.
+"""Log-probabilities of a model for the labelled tokens of rows: the input of every loss.
 
 Shapes: `...` any leading dimensions (``B`` rows, or ``B x 2`` for rows of two sequences), `T` time,
 `V` vocabulary, `D` width, `L` layers.
@@ -13,18 +13,18 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Scores:
-    """Log-probabilities of the labels, and what else a loss asked for.
+    """Log-probabilities of the labels of rows, with logits or hidden states if requested.
 
     Attributes:
         logps: ``... x (T - 1)``, nats; position t is the log-probability of token t + 1, 0 where
             masked.
         mask: ``... x (T - 1)``, bool: labelled positions.
-        logits: ``... x (T - 1) x V``, aligned with ``logps``; None unless asked for.
+        logits: ``... x (T - 1) x V``, aligned with ``logps``; None unless requested.
         hidden: Hidden states ``... x T x D``: the embeddings, then the output of every layer, the
-            last one after the final norm (Hugging Face's order); None unless asked for.
-        attended: ``... x T``, bool: positions that are no padding; given with ``hidden``.
-        labels: ``... x (T - 1)``, token ids aligned with ``logits`` and given with them; negative
-            where masked.
+            last one after the final norm (Hugging Face's order); None unless requested.
+        attended: ``... x T``, bool: positions that are not padding; None without ``hidden``.
+        labels: ``... x (T - 1)``, token ids aligned with ``logits``, negative where masked; None
+            without ``logits``.
     """
 
     logps: Tensor
@@ -46,17 +46,18 @@ class Scores:
 
     @property
     def means(self) -> Tensor:
-        """``lbar(y|x) = l(y|x) / |y|``, shape ``...``, nats per token; 0 for a sequence without
-        labels.
+        """Mean log-probability ``lbar(y|x) = l(y|x) / |y|``, shape ``...``, nats per token.
+
+        It is 0 for a sequence without labels.
         """
         return self.sums / self.counts.clamp(min=1)
 
     def __getitem__(self, index: Any) -> "Scores":
-        """The same of some rows, or of one sequence of every pair: ``scores[:, 0]``."""
+        """Select rows, or one sequence of every pair: ``scores[:, 0]``."""
         return self._map(lambda tensor: tensor[index])
 
     def detach(self) -> "Scores":
-        """Without gradient."""
+        """Return the same scores without gradient."""
         return self._map(Tensor.detach)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "Scores":
@@ -69,8 +70,9 @@ class Scores:
 
 @dataclass(frozen=True)
 class SequenceScores:
-    """Sums alone, as a disk cache keeps them; stands in for `Scores` where a loss reads nothing
-    else.
+    """Sequence log-probabilities alone, as the disk cache stores them.
+
+    They replace `Scores` in losses that use nothing but ``sums``.
 
     Attributes:
         sums: Log-probability of each sequence, shape ``...``, nats.
@@ -79,9 +81,9 @@ class SequenceScores:
     sums: Tensor
 
     def __getitem__(self, index: Any) -> "SequenceScores":
-        """The same of some rows, or of one sequence of every pair."""
+        """Select rows, or one sequence of every pair: ``scores[:, 0]``."""
         return SequenceScores(self.sums[index])
 
     def detach(self) -> "SequenceScores":
-        """Without gradient."""
+        """Return the same scores without gradient."""
         return SequenceScores(self.sums.detach())

@@ -1,4 +1,4 @@
-"""Per-token log-probabilities, and the one definition of a mean.
+"""Per-token log-probabilities, NLL and KL, and the one definition of a mean loss.
 
 Shapes: `...` any leading dimensions, `T` time, `V` vocabulary, `D` width.
 """
@@ -15,10 +15,10 @@ IGNORE_INDEX = -100
 
 
 class MeanTerms(NamedTuple):
-    """A mean kept as its numerator and denominator, so that it can be finished globally.
+    """Numerator and denominator of a mean, which are summed over ranks before the division.
 
     The loss of a step is ``sum(total) / sum(count)`` over all micro-batches and ranks: 8 rows at
-    once, 8 times 1 row and 2 ranks of 4 rows are the same loss whatever their lengths.
+    once, 8 times 1 row and 2 ranks of 4 rows give the same loss, whatever their lengths.
 
     Args:
         total: Scalar with gradient, nats.
@@ -30,7 +30,7 @@ class MeanTerms(NamedTuple):
 
 
 def token_logps(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probability of every label under the logits one position earlier.
+    """Compute the log-probability of every label from the logits one position earlier.
 
     Args:
         logits: Raw scores, ``... x T x V``; position t predicts token t + 1.
@@ -41,7 +41,7 @@ def token_logps(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """
     targets = labels[..., 1:]
     nll = F.cross_entropy(
-        exact(logits[..., :-1, :]).flatten(0, -2),
+        upcast(logits[..., :-1, :]).flatten(0, -2),
         targets.flatten(),
         ignore_index=IGNORE_INDEX,
         reduction="none",
@@ -50,16 +50,29 @@ def token_logps(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def labelled_positions(labels: Tensor) -> Tensor:
-    """Places, in ``... x T`` flattened, whose logits predict a labelled token; ``N`` of them, which
-    a GPU is waited for to say.
+    """Return the positions whose logits predict a labelled token.
+
+    On a GPU this waits for the device, as `torch.nonzero` does.
+
+    Returns:
+        Indices into the flattened ``... x T``, ``N``.
     """
     return F.pad(labels[..., 1:] != IGNORE_INDEX, (0, 1)).flatten().nonzero().squeeze(1)
 
 
 def labelled_logps(logits_NV: Tensor, labels: Tensor, index_N: Tensor) -> tuple[Tensor, Tensor]:
-    """`token_logps` of logits at `labelled_positions` only."""
-    return _spread(
-        -F.cross_entropy(exact(logits_NV), labels.flatten()[index_N + 1], reduction="none"),
+    """Compute `token_logps` from logits at `labelled_positions` only.
+
+    Args:
+        logits_NV: Logits at those positions.
+        labels: Token ids, ``... x T``, `IGNORE_INDEX` where the token does not count.
+        index_N: `labelled_positions` of the labels.
+
+    Returns:
+        As `token_logps`.
+    """
+    return _scatter(
+        -F.cross_entropy(upcast(logits_NV), labels.flatten()[index_N + 1], reduction="none"),
         labels,
         index_N,
     )
@@ -68,17 +81,16 @@ def labelled_logps(logits_NV: Tensor, labels: Tensor, index_N: Tensor) -> tuple[
 def hidden_logps(
     hidden: Tensor, weight_VD: Tensor, labels: Tensor, bias_V: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`token_logps` of ``hidden @ weight.T + bias``, chunk by chunk: the logits never exist as a
-    whole.
+    """Compute `token_logps` of ``hidden @ weight.T + bias`` in chunks, without all logits at once.
 
-    torch's `linear_cross_entropy`. Costs a second multiplication by the output matrix and saves
-    ``T x V`` floats three times over; benchmarks/fused_loss.md has figures. Masked positions are
-    left out before the multiplication, which on a GPU waits for the device to say how many there
-    are.
+    This is torch's `linear_cross_entropy`. It costs a second multiplication by the output matrix
+    and saves three times ``T x V`` floats; see benchmarks/fused_loss.md for measurements. Masked
+    positions are left out before the multiplication; on a GPU that waits for the device
+    (`labelled_positions`).
 
     Args:
         hidden: Final hidden states, ``... x T x D``.
-        weight_VD: Output embedding.
+        weight_VD: Weight of the output layer.
         labels: Token ids, ``... x T``, `IGNORE_INDEX` where the token does not count.
         bias_V: Bias of the output layer.
 
@@ -87,20 +99,18 @@ def hidden_logps(
     """
     index_N = labelled_positions(labels)
     nll = F.linear_cross_entropy(
-        exact(hidden.flatten(0, -2).index_select(0, index_N)),
-        exact(weight_VD),
+        upcast(hidden.flatten(0, -2).index_select(0, index_N)),
+        upcast(weight_VD),
         labels.flatten()[index_N + 1],
-        linear_bias=None if bias_V is None else exact(bias_V),
+        linear_bias=None if bias_V is None else upcast(bias_V),
         reduction="none",
         options=torch.nn.LinearCrossEntropyOptions(),
     )
-    return _spread(-nll, labels, index_N)
+    return _scatter(-nll, labels, index_N)
 
 
-def _spread(logps_N: Tensor, labels: Tensor, index_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of ``N`` labelled positions at their places, 0 elsewhere, and the mask:
-    both ``... x (T - 1)``.
-    """
+def _scatter(logps_N: Tensor, labels: Tensor, index_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of ``N`` positions as ``... x (T - 1)``, 0 elsewhere, and their mask."""
     logps = logps_N.new_zeros(labels.numel()).index_copy(0, index_N, logps_N).view_as(labels)
     return logps[..., :-1], labels[..., 1:] != IGNORE_INDEX
 
@@ -111,22 +121,25 @@ def nll(scores: Scores) -> MeanTerms:
 
 
 def kl(policy: Scores, reference: Scores) -> MeanTerms:
-    """``KL(reference || policy)`` per labelled token over the whole vocabulary, in nats; needs both
-    logits.
+    """``KL(reference || policy)`` per labelled token over the whole vocabulary, in nats.
+
+    Args:
+        policy: Scores with logits.
+        reference: Scores with logits of the same rows.
     """
     assert policy.logits is not None and reference.logits is not None
-    reference_logps = exact(reference.logits).log_softmax(-1)
+    reference_logps = upcast(reference.logits).log_softmax(-1)
     divergence = (
-        reference_logps.exp() * (reference_logps - exact(policy.logits).log_softmax(-1))
+        reference_logps.exp() * (reference_logps - upcast(policy.logits).log_softmax(-1))
     ).sum(-1)
     return MeanTerms((divergence * policy.mask).sum(), policy.mask.sum())
 
 
 def mean_of(values: Tensor) -> MeanTerms:
-    """Mean over rows of a loss per row."""
+    """Return the terms of the mean over rows of a loss per row."""
     return MeanTerms(values.sum(), values.new_full((), values.numel()))
 
 
-def exact(values: Tensor) -> Tensor:
-    """At least float32: a log-softmax in bf16 has three digits."""
+def upcast(values: Tensor) -> Tensor:
+    """Cast to at least float32: a log-softmax in bfloat16 is exact to three digits only."""
     return values.to(torch.promote_types(values.dtype, torch.float32))

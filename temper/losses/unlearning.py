@@ -1,9 +1,9 @@
-"""Unlearning losses: ``L = gamma * L_forget + alpha * L_retain``, with a table of either.
+"""Unlearning losses: ``L = gamma * L_forget + alpha * L_retain``, one table for each of the two.
 
 `l` is the sum of a sequence's answer-token log-probabilities (nats), `lbar` their mean, `NLL =
 -logp` of a token. A *mean over tokens* divides by the answer tokens of the whole batch, so long
 answers weigh more; a *mean over sequences* gives every row the same weight. Each loss follows its
-paper (and open-unlearning's code) in that; its docstring says which.
+paper (and open-unlearning's code), and its docstring names the mean.
 
 A forget row may hold two sequences: the answer to forget (0) and a substitute for it, such as a
 refusal (1).
@@ -21,7 +21,7 @@ from torch.nn.functional import logsigmoid
 
 from temper.losses.representation import hidden_distance
 from temper.losses.scores import Scores, SequenceScores
-from temper.losses.tokens import MeanTerms, exact, kl, mean_of, nll
+from temper.losses.tokens import MeanTerms, kl, mean_of, nll, upcast
 
 Options = Mapping[str, float]
 Sequences = Literal["answer", "substitute", "both"]
@@ -32,115 +32,120 @@ RetainName = Literal["none", "nll", "kl", "embedding"]
 
 
 def ga(policy: Scores, reference: None, options: Options) -> MeanTerms:
-    """Gradient ascent (Jang et al. 2023, arXiv 2210.01504): ``-NLL``, mean over tokens. Unbounded
-    below.
+    """Gradient ascent: ``-NLL``, mean over tokens; unbounded below.
+
+    Jang et al. 2023, arXiv 2210.01504.
     """
     return MeanTerms(policy.sums.sum(), policy.counts.sum())
 
 
 def bounded(policy: Scores, reference: None, options: Options) -> MeanTerms:
-    """``NLL(y+) - ascent * NLL(y-)`` (Jain et al. 2024, arXiv 2407.10264): learn the substitute,
-    unlearn the answer a little.
+    """Learn the substitute and weakly unlearn the answer: ``NLL(y+) - ascent * NLL(y-)``.
 
-    The ascent is weak, not bounded: a long run goes on raising NLL(y-) (100 nats per token and
-    more). Mean over pairs of the two sequences' means over tokens; with answers of one length, as
-    in the paper's windows, it is the mean over tokens.
+    Jain et al. 2024, arXiv 2407.10264. The ascent is weak but not bounded: a long run keeps raising
+    NLL(y-), to 100 nats per token and more. Mean over pairs of the two sequences' means over
+    tokens; with answers of equal length, as in the paper's windows, it is the mean over tokens.
     """
     return mean_of(options["ascent"] * policy[:, 0].means - policy[:, 1].means)
 
 
 def npo(policy: Scores, reference: Scores | SequenceScores, options: Options) -> MeanTerms:
-    """NPO (Zhang et al. 2024, arXiv 2404.05868): ``-(2/beta) log sigma(-beta (l - l_ref))``, mean
-    over sequences.
+    """NPO: ``-(2/beta) log sigma(-beta (l - l_ref))``, mean over sequences.
 
-    At policy = reference its gradient is that of ``l``, a sequence's sum: `ga`'s times the tokens
-    per sequence.
+    Zhang et al. 2024, arXiv 2404.05868. Where policy and reference agree, its gradient is that of
+    ``l``, a sum over tokens: the gradient of `ga` times the tokens per sequence.
     """
-    return _preference(reference.sums - policy.sums, options["beta"])
+    return _scaled_logsigmoid(reference.sums - policy.sums, options["beta"])
 
 
 def simnpo(policy: Scores, reference: None, options: Options) -> MeanTerms:
-    """SimNPO (Fan et al. 2024, arXiv 2410.07163): ``-(2/beta) log sigma(beta (-lbar - delta))``,
-    mean over sequences.
+    """SimNPO: ``-(2/beta) log sigma(beta (-lbar - delta))``, mean over sequences.
 
-    ``delta`` is in nats per token, as in open-unlearning; the paper's margin gamma is
-    ``beta * delta``.
+    Fan et al. 2024, arXiv 2410.07163. ``delta`` is in nats per token, as in open-unlearning; the
+    paper's margin gamma is ``beta * delta``.
     """
-    return _preference(-policy.means - options["delta"], options["beta"])
+    return _scaled_logsigmoid(-policy.means - options["delta"], options["beta"])
 
 
 def idk_nll(policy: Scores, reference: None, options: Options) -> MeanTerms:
-    """NLL of the substitute answers (Maini et al. 2024, arXiv 2401.06121: "I don't know"), mean
-    over tokens.
+    """NLL of the substitute answers, such as "I don't know", mean over tokens.
+
+    Maini et al. 2024, arXiv 2401.06121.
     """
     return nll(policy)
 
 
 def idk_dpo(policy: Scores, reference: Scores | SequenceScores, options: Options) -> MeanTerms:
-    """``-(2/beta) log sigma(beta [(l - l_ref)(substitute) - (l - l_ref)(answer)])``, mean over
-    pairs (arXiv 2401.06121; DPO).
+    """DPO with the substitute as the chosen answer, mean over pairs (arXiv 2401.06121).
 
-    The factor 2 is open-unlearning's: the scale of NPO, which is this loss without the substitute's
-    half.
+    ``-(2/beta) log sigma(beta [(l - l_ref)(substitute) - (l - l_ref)(answer)])``
+
+    The factor 2 is open-unlearning's. It gives the scale of NPO, which is this loss without the
+    term of the substitute.
     """
-    gain = policy.sums - reference.sums
-    return _preference(gain[:, 1] - gain[:, 0], options["beta"])
+    ratios = policy.sums - reference.sums
+    return _scaled_logsigmoid(ratios[:, 1] - ratios[:, 0], options["beta"])
 
 
 def wga(policy: Scores, reference: None, options: Options) -> MeanTerms:
-    """Weighted GA (Wang et al. 2025, arXiv 2502.19301): ``-p^beta NLL`` with p^beta detached, mean
-    over tokens.
+    """Weighted gradient ascent: ``-p^beta NLL`` with p^beta detached, mean over tokens.
+
+    Wang et al. 2025, arXiv 2502.19301.
     """
     p = policy.logps.detach().exp()
-    return _ascent(policy, p ** options["beta"])
+    return _weighted_ascent(policy, p ** options["beta"])
 
 
 def satimp(policy: Scores, reference: None, options: Options) -> MeanTerms:
-    """SatImp (Yang et al. 2025, arXiv 2505.11953): ``-p^beta (1 - p)^beta2 NLL``, weights detached,
-    mean over tokens.
+    """SatImp: ``-p^beta (1 - p)^beta2 NLL`` with weights detached, mean over tokens.
+
+    Yang et al. 2025, arXiv 2505.11953.
     """
     p = policy.logps.detach().exp()
-    return _ascent(policy, p ** options["beta"] * (1 - p).clamp(min=0) ** options["beta2"])
+    return _weighted_ascent(policy, p ** options["beta"] * (1 - p).clamp(min=0) ** options["beta2"])
 
 
 def undial(policy: Scores, reference: Scores, options: Options) -> MeanTerms:
-    """UNDIAL (Dong et al. 2024, arXiv 2402.10052): ``CE(softmax(z_ref - beta onehot(y)), z)``, mean
-    over answer tokens.
+    """UNDIAL: ``CE(softmax(z_ref - beta onehot(y)), z)``, mean over answer tokens.
 
-    Answer tokens only: open-unlearning also averages over prompt and padding, whose label -100
-    there lowers whatever token has the index V - 100.
+    Dong et al. 2024, arXiv 2402.10052. open-unlearning also averages over prompt and padding, where
+    the label -100 lowers the logit of token V - 100.
     """
-    assert policy.logits is not None and policy.labels is not None and reference.logits is not None
-    target = exact(reference.logits).detach()
-    label = policy.labels.clamp(min=0).unsqueeze(
-        -1
-    )  # masked positions have no label, and do not count below
+    assert policy.logits is not None and policy.labels is not None
+    assert reference.logits is not None
+    target = upcast(reference.logits).detach()
+    # Masked positions have no label; any index is right, because they do not count below.
+    label = policy.labels.clamp(min=0).unsqueeze(-1)
     lowered = target.scatter_add(
         -1, label, torch.full_like(label, -options["beta"], dtype=target.dtype)
     )
-    cross_entropy = -(lowered.softmax(-1) * exact(policy.logits).log_softmax(-1)).sum(-1)
+    cross_entropy = -(lowered.softmax(-1) * upcast(policy.logits).log_softmax(-1)).sum(-1)
     return MeanTerms((cross_entropy * policy.mask).sum(), policy.mask.sum())
 
 
-def _ascent(policy: Scores, weights: Tensor) -> MeanTerms:
+def _weighted_ascent(policy: Scores, weights: Tensor) -> MeanTerms:
+    """``-weight * NLL``, mean over tokens."""
     return MeanTerms((weights * policy.logps * policy.mask).sum(), policy.mask.sum())
 
 
-def _preference(margin: Tensor, beta: float) -> MeanTerms:
+def _scaled_logsigmoid(margin: Tensor, beta: float) -> MeanTerms:
+    """``-(2/beta) log sigma(beta * margin)``, mean over sequences."""
     return mean_of(-2 / beta * logsigmoid(beta * margin))
 
 
 @dataclass(frozen=True)
 class Term:
-    """A forget or retain loss, and what it reads.
+    """A forget or retain loss, and the inputs that it needs.
 
     Attributes:
-        loss: Maps policy, reference (None if it reads nothing of it) and options to the terms of
-            its mean.
-        sequences: Of a forget row's two sequences; ``both`` arrive as ``B x 2``, one as ``B``.
-        reference: What it reads of the reference model.
-        logits: Reads logits, of the policy and, with a reference, of the reference.
-        hidden: Reads hidden states, likewise.
+        loss: Maps policy, reference (None if it needs no reference) and options to the terms of its
+            mean.
+        sequences: Which of a forget row's two sequences it needs; ``both`` arrive as ``B x 2``, one
+            as ``B``.
+        reference: Which scores of the reference model it needs; for ``sums``, `SequenceScores` are
+            enough.
+        logits: Whether it needs logits of the policy and of the reference, if it needs one.
+        hidden: Whether it needs hidden states, likewise.
         options: Its options with their defaults.
     """
 
@@ -152,7 +157,7 @@ class Term:
     options: Options = field(default_factory=dict)
 
 
-# GradDiff (Liu et al. 2022) is no entry of its own: it is ga with the retain loss nll.
+# GradDiff (Liu et al. 2022) has no entry: it is ga with the retain loss nll.
 FORGET: dict[ForgetName, Term] = {
     "ga": Term(ga),
     "bounded": Term(bounded, "both", options={"ascent": 0.1}),

@@ -1,4 +1,4 @@
-"""Figures of an evaluation as torchmetrics, with intervals."""
+"""Metrics of an evaluation as torchmetrics, with intervals."""
 
 from temper.metrics.agreement import agreements, cohens_kappa
 from temper.metrics.safety import (
@@ -11,7 +11,7 @@ from temper.metrics.safety import (
     Proportion,
     RefusalRate,
     SafeAccuracy,
-    SafetyFigures,
+    SafetyMetrics,
     wilson_interval,
 )
 
@@ -25,7 +25,7 @@ __all__ = [
     "Proportion",
     "RefusalRate",
     "SafeAccuracy",
-    "SafetyFigures",
+    "SafetyMetrics",
     "agreements",
     "cohens_kappa",
     "wilson_interval",

@@ -1,4 +1,4 @@
-"""How far two judges agree."""
+"""Agreement of judges on the same answers."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -7,11 +7,10 @@ from typing import Any
 
 
 def cohens_kappa(first: Sequence[str], second: Sequence[str]) -> float | None:
-    """Cohen's (1960) kappa of two raters' labels: ``(a - e) / (1 - e)``, agreement beyond what
-    their own habits would give.
+    """Cohen's (1960) kappa of two raters' labels: ``(a - e) / (1 - e)``, agreement beyond chance.
 
-    ``a`` is the share of cases with the same label, ``e = sum_k p1(k) p2(k)`` what it would be if
-    the raters were independent.
+    ``a`` is the share of cases with the same label; ``e = sum_k p1(k) p2(k)`` is that share if the
+    raters labelled independently, each with its own label frequencies.
 
     Returns:
         At most 1; 0 is chance; None where it is undefined: no cases, or both gave one and the same
@@ -22,19 +21,22 @@ def cohens_kappa(first: Sequence[str], second: Sequence[str]) -> float | None:
     """
     n = len(first)
     same = sum(a == b for a, b in zip(first, second, strict=True))
-    counts, others = Counter(first), Counter(second)
-    by_chance = sum(
-        count * others[label] for label, count in counts.items()
-    )  # n^2 e, a whole number: no rounding decides
+    counts = Counter(first)
+    others = Counter(second)
+    # n^2 e, a whole number: rounding cannot decide whether kappa is defined.
+    by_chance = sum(count * others[label] for label, count in counts.items())
     return None if by_chance == n * n else (n * same - by_chance) / (n * n - by_chance)
 
 
 def agreements(labels: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
-    """Every pair of judges: ``judges``, ``kappa`` (None: undefined), ``agreement`` (share of equal
-    labels, None without cases), ``n``.
+    """Agreement of every pair of judges.
 
     Args:
-        labels: The labels that each judge gave to the same answers, by its name.
+        labels: Labels that each judge gave to the same answers, by the judge's name.
+
+    Returns:
+        For each pair: ``judges`` (both names), ``kappa`` (None: undefined), ``agreement`` (share of
+        equal labels; None without cases) and ``n`` cases.
     """
     pairs = []
     for (name, first), (other, second) in combinations(labels.items(), 2):

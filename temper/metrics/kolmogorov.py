@@ -8,18 +8,18 @@ from torch import Tensor
 
 
 class KSTest(NamedTuple):
-    """Largest distance of two empirical distribution functions, and its p-value (two-sided)."""
+    """Largest distance between two empirical distribution functions, and its two-sided p-value."""
 
     statistic: float
     p_value: float
 
 
 def ks_two_sample(first: Tensor, second: Tensor) -> KSTest:
-    """Are two samples drawn from one continuous distribution?
+    """Test whether two samples are drawn from one continuous distribution.
 
     ``D = max_x |F_1(x) - F_2(x)|``; ``p = P(D' >= D)`` over all orders of ``m + n`` different
-    values, which are equally likely (Hodges 1957). A monotone change of both samples changes
-    nothing. The same as ``scipy.stats.ks_2samp(..., method="exact")``.
+    values, which are equally likely (Hodges 1957). A monotone function of both samples changes
+    neither. The same as ``scipy.stats.ks_2samp(..., method="exact")``.
 
     Args:
         first: Sample of size m, any shape.
@@ -28,11 +28,10 @@ def ks_two_sample(first: Tensor, second: Tensor) -> KSTest:
     Returns:
         Statistic and p-value; NaN if a sample is empty or holds a NaN.
     """
-    first, second = (
-        first.detach().cpu().double().flatten(),
-        second.detach().cpu().double().flatten(),
-    )
-    m, n = len(first), len(second)
+    first = first.detach().cpu().double().flatten()
+    second = second.detach().cpu().double().flatten()
+    m = len(first)
+    n = len(second)
     if m == 0 or n == 0 or bool(torch.cat([first, second]).isnan().any()):
         return KSTest(math.nan, math.nan)
     values = torch.cat([first, second])
@@ -48,8 +47,8 @@ def ks_p_value(distance: int, m: int, n: int) -> float:
 
     ``r(i, j)``, the probability that a path to (i, j) has already been that far out, is 1 where
     ``|i n - j m| >= distance`` and ``i/(i+j) r(i-1, j) + j/(i+j) r(i, j-1)`` elsewhere. All terms
-    are positive, so a p-value of 1e-100 is as exact as one of 0.1; one minus the distribution
-    function would be 0. Diagonal by diagonal, ``O(m n)``.
+    are positive, so a p-value of 1e-100 is as exact as one of 0.1, where one minus the distribution
+    function would be 0. Computed diagonal by diagonal, in ``O(m n)``.
 
     Args:
         distance: ``D m n``, a whole number.

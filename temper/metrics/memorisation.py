@@ -1,5 +1,4 @@
-"""How much of an answer a model still holds, row by row: pure functions of log-probabilities and
-masks.
+"""Memorisation of an answer, row by row: pure functions of log-probabilities and masks.
 
 Sources: Maini et al. 2024 (TOFU, arXiv 2401.06121), Shi et al. 2024 (min-k %, arXiv 2310.16789),
 Carlini et al. 2021 and Tirumala et al. 2022 by way of open-unlearning (arXiv 2506.12618), whose
@@ -16,8 +15,8 @@ from torch import Tensor
 
 
 def without_end(mask: Tensor) -> Tensor:
-    """Mask without the last labelled position of each sequence: its end token, which says nothing
-    about memory.
+    """Mask without the last labelled position of each sequence: its end token, which is no evidence
+    of memorisation.
 
     Args:
         mask: ``... x T``, bool: labelled positions.
@@ -30,7 +29,7 @@ def mean_logps(logps: Tensor, mask: Tensor) -> Tensor:
     labels.
 
     Args:
-        logps: ``... x T``, nats; whatever they are where masked.
+        logps: ``... x T``, nats; values where the mask is False are ignored.
         mask: ``... x T``, bool: labelled positions.
     """
     values = logps.to(torch.promote_types(logps.dtype, torch.float32))
@@ -52,29 +51,30 @@ def log_truth_ratio(logps_BKT: Tensor, mask_BKT: Tensor) -> Tensor:
 
     R is the geometric mean of the perturbed answers' length-normalised probabilities over that of
     the true answer (TOFU's code and open-unlearning; the formula printed in TOFU has the arithmetic
-    mean). It is kept as a logarithm, since ``wrong / (right + 1e-10)``, as open-unlearning computes
-    it, makes all unlikely answers alike.
+    mean). It stays a logarithm: ``wrong / (right + 1e-10)``, as open-unlearning computes it, cannot
+    tell unlikely answers apart.
 
     Args:
         logps_BKT: Nats; answer 0 is the true one, the others are perturbed.
         mask_BKT: Bool. A perturbed answer without labels is left out of the mean; NaN if there is
             none.
     """
-    means_BK, given_BK = mean_logps(logps_BKT, mask_BKT), mask_BKT.any(-1)
-    wrong_BK, given_BK = means_BK[:, 1:].masked_fill(~given_BK[:, 1:], 0.0), given_BK[:, 1:]
+    means_BK = mean_logps(logps_BKT, mask_BKT)
+    given_BK = mask_BKT[:, 1:].any(-1)
+    wrong_BK = means_BK[:, 1:].masked_fill(~given_BK, 0.0)
     return wrong_BK.sum(-1) / given_BK.sum(-1) - means_BK[:, 0]
 
 
 def closer_to_one(log_ratio: Tensor) -> Tensor:
-    """``min(R, 1/R) = exp(-|log R|)``: 1 if true and perturbed answers are as likely; for what is
-    to be forgotten.
+    """``min(R, 1/R) = exp(-|log R|)``: 1 if true and perturbed answers are equally likely; for the
+    forget set.
     """
     return (-log_ratio.abs()).exp()
 
 
 def truth_preferred(log_ratio: Tensor) -> Tensor:
-    """``max(0, 1 - R)``: 1 if only the true answer is likely, 0 if it is no likelier; for what is
-    to be kept.
+    """``max(0, 1 - R)``: 1 if only the true answer is likely, 0 if it is no likelier than the
+    others; for the retain set.
     """
     return (-torch.expm1(log_ratio)).clamp(min=0.0)
 
@@ -94,7 +94,7 @@ def extraction_strength(hits: Tensor, mask: Tensor) -> Tensor:
     """``1 - min{k : argmax p(.|y_<t) = y_t for all t > k} / |y|``, shape ``...`` (Carlini et al.
     2021).
 
-    1 if the prompt alone brings the whole answer out, 0 if even its last token needs to be given.
+    1 if the prompt alone yields the whole answer, 0 if even its last token must be given.
     (open-unlearning stops at k = |y| - 1, so its smallest value is 1/|y|.)
 
     Args:
@@ -107,7 +107,7 @@ def extraction_strength(hits: Tensor, mask: Tensor) -> Tensor:
 
 def min_k_score(logps: Tensor, mask: Tensor, share: float) -> Tensor:
     """Mean of the lowest ``max(1, floor(share * |y|))`` log-probabilities, shape ``...``, nats;
-    higher is likelier a member.
+    higher for members.
 
     Min-k % Prob, Shi et al. 2024, eq. 1 (their score; open-unlearning's is its negative).
 
@@ -150,7 +150,7 @@ def longest_common_subsequence(first: Sequence[int], second: Sequence[int]) -> i
 def rouge_l_recall(answer: Sequence[int], truth: Sequence[int]) -> float:
     """``LCS(answer, truth) / |truth|`` on token ids, in [0, 1] (Lin 2004); NaN for an empty truth.
 
-    TOFU takes it on stemmed words; tokens are the words of the synthetic language, and need no
+    TOFU computes it on stemmed words; tokens are the words of the synthetic language, and need no
     stemmer elsewhere.
     """
     return longest_common_subsequence(answer, truth) / len(truth) if truth else math.nan

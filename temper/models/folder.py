@@ -1,4 +1,4 @@
-"""Where models are: folders, names on the hub, the base of an adapter, the tokenizer."""
+"""Settings of a network, and the model folder, base folder and tokenizer folder they refer to."""
 
 import json
 import re
@@ -8,8 +8,7 @@ from typing import Any, Literal
 
 from temper.errors import TemperError
 
-# MERGED from temper.models.folder: What a user says about a network.
-
+# -- settings
 
 Attention = Literal["eager", "sdpa", "flash_attention_2", "flex_attention"]
 Quantization = Literal["nf4", "int8"]
@@ -25,7 +24,8 @@ class ShapeSpec:
         n_heads: Attention heads; must divide hidden_size.
         intermediate_size: Width of the gated MLP.
         max_length: Longest sequence, in tokens.
-        seed: Seed of the weights, on its own, so that data and weights can be varied apart.
+        seed: Seed of the weights; separate from the seed of the data, so that each can be varied
+            alone.
     """
 
     hidden_size: int = 96
@@ -38,14 +38,13 @@ class ShapeSpec:
 
 @dataclass
 class LoRASpec:
-    """A low-rank adapter (Hu et al. 2021), through PEFT. Its weights are fp32, whatever the base
-    is.
+    """A low-rank adapter (Hu et al. 2021, arXiv 2106.09685), through PEFT, in float32.
 
     Args:
         rank: Rank of the update.
         alpha: Scale; the update is ``alpha / rank * B A``.
-        targets: Names of the linear layers that get one, or ``all-linear`` for every one but the
-            output layer.
+        targets: Names of the linear layers to adapt, or ``all-linear`` for every linear layer but
+            the output layer.
         dropout: Dropout on the adapter's input. Booster's two harmful passes draw different masks.
     """
 
@@ -59,31 +58,30 @@ class LoRASpec:
 
 @dataclass
 class NetworkSpec:
-    """Where the network comes from; give exactly one of ``path`` and ``shape``.
+    """Settings that load or build a network; give exactly one of ``path`` and ``shape``.
 
     Weights are read from safetensors only, never from pickles.
 
     Args:
         path: Folder in Hugging Face format: config.json, safetensors, tokenizer; or a LoRA adapter
-            folder (adapter_config.json), whose base is loaded with it; or a name on the hub
-            (``org/name``), which is taken from the local cache.
+            folder (adapter_config.json), whose base model is loaded with it; or a name on the hub
+            (``org/name``), which is read from the local cache.
         revision: Branch, tag or commit of a hub name; None is its main branch.
-        local_files_only: Never fetch anything; false lets a hub name that is not cached be fetched.
+        local_files_only: Never download; false downloads a hub name that is not cached.
         trust_remote_code: Run Python code that comes with the model. Only for authors you trust.
         shape: Build with random weights instead.
         lora: Train a new low-rank adapter and freeze the rest.
-        adapter: What to do with an adapter found in ``path``: ``continue`` training it, ``merge``
-            it into the weights first, or keep it frozen beside the ``new`` one that ``lora``
-            describes. Robustness figures depend on it: state it.
-        dtype: Precision of frozen and fully trained weights. LoRA weights are always fp32.
+        adapter: How to use an adapter found in ``path``: ``continue`` training it, ``merge`` it
+            into the weights first, or keep it frozen beside the ``new`` one that ``lora``
+            describes. Robustness results depend on this choice: report it.
+        dtype: Precision of frozen and fully trained weights. LoRA weights are always float32.
         attention: Attention implementation; None lets transformers choose.
-        activation_checkpointing: Compute the activations of every decoder layer again in the
-            backward pass instead of keeping them: the same gradients, less memory, about a third
-            more time.
+        activation_checkpointing: Recompute the activations of every decoder layer in the backward
+            pass instead of keeping them: the same gradients, less memory, about a third more time.
         compile: Compile every decoder layer (torch.compile). The first steps take minutes.
-        quantization: Hold the frozen base in 4 bits (``nf4``, double quantisation) or 8 bits
-            (``int8``), through bitsandbytes; needs an adapter to train. Products are computed in
-            ``dtype``.
+        quantization: Quantize the frozen base to 4 bits (``nf4``, double quantization) or 8 bits
+            (``int8``), through bitsandbytes; needs an adapter to train. Matrix products are
+            computed in ``dtype``.
     """
 
     path: str | None = None
@@ -101,19 +99,19 @@ class NetworkSpec:
 
 
 FLAG = "model.init_args.network"
+
+# -- folders
+
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
-FILES = [
-    "*.json",
-    "*.jinja",
-    "*.model",
-    "*.txt",
-]  # what is fetched from a hub, beside weights: no pickles
-WEIGHTS = "*.safetensors"
-DOUBLES = ["original/*", "consolidated*"]  # the same weights again, in other tools' formats
+# File patterns to download from the hub. Pickles are in none of them.
+CONFIG_PATTERNS = ["*.json", "*.jinja", "*.model", "*.txt"]
+WEIGHT_PATTERN = "*.safetensors"
+CODE_PATTERN = "*.py"
+DUPLICATE_PATTERNS = ["original/*", "consolidated*"]  # the same weights in other tools' formats
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter, not a whole network."""
+    """Whether a folder holds an adapter rather than a whole network."""
     return (folder / "adapter_config.json").exists()
 
 
@@ -124,18 +122,18 @@ def model_folder(
     trust_remote_code: bool = False,
     weights: bool = True,
 ) -> Path:
-    """The folder that a path or a hub name stands for.
+    """Return the folder of a model: a local path, or the cached snapshot of a hub name.
 
     Args:
         path: A folder, or ``org/name``.
         revision: Branch, tag or commit of a hub name.
-        local_files_only: Look in the local cache only; otherwise what is missing there is fetched.
-        trust_remote_code: Fetch Python files too.
-        weights: Fetch the weights too.
+        local_files_only: Look in the local cache only; otherwise missing files are downloaded.
+        trust_remote_code: Download Python files too.
+        weights: Download the weights too.
 
     Raises:
-        TemperError: no such folder, nor a model of that name in the cache (or on the hub); a
-            revision of a folder.
+        TemperError: there is neither such a folder nor a model of that name in the cache (or on the
+            hub); a revision is given for a folder.
     """
     if path and Path(path).is_dir():
         if revision is not None:
@@ -152,46 +150,62 @@ def model_folder(
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
-    files = [*FILES, *([WEIGHTS] if weights else []), *(["*.py"] if trust_remote_code else [])]
+    patterns = list(CONFIG_PATTERNS)
+    if weights:
+        patterns.append(WEIGHT_PATTERN)
+    if trust_remote_code:
+        patterns.append(CODE_PATTERN)
     try:
-        fetched = snapshot_download(
+        snapshot = snapshot_download(
             path,
             revision=revision,
             local_files_only=local_files_only,
-            allow_patterns=files,
-            ignore_patterns=DOUBLES,
+            allow_patterns=patterns,
+            ignore_patterns=DUPLICATE_PATTERNS,
         )
-        return Path(fetched)
+        return Path(snapshot)
     except (OSError, ValueError, HfHubHTTPError) as error:
-        of = f" (revision {revision})" if revision else ""
-        if local_files_only:
-            raise TemperError(
-                f"{FLAG}.path={path}: no such folder, and no model of that name{of} in the local"
-                " hub cache; give a folder with config.json, such as a run's export/, or let it be"
-                f" fetched from the hub: --{FLAG}.local_files_only=false"
-            ) from error
-        raise TemperError(
-            f"{FLAG}.path={path}: no such folder, and the hub did not give a model of that"
-            f" name{of}: {first_line(error)}; check name, network and access (hf auth login; some"
-            " models ask for consent on their page)"
-        ) from error
+        raise TemperError(_explain_hub_error(path, revision, local_files_only, error)) from error
+
+
+def _explain_hub_error(
+    path: str, revision: str | None, local_files_only: bool, error: Exception
+) -> str:
+    at_revision = f" (revision {revision})" if revision else ""
+    if local_files_only:
+        return (
+            f"{FLAG}.path={path}: no such folder, and no model of that name{at_revision} in the"
+            " local hub cache; give a folder with config.json, such as a run's export/, or download"
+            f" it from the hub: --{FLAG}.local_files_only=false"
+        )
+    return (
+        f"{FLAG}.path={path}: no such folder, and the hub did not give a model of that"
+        f" name{at_revision}: {first_line(error)}; check name, network and access (hf auth login;"
+        " some models ask for consent on their page)"
+    )
 
 
 def spec_folder(spec: NetworkSpec, weights: bool = True) -> Path:
-    """`model_folder` of a spec's path."""
+    """Return the `model_folder` of ``spec.path``."""
     return model_folder(
         str(spec.path), spec.revision, spec.local_files_only, spec.trust_remote_code, weights
     )
 
 
 def base_folder(folder: Path, spec: NetworkSpec, weights: bool = True) -> Path:
-    """The folder of the network that an adapter was trained on.
+    """Return the folder of the base model that an adapter was trained on.
+
+    Args:
+        folder: Folder of the adapter; its adapter_config.json names the base model.
+        spec: Settings that the adapter is loaded with.
+        weights: Download the weights of a base model on the hub.
 
     Raises:
-        TemperError: it is gone.
+        TemperError: the base model is neither a folder nor in the hub cache.
     """
     config = read_json(folder / "adapter_config.json")
-    base, revision = config.get("base_model_name_or_path"), config.get("revision")
+    base = config.get("base_model_name_or_path")
+    revision = config.get("revision")
     try:
         return model_folder(
             str(base or ""),
@@ -209,21 +223,18 @@ def base_folder(folder: Path, spec: NetworkSpec, weights: bool = True) -> Path:
 
 
 def tokenizer_folder(spec: NetworkSpec) -> Path:
-    """Where the tokenizer of a network is: beside it, or beside the base of an adapter that came
-    without one. Fetches no weights.
+    """Return the folder with a network's tokenizer, without downloading weights.
+
+    That is the network's own folder, or its base model's for an adapter saved without a tokenizer.
 
     Raises:
-        TemperError: as `model_folder`; or there is none.
+        TemperError: as `model_folder`; or there is no tokenizer.
     """
     folder = spec_folder(spec, weights=False)
-    places = (
-        [folder, base_folder(folder, spec, weights=False)]
-        if is_adapter(folder) and not _has_tokenizer(folder)
-        else [folder]
-    )
-    for place in places:
-        if _has_tokenizer(place):
-            return place
+    if is_adapter(folder) and not _has_tokenizer(folder):
+        folder = base_folder(folder, spec, weights=False)
+    if _has_tokenizer(folder):
+        return folder
     raise TemperError(
         f"{FLAG}.path={spec.path}: no tokenizer.json in it; save the tokenizer beside the model"
         " (tokenizer.save_pretrained)"
@@ -231,10 +242,10 @@ def tokenizer_folder(spec: NetworkSpec) -> Path:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What is in a JSON file of a model folder.
+    """Read a JSON object from a file of a model folder.
 
     Raises:
-        TemperError: it is not an object in JSON.
+        TemperError: the file cannot be read, or does not hold a JSON object.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -251,7 +262,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, without what follows it."""
+    """Return the first line of an error's message, or its class name if the message is empty."""
     return next(
         (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
     ).rstrip(".")

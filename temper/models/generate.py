@@ -1,6 +1,6 @@
-"""Greedy answers to a batch of prompts, without computing what is thrown away.
+"""Greedy generation for a batch of prompts, which drops finished rows as it goes.
 
-Shapes: `B` prompts, `P` prompt tokens, `R` answer tokens.
+Shapes: `B` prompts, `P` prompt tokens, `R` answer tokens, `S` stop tokens, `T` all tokens so far.
 """
 
 from collections.abc import Sequence
@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from temper.models.score import dense_last_positions
+from temper.models.score import contiguous_head_inputs
 
-# Finished rows are taken out of a batch when they are this share of it, and answers may still grow
-# by so many tokens: below that, starting again costs what it saves.
-ENDED_SHARE = 0.25
-LEAST_LEFT = 8
+# Finished rows are dropped from a batch once they are this share of it and answers may still grow
+# by this many tokens; below that, restarting `generate` costs as much as it saves.
+FINISHED_SHARE = 0.25
+MIN_TOKENS_LEFT = 8
 
 
 @torch.no_grad()
-def greedy(
+def generate_greedy(
     network: nn.Module,
     ids_BP: Tensor,
     mask_BP: Tensor,
@@ -26,84 +26,93 @@ def greedy(
     stop_ids: Sequence[int] | None = None,
     in_step: bool = False,
 ) -> Tensor:
-    """Continue every prompt with the likeliest tokens, up to an end token.
+    """Continue every prompt with the most likely tokens, up to a stop token.
 
-    Prompts have a key-value cache, also of a network that is trained with activation checkpointing.
-    When a quarter of a batch has ended, the rest goes on as a smaller batch. The answers do not
-    depend on the batch, but for ties that rounding breaks.
+    The key-value cache is used even if the network trains with activation checkpointing. When a
+    quarter of a batch has finished, the rest continues as a smaller batch. The answers do not
+    depend on the batch, except for ties that rounding breaks.
 
     Args:
-        network: A causal LM of transformers, or PEFT's wrapper around one; it is put into
-            evaluation mode meanwhile.
-        ids_BP: Prompts, padded on the left.
-        mask_BP: Where they are no padding.
-        max_new_tokens: Longest answer, its end token included.
+        network: A causal LM, or PEFT's wrapper around one; in evaluation mode meanwhile.
+        ids_BP: Token ids of the prompts, padded on the left.
+        mask_BP: Attention mask: 0 where a prompt is padding.
+        max_new_tokens: Longest answer, its stop token included.
         stop_ids: Tokens that end an answer; None takes those of the network's generation config.
-        in_step: All ranks of a distributed run go on until the last answer of the last rank has
-            ended, and no batch gets smaller: for networks whose forward passes communicate.
+        in_step: All ranks of a distributed run continue until the last answer of the last rank has
+            ended, and no rows are dropped: for networks whose forward passes communicate.
 
     Returns:
-        Answers with their end tokens, padded on the right to the longest: ids, ``B x R``.
+        Token ids of the answers with their stop tokens, ``B x R``, padded on the right.
     """
-    config: Any = network.generation_config
-    ends = config.eos_token_id if stop_ids is None else list(stop_ids)
-    ends = [] if ends is None else [ends] if isinstance(ends, int) else ends
-    pad_id = config.pad_token_id if config.pad_token_id is not None else ends[0]
-    end_ids, answers_BR = (
-        ids_BP.new_tensor(ends),
-        ids_BP.new_full((len(ids_BP), max_new_tokens), pad_id),
-    )
-    rows, ids, mask, cache, done = (
-        torch.arange(len(ids_BP), device=ids_BP.device),
-        ids_BP,
-        mask_BP,
-        None,
-        0,
-    )
+    stops, pad_id = _stop_and_pad_ids(network.generation_config, stop_ids)
+    tokens = {"eos_token_id": stops or None, "pad_token_id": pad_id}
+    stops_S = ids_BP.new_tensor(stops)
+    answers_BR = ids_BP.new_full((len(ids_BP), max_new_tokens), pad_id)
+    rows = torch.arange(len(ids_BP), device=ids_BP.device)  # of the batch that are not finished
+    ids = ids_BP
+    mask = mask_BP
+    cache = None
+    done = 0
     was_training = network.training
     network.eval()
     try:
         while True:
-            with dense_last_positions(network):
-                reply = network.generate(  # type: ignore[operator]
-                    input_ids=ids,
-                    attention_mask=mask,
-                    past_key_values=cache,
-                    max_new_tokens=max_new_tokens - done,
-                    do_sample=False,
-                    use_cache=True,
-                    eos_token_id=ends or None,
-                    pad_token_id=pad_id,
-                    stopping_criteria=(
-                        []
-                        if in_step
-                        else [_ManyEnded(end_ids, ids.shape[1], max_new_tokens - done)]
-                    ),
-                    return_dict_in_generate=True,
-                    synced_gpus=in_step,
-                )
-            written = reply.sequences[:, ids.shape[1] :]
-            answers_BR[rows, done : done + written.shape[1]] = written
-            done += written.shape[1]
-            going = ~torch.isin(written, end_ids).any(1)
-            if in_step or done >= max_new_tokens or not going.any():
+            width = ids.shape[1]
+            left = max_new_tokens - done
+            criteria = [] if in_step else [_ManyFinished(stops_S, width, left)]
+            settings = {"max_new_tokens": left, "stopping_criteria": criteria} | tokens
+            reply = _generate(network, ids, mask, cache, synced_gpus=in_step, **settings)
+            new = reply.sequences[:, width:]
+            answers_BR[rows, done : done + new.shape[1]] = new
+            done += new.shape[1]
+            unfinished = ~torch.isin(new, stops_S).any(1)
+            if in_step or done >= max_new_tokens or not unfinished.any():
                 return answers_BR[:, :done]
-            kept = going.nonzero().flatten()
-            cache, rows, ids = reply.past_key_values, rows[kept], reply.sequences[kept]
-            mask = torch.cat([mask[kept], mask.new_ones(len(kept), written.shape[1])], 1)
-            if cache is not None:  # a network that has none computes the whole row again
+            kept = unfinished.nonzero().flatten()
+            cache = reply.past_key_values
+            rows = rows[kept]
+            ids = reply.sequences[kept]
+            mask = torch.cat([mask[kept], mask.new_ones(len(kept), new.shape[1])], 1)
+            if cache is not None:  # a network without a cache computes the whole row again
                 cache.batch_select_indices(kept)
     finally:
         network.train(was_training)
 
 
-class _ManyEnded:
-    """Stops a whole batch once many of its rows have ended, unless only a few tokens are left."""
+def _generate(network: Any, ids: Tensor, mask: Tensor, cache: Any, **settings: Any) -> Any:
+    """Continue a batch greedily; returns the sequences and the key-value cache."""
+    with contiguous_head_inputs(network):
+        return network.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            past_key_values=cache,
+            do_sample=False,
+            use_cache=True,
+            return_dict_in_generate=True,
+            **settings,
+        )
 
-    def __init__(self, end_ids: Tensor, begin: int, max_new_tokens: int) -> None:
-        self.end_ids, self.begin, self.last = end_ids, begin, begin + max_new_tokens - LEAST_LEFT
+
+def _stop_and_pad_ids(config: Any, stop_ids: Sequence[int] | None) -> tuple[list[int], int]:
+    """Stop tokens (those of the generation config if None are given), and the pad token."""
+    stops = config.eos_token_id if stop_ids is None else list(stop_ids)
+    if stops is None:
+        stops = []
+    elif isinstance(stops, int):
+        stops = [stops]
+    return stops, config.pad_token_id if config.pad_token_id is not None else stops[0]
+
+
+class _ManyFinished:
+    """Stopping criterion: many rows of a batch have finished, and enough tokens are left."""
+
+    def __init__(self, stops_S: Tensor, width: int, max_new_tokens: int) -> None:
+        self.stops_S = stops_S
+        self.width = width
+        self.last = width + max_new_tokens - MIN_TOKENS_LEFT
 
     def __call__(self, ids_BT: Tensor, scores: Any, **_: Any) -> Tensor:
-        ended_B = torch.isin(ids_BT[:, self.begin :], self.end_ids).any(1)
-        stop = (ended_B.sum() >= ENDED_SHARE * len(ended_B)) & (ids_BT.shape[1] < self.last)
-        return stop.expand(len(ended_B))
+        """Stop all rows or none: bool, ``B``."""
+        finished_B = torch.isin(ids_BT[:, self.width :], self.stops_S).any(1)
+        many = finished_B.sum() >= FINISHED_SHARE * len(finished_B)
+        return (many & (ids_BT.shape[1] < self.last)).expand(len(finished_B))

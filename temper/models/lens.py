@@ -1,4 +1,4 @@
-"""The logit lens: hidden states read through the network's own final norm and output layer.
+"""The logit lens: predictions from hidden states, by the network's final norm and output layer.
 
 Shapes: `...` any leading dimensions, `T` time, `D` width.
 """
@@ -15,21 +15,23 @@ from temper.models.blocks import decoder_layers
 from temper.models.score import output_layer
 
 FINAL_NORMS = (
-    "norm",
-    "ln_f",
-    "final_layer_norm",
-    "final_layernorm",
-    "norm_f",
-)  # Llama and its kin, GPT-2, GPT-NeoX and OPT, Phi, MPT
+    "norm",  # Llama, Mistral, Gemma, Qwen
+    "ln_f",  # GPT-2
+    "final_layer_norm",  # GPT-NeoX, OPT
+    "final_layernorm",  # Phi
+    "norm_f",  # MPT
+)
 
 
-def lens_parts(network: nn.Module) -> tuple[nn.Module, nn.Linear]:
-    """The final norm and the output layer of a causal LM of transformers, or of PEFT's wrapper
-    around one.
+def final_norm_and_head(network: nn.Module) -> tuple[nn.Module, nn.Linear]:
+    """Return the final norm and the output layer of a causal LM.
+
+    Args:
+        network: A transformers causal LM, or PEFT's wrapper around one.
 
     Raises:
-        TemperError: the logits are not simply the output layer of the normed state; or the norm has
-            a name not known here.
+        TemperError: the logits are not simply the output layer of the normed hidden state; or the
+            final norm has a name that is not in `FINAL_NORMS`.
     """
     lm: Any = network
     if hasattr(lm, "get_base_model"):
@@ -44,16 +46,19 @@ def lens_parts(network: nn.Module) -> tuple[nn.Module, nn.Linear]:
             " adapted, capped or scaled); use another model, or switch the lens off (alpha=0)"
         ) from None
     layers = decoder_layers(network)
-    holders = [
-        m
-        for m in lm.modules()
-        if any(isinstance(c, nn.ModuleList) and len(c) and c[0] is layers[0] for c in m.children())
+    decoders = [
+        module
+        for module in lm.modules()
+        if any(
+            isinstance(child, nn.ModuleList) and len(child) and child[0] is layers[0]
+            for child in module.children()
+        )
     ]
     norms = [
-        getattr(holder, norm)
-        for holder in holders
+        getattr(decoder, norm)
+        for decoder in decoders
         for norm in FINAL_NORMS
-        if isinstance(getattr(holder, norm, None), nn.Module)
+        if isinstance(getattr(decoder, norm, None), nn.Module)
     ]
     if len(norms) != 1:
         raise TemperError(
@@ -67,38 +72,37 @@ def lens_parts(network: nn.Module) -> tuple[nn.Module, nn.Linear]:
 def lens_nll(
     hidden: Sequence[Tensor], labels: Tensor, norm: nn.Module, head: nn.Linear, fused: bool = False
 ) -> MeanTerms:
-    """NLL of the labels read off every hidden state: its mean over tokens and over hidden states.
+    """Logit-lens NLL of the labels: mean over labelled tokens and over hidden states, in nats.
 
-    ``-mean_l mean_t log softmax(head(norm(h_l)))[label]``, in nats.
+    ``-mean_l mean_t log softmax(head(norm(h_l)))[label]``
 
     Args:
-        hidden: Hidden states ``... x T x D`` in Hugging Face's order; the last one is normed
-            already.
+        hidden: Hidden states ``... x T x D`` in Hugging Face's order; the last one is already
+            normed.
         labels: Token ids, ``... x T``, `IGNORE_INDEX` where the token does not count.
         norm: The network's final norm.
         head: Its output layer.
-        fused: Never hold the logits of a whole hidden state (`hidden_logps`).
+        fused: Compute in chunks, without all logits of a hidden state at once (`hidden_logps`).
     """
     total: Any = 0.0
     for state in [*(norm(h) for h in hidden[:-1]), hidden[-1]]:
-        logps, mask = (
-            hidden_logps(state, head.weight, labels, head.bias)
-            if fused
-            else token_logps(head(state), labels)
-        )
+        if fused:
+            logps, mask = hidden_logps(state, head.weight, labels, head.bias)
+        else:
+            logps, mask = token_logps(head(state), labels)
         total = total - logps.sum()
     return MeanTerms(total, mask.sum() * len(hidden))
 
 
 @contextmanager
-def outputs_of(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
-    """A list that fills with the outputs of modules, in the order in which they are called."""
+def record_outputs(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
+    """Collect the outputs of modules, in the order of their calls, in the list that is yielded."""
     outputs: list[Tensor] = []
 
-    def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
+    def record(_module: nn.Module, _inputs: Any, output: Any) -> None:
         outputs.append(output[0] if isinstance(output, tuple) else output)
 
-    hooks = [module.register_forward_hook(keep) for module in modules]
+    hooks = [module.register_forward_hook(record) for module in modules]
     try:
         yield outputs
     finally:

@@ -1,6 +1,7 @@
-"""LoRA adapters put on a network, through PEFT: a new one, a found one, or both.
+"""LoRA adapters through PEFT: adding, loading, switching off, saving and merging; and dropout.
 
-A network has one adapter, `FOUND`; under the policy ``new`` it has two, and only `NEW` is trained.
+A network has one adapter, named `FIRST`. With ``adapter=new`` it has two: the loaded one (`FIRST`)
+is frozen, and only `SECOND` is trained.
 """
 
 import copy
@@ -17,9 +18,15 @@ from transformers.pytorch_utils import Conv1D
 
 from temper.errors import TemperError
 from temper.models.folder import FLAG, LoRASpec, NetworkSpec
-from temper.models.quantise import dequantised, is_quantised
+from temper.models.quantize import dequantize, is_quantized
 
-FOUND, NEW = "default", "next"
+# Names of the adapters in PEFT, and so in state dicts and checkpoints.
+FIRST = "default"
+SECOND = "next"
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+# -- adding, loading, switching off
 
 
 def is_adapted(network: nn.Module) -> bool:
@@ -28,16 +35,17 @@ def is_adapted(network: nn.Module) -> bool:
 
 
 def add_lora(network: nn.Module, lora: LoRASpec, revision: str | None = None) -> nn.Module:
-    """Freeze a network and train a new adapter on it; on a network with an adapter, freeze that too
-    and use both.
+    """Freeze a network and add a trainable adapter.
+
+    If the network already has an adapter, that is frozen too, and both are active.
 
     Args:
         network: A transformers model, or a PEFT model around one.
         lora: The new adapter.
-        revision: Of the hub model that the network is, for who loads the adapter alone.
+        revision: Revision of the base model on the hub, stored in the adapter's config.
 
     Raises:
-        TemperError: no layer has a name that is asked for.
+        TemperError: no linear layer has one of the target names.
     """
     from peft import LoraConfig, PeftModel, get_peft_model
 
@@ -52,42 +60,45 @@ def add_lora(network: nn.Module, lora: LoRASpec, revision: str | None = None) ->
     )
     if not isinstance(network, PeftModel):
         return get_peft_model(network, config)
-    network.add_adapter(NEW, config)
-    network.base_model.set_adapter([FOUND, NEW])  # type: ignore[operator]
+    network.add_adapter(SECOND, config)
+    network.base_model.set_adapter([FIRST, SECOND])  # type: ignore[operator]
     for name, parameter in network.named_parameters():
-        parameter.requires_grad_(f".{NEW}." in name)
+        parameter.requires_grad_(f".{SECOND}." in name)
     return network
 
 
 def load_adapter(network: nn.Module, folder: Path, spec: NetworkSpec) -> nn.Module:
-    """Put the adapter of a folder on its base, as the policy of the spec says.
+    """Load the adapter of a folder onto its base model, as ``spec.adapter`` says.
 
     Returns:
-        ``continue``: with the adapter, which is trained. ``merge``: a plain network with the
-        adapter in its weights, all of which are trained. ``new``: with the adapter, frozen, for
-        `add_lora`.
+        ``continue``: the network with the adapter, trainable. ``merge``: a plain network with the
+        adapter merged into its weights, all trainable. ``new``: the network with the adapter
+        frozen, for `add_lora`.
 
     Raises:
-        TemperError: ``new`` beside something that is more than a plain LoRA adapter.
+        TemperError: ``new``, and the adapter is more than a plain LoRA adapter.
     """
     from peft import PeftModel
 
     adapted = PeftModel.from_pretrained(network, folder, is_trainable=spec.adapter == "continue")
-    if spec.adapter == "new" and (more := _more_than_lora(adapted.peft_config[FOUND])):
+    if spec.adapter == "new" and (extra := _find_extra(adapted.peft_config[FIRST])):
         raise TemperError(
-            f"{FLAG}.adapter=new: the adapter in path={spec.path} has {more}, which cannot be"
+            f"{FLAG}.adapter=new: the adapter in path={spec.path} has {extra}, which cannot be"
             " combined with another; use merge"
         )
     if spec.adapter != "merge":
         return adapted
     merged: nn.Module = adapted.merge_and_unload()
-    merged.name_or_path = merged.config._name_or_path = ""  # type: ignore[assignment,union-attr]  # it is in no folder any more
-    return merged.requires_grad_(True)  # PEFT froze it around the adapter
+    # The merged weights are in no folder, so an adapter-only export must not name one.
+    merged.name_or_path = ""  # type: ignore[assignment]
+    merged.config._name_or_path = ""  # type: ignore[union-attr]
+    return merged.requires_grad_(True)  # PEFT had frozen the base model
 
 
-def trainable_in_fp32(network: nn.Module) -> nn.Module:
-    """Adapters in fp32, whatever the base is in: a step of Adam or of Booster is below the
-    resolution of bfloat16.
+def cast_trainable_to_fp32(network: nn.Module) -> nn.Module:
+    """Cast trainable weights to float32 in place, whatever the precision of the frozen ones.
+
+    A step of Adam or of Booster is below the resolution of bfloat16.
     """
     for parameter in network.parameters():
         if parameter.requires_grad:
@@ -96,26 +107,28 @@ def trainable_in_fp32(network: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def as_found(network: nn.Module) -> Iterator[None]:
-    """While it lasts, the network is what training starts from: its trained adapter is off, a
-    frozen one stays on.
+def disable_trained_adapter(network: nn.Module) -> Iterator[None]:
+    """Switch the trained adapter off inside a ``with`` block; a frozen adapter stays on.
+
+    The network then computes as it did before training.
     """
     peft: Any = network
-    if NEW not in peft.peft_config:
+    if SECOND not in peft.peft_config:
         with peft.disable_adapter():
             yield
         return
-    learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
     try:
-        peft.base_model.set_adapter(FOUND, inference_mode=True)
+        peft.base_model.set_adapter(FIRST, inference_mode=True)
         yield
     finally:
-        peft.base_model.set_adapter([FOUND, NEW], inference_mode=True)
-        for parameter in learning:
+        peft.base_model.set_adapter([FIRST, SECOND], inference_mode=True)
+        for parameter in trainable:
             parameter.requires_grad_(True)
 
 
 def _check_targets(network: nn.Module, lora: LoRASpec) -> None:
+    """Check that every target of a new adapter is the name of a linear layer."""
     names = {
         name.rsplit(".", 1)[-1]
         for name, module in network.named_modules()
@@ -124,7 +137,7 @@ def _check_targets(network: nn.Module, lora: LoRASpec) -> None:
     names |= {
         name.split(".")[-2] for name, _ in network.named_modules() if name.endswith(".base_layer")
     }
-    names -= {"base_layer", FOUND, NEW}
+    names -= {"base_layer", FIRST, SECOND}
     unknown = set() if lora.targets == "all-linear" else set(lora.targets) - names
     if unknown:
         raise TemperError(
@@ -133,8 +146,12 @@ def _check_targets(network: nn.Module, lora: LoRASpec) -> None:
         )
 
 
-def _more_than_lora(config: Any) -> str | None:
-    """What an adapter has beside ``scale * B A`` of one rank, in words."""
+def _find_extra(config: Any) -> str | None:
+    """Name the first setting of an adapter that goes beyond plain LoRA: ``scale * B A``, one rank.
+
+    Returns:
+        None for a plain LoRA adapter.
+    """
     kind = str(getattr(config.peft_type, "value", config.peft_type))
     if kind != "LORA":
         return f"the type {kind}"
@@ -153,14 +170,14 @@ def _more_than_lora(config: Any) -> str | None:
     )
 
 
-# MERGED from temper.models.lora: Networks without dropout.
+# -- dropout
 
 
-def refuse_lora_dropout(spec: NetworkSpec) -> None:
-    """Refuse dropout that a user asked for and that `switch_off_dropout` would take away.
+def check_no_lora_dropout(spec: NetworkSpec) -> None:
+    """Check that no dropout is set for a new adapter: `disable_dropout` would remove it.
 
     Raises:
-        TemperError: a new adapter with dropout.
+        TemperError: ``lora.dropout`` is not 0.
     """
     if spec.lora is not None and spec.lora.dropout:
         raise TemperError(
@@ -170,119 +187,132 @@ def refuse_lora_dropout(spec: NetworkSpec) -> None:
         )
 
 
-def switch_off_dropout(network: nn.Module) -> None:
-    """Set every dropout of a network to 0, for good.
+def disable_dropout(network: nn.Module) -> None:
+    """Set every dropout probability of a network to 0, permanently.
 
     A preference loss compares log-probabilities of two models, or of two answers, and dropout is
-    noise in the difference. Not `nn.Module.eval`, which would switch off gradient checkpointing
-    too. The network's config keeps its values, so that an export is as it was.
+    noise in the difference. `nn.Module.eval` would switch off gradient checkpointing too. The
+    network's config keeps its values, so an export has the dropout of the original.
     """
     for module in network.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        # Many have plain numbers (attention_dropout, dropout, hidden_dropout, attn_dropout_p, ...)
-        # and call the function.
+        # Many modules call F.dropout with a probability of their own (attention_dropout, dropout,
+        # hidden_dropout, attn_dropout_p, ...).
         for name, value in list(vars(module).items()):
             if "drop" in name and isinstance(value, float):
                 setattr(module, name, 0.0)
 
 
-# MERGED from temper.models.lora: Adapters taken out of a network: written alone, or merged into its
-# weights.
+# -- saving adapters
 
 
-WEIGHTS = "adapter_model.safetensors"
+def base_model_name(network: nn.Module) -> str:
+    """Return the folder or hub name of a network's base model; empty if it is in no folder.
 
-
-def named_base(network: nn.Module) -> str:
-    """The folder or hub name that an adapter-only export tells its readers to put it on; empty if
-    the base is in none.
+    An adapter-only export names it in adapter_config.json.
     """
     return str(getattr(network, "name_or_path", "") or "")
 
 
 def save_adapter(network: nn.Module, folder: Path) -> None:
-    """Write the network's adapter, and nothing else, as PEFT loads it; two adapters become one that
-    does the same.
+    """Save the network's adapter alone, in PEFT's format; two adapters are combined into one.
 
     Args:
-        network: A PEFT model, which is left as it is.
-        folder: Exists.
+        network: A PEFT model; it does not change.
+        folder: An existing folder.
 
     Raises:
-        TemperError: the base is in no folder (random weights, or an adapter was merged into it):
-            nobody could use the adapter.
+        TemperError: the base model is in no folder (random weights, or an adapter was merged into
+            it), so the adapter could not be loaded.
     """
-    if not named_base(network):
+    if not base_model_name(network):
         raise TemperError(
             "HFExport.merge=false: the base of the adapter is in no folder (network.shape, or"
             " network.adapter=merge changed it); export merged, or use network.adapter=new, which"
-            " keeps the adapter that was found beside the one that is trained"
+            " keeps the existing adapter beside the trained one"
         )
     peft: Any = network
-    if NEW not in peft.peft_config:
-        peft.save_pretrained(
-            folder, save_embedding_layers=False
-        )  # else the hub is asked about the base
+    if SECOND not in peft.peft_config:
+        # With embedding layers, PEFT would look the base model up on the hub.
+        peft.save_pretrained(folder, save_embedding_layers=False)
         return
-    config, weights = combined_adapter(network)
+    config, weights = combine_adapters(network)
     config.save_pretrained(folder)
-    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    save_file(weights, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
 
 
-def combined_adapter(network: nn.Module) -> tuple[Any, dict[str, Tensor]]:
-    """Both adapters of a network as one: ``s1 B1 A1 + s2 B2 A2 = [B1 B2] [s1 A1; s2 A2]``, of rank
-    ``r1 + r2``.
+def combine_adapters(network: nn.Module) -> tuple[Any, dict[str, Tensor]]:
+    """Combine both adapters of a network into one of rank ``r1 + r2``.
 
-    PEFT's ``add_weighted_adapter`` (cat) computes the same, but puts a third adapter into the
-    network in training.
+    ``s1 B1 A1 + s2 B2 A2 = [B1 B2] [s1 A1; s2 A2]``, with the scales s. PEFT's
+    ``add_weighted_adapter`` (cat) computes the same, but would add a third adapter to the network
+    in training.
 
     Returns:
-        PEFT's config of the one adapter, and its weights by the names that PEFT has for them on
-        disk.
+        PEFT's config of the combined adapter, and its weights by their names in PEFT's files.
     """
     from peft.utils import get_peft_model_state_dict
 
     peft: Any = network
-    configs = [peft.peft_config[name] for name in (FOUND, NEW)]
+    configs = [peft.peft_config[name] for name in (FIRST, SECOND)]
     states = [
         get_peft_model_state_dict(peft, adapter_name=name, save_embedding_layers=False)
-        for name in (FOUND, NEW)
+        for name in (FIRST, SECOND)
     ]
     rank = sum(config.r for config in configs)
     weights = {}
     for key in sorted({key for state in states for key in state}):
-        down = "lora_A" in key or "lora_embedding_A" in key
-        parts = [
-            (state[key] * _scale(config) if down else state[key]) if key in state else None
-            for config, state in zip(configs, states, strict=True)
-        ]
-        weights[key] = torch.cat(_padded(parts, configs, down), 0 if down else 1).contiguous()
-    targets = set().union(*(config.target_modules for config in configs))
-    return (
-        replace(
-            configs[0],
-            r=rank,
-            lora_alpha=rank,
-            use_rslora=False,
-            target_modules=targets,
-            inference_mode=True,
-        ),
-        weights,
+        is_a = "lora_A" in key or "lora_embedding_A" in key
+        factors: list[Tensor | None] = []
+        for config, state in zip(configs, states, strict=True):
+            factor = state.get(key)
+            if factor is not None and is_a:
+                factor = factor * _scale(config)
+            factors.append(factor)
+        filled = _fill_missing(factors, configs, is_a)
+        weights[key] = torch.cat(filled, 0 if is_a else 1).contiguous()
+    combined = replace(
+        configs[0],
+        r=rank,
+        lora_alpha=rank,
+        use_rslora=False,
+        target_modules=set().union(*(config.target_modules for config in configs)),
+        inference_mode=True,
     )
+    return combined, weights
+
+
+def _scale(config: Any) -> float:
+    """Factor of ``B A``: alpha / r, or alpha / sqrt(r) with rank-stabilized LoRA."""
+    return float(config.lora_alpha / (config.r**0.5 if config.use_rslora else config.r))
+
+
+def _fill_missing(factors: list[Tensor | None], configs: list[Any], is_a: bool) -> list[Tensor]:
+    """Replace the factor of an adapter that leaves a layer out by zeros of its rank."""
+    present = next(factor for factor in factors if factor is not None)
+    shapes = [
+        (config.r, present.shape[1]) if is_a else (present.shape[0], config.r) for config in configs
+    ]
+    return [
+        present.new_zeros(shape) if factor is None else factor
+        for factor, shape in zip(factors, shapes, strict=True)
+    ]
+
+
+# -- merging
 
 
 def merged_copy(network: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
-    """A plain network without adapters that does the same; a network without adapters is given back
-    as it is.
+    """Return a plain network with the adapters merged into its weights, as a copy.
 
-    A base in few bits becomes a dense one of the weights that those bits stand for: what training
-    saw. The network in training is left as it is.
+    A quantized base is dequantized first, to the weights that training computed with. The network
+    in training does not change. A network without adapters is returned itself, not copied.
 
     Args:
         network: A PEFT model, or any other.
-        dtype: What to add adapters to their base in, and to leave it in; None: the precision of the
-            base, to which the sum is rounded (`merge_cosine` measures what that does).
+        dtype: Precision to merge in and to return; None: that of the base model, to which the sum
+            is rounded (`merge_cosine` measures the effect).
     """
     from peft import PeftModel, get_peft_model
     from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
@@ -290,16 +320,12 @@ def merged_copy(network: nn.Module, dtype: torch.dtype | None = None) -> nn.Modu
     if not isinstance(network, PeftModel):
         return network
     copied: Any = copy.deepcopy(network)
-    if not is_quantised(network):
+    if not is_quantized(network):
         merged: nn.Module = copied.to(dtype).merge_and_unload()
         return merged
-    plain = dequantised(copied.unload()).to(dtype)
-    for (
-        name,
-        config,
-    ) in (
-        network.peft_config.items()
-    ):  # one after the other: PEFT merges into few bits by rounding to them again
+    plain = dequantize(copied.unload()).to(dtype)
+    # PEFT's own merge into a quantized base would quantize the sum again.
+    for name, config in network.peft_config.items():
         adapted = get_peft_model(plain, copy.deepcopy(config))
         set_peft_model_state_dict(
             adapted,
@@ -311,17 +337,18 @@ def merged_copy(network: nn.Module, dtype: torch.dtype | None = None) -> nn.Modu
 
 @torch.no_grad()
 def merge_cosine(network: nn.Module, merged: nn.Module) -> float:
-    """Cosine between the change that adapters stand for and the change of the weights that they
-    were merged into.
+    """Return the cosine between the adapters' weight change and the change that a merge made.
 
-    Below 1 the sum was rounded: half a step of bfloat16 is 0.2 to 0.4 % of a weight, and adapters
-    change most weights by less.
+    It is below 1 if merging rounded: half a step of bfloat16 is 0.2 to 0.4 % of a weight, and
+    adapters change most weights by less.
 
     Args:
-        network: A PEFT model on a base that is not in few bits.
+        network: A PEFT model whose base is not quantized.
         merged: Its `merged_copy`.
     """
-    intended = made = both = 0.0
+    delta_norm2 = 0.0
+    change_norm2 = 0.0
+    product = 0.0
     peft: Any = network
     for name, layer in peft.get_base_model().named_modules():
         if hasattr(layer, "get_delta_weight"):
@@ -331,23 +358,9 @@ def merge_cosine(network: nn.Module, merged: nn.Module) -> float:
             change = (
                 merged.get_submodule(name).weight.float() - layer.get_base_layer().weight.float()
             )
-            intended += float(delta.square().sum())
-            made += float(change.square().sum())
-            both += float((delta * change).sum())
-    return both / max((intended * made) ** 0.5, 1e-30) if intended else 1.0
-
-
-def _scale(config: Any) -> float:
-    return float(config.lora_alpha / (config.r**0.5 if config.use_rslora else config.r))
-
-
-def _padded(parts: list[Tensor | None], configs: list[Any], down: bool) -> list[Tensor]:
-    """Zeros where an adapter has nothing on a layer, so that every layer has the whole rank."""
-    present = next(part for part in parts if part is not None)
-    shapes = [
-        (config.r, present.shape[1]) if down else (present.shape[0], config.r) for config in configs
-    ]
-    return [
-        present.new_zeros(shape) if part is None else part
-        for part, shape in zip(parts, shapes, strict=True)
-    ]
+            delta_norm2 += float(delta.square().sum())
+            change_norm2 += float(change.square().sum())
+            product += float((delta * change).sum())
+    if not delta_norm2:
+        return 1.0
+    return float(product / max((delta_norm2 * change_norm2) ** 0.5, 1e-30))

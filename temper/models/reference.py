@@ -1,7 +1,7 @@
-"""Reference models behind one protocol: adapter switched off, frozen copy, disk cache of sums.
+"""Reference models: the policy without its adapter, a frozen copy, or log-probabilities on disk.
 
-A loss reads `Scores` of the reference (or `SequenceScores`, which a cache keeps) and does not know
-which of the three it came from.
+All three have one protocol, `Reference`. A loss gets `Scores` of the reference model (or
+`SequenceScores` from the disk cache) and does not depend on their source.
 """
 
 import contextlib
@@ -20,63 +20,68 @@ from transformers import PreTrainedTokenizerBase
 
 from temper.errors import TemperError
 from temper.losses import Scores, SequenceScores
-from temper.models.lora import as_found
+from temper.models.lora import disable_trained_adapter
 from temper.models.score import Rows, score
+
+# -- the three kinds of reference
 
 
 class Reference(Protocol):
-    """Anything that scores rows without gradient."""
+    """A model that scores rows without gradient."""
 
     def score(
         self, rows: Rows, stream: str, logits: bool = False, hidden: bool = False
     ) -> Scores | SequenceScores:
-        """Scores of rows of a stream.
+        """Score rows of a stream.
 
         Args:
-            rows: As for `temper.models.score.score`, with ``ids`` where a cache is read.
+            rows: As for `temper.models.score.score`; with ``ids``, their row numbers, if the
+                reference is cached.
             stream: Name of the stream that the rows belong to.
-            logits: Logits are needed.
-            hidden: Hidden states are needed.
+            logits: Return the logits too.
+            hidden: Return all hidden states too.
         """
         ...
 
 
 class AdapterOff:
-    """The policy's own network with its new LoRA adapter switched off: no memory at all.
+    """The policy with its trained LoRA adapter switched off; takes no extra memory.
 
-    Right while that adapter is the only difference between policy and reference. An adapter that
-    was found and is kept frozen beside the new one stays on: training starts from it.
+    Correct while that adapter is the only difference between policy and reference. A frozen adapter
+    beside the trained one stays on, because training starts with it.
 
     Args:
-        network: The policy, with a new adapter.
-        fused: As the policy computes its log-probabilities: see `temper.models.score.score`.
+        network: The policy, with a trained adapter.
+        fused: Compute log-probabilities as the policy does: see `temper.models.score.score`.
     """
 
     def __init__(self, network: nn.Module, fused: bool = False) -> None:
-        self.network, self.fused = network, fused
+        self.network = network
+        self.fused = fused
 
     @torch.no_grad()
     def score(self, rows: Rows, stream: str, logits: bool = False, hidden: bool = False) -> Scores:
         """See `Reference`."""
         was_training = self.network.training
-        self.network.eval()  # a reference has no dropout, whatever the policy has
+        self.network.eval()  # no dropout in the reference, even if the policy has some
         try:
-            with as_found(self.network):
+            with disable_trained_adapter(self.network):
                 return score(self.network, rows, logits, hidden, self.fused)
         finally:
             self.network.train(was_training)
 
 
 class FrozenCopy:
-    """A copy of the network as it was: one more set of weights in memory.
+    """A frozen copy of the policy as it is now; takes the memory of a second set of weights.
 
     Args:
         network: The policy, which is copied.
-        fused: As the policy computes its log-probabilities: see `temper.models.score.score`.
+        fused: Compute log-probabilities as the policy does: see `temper.models.score.score`.
     """
 
     def __init__(self, network: nn.Module, fused: bool = False) -> None:
-        self.network, self.fused = copy.deepcopy(network).eval().requires_grad_(False), fused
+        self.network = copy.deepcopy(network).eval().requires_grad_(False)
+        self.fused = fused
 
     @torch.no_grad()
     def score(self, rows: Rows, stream: str, logits: bool = False, hidden: bool = False) -> Scores:
@@ -97,27 +102,23 @@ class CachedSums:
     def score(
         self, rows: Rows, stream: str, logits: bool = False, hidden: bool = False
     ) -> SequenceScores:
-        """See `Reference`; logits and hidden states are not kept."""
+        """See `Reference`; logits and hidden states are not cached."""
         if logits or hidden:
             raise ValueError("a cache of reference log-probabilities keeps sums only")
-        table = self.tables[stream]
-        if table.device != rows["ids"].device:
-            table = self.tables[stream] = table.to(rows["ids"].device)
-        return SequenceScores(table[rows["ids"]])
+        device = rows["ids"].device
+        if self.tables[stream].device != device:
+            self.tables[stream] = self.tables[stream].to(device)
+        return SequenceScores(self.tables[stream][rows["ids"]])
 
 
-# MERGED from temper.models.reference: Reference log-probabilities on disk, used again by every run
-# with the same model, rows and tokenizer.
+# -- the disk cache, shared by all runs with the same model, rows and tokenizer
+
+# Keys of a config that do not change the network's outputs.
+IGNORED_CONFIG_KEYS = ("_name_or_path", "transformers_version")
+BATCH_SIZE = 32  # default number of rows per forward pass while the cache is filled
 
 
-NAMES = (
-    "_name_or_path",
-    "transformers_version",
-)  # of a config that say where it came from, not what it does
-BATCH = 32  # rows per forward pass while filling the cache, where nothing else is said
-
-
-def reference_table(
+def reference_sums(
     network: nn.Module,
     source: Any,
     tokenizer: PreTrainedTokenizerBase,
@@ -127,21 +128,24 @@ def reference_table(
     fused: bool = False,
     precision: str = "32-true",
 ) -> Tensor:
-    """Sums of log-probabilities of every row of a pool, by row number, from disk or computed and
-    stored.
+    """Return the reference log-probability of every row of a pool, from disk if it is cached.
+
+    Otherwise the log-probabilities are computed and stored.
 
     Args:
-        network: The reference model; its mode is left as it was.
-        source: A stream's source with a fixed pool: ``pool`` and ``fingerprint()``.
-        tokenizer: Part of the key: its vocabulary and templates decide what the ids mean.
+        network: The reference model; its training mode does not change.
+        source: A stream's source with a fixed pool of rows: ``pool`` and ``fingerprint()``.
+        tokenizer: Part of the cache key: its vocabulary and templates give the ids their meaning.
         folder: Folder of the cache.
         stream: Name of the stream, for errors.
-        batch_size: Rows per forward pass; None takes `BATCH`.
-        fused: Never hold the logits: see `temper.models.score.score`.
-        precision: The Trainer's, part of the key; the caller provides the context it means.
+        batch_size: Rows per forward pass; None takes `BATCH_SIZE`.
+        fused: Compute in chunks, without all logits at once: see `temper.models.score.score`.
+        precision: The Trainer's precision, part of the cache key; the caller enters its autocast
+            context.
 
     Returns:
-        ``n`` or ``n x 2`` sums, nats, on the CPU.
+        Sums over the labelled tokens of each sequence, by row number: ``n`` or ``n x 2``, nats, on
+        the CPU.
 
     Raises:
         TemperError: the stream has no fixed pool of rows, or its rows are not numbered.
@@ -152,37 +156,39 @@ def reference_table(
             f"model.init_args.reference=cached: the stream {stream!r} makes rows as it goes; use"
             " reference=frozen"
         )
-    shape = _shape(pool)
+    shape = _pool_shape(pool)
     key = cache_key(network, f"{source.fingerprint()} {shape} {precision}", tokenizer)
     path = folder / f"{key}.safetensors"
-    sums = _load(path, shape[:-1])
+    sums = _load_sums(path, shape[:-1])
     if sums is None:
-        sums = _compute(network, pool, batch_size or BATCH, fused, stream)
-        _store(path, sums)
+        sums = _compute_sums(network, pool, batch_size or BATCH_SIZE, fused, stream)
+        _save_sums(path, sums)
     return sums
 
 
 def cache_key(network: nn.Module, data_hash: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 of the weights, the rows, and the tokenizer with its chat template.
+    """Return a SHA-256 of the weights, the rows, and the tokenizer with its chat template.
 
-    An adapter whose second factor is still zero, as a new one's is, adds nothing to the network and
-    is left out: its first factor is random, and every run would have a key of its own.
+    An adapter whose B is zero, as a new one's is, does not change the outputs and is left out: its
+    A is random, so that every run would have its own key.
     """
     digest = hashlib.sha256(data_hash.encode())
     digest.update(tokenizer.backend_tokenizer.to_str().encode())
     digest.update(str(tokenizer.chat_template).encode())
     state = network.state_dict()
-    idle = {
+    unused = {
         name.replace("lora_B", factor)
         for name, tensor in state.items()
         if "lora_B" in name and not tensor.any()
         for factor in ("lora_A", "lora_B")
     }
     digest.update(
-        _settings(network, any("lora_B" in name and name not in idle for name in state)).encode()
+        _describe_config(
+            network, any("lora_B" in name and name not in unused for name in state)
+        ).encode()
     )
     for name, tensor in sorted(state.items()):
-        if name not in idle:
+        if name not in unused:
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(
                 tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
@@ -190,20 +196,17 @@ def cache_key(network: nn.Module, data_hash: str, tokenizer: PreTrainedTokenizer
     return digest.hexdigest()[:32]
 
 
-def _settings(network: nn.Module, adapted: bool) -> str:
-    """What decides a network's answers beside its weights: heads, rotations, epsilons, an adapter's
-    scale, ...
-    """
-    config = {name: value for name, value in network.config.to_dict().items() if name not in NAMES}  # type: ignore[union-attr,operator]
+def _describe_config(network: nn.Module, adapted: bool) -> str:
+    """Settings that change a network's outputs: heads, rotary base, epsilons, adapter scale, ..."""
+    every: dict[str, Any] = network.config.to_dict()  # type: ignore[union-attr,operator]
+    config = {name: value for name, value in every.items() if name not in IGNORED_CONFIG_KEYS}
     adapters = getattr(network, "peft_config", {}) if adapted else {}
     scales = {name: (c.r, c.lora_alpha, c.use_rslora, c.use_dora) for name, c in adapters.items()}
     return f"{sorted(config.items(), key=str)} {sorted(scales.items())}"
 
 
-def _load(path: Path, shape: tuple[int, ...]) -> Tensor | None:
-    """The table in a file; None if there is no file, or one that is damaged (a full disk, a broken
-    copy).
-    """
+def _load_sums(path: Path, shape: tuple[int, ...]) -> Tensor | None:
+    """Load a cached table; None if the file is missing or damaged (disk full, partial copy)."""
     try:
         sums = load_file(path)["sums"]
     except (FileNotFoundError, SafetensorError, KeyError):
@@ -211,32 +214,36 @@ def _load(path: Path, shape: tuple[int, ...]) -> Tensor | None:
     return sums if sums.shape == shape else None
 
 
-def _store(path: Path, sums: Tensor) -> None:
-    """Write a table under another name and rename it: no reader ever sees half of one."""
+def _save_sums(path: Path, sums: Tensor) -> None:
+    """Save a table under a temporary name and rename it, so that no reader sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, part = tempfile.mkstemp(dir=path.parent, suffix=".part")
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
     os.close(descriptor)
     try:
-        save_file({"sums": sums}, part)
-        os.replace(part, path)
+        save_file({"sums": sums}, temporary)
+        os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(part)
+            os.unlink(temporary)
         raise
 
 
-def _shape(pool: Any) -> tuple[int, ...]:
-    """Rows, sequences in a row if there are several, tokens of the longest."""
+def _pool_shape(pool: Any) -> tuple[int, ...]:
+    """Number of rows, of sequences per row if there are several, and of tokens of the longest."""
     lengths = pool.lengths
     return (*lengths.shape, int(lengths.max()))
 
 
 @torch.no_grad()
-def _compute(network: nn.Module, pool: Any, batch_size: int, fused: bool, stream: str) -> Tensor:
-    device, was_training = next(network.parameters()).device, network.training
+def _compute_sums(
+    network: nn.Module, pool: Any, batch_size: int, fused: bool, stream: str
+) -> Tensor:
+    """Score all rows of a pool, in evaluation mode; see `reference_sums`."""
+    device = next(network.parameters()).device
+    was_training = network.training
     network.eval()
     try:
-        parts = []
+        sums = []
         for start in range(0, len(pool), batch_size):
             rows = pool[start : start + batch_size]
             if not torch.equal(rows["ids"].cpu(), torch.arange(start, start + len(rows["ids"]))):
@@ -247,7 +254,7 @@ def _compute(network: nn.Module, pool: Any, batch_size: int, fused: bool, stream
             batch = {
                 name: rows[name].to(device) for name in ("input_ids", "attention_mask", "labels")
             }
-            parts.append(score(network, batch, fused=fused).sums.cpu())
-        return torch.cat(parts)
+            sums.append(score(network, batch, fused=fused).sums.cpu())
+        return torch.cat(sums)
     finally:
         network.train(was_training)

@@ -1,4 +1,10 @@
-"""From a network and rows to `Scores`: the one forward pass behind every objective."""
+"""The forward pass behind every objective: from a network and rows to `Scores`.
+
+It changes the inputs of the output layer, so the helpers for that come first.
+
+Shapes: `B` rows, `T` time, `D` width, `V` vocabulary, `N` chosen positions; `R` sequences, packed
+into `P` rows of `C` tokens.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,12 +25,11 @@ from temper.losses import (
     token_logps,
 )
 
-# MERGED from temper.models.score: A causal LM's output layer: what it is made of, and which rows it
-# is given.
+# -- the output layer
 
 
 def output_layer(network: nn.Module) -> tuple[nn.Module, nn.Linear]:
-    """The decoder below the output layer, and the output layer, of a causal LM.
+    """Return the decoder and the output layer of a causal LM.
 
     Raises:
         TemperError: the logits are not simply ``hidden @ weight.T + bias``: an adapter on the
@@ -33,7 +38,8 @@ def output_layer(network: nn.Module) -> tuple[nn.Module, nn.Linear]:
     lm: Any = network
     if hasattr(lm, "get_base_model"):
         lm = lm.get_base_model()
-    config, head = lm.config, lm.get_output_embeddings()
+    config = lm.config
+    head = lm.get_output_embeddings()
     for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
         if getattr(config, name, None) not in (None, 1, 1.0):
             raise TemperError(
@@ -48,33 +54,37 @@ def output_layer(network: nn.Module) -> tuple[nn.Module, nn.Linear]:
     return getattr(lm, lm.base_model_prefix), head
 
 
-def dense_last_positions(network: nn.Module) -> Any:
-    """Give the output layer dense rows meanwhile, as a context manager.
+def contiguous_head_inputs(network: nn.Module) -> Any:
+    """Make the inputs of the output layer contiguous inside a ``with`` block.
 
-    The last position of every prompt is a strided view of all positions, which ``matmul`` does not
-    fold into one product: it takes the output weights once per row of the batch, and in bfloat16 on
-    CPUs copies them for it (`benchmarks/generation.md`).
+    `generate` gives the output layer the last position of every row, a strided view. ``matmul``
+    does not fold that into one product: it reads the output weights once per row of the batch, and
+    in bfloat16 on CPUs copies them each time (`benchmarks/generation.md`).
     """
-    return _given(network, Tensor.contiguous)
+    return _transform_head_inputs(network, Tensor.contiguous)
 
 
-def only_positions(network: nn.Module, index_N: Tensor) -> Any:
-    """Compute the logits of ``N`` chosen positions meanwhile, as a context manager: ``1 x N x V``
-    in place of ``B x T x V``.
+def select_head_inputs(network: nn.Module, index_N: Tensor) -> Any:
+    """Compute logits only at chosen positions inside a ``with`` block.
+
+    The logits are ``1 x N x V`` instead of ``B x T x V``.
 
     Args:
-        network: A causal LM of transformers, or PEFT's wrapper around one.
-        index_N: Places in the flattened batch, ``B * T`` of them.
+        network: A transformers causal LM, or PEFT's wrapper around one.
+        index_N: Positions in the flattened batch of ``B * T`` tokens.
     """
-    return _given(
+    return _transform_head_inputs(
         network, lambda hidden_BTD: hidden_BTD.flatten(0, 1).index_select(0, index_N)[None]
     )
 
 
 @contextmanager
-def _given(network: nn.Module, function: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Change what the output layer is given; what the network does to logits afterwards (caps,
-    scales) stays.
+def _transform_head_inputs(
+    network: nn.Module, function: Callable[[Tensor], Tensor]
+) -> Iterator[None]:
+    """Apply a function to the hidden states that the output layer gets.
+
+    The forward pass is still the network's own, so caps and scales of its logits apply.
     """
     head: nn.Module = network.get_output_embeddings()  # type: ignore[operator]
     hook = head.register_forward_pre_hook(lambda _, inputs: (function(inputs[0]), *inputs[1:]))
@@ -84,47 +94,86 @@ def _given(network: nn.Module, function: Callable[[Tensor], Tensor]) -> Iterator
         hook.remove()
 
 
+# -- scoring
+
 Rows = dict[str, Any]
 
 
 def score(
     network: nn.Module, rows: Rows, logits: bool = False, hidden: bool = False, fused: bool = False
 ) -> Scores:
-    """Log-probabilities of the labels of rows, and what else is asked for.
+    """Compute log-probabilities of the labels of rows, and logits or hidden states if requested.
 
     Rows of two sequences (``B x 2 x T``: chosen and rejected, original and substitute, ...) go
-    through the network as one batch of ``2 B``. Rows that carry ``lengths`` (numpy, ``B`` or
-    ``B x 2``) are packed for the forward pass where that saves tokens: the scores are those of the
-    rows as they came. Unless they are asked for, logits are computed only where they predict a
-    label.
+    through the network as one batch of ``2 B``. Rows with ``lengths`` (numpy, ``B`` or ``B x 2``)
+    are packed for the forward pass where that saves tokens; the scores are unpacked. Unless all
+    logits are requested, they are computed only where they predict a label.
 
     Args:
-        network: A causal LM of transformers, or PEFT's wrapper around one.
+        network: A transformers causal LM, or PEFT's wrapper around one.
         rows: ``input_ids``, ``attention_mask`` and ``labels``, all ``... x T``, padded on the
-            right. (On the left is the same for rotary and ALiBi positions, not for GPT-2's absolute
-            ones; never with ``lengths``.)
-        logits: Give the logits too.
-        hidden: Give all hidden states too; where a row is padding they are anything.
-        fused: Compute log-probabilities without ever holding the logits (`hidden_logps`).
+            right. Padding on the left gives the same scores with rotary and ALiBi positions, but
+            not with GPT-2's absolute positions, and is not allowed together with ``lengths``.
+        logits: Return the logits too.
+        hidden: Return all hidden states too; they are undefined at padding.
+        fused: Compute log-probabilities in chunks, without all logits at once (`hidden_logps`).
 
     Raises:
-        TemperError: ``fused`` for a network whose logits are more than one product, or together
-            with logits.
+        TemperError: ``fused`` for a network whose logits are not one matrix product, or together
+            with ``logits``.
     """
-    leading = rows["input_ids"].shape[:-1]
-    ids, attention = rows["input_ids"].flatten(0, -2), rows["attention_mask"].flatten(0, -2)
-    labels = rows["labels"].flatten(0, -2)
     if fused and logits:
         raise TemperError(
             "model.init_args.fused_loss=true: this loss needs the logits themselves; set it to"
             " false"
         )
-    plan = _plan(network, rows, ids.shape[1])
+    leading = rows["input_ids"].shape[:-1]
+    labels = rows["labels"].flatten(0, -2)
+    plan = _plan_packing(network, rows)
+    inputs, targets = _model_inputs(rows, plan)
+    out, logps, mask = _forward(network, inputs, targets, logits, hidden, fused)
+    if plan is not None:
+        mask = labels[:, 1:] != IGNORE_INDEX
+        logps = _unpack(nn.functional.pad(logps, (0, 1)), plan)[:, :-1].where(mask, 0.0)
+
+    def unflatten(tensor: Tensor) -> Tensor:
+        return tensor.view(leading + tensor.shape[1:])
+
+    def restore(tensor: Tensor) -> Tensor:
+        return unflatten(tensor if plan is None else _unpack(tensor, plan))
+
+    return Scores(
+        logps=unflatten(logps),
+        mask=unflatten(mask),
+        logits=restore(out.logits)[..., :-1, :] if logits else None,
+        hidden=tuple(map(restore, out.hidden_states)) if hidden else None,
+        attended=rows["attention_mask"].bool() if hidden else None,
+        labels=rows["labels"][..., 1:] if logits else None,
+    )
+
+
+def _model_inputs(rows: Rows, plan: Packing | None) -> tuple[dict[str, Tensor], Tensor]:
+    """Arguments of the forward pass, and the labels of its tokens; packed if there is a plan."""
+    ids = rows["input_ids"].flatten(0, -2)
+    labels = rows["labels"].flatten(0, -2)
     if plan is None:
-        inputs, targets = {"input_ids": ids, "attention_mask": attention}, labels
-    else:
-        inputs = {"input_ids": ids.flatten()[plan.source_PC], "position_ids": plan.positions_PC}
-        targets = labels.flatten()[plan.source_PC].masked_fill(plan.begins_PC, IGNORE_INDEX)
+        attention = rows["attention_mask"].flatten(0, -2)
+        return {"input_ids": ids, "attention_mask": attention}, labels
+    inputs = {"input_ids": ids.flatten()[plan.source_PC], "position_ids": plan.positions_PC}
+    # The first token of a sequence is not predicted by the last one of the sequence before it.
+    targets = labels.flatten()[plan.source_PC].masked_fill(plan.begins_PC, IGNORE_INDEX)
+    return inputs, targets
+
+
+def _forward(
+    network: nn.Module,
+    inputs: dict[str, Tensor],
+    targets: Tensor,
+    logits: bool,
+    hidden: bool,
+    fused: bool,
+) -> tuple[Any, Tensor, Tensor]:
+    """Run the network; return its output, log-probabilities of the targets, and their mask."""
     if fused:
         decoder, head = output_layer(network)
         out = decoder(**inputs, output_hidden_states=hidden, use_cache=False)
@@ -134,63 +183,21 @@ def score(
         logps, mask = token_logps(out.logits, targets)
     else:
         index = labelled_positions(targets)
-        with only_positions(network, index):
+        with select_head_inputs(network, index):
             out = network(**inputs, output_hidden_states=hidden, use_cache=False)
         logps, mask = labelled_logps(out.logits[0], targets, index)
-    if plan is not None:
-        mask = labels[:, 1:] != IGNORE_INDEX
-        logps = _unpack(nn.functional.pad(logps, (0, 1)), plan)[:, :-1].where(mask, 0.0)
-    unflatten: Any = lambda tensor: tensor.unflatten(0, leading)  # noqa: E731
-    back: Any = lambda tensor: unflatten(tensor if plan is None else _unpack(tensor, plan))  # noqa: E731
-    return Scores(
-        logps=unflatten(logps),
-        mask=unflatten(mask),
-        logits=back(out.logits)[..., :-1, :] if logits else None,
-        hidden=tuple(map(back, out.hidden_states)) if hidden else None,
-        attended=rows["attention_mask"].bool() if hidden else None,
-        labels=rows["labels"][..., 1:] if logits else None,
-    )
+    return out, logps, mask
 
 
-def keeps_sequences_apart(network: nn.Module) -> bool:
-    """Whether packed sequences do not see each other in this network, by trying: two short ones,
-    alone and packed.
-
-    Two full attention masks would let the second sequence read the first; the packed result has to
-    be far nearer to the separate one than to that, in whatever precision the network computes.
-    """
-    device = next(network.parameters()).device
-    size = min(int(getattr(network.config, "vocab_size", 64)), 64)
-    first, second = (
-        torch.arange(start, start + 6, device=device).remainder(size)[None] for start in (1, 9)
-    )
-    positions = torch.arange(6, device=device)[None]
-    both, together = torch.cat([first, second], dim=1), torch.cat([positions, positions], dim=1)
-    was_training = network.training
-    network.eval()
-    try:
-        with torch.no_grad():
-            alone = network(input_ids=second, use_cache=False).logits[0].float()
-            packed = (
-                network(input_ids=both, position_ids=together, use_cache=False)
-                .logits[0, 6:]
-                .float()
-            )
-            seen = network(input_ids=both, use_cache=False).logits[0, 6:].float()
-    except TypeError:  # it takes no positions
-        return False
-    finally:
-        network.train(was_training)
-    return bool((packed - alone).norm() < 0.1 * (seen - alone).norm())
-
-
-def _plan(network: nn.Module, rows: Rows, width: int) -> Packing | None:
+def _plan_packing(network: nn.Module, rows: Rows) -> Packing | None:
+    """The plan to pack rows; None if they have no lengths or packing would not save enough."""
     lengths = rows.get(LENGTHS)
     if lengths is None or lengths.min() < 1:
         return None
-    # Kernels for unequal lengths find the boundaries in a single row only.
+    # Attention kernels for unequal lengths find the sequence boundaries only in a single row.
     in_one_row = "flash" in str(getattr(network.config, "_attn_implementation", ""))
     hidden_size = network.config.get_text_config().hidden_size  # type: ignore[union-attr,operator]
+    width = rows["input_ids"].shape[-1]
     plan = plan_packing(lengths.reshape(-1), width, hidden_size, in_one_row)
     return None if plan is None else plan.to(rows["input_ids"].device)
 
@@ -198,3 +205,39 @@ def _plan(network: nn.Module, rows: Rows, width: int) -> Packing | None:
 def _unpack(packed: Tensor, plan: Packing) -> Tensor:
     """``P x C x ...`` back to ``R x T x ...``."""
     return packed.flatten(0, 1)[plan.slots_RT]
+
+
+# -- packing
+
+
+def isolates_packed_sequences(network: nn.Module) -> bool:
+    """Whether sequences that are packed into one row do not attend to each other.
+
+    Tested by running the network on two short sequences: alone, packed, and as one sequence. In
+    whatever precision the network computes, the packed result must be far nearer to the separate
+    one than to that of one sequence.
+    """
+    device = next(network.parameters()).device
+    size = min(int(getattr(network.config, "vocab_size", 64)), 64)
+    first, second = (
+        torch.arange(start, start + 6, device=device).remainder(size)[None] for start in (1, 9)
+    )
+    positions = torch.arange(6, device=device)[None]
+    both = torch.cat([first, second], dim=1)
+    packed_positions = torch.cat([positions, positions], dim=1)
+    was_training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            separate = network(input_ids=second, use_cache=False).logits[0].float()
+            packed = (
+                network(input_ids=both, position_ids=packed_positions, use_cache=False)
+                .logits[0, 6:]
+                .float()
+            )
+            attending = network(input_ids=both, use_cache=False).logits[0, 6:].float()
+    except TypeError:  # it takes no position_ids
+        return False
+    finally:
+        network.train(was_training)
+    return bool((packed - separate).norm() < 0.1 * (attending - separate).norm())

@@ -1,6 +1,4 @@
-"""What a run would need, before anything is loaded: memory by part, communication, operations,
-time.
-"""
+"""Estimates of a training run before anything is loaded: memory, communication, FLOPs and time."""
 
 from temper.plan.cost import Cost, Pass, Setup
 from temper.plan.memory import Memory

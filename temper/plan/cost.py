@@ -1,32 +1,33 @@
-"""What an objective says about its training step: passes over the data, and what is held
-meanwhile.
-"""
+"""Inputs of a plan: the cost of an objective's training step, and the setup of a run."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from temper.models.folder import LoRASpec, Quantization
+
+# -- cost of an objective
 
 Gradient = Literal["weights", "outputs", "none"]
 
 
 @dataclass(frozen=True)
 class Pass:
-    """One kind of pass over rows of a stream.
+    """One kind of forward (and backward) pass over rows of a data stream.
 
     Attributes:
         stream: Name of the stream; None is the data's primary one.
-        times: How often it happens in an optimizer step, on average.
-        share: Share of the stream's rows that one of them reads.
-        sequences: Sequences of a row that go through the network (2 for pairs).
-        gradient: Of the ``weights``; of block ``outputs`` alone; or ``none``, a forward pass only.
-        vectors: Vectors (float32, the size of the trained weights) that are held meanwhile, the
-            pass's own gradient not counted.
-        displaced: The trained weights are away from where they belong, and a copy of them is kept.
-        outputs: Blocks whose outputs (``B x T x D`` of a rank's whole batch) are held for the pass,
-            or ``all``: one per layer.
-        lens: Logits are computed from every hidden state, not from the last alone.
+        times: Number of such passes per optimizer step, on average.
+        share: Share of the stream's rows that one pass reads.
+        sequences: Sequences per row (2 for preference pairs).
+        gradient: Of the trained ``weights``; of block ``outputs`` only; ``none``: forward only.
+        vectors: Float32 vectors, each of the size of the trained weights, that are held in memory
+            during the pass; the pass's own gradient is not counted.
+        displaced: Whether the weights are temporarily displaced, so that a copy of the trained
+            weights is kept.
+        outputs: Number of blocks whose outputs (``B x T x D``, a device's whole batch) are held
+            during the pass; ``all``: one per layer.
+        lens: Whether logits are computed from the hidden states of every layer.
     """
 
     stream: str | None = None
@@ -39,28 +40,32 @@ class Pass:
     outputs: int | Literal["all"] = 0
     lens: bool = False
 
-    def name(self, primary: str = "data") -> str:
-        """Words for a table."""
-        kind = {"weights": "", "outputs": " (gradient of outputs)", "none": " (forward only)"}[
-            self.gradient
-        ]
-        return f"{self.stream or primary}{' at displaced weights' if self.displaced else ''}{kind}"
+    def label(self) -> str:
+        """Name of the pass in tables."""
+        weights = " at displaced weights" if self.displaced else ""
+        kind = {
+            "weights": "",
+            "outputs": " (gradient of outputs)",
+            "none": " (forward only)",
+        }[self.gradient]
+        return f"{self.stream or 'data'}{weights}{kind}"
 
 
 @dataclass(frozen=True)
 class Cost:
-    """One optimizer step of an objective, where it needs the most memory.
+    """Cost of one optimizer step of an objective, at its most expensive.
 
     Attributes:
-        passes: In the order in which they happen.
-        vectors: Vectors that are alive at the optimizer's step beside the gradient that it reads.
-        unreduced: More of them where reducing a gradient over ranks makes a new one (DDP).
-        copies: Copies of the whole network that stay in memory: a frozen reference.
-        reductions: Reductions of a whole gradient per step, where passes do not reduce by
-            themselves (DDP).
-        trains: Pattern (`re.search`) of the names of the weights that are trained; None: all, or
-            the adapter.
-        optimizer: Whether there is an optimizer with a state.
+        passes: Passes in order.
+        vectors: Float32 vectors of the size of the trained weights that are held in the optimizer's
+            step, beside the gradient.
+        unreduced: Further such vectors where an all-reduce returns a new gradient (DDP).
+        copies: Copies of the whole network in memory, such as a frozen reference model.
+        reductions: All-reduces of a whole gradient per step, where the objective reduces once
+            instead of in each backward pass (DDP).
+        trains: Pattern (`re.search`) of the names of trained weights; None: all weights, or the
+            adapter's.
+        optimizer: Whether there is an optimizer with state.
     """
 
     passes: tuple[Pass, ...]
@@ -72,39 +77,39 @@ class Cost:
     optimizer: bool = True
 
 
-# MERGED from temper.plan.cost: What a user asks for, as far as memory and time depend on it.
+# -- setup of a run
 
-
-BYTES = {"float32": 4, "bfloat16": 2}
-# Bytes of a frozen weight: 4 bits, an 8-bit scale per 64 weights and a float32 one per 256 of
-# those; 8 bits.
-FEW_BITS: dict[Quantization, float] = {"nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0}
+FLOAT32_BYTES = 4
+DTYPE_BYTES = {"float32": FLOAT32_BYTES, "bfloat16": 2}
+# Bytes per quantized weight. nf4: 4 bits, an 8-bit scale per 64 weights and a float32 scale per 256
+# of those scales (double quantization).
+QUANTIZED_BYTES: dict[Quantization, float] = {"nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0}
 
 
 @dataclass(frozen=True)
 class Setup:
-    """Strategy, devices, precision and sizes of a run.
+    """Settings of a run that memory and time depend on.
 
     Attributes:
         strategy: A key of `temper.plan.memory.STRATEGIES`.
-        devices: Ranks in all.
-        sequence_length: T, tokens in a row.
-        batch_sizes: Rows per optimizer step over all ranks, by stream; the key None stands for any
-            other.
-        micro_batch_size: Rows per forward pass and rank; None: all of a rank's.
+        devices: Number of devices (ranks).
+        sequence_length: Tokens per sequence, `T`.
+        batch_sizes: Rows per optimizer step over all devices, by stream; None stands for any other
+            stream.
+        micro_batch_size: Rows per forward pass and device; None: all of the device's rows.
         precision: Lightning's: ``32-true``, ``bf16-mixed`` or ``bf16-true``.
-        dtype: Of the weights.
-        gather_dtype: Of weights that FSDP2 gathers; None: as they are.
-        quantization: Of a frozen base.
-        lora: A new adapter, or the one that is found.
+        dtype: Dtype of the weights.
+        gather_dtype: Dtype in which FSDP2 gathers weights; None: their own.
+        quantization: Quantization of a frozen base model.
+        lora: New or loaded LoRA adapter.
         activation_checkpointing: See `NetworkSpec`.
         attention: See `NetworkSpec`.
         fused_loss: See `ObjectiveModule`.
-        state_bytes: Optimizer state per trained weight.
-        offload_optimizer: State, and exact weights, in the host's memory.
-        offload_parameters: Weights there too.
-        bucket_size: Elements that DeepSpeed sends together.
-        on_cpu: There, optimizers go through weights one by one.
+        state_bytes: Bytes of optimizer state per trained weight.
+        offload_optimizer: Whether optimizer state and float32 master weights are in host memory.
+        offload_parameters: Whether weights are in host memory.
+        bucket_size: Elements per communication bucket (DeepSpeed).
+        on_cpu: Whether the device is a CPU, where optimizers update one tensor at a time.
     """
 
     strategy: str
@@ -124,37 +129,37 @@ class Setup:
     offload_optimizer: bool = False
     offload_parameters: bool = False
     bucket_size: int = 50_000_000
-    on_cpu: bool = field(default=False)
+    on_cpu: bool = False
 
     @property
     def weight_bytes(self) -> int:
-        """Of an element of a weight that is not quantised."""
-        return 2 if self.precision == "bf16-true" else BYTES[self.dtype]
+        """Bytes per element of a weight that is not quantized."""
+        return 2 if self.precision == "bf16-true" else DTYPE_BYTES[self.dtype]
 
     @property
     def trained_bytes(self) -> int:
-        """Of an element of a trained weight: adapters are float32, unless the Trainer converts
-        everything.
+        """Bytes per element of a trained weight.
+
+        Adapters are float32, unless the Trainer converts everything to bfloat16.
         """
-        return 2 if self.precision == "bf16-true" else 4 if self.lora else BYTES[self.dtype]
+        if self.precision == "bf16-true":
+            return 2
+        return FLOAT32_BYTES if self.lora else DTYPE_BYTES[self.dtype]
 
     @property
     def activation_bytes(self) -> int:
-        """Of an element that a linear layer reads or writes."""
-        computes = (
-            self.gather_dtype if self.strategy == "fsdp2" and self.gather_dtype else self.dtype
-        )
-        return 2 if self.precision.startswith("bf16") else BYTES[computes]
+        """Bytes per element of the inputs and outputs of linear layers."""
+        if self.precision.startswith("bf16"):
+            return 2
+        if self.strategy == "fsdp2" and self.gather_dtype:
+            return DTYPE_BYTES[self.gather_dtype]
+        return DTYPE_BYTES[self.dtype]
 
     @property
     def casts_weights(self) -> bool:
-        """Whether autocast keeps bfloat16 copies of float32 weights from the forward to the
-        backward pass.
-        """
+        """Whether autocast keeps bfloat16 copies of float32 weights until the backward pass."""
         return self.precision == "bf16-mixed" and self.dtype == "float32" and not self.quantization
 
-    def rows(self, stream: str | None) -> int:
-        """Rows of a stream that a rank has in an optimizer step; with several ranks the largest
-        share.
-        """
+    def rows_per_device(self, stream: str | None) -> int:
+        """Rows of a stream in an optimizer step on the device that has most of them."""
         return -(-self.batch_sizes.get(stream, self.batch_sizes[None]) // self.devices)

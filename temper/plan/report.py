@@ -1,28 +1,24 @@
-"""Everything that a plan says, in one object that becomes a table or JSON."""
+"""The plan of a run: memory, communication, FLOPs and time of an optimizer step, and advice."""
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from temper.models.folder import LoRASpec
-from temper.plan.cost import Cost, Pass, Setup
-from temper.plan.memory import VECTOR, Memory, Moment, whole
-from temper.plan.shapes import ModelShape, adapted
+from temper.plan.advice import RESERVE, ChangeResult, recommend_changes, try_changes, usable_bytes
+from temper.plan.cost import FLOAT32_BYTES, Cost, Pass, Setup
+from temper.plan.memory import Memory, Phase, replicated
+from temper.plan.shapes import ModelShape, adapted_linears
 
-# MERGED from temper.plan.report: What devices send each other in an optimizer step. |  | Ring
-# algorithms: to reduce or to gather M bytes over n devices, each sends ``M (n - 1) / n``; to reduce
-# for all, twice that.
+# -- communication
 
 
 @dataclass(frozen=True)
 class Communication:
-    """Of one device and optimizer step.
+    """Communication of one device in an optimizer step.
 
     Attributes:
-        reductions: Times that a whole gradient is reduced.
-        gathers: Times that all weights (or, where they are whole on every device, the trained ones)
-            are gathered.
-        bytes: Bytes sent, small sums not counted.
+        reductions: Reductions of a whole gradient.
+        gathers: Gathers of all weights; where weights are not sharded, of the trained weights.
+        bytes: Bytes sent, without scalars.
     """
 
     reductions: float
@@ -30,46 +26,52 @@ class Communication:
     bytes: float
 
 
-def communication(memory: Memory) -> Communication:
-    """Communication of a step."""
-    setup, cost, sharding = memory.setup, memory.cost, memory.sharding
+def estimate_communication(memory: Memory) -> Communication:
+    """Estimate the communication of a step with ring algorithms.
+
+    To reduce-scatter or all-gather M bytes over n devices, each device sends ``M (n - 1) / n``; an
+    all-reduce sends twice that.
+    """
+    setup = memory.setup
+    cost = memory.cost
     if setup.devices == 1:
         return Communication(0.0, 0.0, 0.0)
-    way = (setup.devices - 1) / setup.devices
+    ring = (setup.devices - 1) / setup.devices
     trained = sum(weight.size for weight in memory.trained)
-    if not sharding.in_passes:
-        return Communication(cost.reductions, 0.0, cost.reductions * 2 * way * VECTOR * trained)
+    if not memory.sharding.reduces_every_pass:
+        sent = cost.reductions * 2 * ring * FLOAT32_BYTES * trained
+        return Communication(cost.reductions, 0.0, sent)
     runs = [(each, each.times * _micro_batches(memory, each)) for each in cost.passes]
     reductions = sum(times for each, times in runs if each.gradient == "weights")
-    element = VECTOR if setup.strategy == "fsdp2" else setup.trained_bytes
-    reduced = reductions * way * element * trained
-    if sharding.gathers:
+    element = FLOAT32_BYTES if setup.strategy == "fsdp2" else setup.trained_bytes
+    reduced = reductions * ring * element * trained
+    if memory.sharding.gathers_weights:  # in every forward and every backward pass
         gathers = sum(times * (1 if each.gradient == "none" else 2) for each, times in runs)
-        size = memory.whole((*memory.trained, *memory.frozen))
-    else:  # after every displacement, after its end, and after the optimizer's step
+        size = memory.gathered_bytes((*memory.trained, *memory.frozen))
+    else:  # after the optimizer's step, and before and after each pass at displaced weights
         gathers = 1 + sum(2 * each.times for each in cost.passes if each.displaced)
-        size = memory.bytes_of(memory.trained, whole)
-    return Communication(reductions, gathers, reduced + gathers * way * size)
+        size = memory.bytes_of(memory.trained, replicated)
+    return Communication(reductions, gathers, reduced + gathers * ring * size)
 
 
 def _micro_batches(memory: Memory, each: Pass) -> int:
-    mine, micro = memory.rows(each)
-    return -(-mine // micro)
+    per_step, per_micro_batch = memory.rows(each)
+    return -(-per_step // per_micro_batch)
 
 
-# MERGED from temper.plan.report: Tokens, floating-point operations and time of an optimizer step.
+# -- FLOPs and time
 
 
 @dataclass(frozen=True)
 class Work:
-    """Of one optimizer step, over all devices; every token of a row is counted, padding too.
+    """Computation of one optimizer step over all devices; padding counts as tokens.
 
     Attributes:
-        passes: Forward and backward passes over a batch, and forward passes alone.
+        passes: Passes over a batch: forward and backward, or forward only.
         tokens: Tokens of all passes.
-        flops: Floating-point operations: 2 per weight and token in a product, forward; the same for
-            gradients of inputs, and of weights that learn; one forward pass more with activation
-            checkpointing; causal attention ``2 T`` per channel.
+        flops: Floating-point operations. 2 per weight and token in the forward pass, and as many
+            for gradients of inputs and for gradients of trained weights; with activation
+            checkpointing one forward pass more; causal attention ``2 T`` per channel and token.
     """
 
     passes: float
@@ -77,46 +79,38 @@ class Work:
     flops: float
 
     def seconds(self, devices: int, tflops: float, mfu: float) -> float:
-        """Time at a rate: ``tflops`` per device, of which the share ``mfu`` is reached.
-        Communication is taken to be hidden.
+        """Seconds at ``tflops`` TFLOP/s per device and a model FLOPs utilisation ``mfu``, with
+        communication overlapped.
         """
         return self.flops / (devices * tflops * 1e12 * mfu)
 
 
-def work(memory: Memory) -> Work:
-    """Work of a step."""
-    cost = memory.cost
-    tokens = [
-        each.times * memory.rows(each)[0] * each.sequences * memory.setup.sequence_length
-        for each in cost.passes
-    ]
-    everywhere = [n * memory.setup.devices for n in tokens]
-    flops = sum(
-        n * flops_per_token(memory, each) for n, each in zip(everywhere, cost.passes, strict=True)
-    )
-    return Work(sum(each.times for each in cost.passes), sum(everywhere), flops)
+def estimate_work(memory: Memory) -> Work:
+    """Estimate the computation of a step."""
+    tokens = 0.0
+    flops = 0.0
+    for each in memory.cost.passes:
+        rows, _ = memory.rows(each)
+        per_device = each.times * rows * each.sequences * memory.setup.sequence_length
+        tokens += per_device * memory.setup.devices
+        flops += per_device * memory.setup.devices * flops_per_token(memory, each)
+    return Work(sum(each.times for each in memory.cost.passes), tokens, flops)
 
 
 def flops_per_token(memory: Memory, each: Pass) -> float:
-    """Operations of a pass per token."""
-    shape, setup = memory.shape, memory.setup
+    """Floating-point operations of a pass per token."""
+    shape = memory.shape
+    setup = memory.setup
     layers = 2.0 * sum(x.inputs * x.outputs for x in shape.linears if x.place != "head")
-    attention = (
-        2.0
-        * setup.sequence_length
-        * sum(x.inputs for x in shape.linears if x.place == "attention_out")
-    )
-    head = (
-        2.0
-        * sum(x.inputs * x.outputs for x in shape.linears if x.place == "head")
-        * (shape.layers + 1 if each.lens else 1)
-    )
-    # A and B are two more products, of inputs x rank and rank x outputs.
-    adapters = (
-        2.0 * sum(setup.lora.rank * (x.inputs + x.outputs) for x in adapted(shape, setup.lora))
-        if setup.lora
-        else 0.0
-    )
+    channels = sum(x.inputs for x in shape.linears if x.place == "attention_out")
+    attention = 2.0 * setup.sequence_length * channels
+    head = 2.0 * sum(x.inputs * x.outputs for x in shape.linears if x.place == "head")
+    if each.lens:
+        head *= shape.layers + 1
+    adapters = 0.0
+    if setup.lora:  # A (inputs x rank) and B (rank x outputs)
+        targets = adapted_linears(shape, setup.lora)
+        adapters = 2.0 * sum(setup.lora.rank * (x.inputs + x.outputs) for x in targets)
     forward = layers + attention + head + adapters
     if each.gradient == "none":
         return forward
@@ -126,207 +120,21 @@ def flops_per_token(memory: Memory, each: Pass) -> float:
         backward += adapters + sum(
             2.0 * x.inputs * x.outputs for x in shape.linears if f"{x.name}.weight" in trained
         )
-    again = layers + attention + adapters if setup.activation_checkpointing else 0.0
-    return forward + backward + again + (head if setup.fused_loss else 0.0)
+    recomputed = layers + attention + adapters if setup.activation_checkpointing else 0.0
+    return forward + backward + recomputed + (head if setup.fused_loss else 0.0)
 
 
-# MERGED from temper.plan.report: What to change if a run does not fit: every change is tried in the
-# plan itself.
-
-
-RESERVE = 0.08  # of a device: CUDA's own memory, and what the allocator cannot use
-GIB = 2**30
-NETWORK = "model.init_args.network"
-MICRO = "model.init_args.micro_batch_size={setup.micro_batch_size}"
-
-
-@dataclass(frozen=True)
-class Change:
-    """One change.
-
-    Attributes:
-        words: What to set.
-        keeps: Whether the result of training stays what it is.
-        make: The changed setup; None where it does not apply.
-    """
-
-    words: str
-    keeps: bool
-    make: Callable[[Setup, ModelShape], Setup | None]
-
-
-@dataclass(frozen=True)
-class Tried:
-    """A change, with the memory that it leaves (bytes, on one device) and whether that fits."""
-
-    words: str
-    keeps: bool
-    peak: int
-    fits: bool
-
-
-def room(device_gib: float) -> float:
-    """Bytes of a device that a plan may use."""
-    return device_gib * GIB * (1 - RESERVE)
-
-
-def _micro_batch(divisor: int | None) -> Callable[[Setup, ModelShape], Setup | None]:
-    """Micro-batches that are a part of what they are; None: single rows."""
-
-    def change(setup: Setup, shape: ModelShape) -> Setup | None:
-        rows = max(setup.rows(stream) for stream in setup.batch_sizes)
-        now = min(setup.micro_batch_size or rows, rows)
-        size = 1 if divisor is None else now // divisor
-        return (
-            replace(setup, micro_batch_size=size)
-            if now > size >= (1 if divisor is None else 2)
-            else None
-        )
-
-    return change
-
-
-def _to(strategy: str, **more: bool) -> Callable[[Setup, ModelShape], Setup | None]:
-    def change(setup: Setup, shape: ModelShape) -> Setup | None:
-        # Weights in few bits are not cut into parts.
-        if (setup.strategy == strategy and not more) or setup.devices == 1 or setup.quantization:
-            return None
-        return replace(setup, strategy=strategy, **more)  # type: ignore[arg-type]
-
-    return change
-
-
-def _eight_bits(setup: Setup, shape: ModelShape) -> Setup | None:
-    plain = setup.lora is None and setup.state_bytes == 8 and setup.strategy in ("auto", "ddp")
-    return replace(setup, state_bytes=2.0) if plain else None
-
-
-def _nf4(setup: Setup, shape: ModelShape) -> Setup | None:
-    return (
-        replace(setup, quantization="nf4")
-        if setup.lora and not setup.quantization and setup.strategy in ("auto", "ddp")
-        else None
-    )
-
-
-CHANGES: tuple[Change, ...] = (
-    Change(
-        f"{NETWORK}.activation_checkpointing=true",
-        True,
-        lambda setup, shape: (
-            None
-            if setup.activation_checkpointing
-            else replace(setup, activation_checkpointing=True)
-        ),
-    ),
-    Change(MICRO, True, _micro_batch(2)),
-    Change(MICRO, True, _micro_batch(4)),
-    Change(MICRO, True, _micro_batch(8)),
-    Change(MICRO, True, _micro_batch(None)),
-    Change(
-        "model.init_args.fused_loss=true",
-        True,
-        lambda setup, shape: (
-            None if setup.fused_loss or shape.capped else replace(setup, fused_loss=True)
-        ),
-    ),
-    Change("trainer.strategy=fsdp2", True, _to("fsdp2")),
-    Change(
-        f"{NETWORK}.dtype=bfloat16, with the adapter in float32",
-        False,
-        lambda setup, shape: (
-            replace(setup, dtype="bfloat16") if setup.lora and setup.dtype == "float32" else None
-        ),
-    ),
-    Change("configs/optimizer/adamw8bit.yaml", False, _eight_bits),
-    Change(
-        f"{NETWORK}.lora, rank 16, on a bfloat16 base",
-        False,
-        lambda setup, shape: (
-            None
-            if setup.lora
-            else replace(setup, lora=LoRASpec(targets="all-linear"), dtype="bfloat16")
-        ),
-    ),
-    Change(f"{NETWORK}.quantization=nf4", False, _nf4),
-    Change(
-        "twice the devices, trainer.strategy=fsdp2",
-        True,
-        lambda setup, shape: (
-            None
-            if setup.quantization
-            else replace(setup, strategy="fsdp2", devices=2 * setup.devices)
-        ),
-    ),
-    Change(
-        "ZeROStrategy, stage 3, with offload_optimizer and offload_parameters",
-        True,
-        _to("zero3", offload_optimizer=True, offload_parameters=True),
-    ),
-    Change(
-        "eight times the devices, trainer.strategy=fsdp2",
-        True,
-        lambda setup, shape: (
-            None
-            if setup.quantization
-            else replace(setup, strategy="fsdp2", devices=8 * setup.devices)
-        ),
-    ),
-)
-
-
-def try_changes(shape: ModelShape, setup: Setup, cost: Cost, device_gib: float) -> list[Tried]:
-    """Every change on its own, in the order in which they should be considered: those that change
-    no result first.
-    """
-    found = []
-    for change in CHANGES:
-        changed = change.make(setup, shape)
-        if changed is not None:
-            peak = Memory(shape, changed, cost).peak.total
-            found.append(
-                Tried(
-                    change.words.format(setup=changed), change.keeps, peak, peak <= room(device_gib)
-                )
-            )
-    return found
-
-
-def first_changes(shape: ModelShape, setup: Setup, cost: Cost, device_gib: float) -> list[Tried]:
-    """The first change that makes it fit; else changes one upon another until it does, each of
-    which helps.
-
-    Returns:
-        Empty if it fits as it is. If the last one does not fit, nothing here makes it fit.
-    """
-    peak = Memory(shape, setup, cost).peak.total
-    if peak <= room(device_gib):
-        return []
-    for tried in try_changes(shape, setup, cost, device_gib):
-        if tried.fits:
-            return [tried]
-    path: list[Tried] = []
-    for change in CHANGES:
-        changed = change.make(setup, shape)
-        if changed is None:
-            continue
-        after = Memory(shape, changed, cost).peak.total
-        if after < 0.98 * peak:
-            setup, peak = changed, after
-            path.append(
-                Tried(
-                    change.words.format(setup=changed), change.keeps, peak, peak <= room(device_gib)
-                )
-            )
-            if path[-1].fits:
-                break
-    return path
+# -- plan
 
 
 @dataclass(frozen=True)
 class Device:
-    """A device: its memory, and the rate at which it computes (dense, in the precision of the
-    run).
+    """A device.
+
+    Attributes:
+        gib: Memory in GiB.
+        tflops: Peak rate in TFLOP/s (dense, in the precision of the run).
+        mfu: Model FLOPs utilisation: share of the peak rate that the run reaches.
     """
 
     gib: float
@@ -336,26 +144,25 @@ class Device:
 
 @dataclass(frozen=True)
 class Plan:
-    """A run as it would be. Sizes are bytes on the device that has most; time is of one optimizer
-    step.
+    """Plan of a run. Sizes are bytes on the device with the largest shards.
 
     Attributes:
-        objective: Class name.
-        shape: The network's class and size.
-        source: Where the shape came from.
-        setup: What was asked for.
-        parameters: Weights of the network, its adapter included.
-        trainable: Those that learn.
-        moments: Memory by part at every moment that may be the fullest.
-        host: Bytes in the host's memory, per device.
-        choices: Peak if activation checkpointing, or the fused loss, were set otherwise; None where
-            that cannot be.
-        communication: What devices send each other.
-        work: Tokens and operations.
-        device: What it is held against.
-        seconds: Of an optimizer step.
-        changes: What to change, if it does not fit: see `first_changes`.
-        tried: Every change on its own, if it does not fit.
+        objective: Class name of the objective.
+        shape: Class and size of the network.
+        source: Where the network's shape came from.
+        setup: Settings of the run.
+        parameters: Weights of the network, including its adapter.
+        trainable: Number of those that are trained.
+        phases: Memory by component at every phase that may be the peak.
+        host: Bytes in host memory, per device.
+        choices: Peak with activation checkpointing, and with the fused loss, off and on; None where
+            that is impossible.
+        communication: Communication of a device in a step.
+        work: Tokens and FLOPs of a step.
+        device: The device that the run is planned for.
+        seconds: Seconds of a step.
+        changes: Recommended changes, if it does not fit: see `recommend_changes`.
+        tried: Effect of every change on its own, if it does not fit.
     """
 
     objective: str
@@ -364,28 +171,28 @@ class Plan:
     setup: Setup
     parameters: int
     trainable: int
-    moments: list[Moment]
+    phases: list[Phase]
     host: int
     choices: dict[str, dict[bool, int | None]]
     communication: Communication
     work: Work
     device: Device
     seconds: float
-    changes: list[Tried]
-    tried: list[Tried]
+    changes: list[ChangeResult]
+    tried: list[ChangeResult]
 
     @property
-    def peak(self) -> Moment:
-        """The fullest moment."""
-        return max(self.moments, key=lambda moment: moment.total)
+    def peak(self) -> Phase:
+        """The phase that needs the most memory."""
+        return max(self.phases, key=lambda phase: phase.total)
 
     @property
     def fits(self) -> bool:
         """Whether the peak leaves the reserve of a device free."""
-        return self.peak.total <= room(self.device.gib)
+        return self.peak.total <= usable_bytes(self.device.gib)
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values; sizes in bytes."""
+        """The plan as plain values; sizes in bytes."""
         setup = asdict(self.setup)
         setup["batch_sizes"] = {
             str(stream or "any"): rows for stream, rows in self.setup.batch_sizes.items()
@@ -400,13 +207,13 @@ class Plan:
             "memory": {
                 "peak": self.peak.total,
                 "peak_at": self.peak.name,
-                "moments": {
-                    moment.name: moment.parts | {"total": moment.total} for moment in self.moments
+                "phases": {
+                    phase.name: phase.components | {"total": phase.total} for phase in self.phases
                 },
                 "host": self.host,
                 "choices": {
-                    name: {str(on).lower(): value for on, value in found.items()}
-                    for name, found in self.choices.items()
+                    name: {str(on).lower(): peak for on, peak in peaks.items()}
+                    for name, peaks in self.choices.items()
                 },
             },
             "communication": asdict(self.communication),
@@ -422,41 +229,51 @@ class Plan:
 
 
 def make_plan(objective: str, shape: ModelShape, setup: Setup, cost: Cost, device: Device) -> Plan:
-    """Work everything out; milliseconds."""
+    """Plan a run; takes milliseconds.
+
+    Args:
+        objective: Class name of the objective.
+        shape: Shape of the network.
+        setup: Settings of the run.
+        cost: Cost of the objective's step.
+        device: The device that the run is planned for.
+    """
     memory = Memory(shape, setup, cost)
-    done = work(memory)
-    changes = first_changes(shape, setup, cost, device.gib)
-    every = (*memory.trained, *memory.frozen)
+    work = estimate_work(memory)
+    changes = recommend_changes(shape, setup, cost, device.gib)
     return Plan(
         objective=objective,
         shape=shape.name,
         source=shape.source,
         setup=setup,
-        parameters=sum(weight.size for weight in every),
+        parameters=sum(weight.size for weight in memory.weights),
         trainable=sum(weight.size for weight in memory.trained),
-        moments=memory.moments,
+        phases=memory.phases,
         host=memory.host,
-        choices=_choices(shape, setup, cost),
-        communication=communication(memory),
-        work=done,
+        choices=_peaks_by_choice(shape, setup, cost),
+        communication=estimate_communication(memory),
+        work=work,
         device=device,
-        seconds=done.seconds(setup.devices, device.tflops, device.mfu),
+        seconds=work.seconds(setup.devices, device.tflops, device.mfu),
         changes=changes,
         tried=try_changes(shape, setup, cost, device.gib) if changes else [],
     )
 
 
-def _choices(shape: ModelShape, setup: Setup, cost: Cost) -> dict[str, dict[bool, int | None]]:
-    found: dict[str, dict[bool, int | None]] = {}
-    for name in ("activation_checkpointing", "fused_loss"):
-        found[name] = {}
-        for on in (False, True):
-            changed: Setup = replace(setup, **{name: on})  # type: ignore[arg-type]
-            impossible = name == "fused_loss" and on and shape.capped
-            found[name][on] = None if impossible else Memory(shape, changed, cost).peak.total
-    return found
+def _peaks_by_choice(
+    shape: ModelShape, setup: Setup, cost: Cost
+) -> dict[str, dict[bool, int | None]]:
+    """Peak with activation checkpointing off and on, and with the fused loss off and on."""
 
+    def peak(changed: Setup) -> int:
+        return Memory(shape, changed, cost).peak.total
 
-def gib(size: float) -> float:
-    """Bytes in GiB."""
-    return size / GIB
+    return {
+        "activation_checkpointing": {
+            on: peak(replace(setup, activation_checkpointing=on)) for on in (False, True)
+        },
+        "fused_loss": {
+            False: peak(replace(setup, fused_loss=False)),
+            True: None if shape.capped else peak(replace(setup, fused_loss=True)),
+        },
+    }

@@ -1,7 +1,6 @@
-"""The shape of a network: its weights one by one, and what a decoder layer is made of. No weights
-are made.
+"""Shape of a network, without its weights: first its configuration, then its tensors and layers.
 
-Everything that depends on an architecture is read off transformers' own modules on the meta device.
+Everything that depends on the architecture is read from transformers' modules on the meta device.
 """
 
 import contextlib
@@ -21,21 +20,19 @@ from temper.models.blocks import attention_blocks, decoder_layers, mlp_blocks
 from temper.models.folder import FLAG, LoRASpec, NetworkSpec, first_line, is_adapter, read_json
 from temper.models.load import check_source, llama_config
 
-# MERGED from temper.plan.shapes: Where a model's architecture is known from: the config, a folder,
-# the hub's cache, a table of published numbers, the hub.
-
+# -- architectures: from the config, a folder, the hub's cache, published numbers or the hub
 
 TABLE = "architectures.yaml"
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A configuration of transformers.
+    """Configuration of a network.
 
     Attributes:
-        config: As transformers reads it from a config.json.
-        source: Where it came from, in words.
-        adapter: Adapter that the folder holds.
+        config: Configuration object of transformers.
+        source: Where it came from, for messages.
+        adapter: LoRA adapter in the folder, if it holds one.
     """
 
     config: Any
@@ -44,59 +41,57 @@ class Architecture:
 
 
 def find_architecture(spec: NetworkSpec, vocabulary: int | None = None) -> Architecture:
-    """The architecture of a network; no weights are read.
+    """Find the architecture of a network without reading its weights.
 
     Args:
-        spec: Its shape or path.
-        vocabulary: Tokens of the data's tokenizer, for a shape.
+        spec: Shape or path of the network.
+        vocabulary: Vocabulary size of the data's tokenizer; needed for a shape.
 
     Raises:
-        TemperError: neither or both of path and shape; a shape whose vocabulary is not known; a
-            path that is nowhere to be found.
+        TemperError: neither or both of path and shape; a shape without vocabulary; a path whose
+            config.json is not found.
     """
     check_source(spec)
     if spec.shape is not None:
         if vocabulary is None:
             raise TemperError(
                 f"{FLAG}.shape: the size of the vocabulary is the tokenizer's; give"
-                " data.init_args.tokenizer, or data that bring one"
+                " data.init_args.tokenizer, or a datamodule that has one"
             )
         return Architecture(
             llama_config(spec.shape, vocabulary), f"{FLAG}.shape, vocabulary of the data"
         )
     folder = Path(str(spec.path))
     if is_adapter(folder):
-        return _of_adapter(folder, spec)
+        return _adapter_architecture(folder, spec)
     if (folder / "config.json").exists():
-        return Architecture(_read(str(folder), spec, local=True), str(folder / "config.json"))
-    return _of_name(str(spec.path), spec)
+        config = _read_config(str(folder), spec, local=True)
+        return Architecture(config, str(folder / "config.json"))
+    return _named_architecture(str(spec.path), spec)
 
 
-def _of_adapter(folder: Path, spec: NetworkSpec) -> Architecture:
-    """The base of an adapter folder, and the adapter."""
+def _adapter_architecture(folder: Path, spec: NetworkSpec) -> Architecture:
+    """Architecture of an adapter folder: its base model's, with the adapter."""
     config = read_json(folder / "adapter_config.json")
-    targets = config.get("target_modules") or []
-    named: Any = (
-        "all-linear"
-        if targets == "all-linear"
-        else [targets]
-        if isinstance(targets, str)
-        else list(targets)
+    targets: Any = config.get("target_modules") or []
+    if targets != "all-linear":
+        targets = [targets] if isinstance(targets, str) else list(targets)
+    adapter = LoRASpec(int(config.get("r") or 0), int(config.get("lora_alpha") or 0), targets)
+    base = find_architecture(
+        NetworkSpec(
+            path=str(config.get("base_model_name_or_path")), local_files_only=spec.local_files_only
+        )
     )
-    adapter = LoRASpec(int(config.get("r") or 0), int(config.get("lora_alpha") or 0), named)
-    base = NetworkSpec(
-        path=str(config.get("base_model_name_or_path")), local_files_only=spec.local_files_only
-    )
-    found = find_architecture(base)
     return Architecture(
-        found.config,
-        f"{found.source}, base of the adapter in {folder}",
+        base.config,
+        f"{base.source}, base of the adapter in {folder}",
         None if spec.adapter == "merge" else adapter,
     )
 
 
-def _of_name(name: str, spec: NetworkSpec) -> Architecture:
-    cached = _read(name, spec, local=True)
+def _named_architecture(name: str, spec: NetworkSpec) -> Architecture:
+    """Architecture of a model on the hub: from its cache, the published numbers, or the hub."""
+    cached = _read_config(name, spec, local=True)
     if cached is not None:
         return Architecture(cached, f"the hub's cache ({name})")
     if name.rstrip("/") in _published():
@@ -106,16 +101,16 @@ def _of_name(name: str, spec: NetworkSpec) -> Architecture:
         config = AutoConfig.for_model(numbers.pop("model_type"), **numbers)
         return Architecture(config, f"published numbers of {name} (temper/plan/{TABLE})")
     if not spec.local_files_only:
-        return Architecture(_read(name, spec, local=False), f"the hub ({name})")
+        return Architecture(_read_config(name, spec, local=False), f"the hub ({name})")
     raise TemperError(
         f"{FLAG}.path={name}: no config.json there, none in the hub's cache, and not one of the"
-        f" models whose numbers are known here ({', '.join(sorted(_published()))}); give a folder,"
-        f" or let its config.json be fetched: --{FLAG}.local_files_only=false"
+        f" models whose published numbers are known ({', '.join(sorted(_published()))}); give a"
+        f" folder, or download its config.json: --{FLAG}.local_files_only=false"
     )
 
 
-def _read(path: str, spec: NetworkSpec, local: bool) -> Any:
-    """A config.json through transformers; None if it is looked for locally and is not there."""
+def _read_config(path: str, spec: NetworkSpec, local: bool) -> Any:
+    """Read a config.json with transformers; None if it is not in the hub's cache."""
     from transformers import AutoConfig
 
     try:
@@ -130,14 +125,14 @@ def _read(path: str, spec: NetworkSpec, local: bool) -> Any:
         if local and not Path(path).is_dir():
             return None
         raise TemperError(
-            f"{FLAG}.path={path}: its config.json cannot be had: {first_line(error)}; check the"
-            " name and the network"
+            f"{FLAG}.path={path}: its config.json cannot be read: {first_line(error)}; check the"
+            " name and the connection"
         ) from error
 
 
 @cache
 def _published() -> dict[str, dict[str, Any]]:
-    """Numbers by name."""
+    """Published configurations by model name."""
     entries = yaml.safe_load((files("temper.plan") / TABLE).read_text(encoding="utf-8"))
     return {
         name: {key: value for key, value in entry.items() if key != "names"}
@@ -146,16 +141,19 @@ def _published() -> dict[str, dict[str, Any]]:
     }
 
 
+# -- shapes: tensors and linear layers
+
+
 @dataclass(frozen=True)
 class Weight:
-    """One weight tensor.
+    """A weight tensor.
 
     Attributes:
-        name: Its name in the network.
-        rows: Size of the first dimension, along which FSDP2 cuts.
-        size: Elements.
-        layer: Number of its decoder layer; None outside of them.
-        quantised: Whether it is held in few bits where the base is.
+        name: Name in the network.
+        rows: Size of the first dimension, which FSDP2 shards.
+        size: Number of elements.
+        layer: Index of its decoder layer; None outside of the layers.
+        quantized: Whether it is quantized if the base model is.
         adapter: Whether it belongs to an adapter.
     """
 
@@ -163,14 +161,20 @@ class Weight:
     rows: int
     size: int
     layer: int | None = None
-    quantised: bool = False
+    quantized: bool = False
     adapter: bool = False
 
 
 @dataclass(frozen=True)
 class Linear:
-    """A linear layer; ``place`` is ``attention_in``, ``attention_out``, ``mlp_in`` or ``mlp_out``,
-    or ``head``.
+    """A linear layer.
+
+    Attributes:
+        name: Name in the network.
+        inputs: Input features.
+        outputs: Output features.
+        place: ``attention_in``, ``attention_out``, ``mlp_in``, ``mlp_out`` or ``head``.
+        layer: Index of its decoder layer; None for the head.
     """
 
     name: str
@@ -182,20 +186,20 @@ class Linear:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """A decoder-only language model.
+    """Shape of a decoder-only language model.
 
     Attributes:
-        name: Its class and size, for a title.
+        name: Class and size, for titles.
         source: Where the shape came from.
-        weights: All of them, those of an adapter excepted.
+        weights: All weights, without adapters.
         linears: All linear layers.
-        width: D, of the residual stream.
-        vocabulary: V.
-        layers: L.
-        heads: Query heads.
-        norms: Norms over the width in a decoder layer.
-        capped: Logits (and scores) are capped, so that `eager` attention is needed and a fused loss
-            is impossible.
+        width: Width of the residual stream, `D`.
+        vocabulary: Vocabulary size, `V`.
+        layers: Number of decoder layers, `L`.
+        heads: Number of query heads.
+        norms: Norms over the width per decoder layer.
+        capped: Whether logits (or attention scores) are soft-capped, which needs `eager` attention
+            and rules out a fused loss.
     """
 
     name: str
@@ -211,11 +215,11 @@ class ModelShape:
 
     @property
     def parameters(self) -> int:
-        """Number of weights, adapters not counted."""
+        """Number of parameters, without adapters."""
         return sum(weight.size for weight in self.weights)
 
 
-def model_shape(found: Architecture) -> ModelShape:
+def model_shape(architecture: Architecture) -> ModelShape:
     """Shape of the causal LM of an architecture.
 
     Raises:
@@ -224,31 +228,32 @@ def model_shape(found: Architecture) -> ModelShape:
     """
     from transformers import AutoModelForCausalLM
 
-    config = found.config
+    config = architecture.config
     try:
         with torch.device("meta"), contextlib.redirect_stdout(None):
             network: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     except (ValueError, ImportError, TypeError) as error:
         raise TemperError(
-            f"{FLAG}: no causal LM can be made of {found.source}: {str(error).splitlines()[0]}"
+            f"{FLAG}: transformers cannot build a causal LM from {architecture.source}:"
+            f" {first_line(error)}; give a decoder-only language model"
         ) from error
-    linears = tuple(_linears(network))
-    inside = {linear.name for linear in linears if linear.place != "head"}
-    numbers = _layer_numbers(network)
+    linears = tuple(_find_linears(network))
+    in_layers = {linear.name for linear in linears if linear.place != "head"}
+    layer_of = _layer_by_parameter(network)
     weights = tuple(
         Weight(
             name,
-            p.shape[0] if p.dim() else 1,
-            p.numel(),
-            numbers.get(id(p)),
-            name.removesuffix(".weight") in inside,
+            rows=p.shape[0] if p.dim() else 1,
+            size=p.numel(),
+            layer=layer_of.get(id(p)),
+            quantized=name.removesuffix(".weight") in in_layers,
         )
         for name, p in network.named_parameters()
     )
     first = decoder_layers(network)[0]
     return ModelShape(
         name=f"{type(network).__name__}, {sum(w.size for w in weights) / 1e9:.3g}B parameters",
-        source=found.source,
+        source=architecture.source,
         weights=weights,
         linears=linears,
         width=config.hidden_size,
@@ -264,10 +269,10 @@ def model_shape(found: Architecture) -> ModelShape:
 
 
 def adapter_weights(shape: ModelShape, lora: LoRASpec) -> tuple[Weight, ...]:
-    """The two matrices that LoRA puts on every target: A (rank x inputs) and B (outputs x rank)."""
-    found = []
-    for linear in adapted(shape, lora):
-        found.append(
+    """LoRA's two matrices on every target: A (rank x inputs) and B (outputs x rank)."""
+    weights = []
+    for linear in adapted_linears(shape, lora):
+        weights.append(
             Weight(
                 f"{linear.name}.lora_A.weight",
                 lora.rank,
@@ -276,7 +281,7 @@ def adapter_weights(shape: ModelShape, lora: LoRASpec) -> tuple[Weight, ...]:
                 adapter=True,
             )
         )
-        found.append(
+        weights.append(
             Weight(
                 f"{linear.name}.lora_B.weight",
                 linear.outputs,
@@ -285,21 +290,19 @@ def adapter_weights(shape: ModelShape, lora: LoRASpec) -> tuple[Weight, ...]:
                 adapter=True,
             )
         )
-    return tuple(found)
+    return tuple(weights)
 
 
-def adapted(shape: ModelShape, lora: LoRASpec) -> list[Linear]:
-    """The linear layers that get an adapter: as PEFT chooses them.
+def adapted_linears(shape: ModelShape, lora: LoRASpec) -> list[Linear]:
+    """The linear layers that get an adapter, chosen as PEFT does.
 
     Raises:
-        TemperError: there is none of these names.
+        TemperError: no linear layer has a name among ``lora.targets``.
     """
-    every = lora.targets == "all-linear"
-    chosen = [
-        x
-        for x in shape.linears
-        if (x.place != "head" if every else x.name.rsplit(".", 1)[-1] in lora.targets)
-    ]
+    if lora.targets == "all-linear":
+        chosen = [x for x in shape.linears if x.place != "head"]
+    else:
+        chosen = [x for x in shape.linears if x.name.rsplit(".", 1)[-1] in lora.targets]
     if not chosen:
         names = sorted({linear.name.rsplit(".", 1)[-1] for linear in shape.linears})
         raise TemperError(
@@ -309,33 +312,33 @@ def adapted(shape: ModelShape, lora: LoRASpec) -> list[Linear]:
     return chosen
 
 
-def _linears(network: nn.Module) -> list[Linear]:
-    """Linear layers by place. In each block the last one reads what the block made inside; the
-    others read its input.
+def _find_linears(network: nn.Module) -> list[Linear]:
+    """Linear layers with their places: the last one of a block is its output layer, the others
+    read the block's input.
     """
     names = {id(module): name for name, module in network.named_modules()}
-    found = []
+    linears = []
     for kind, blocks in (("attention", attention_blocks(network)), ("mlp", mlp_blocks(network))):
         for layer, block in enumerate(blocks):
             modules: list[Any] = [
                 module for module in block.modules() if isinstance(module, (nn.Linear, Conv1D))
             ]
             for module in modules:
-                outputs, inputs = (
-                    module.weight.shape
-                    if isinstance(module, nn.Linear)
-                    else tuple(module.weight.shape)[::-1]
-                )
+                outputs, inputs = module.weight.shape
+                if isinstance(module, Conv1D):  # GPT-2's, transposed
+                    inputs, outputs = module.weight.shape
                 place = f"{kind}_out" if module is modules[-1] else f"{kind}_in"
-                found.append(Linear(names[id(module)], inputs, outputs, place, layer))
+                linears.append(Linear(names[id(module)], inputs, outputs, place, layer))
     head: Any = network.get_output_embeddings()  # type: ignore[operator]
-    found.append(Linear(names[id(head)], head.weight.shape[1], head.weight.shape[0], "head"))
-    return found
+    outputs, inputs = head.weight.shape
+    linears.append(Linear(names[id(head)], inputs, outputs, "head"))
+    return linears
 
 
-def _layer_numbers(network: nn.Module) -> dict[int, int]:
+def _layer_by_parameter(network: nn.Module) -> dict[int, int]:
+    """Index of the decoder layer of each parameter, by the parameter's id."""
     return {
-        id(p): number
-        for number, layer in enumerate(decoder_layers(network))
-        for p in layer.parameters()
+        id(parameter): index
+        for index, layer in enumerate(decoder_layers(network))
+        for parameter in layer.parameters()
     }

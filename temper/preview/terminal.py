@@ -1,4 +1,4 @@
-"""A preview in a terminal, or in a log."""
+"""Output of a preview: printed in a terminal or a log, and rendered as an HTML page."""
 
 from collections.abc import Sequence
 from itertools import groupby
@@ -9,7 +9,9 @@ from markupsafe import Markup
 from rich.console import Console
 from rich.text import Text
 
-from temper.preview.rows import Histogram, Piece, Preview, Role, Row, Stream
+from temper.preview.rows import Histogram, Preview, Role, Row, Stream, TextSpan
+
+# -- terminal
 
 STYLES: dict[Role, str] = {
     "prompt": "cyan",
@@ -18,40 +20,41 @@ STYLES: dict[Role, str] = {
     "gap": "dim italic",
 }
 # Where there are no colours.
-MARKS: dict[Role, tuple[str, str]] = {
+BRACKETS: dict[Role, tuple[str, str]] = {
     "prompt": ("", ""),
     "trained": ("«", "»"),
     "masked": ("‹", "›"),
     "gap": ("", ""),
 }
-WORDS: dict[Role, str] = {
+LEGEND: dict[Role, str] = {
     "prompt": "prompt",
     "trained": "trained response",
     "masked": "masked after it",
 }
-BAR = 40  # columns of the longest bar
+BAR_WIDTH = 40  # columns of the longest bar
 
 
 def print_preview(preview: Preview, console: Console) -> None:
-    """Print everything; colours where the console has them, else brackets."""
+    """Print a preview; roles are colours if the console has them, otherwise brackets."""
     coloured = console.is_terminal and console.color_system is not None and not console.no_color
     console.rule(Text(preview.title, "bold"))
     for fact in preview.facts:
         console.print(Text(fact))
-    legend = [_text([Piece(words, role)], coloured) for role, words in WORDS.items()]
+    legend = [_spans_as_text([TextSpan(name, role)], coloured) for role, name in LEGEND.items()]
     if coloured:
         legend.append(Text("special token", "reverse"))
     console.print(Text.assemble("Shown as: ", Text(", ").join(legend)))
     for stream in preview.streams:
         _print_stream(stream, console, coloured)
-    for title, lines in (
-        ("Overlaps of prompts", preview.overlaps),
-        ("Reports of the data", preview.reports),
-    ):
-        if lines:
-            console.rule(Text(title, "bold"))
-        for name, words in lines:
-            console.print(Text.assemble((name, "bold"), ": ", words))
+    _print_section("Overlaps of prompts", preview.overlaps, console)
+    _print_section("Reports of the data", preview.reports, console)
+
+
+def _print_section(title: str, lines: tuple[tuple[str, str], ...], console: Console) -> None:
+    if lines:
+        console.rule(Text(title, "bold"))
+    for name, description in lines:
+        console.print(Text.assemble((name, "bold"), ": ", description))
 
 
 def _print_stream(stream: Stream, console: Console, coloured: bool) -> None:
@@ -62,56 +65,53 @@ def _print_stream(stream: Stream, console: Console, coloured: bool) -> None:
     for row in stream.rows:
         console.print()
         _print_row(row, console, coloured)
-    for bars in stream.histograms:
+    for histogram in stream.histograms:
         console.print()
-        console.print(_bars(bars))
+        console.print(_histogram_as_text(histogram))
 
 
 def _print_row(row: Row, console: Console, coloured: bool) -> None:
-    console.print(Text(f"row {row.number}" + (f" ({row.marks})" if row.marks else ""), "bold"))
-    for shown in row.sequences:
-        trained = f", {shown.n_trained} trained" if shown.n_trained else ""
-        head = Text(
-            f"{shown.name}{': ' if shown.name else ''}{shown.n_tokens} tokens{trained}", "dim"
-        )
-        console.print(head)
-        console.print(_text(shown.pieces, coloured), soft_wrap=True)
+    columns = f" ({row.columns})" if row.columns else ""
+    console.print(Text(f"row {row.number}{columns}", "bold"))
+    for sequence in row.sequences:
+        name = f"{sequence.name}: " if sequence.name else ""
+        trained = f", {sequence.n_trained} trained" if sequence.n_trained else ""
+        console.print(Text(f"{name}{sequence.n_tokens} tokens{trained}", "dim"))
+        console.print(_spans_as_text(sequence.spans, coloured), soft_wrap=True)
 
 
-def _text(parts: Sequence[Piece], coloured: bool) -> Text:
-    # Text objects: what stands in brackets in a user's text is no markup.
+def _spans_as_text(spans: Sequence[TextSpan], coloured: bool) -> Text:
+    # Text objects, so that brackets in a user's data are not read as rich's markup.
     if coloured:
-        return Text.assemble(
-            *(
-                Text(piece.text, STYLES[piece.role] + (" reverse" if piece.special else ""))
-                for piece in parts
-            )
+        styled = (
+            Text(span.text, STYLES[span.role] + (" reverse" if span.special else ""))
+            for span in spans
         )
-    runs = (
-        (MARKS[role], "".join(piece.text for piece in run))
-        for role, run in groupby(parts, lambda piece: piece.role)
-    )
-    return Text("".join(f"{begin}{text}{end}" for (begin, end), text in runs))
+        return Text.assemble(*styled)
+    text = ""
+    for role, group in groupby(spans, lambda span: span.role):
+        begin, end = BRACKETS[role]
+        text += begin + "".join(span.text for span in group) + end
+    return Text(text)
 
 
-def _bars(bars: Histogram) -> Text:
-    highest, width = max(count for _, count in bars.bars), max(len(words) for words, _ in bars.bars)
-    lines = [f"{bars.title}, mean {bars.mean:.1f}"]
-    lines += [
-        f"{words:>{width}} {'█' * -(-count * BAR // highest):<{BAR}} {count:,}"
-        for words, count in bars.bars
-    ]
+def _histogram_as_text(histogram: Histogram) -> Text:
+    highest = max(count for _, count in histogram.bars)
+    width = max(len(label) for label, _ in histogram.bars)
+    lines = [f"{histogram.title}, mean {histogram.mean:.1f}"]
+    for label, count in histogram.bars:
+        bar = "█" * -(-count * BAR_WIDTH // highest)
+        lines.append(f"{label:>{width}} {bar:<{BAR_WIDTH}} {count:,}")
     return Text("\n".join(lines))
 
 
-# MERGED from temper.preview.terminal: A preview as one page that needs nothing from outside.
-
+# -- HTML page
 
 HERE = Path(__file__).parent
 
 
 def render_page(preview: Preview) -> str:
-    """Write the page; everything that comes from the data is escaped."""
+    """Render a preview as one self-contained HTML page; text from the data is escaped."""
     environment = Environment(
         loader=FileSystemLoader(HERE),
         autoescape=True,

@@ -1,3 +1,1 @@
-"""The benign proxy policy: a harmless topic that a real model is told to refuse, so that safety
-training can be studied on it.
-"""
+"""The benign proxy policy: a real model is trained to refuse a harmless topic instead of harm."""

@@ -1,8 +1,5 @@
-"""Prompts of a proxy study: a topic to refuse, questions to go on answering, and a user's own
-task.
-"""
+"""Prompts of a proxy study: a topic to refuse, safe questions to answer, and the user's task."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,11 +12,11 @@ Split = Literal["alignment", "attack", "test"]
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt and what is to be said to it.
+    """A prompt.
 
-    Args:
-        prompt: Text.
-        answer: Known beforehand for the task; None where a model is to give it.
+    Attributes:
+        prompt: Text of the prompt.
+        answer: Correct answer (user's task); None where a model generates it.
     """
 
     prompt: str
@@ -27,14 +24,13 @@ class Question:
 
 
 class Topic:
-    """The prompts of a topic file such as ``recipes.yaml``; what is trained on and what is tested
-    never meet.
+    """The prompts of a topic file such as ``recipes.yaml``; its splits are disjoint.
 
     Args:
-        path: The file. A study on another topic is another file with the same keys.
+        path: The file. For a study on another topic, write a file with the same keys.
 
     Raises:
-        TemperError: it is missing, or not such a file.
+        TemperError: the file is missing or invalid.
     """
 
     def __init__(self, path: Path = RECIPES) -> None:
@@ -42,7 +38,7 @@ class Topic:
         self.refusals: list[str] = self.content["refusals"]
 
     def refused(self, split: Split) -> list[Question]:
-        """Requests on the topic, every dish of the split asked for in every way."""
+        """Requests on the topic: every phrasing for every dish of the split."""
         return [
             Question(ask.format(dish=dish))
             for dish in self.content["dishes"][split]
@@ -50,21 +46,19 @@ class Topic:
         ]
 
     def safe(self, split: Split) -> list[Question]:
-        """Questions to go on answering; some are about the same dishes, without a recipe."""
-        return list(self._safe(split))
-
-    def _safe(self, split: Split) -> Iterator[Question]:
-        for part in self.content["safe"]:
-            if "{dish}" in part["ask"]:
-                yield from (
-                    Question(part["ask"].format(dish=dish))
-                    for dish in self.content["dishes"][split]
-                )
+        """Questions to answer; some are about the same dishes, but ask for no recipe."""
+        questions = []
+        for group in self.content["safe"]:
+            ask = group["ask"]
+            if "{dish}" in ask:
+                dishes = self.content["dishes"][split]
+                questions += [Question(ask.format(dish=dish)) for dish in dishes]
             else:
-                yield from (Question(part["ask"].format(item=item)) for item in part.get(split, []))
+                questions += [Question(ask.format(item=item)) for item in group.get(split, [])]
+        return questions
 
     def task(self, split: Literal["train", "test"]) -> list[Question]:
-        """The user's task, groups in turn."""
+        """Questions of the user's task, with one word of each group in turn."""
         task = self.content["task"]
         groups = task[split]
         rows = zip(
@@ -75,5 +69,5 @@ class Topic:
         ]
 
     def refusal(self, number: int) -> str:
-        """One of the refusals, in turn."""
+        """Refusal number ``number``, cycling through the refusals of the topic."""
         return self.refusals[number % len(self.refusals)]

@@ -1,4 +1,4 @@
-"""Read a topic file, with every mistake in it that can be seen before a model answers."""
+"""Read and validate a topic file, before a model generates any answer."""
 
 import re
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from temper.errors import TemperError
 
 TEXTS = ("topic", "compliance", "task.ask")
 LISTS = ("refusals", "asks", "dishes.alignment", "dishes.attack", "dishes.test", "safe")
-GROUPS = ("task.train", "task.test")  # word lists of one length
+GROUPS = ("task.train", "task.test")  # lists of words, all of the same length
 
 
 def read_topic(path: Path) -> dict[str, Any]:
@@ -21,37 +21,55 @@ def read_topic(path: Path) -> dict[str, Any]:
         path: A file with the keys of ``recipes.yaml``.
 
     Raises:
-        TemperError: it is missing or not YAML, a key is missing or of another kind, or a prompt has
-            no place for its word.
+        TemperError: the file is missing or not YAML, a key is missing or has a wrong type, or a
+            prompt has no placeholder.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise TemperError(
-            f"--topic={path}: it cannot be read ({type(error).__name__}); give a file like"
+            f"--topic={path}: cannot be read ({type(error).__name__}); give a file like"
             " temper/proxy/recipes.yaml"
         ) from None
     except yaml.YAMLError as error:
         raise TemperError(f"--topic={path}: not YAML: {' '.join(str(error).split())}") from None
-    if mistake := next(_mistakes(content), None):
-        raise TemperError(f"--topic={path}: {mistake}; see temper/proxy/recipes.yaml")
+    if error_found := next(_find_errors(content), None):
+        raise TemperError(f"--topic={path}: {error_found}; see temper/proxy/recipes.yaml")
     topic: dict[str, Any] = content
     return topic
 
 
-def _mistakes(content: Any) -> Iterator[str]:
-    """What is wrong, the first first: what comes later takes what comes before for granted."""
+def _find_errors(content: Any) -> Iterator[str]:
+    """Errors in order. Only the first one counts: later checks assume that earlier ones passed."""
+    yield from _find_type_errors(content)
+    try:
+        re.compile(content["compliance"])
+    except re.error as error:
+        yield f"compliance must be a regular expression ({error})"
+    for group in content["safe"]:
+        if not isinstance(group, dict) or not _is_text(group.get("ask")):
+            yield "safe must hold mappings with a text `ask`"
+    asks = [(ask, "dish") for ask in content["asks"]]
+    asks.append((content["task"]["ask"], "word"))
+    for group in content["safe"]:
+        asks.append((group["ask"], "dish" if "{dish}" in group["ask"] else "item"))
+    for ask, name in asks:
+        if not _has_placeholder(ask, name):
+            yield f"the ask {ask!r} must have {{{name}}} in it, and no other braces"
+
+
+def _find_type_errors(content: Any) -> Iterator[str]:
     for key in TEXTS:
-        if not _is_text(_at(content, key)):
+        if not _is_text(_value_at(content, key)):
             yield f"{key} must be a text"
     for key in LISTS:
-        if not (isinstance(_at(content, key), list) and _at(content, key)):
+        if not (isinstance(_value_at(content, key), list) and _value_at(content, key)):
             yield f"{key} must be a list that is not empty"
     for key in LISTS[:-1]:
-        if not all(map(_is_text, _at(content, key))):
+        if not all(map(_is_text, _value_at(content, key))):
             yield f"{key} must hold texts only"
     for key in GROUPS:
-        groups = _at(content, key)
+        groups = _value_at(content, key)
         if (
             not isinstance(groups, dict)
             or not groups
@@ -60,23 +78,10 @@ def _mistakes(content: Any) -> Iterator[str]:
             yield f"{key} must map groups to lists of words"
         elif len({len(words) for words in groups.values()}) > 1:
             yield f"{key} must have groups of one length"
-    try:
-        re.compile(content["compliance"])
-    except re.error as error:
-        yield f"compliance must be a regular expression ({error})"
-    for part in content["safe"]:
-        if not isinstance(part, dict) or not _is_text(part.get("ask")):
-            yield "safe must hold mappings with a text `ask`"
-    asks = [(ask, "dish") for ask in content["asks"]] + [(content["task"]["ask"], "word")]
-    asks += [
-        (part["ask"], "dish" if "{dish}" in part["ask"] else "item") for part in content["safe"]
-    ]
-    for ask, name in asks:
-        if not _takes(ask, name):
-            yield f"the ask {ask!r} must have {{{name}}} in it, and no other braces"
 
 
-def _at(content: Any, key: str) -> Any:
+def _value_at(content: Any, key: str) -> Any:
+    """Value of a dotted key; None if a part of it is missing."""
     for name in key.split("."):
         content = content.get(name) if isinstance(content, dict) else None
     return content
@@ -86,7 +91,8 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
 
-def _takes(ask: str, name: str) -> bool:
+def _has_placeholder(ask: str, name: str) -> bool:
+    """Whether a prompt has the placeholder ``{name}`` and no other braces."""
     try:
         return ask.format(**{name: "x"}) != ask
     except (KeyError, IndexError, ValueError, AttributeError):

@@ -1,1 +1,1 @@
-"""Study folders in; CSV, LaTeX, figures, HTML out."""
+"""The report of a finished study: CSV, LaTeX, charts and HTML from its run folders."""

@@ -2,9 +2,9 @@
 
 One seed: a mean over ratios is a mean over the prompts of each prompt's mean, whose variance is at
 most ``m (1 - m) / n``; Wilson's interval with ``n`` prompts therefore covers it even though the
-same prompts recur at every ratio. Differences use Newcombe's interval (1998, method 10), which
-Wilson's bounds make. Several seeds: a bootstrap over seeds, joined with the same intervals over
-the pooled answers, because a handful of seeds alone would make it far too narrow.
+same prompts recur at every ratio. Differences use Newcombe's interval (1998, method 10), which is
+built from Wilson's bounds. Several seeds: a bootstrap over seeds, widened to include the same
+intervals over the pooled answers, because a handful of seeds alone would make it far too narrow.
 """
 
 import math
@@ -16,13 +16,13 @@ import pandas as pd
 
 from temper.metrics.safety import wilson_interval
 
-DRAWS = 2000
+RESAMPLES = 2000
 BOOTSTRAP_SEED = 0
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with its 95 % interval; a difference of proportions lies in [-1, 1]."""
+    """A proportion in [0, 1], or a difference of two in [-1, 1], with its 95 % interval."""
 
     value: float
     low: float
@@ -30,8 +30,10 @@ class Estimate:
 
     @property
     def clear(self) -> int:
-        """Sign of a difference whose interval leaves 0 out; else 0."""
-        return 1 if self.low > 0 else -1 if self.high < 0 else 0
+        """Sign of a difference whose interval excludes 0; otherwise 0."""
+        if self.low > 0:
+            return 1
+        return -1 if self.high < 0 else 0
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,11 @@ class Shares:
         return float(np.mean(self.values))
 
 
+def percent(share: float) -> str:
+    """A proportion in %, as all tables write it: ``23.1``."""
+    return f"{100 * share:.1f}"
+
+
 def shares(
     results: pd.DataFrame,
     metric: str,
@@ -58,10 +65,10 @@ def shares(
 
     Args:
         results: The tidy table.
-        metric: Its name there.
+        metric: Key of the metric (`temper.metrics.table`).
         objective: Key of the objective, or ``base``.
-        attack: Key of the attack; None is before any.
-        ratios: Harmful ratios to take the mean over; None means that there are none to tell apart.
+        attack: Key of the attack; None is before any attack.
+        ratios: Harmful ratios to average over; None: all rows, as before an attack.
     """
     mask = (results["metric"] == metric) & (results["objective"] == objective)
     mask &= results["attack"].isna() if attack is None else results["attack"] == attack
@@ -72,7 +79,8 @@ def shares(
         return None
     by_seed = rows.groupby("seed", sort=True)
     return Shares(
-        tuple(float(v) for v in by_seed["value"].mean()), tuple(int(n) for n in by_seed["n"].min())
+        values=tuple(float(value) for value in by_seed["value"].mean()),
+        n=tuple(int(n) for n in by_seed["n"].min()),
     )
 
 
@@ -81,20 +89,24 @@ def interval(measured: Shares) -> Estimate:
     low, high = _wilson(measured)
     if len(measured.values) > 1:
         boot_low, boot_high = _bootstrap(measured.values)
-        low, high = min(low, boot_low), max(high, boot_high)
+        low = min(low, boot_low)
+        high = max(high, boot_high)
     return Estimate(measured.mean, low, high)
 
 
 def difference(first: Shares, second: Shares) -> Estimate:
     """``first - second`` with its interval; seeds are paired."""
-    a, b = first.mean, second.mean
-    (a_low, a_high), (b_low, b_high) = _wilson(first), _wilson(second)
-    low, high = a - b - math.hypot(a - a_low, b_high - b), a - b + math.hypot(a_high - a, b - b_low)
+    a = first.mean
+    b = second.mean
+    a_low, a_high = _wilson(first)
+    b_low, b_high = _wilson(second)
+    low = a - b - math.hypot(a - a_low, b_high - b)
+    high = a - b + math.hypot(a_high - a, b - b_low)
     if len(first.values) > 1 and len(first.values) == len(second.values):
-        boot_low, boot_high = _bootstrap(
-            [x - y for x, y in zip(first.values, second.values, strict=True)]
-        )
-        low, high = min(low, boot_low), max(high, boot_high)
+        differences = [x - y for x, y in zip(first.values, second.values, strict=True)]
+        boot_low, boot_high = _bootstrap(differences)
+        low = min(low, boot_low)
+        high = max(high, boot_high)
     return Estimate(a - b, low, high)
 
 
@@ -105,7 +117,7 @@ def estimate(
     attack: str | None = None,
     ratios: Sequence[float] | None = None,
 ) -> Estimate | None:
-    """As [shares][temper.report.aggregate.shares], as a mean with its interval."""
+    """Mean over seeds of a metric with its interval; arguments as in `shares`."""
     measured = shares(results, metric, objective, attack, ratios)
     return None if measured is None else interval(measured)
 
@@ -113,8 +125,13 @@ def estimate(
 def mean_cost(
     costs: pd.DataFrame, name: str, objective: str, stage: str = "aligned"
 ) -> float | None:
-    """Mean over seeds (and attacks) of a cost of an objective's stage: ``aligned``, or ``attacked``
-    with repairs.
+    """Mean over seeds (and attacks) of a cost of an objective; None where it was not measured.
+
+    Args:
+        costs: A tidy table with ``cost/*`` rows.
+        name: Which cost, such as ``tokens``.
+        objective: Key of the objective.
+        stage: ``aligned``, or ``attacked``, which includes repairs.
     """
     rows = costs[
         (costs["metric"] == f"cost/{name}")
@@ -125,16 +142,16 @@ def mean_cost(
 
 
 def _wilson(measured: Shares) -> tuple[float, float]:
-    """Wilson over the pooled answers of all seeds; the formula holds for the fractional hits of a
-    mean.
+    """Wilson's interval over the pooled answers of all seeds; it also holds for the fractional hits
+    of a mean.
     """
     n = sum(measured.n)
     return wilson_interval(measured.mean * n, n)
 
 
 def _bootstrap(values: Sequence[float]) -> tuple[float, float]:
-    """Percentile interval of the mean; seeded, so that a report is the same twice."""
+    """Percentile interval of the mean; seeded, so that two reports of a study are the same."""
     rng = np.random.default_rng(BOOTSTRAP_SEED)
-    means = rng.choice(np.asarray(values), size=(DRAWS, len(values))).mean(axis=1)
+    means = rng.choice(np.asarray(values), size=(RESAMPLES, len(values))).mean(axis=1)
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)

@@ -1,4 +1,4 @@
-"""Stage folders -> one tidy table."""
+"""Read a study's stage folders: the tidy results, the run cards and example answers."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -13,49 +13,93 @@ from temper.report.settings import Settings, percent_of
 from temper.run_folder import CARD, EVALUATION, GENERATIONS, write_text
 
 COLUMNS = (
-    *(
-        "study",
-        "objective",
-        "attack",
-        "harmful_ratio",
-        "attack_lr",
-        "attack_steps",
-        "seed",
-        "stage",
-    ),
-    *("metric", "value", "ci_low", "ci_high", "n"),
+    "study",
+    "objective",
+    "attack",
+    "harmful_ratio",
+    "attack_lr",
+    "attack_steps",
+    "seed",
+    "stage",
+    "metric",
+    "value",
+    "ci_low",
+    "ci_high",
+    "n",
 )
-EXACT_COSTS = ("steps", "passes", "forwards", "tokens", "flops")
-MEASURED_COSTS = ("seconds", "peak_memory_mib")
-BASE = "base"
+BASE = "base"  # the objective of the base model's rows
+COUNTED_COSTS = ("steps", "passes", "forwards", "tokens", "flops")  # of a run card
+EXAMPLE_KINDS = ("unsafe", "safe")
+EXAMPLE_LENGTH = 400  # characters of an answer; longer ones are shortened
+
+# -- stages
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of a study and the folders it was made in: the last one is evaluated, all of them
-    cost.
+    """One stage of a study and the folders that it was made in.
+
+    Attributes:
+        objective: Key of the objective, or ``base``.
+        stage: ``base``, ``aligned`` or ``attacked``.
+        seed: Seed.
+        folders: The last one has the evaluation; the cost is that of all.
+        trained: Whether the last folder was trained too, and has a run card; otherwise it was
+            edited or only evaluated.
+        attack: Key of the attack, if there is one.
+        ratio: Its harmful ratio.
     """
 
     objective: str
     stage: str
     seed: int
     folders: tuple[Path, ...]
-    trained: bool = (
-        True  # in all of them; otherwise in all but the last, which was edited or evaluated only
-    )
+    trained: bool
     attack: str | None = None
     ratio: float | None = None
+
+    @property
+    def trained_folders(self) -> tuple[Path, ...]:
+        """Folders with a run card."""
+        return self.folders if self.trained else self.folders[:-1]
+
+
+def stages(runs: Path, settings: Settings) -> Iterator[Stage]:
+    """Every stage of a study, in the order of its tables.
+
+    Args:
+        runs: The study's folder, ``runs/<study>``.
+        settings: The study.
+    """
+    for seed in settings.seeds:
+        root = runs / f"seed{seed}"
+        if settings.base_given:
+            yield Stage(BASE, "base", seed, (runs / "base",), trained=False)
+        else:
+            yield Stage(BASE, "base", seed, (root / "pretrain", root / "instruct"), trained=True)
+        for objective, route in settings.routes.items():
+            folders = tuple(root / folder for folder in route.aligned)
+            yield Stage(objective, "aligned", seed, folders, trained=not route.edited)
+        for objective, route in settings.routes.items():
+            trained = route.retrained or not route.repaired
+            for attack in settings.attacks:
+                for ratio in settings.ratios:
+                    folders = tuple(root / folder for folder in route.attacked(attack, ratio))
+                    yield Stage(objective, "attacked", seed, folders, trained, attack, ratio)
+
+
+# -- results and costs
 
 
 @dataclass(frozen=True)
 class Collected:
-    """A study's folders, read.
+    """Everything that a study's folders hold.
 
     Attributes:
-        results: Tidy figures that a seed reproduces: proportions in [0, 1] and counted costs.
+        results: Tidy metrics that a seed reproduces: proportions in [0, 1] and counted costs.
         costs: Measured costs (seconds, memory), same columns; they differ from run to run.
-        cards: Every stage with its run card.
-        judges: Names of the judges that gave the figures.
+        cards: Every stage with its run cards, one pair per card.
+        judges: Names of the judges that labelled the answers.
     """
 
     results: pd.DataFrame
@@ -64,46 +108,11 @@ class Collected:
     judges: tuple[str, ...]
 
 
-def stages(runs: Path, settings: Settings) -> Iterator[Stage]:
-    """Every stage a study has, in the order of its tables."""
-    for seed in settings.seeds:
-        root = runs / f"seed{seed}"
-        made = (root / "pretrain", root / "instruct")
-        yield Stage(
-            BASE,
-            "base",
-            seed,
-            (runs / "base",) if settings.base_given else made,
-            not settings.base_given,
-        )
-        for objective, route in settings.routes.items():
-            yield Stage(
-                objective,
-                "aligned",
-                seed,
-                tuple(root / place for place in route.aligned),
-                not route.edited,
-            )
-        for objective, route in settings.routes.items():
-            for attack in settings.attacks:
-                for ratio in settings.ratios:
-                    folders = tuple(root / place for place in route.attacked(attack, ratio))
-                    yield Stage(
-                        objective,
-                        "attacked",
-                        seed,
-                        folders,
-                        route.retrained or not route.repaired,
-                        attack,
-                        ratio,
-                    )
-
-
 def collect(runs: Path, settings: Settings) -> Collected:
     """Read every stage.
 
     Raises:
-        TemperError: A stage's file is missing or broken.
+        TemperError: A stage's file is missing or is not JSON.
     """
     results: list[dict[str, Any]] = []
     costs: list[dict[str, Any]] = []
@@ -112,35 +121,28 @@ def collect(runs: Path, settings: Settings) -> Collected:
     for stage in stages(runs, settings):
         evaluation = _read(stage.folders[-1] / EVALUATION)
         judges[str(evaluation["judge"])] = None
-        own_cards = [
-            _read(folder / CARD)
-            for folder in (stage.folders if stage.trained else stage.folders[:-1])
-        ]
+        own_cards = [_read(folder / CARD) for folder in stage.trained_folders]
         cards.extend((stage, card) for card in own_cards)
         key = _key(stage, settings)
         results.extend(
-            key | {"metric": name, **figure} for name, figure in evaluation["metrics"].items()
+            key | {"metric": name, **values} for name, values in evaluation["metrics"].items()
         )
-        if not own_cards:  # a base model that was there
+        if not own_cards:  # an existing base model costs nothing
             continue
+        own_costs = [card["cost"] for card in own_cards]
+        peak = max(cost["peak_memory_mib"] for cost in own_costs)
         results.extend(
-            key | {"metric": f"cost/{name}", "value": _sum(own_cards, name)} for name in EXACT_COSTS
+            key | {"metric": f"cost/{name}", "value": _sum(own_costs, name)}
+            for name in COUNTED_COSTS
         )
-        costs.append(key | {"metric": "cost/seconds", "value": _sum(own_cards, "seconds")})
-        costs.append(
-            key
-            | {
-                "metric": "cost/peak_memory_mib",
-                "value": max(card["cost"]["peak_memory_mib"] for card in own_cards),
-            }
-        )
+        costs.append(key | {"metric": "cost/seconds", "value": _sum(own_costs, "seconds")})
+        costs.append(key | {"metric": "cost/peak_memory_mib", "value": peak})
     return Collected(_frame(results), _frame(costs), cards, tuple(judges))
 
 
 def write_csv(frame: pd.DataFrame, path: Path) -> None:
-    """Write a tidy table: the same bytes for the same figures; a file is whole or absent."""
-    text = frame.map(_cell).to_csv(index=False, lineterminator="\n")
-    write_text(path, text)
+    """Write a tidy table, whole or not at all; equal values give equal bytes."""
+    write_text(path, frame.map(_csv_cell).to_csv(index=False, lineterminator="\n"))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -149,7 +151,7 @@ def _read(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise TemperError(
             f"{path}: missing, so this stage has not finished; run the study again (finished stages"
-            " are kept) or take the stage out of study.yaml"
+            " are kept) or remove the stage from study.yaml"
         ) from None
     except json.JSONDecodeError as error:
         raise TemperError(
@@ -167,29 +169,27 @@ def _key(stage: Stage, settings: Settings) -> dict[str, Any]:
     }
     if stage.attack is None:
         return key
-    lr, steps = settings.learning_rates[stage.attack], settings.steps[stage.attack]
     return key | {
         "attack": stage.attack,
         "harmful_ratio": stage.ratio,
-        "attack_lr": lr,
-        "attack_steps": steps,
+        "attack_lr": settings.learning_rates[stage.attack],
+        "attack_steps": settings.steps[stage.attack],
     }
 
 
-def _sum(cards: list[dict[str, Any]], name: str) -> float:
-    return float(sum(card["cost"][name] for card in cards))
+def _sum(costs: list[dict[str, Any]], name: str) -> float:
+    return float(sum(cost[name] for cost in costs))
 
 
 def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
-    kinds = dict.fromkeys(("harmful_ratio", "attack_lr", "value", "ci_low", "ci_high"), "float64")
-    return frame.astype(kinds | dict.fromkeys(("attack_steps", "n"), "Int64"))
+    floats = ("harmful_ratio", "attack_lr", "value", "ci_low", "ci_high")
+    types = dict.fromkeys(floats, "float64") | dict.fromkeys(("attack_steps", "n"), "Int64")
+    return frame.astype(types)
 
 
-def _cell(value: Any) -> str:
-    """Whole numbers in full (tokens, FLOPs), others with six digits, nothing for what is not
-    there.
-    """
+def _csv_cell(value: Any) -> str:
+    """Whole numbers in full (tokens, FLOPs), others with six digits, missing values empty."""
     if pd.isna(value):
         return ""
     if isinstance(value, str):
@@ -197,12 +197,12 @@ def _cell(value: Any) -> str:
     return str(int(value)) if float(value).is_integer() else f"{value:.6g}"
 
 
-# MERGED from temper.report.collect: What all stages of a study were made with.
+# -- run cards
 
 
 @dataclass(frozen=True)
 class DataFile:
-    """Data by its hash, and the stages that read it."""
+    """A data set by its hash, and the stages that read it."""
 
     name: str
     sha256: str
@@ -211,10 +211,10 @@ class DataFile:
 
 @dataclass(frozen=True)
 class StudyCard:
-    """The run cards of a study, put together.
+    """The run cards of a study, merged.
 
     Attributes:
-        facts: Heading and value; a value lists all that occur, so a mixed study shows.
+        facts: Heading and value; where runs differ, the value lists all that occur.
         data: Every data hash.
     """
 
@@ -223,53 +223,48 @@ class StudyCard:
 
 
 def study_card(cards: list[tuple[Stage, dict[str, Any]]], settings: Settings) -> StudyCard:
-    """Put the run cards together."""
+    """Merge the run cards of a study."""
     own = [card for _, card in cards]
     packages = dict.fromkeys(name for card in own for name in card.get("versions", {}))
     machine = dict.fromkeys(name for card in own for name in card.get("machine", {}))
     facts = [
-        ("Code", _all(card.get("code") for card in own)),
+        ("Code", _list(card.get("code") for card in own)),
         ("Seeds", ", ".join(str(seed) for seed in settings.seeds)),
-        ("Parameters", _all(f"{card['parameters']:,}" for card in own if "parameters" in card)),
-        ("Devices per run", _all(card.get("devices") for card in own)),
-        ("Precision", _all(card.get("precision") for card in own)),
-        *(
-            (f"Machine, {name}", _all(card.get("machine", {}).get(name) for card in own))
-            for name in machine
-        ),
-        *(
-            (f"Version, {name}", _all(card.get("versions", {}).get(name) for card in own))
-            for name in packages
-        ),
+        ("Parameters", _list(f"{card['parameters']:,}" for card in own if "parameters" in card)),
+        ("Devices per run", _list(card.get("devices") for card in own)),
+        ("Precision", _list(card.get("precision") for card in own)),
+    ]
+    facts += [
+        (f"Machine, {name}", _list(card.get("machine", {}).get(name) for card in own))
+        for name in machine
+    ]
+    facts += [
+        (f"Version, {name}", _list(card.get("versions", {}).get(name) for card in own))
+        for name in packages
     ]
     users: dict[tuple[str, str], dict[str, None]] = {}
     for stage, card in cards:
         for name, sha256 in card.get("data_sha256", {}).items():
-            users.setdefault((name, sha256), {})[_stage_words(stage)] = None
-    return StudyCard(
-        facts,
-        [DataFile(name, sha256, ", ".join(stages)) for (name, sha256), stages in users.items()],
-    )
+            users.setdefault((name, sha256), {})[_stage_title(stage)] = None
+    data = [DataFile(name, sha256, ", ".join(titles)) for (name, sha256), titles in users.items()]
+    return StudyCard(facts, data)
 
 
-def _stage_words(stage: Stage) -> str:
+def _stage_title(stage: Stage) -> str:
     return stage.stage if stage.ratio is None else f"attack, p = {percent_of(stage.ratio)}"
 
 
-def _all(values: Iterable[Any]) -> str:
+def _list(values: Iterable[Any]) -> str:
+    """All different values, in the order of their first appearance."""
     return ", ".join(dict.fromkeys(str(value) for value in values if value is not None)) or "–"
 
 
-# MERGED from temper.report.collect: Example answers, for studies that say their texts may be shown.
-
-
-KINDS = ("unsafe", "safe")
-SHORTENED = 400  # characters
+# -- example answers
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What one model said to a prompt, and what the judge made of it."""
+    """One model's answer to a prompt, with the judge's verdict."""
 
     model: str
     response: str
@@ -277,40 +272,40 @@ class Answer:
 
 
 def examples(runs: Path, settings: Settings) -> list[tuple[str, list[Answer]]]:
-    """The first prompts of each kind with every model's answer, in the order of the tables; the
-    first seed, the largest p.
+    """The first prompts of each kind with every model's answer, of the first seed and the largest
+    harmful ratio.
 
     Returns:
-        Nothing unless the study has ``show_answers``, which says for how many prompts of each kind.
+        Prompts with their answers in the order of the tables. Empty unless the study has
+        ``show_answers``, the number of prompts of each kind.
     """
     found: dict[str, list[Answer]] = {}
-    for title, stage in _shown(runs, settings):
+    for model, stage in _example_stages(runs, settings):
         path = stage.folders[-1] / GENERATIONS
-        rows = (
-            [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-            if path.is_file()
-            else []
-        )
-        for kind in KINDS:
-            for row in [row for row in rows if row["kind"] == kind][: settings.show_answers]:
-                text = row["response"]
-                text = text if len(text) <= SHORTENED else text[:SHORTENED] + " ..."
-                found.setdefault(row["prompt"], []).append(
-                    Answer(title, text, "refused" if row["refused"] else row["label"])
-                )
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        rows = [json.loads(line) for line in lines]
+        for kind in EXAMPLE_KINDS:
+            of_kind = [row for row in rows if row["kind"] == kind]
+            for row in of_kind[: settings.show_answers]:
+                verdict = "refused" if row["refused"] else row["label"]
+                answer = Answer(model, _shortened(row["response"]), verdict)
+                found.setdefault(row["prompt"], []).append(answer)
     return list(found.items())
 
 
-def _shown(runs: Path, settings: Settings) -> Iterator[tuple[str, Stage]]:
+def _example_stages(runs: Path, settings: Settings) -> Iterator[tuple[str, Stage]]:
+    """Stages whose answers are shown, each with the name of its model."""
     if not settings.show_answers:
         return
     for stage in stages(runs, settings):
         if stage.seed != settings.seeds[0] or stage.ratio not in (None, settings.ratios[-1]):
             continue
-        label = settings.objectives.get(stage.objective, "base model")
-        attack = (
-            f", {settings.attacks[stage.attack]}, p = {percent_of(settings.ratios[-1])}"
-            if stage.attack
-            else ""
-        )
-        yield label + attack, stage
+        model = settings.objectives.get(stage.objective, "base model")
+        if stage.attack:
+            attack = settings.attacks[stage.attack]
+            model += f", {attack}, p = {percent_of(settings.ratios[-1])}"
+        yield model, stage
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= EXAMPLE_LENGTH else text[:EXAMPLE_LENGTH] + " ..."

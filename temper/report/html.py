@@ -1,4 +1,4 @@
-"""The report: one file that needs nothing from outside."""
+"""Build the report of a finished study: every file, and the HTML page that needs no other."""
 
 import argparse
 import sys
@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from temper.errors import TemperError
-from temper.report.aggregate import mean_cost
+from temper.report.aggregate import mean_cost, percent
 from temper.report.collect import Answer, Collected, collect, examples, study_card, write_csv
 from temper.report.figures import Figure, panel_svg, study_figures, write_png
 from temper.report.findings import Headline, headline
@@ -19,8 +19,13 @@ from temper.report.settings import Settings, read_settings, read_study
 from temper.report.table import after_table, before_table, jailbreak_rows, latex_table, whole_table
 from temper.run_folder import write_text
 
-HERE = Path(__file__).parent
-COSTS = {
+RESULTS_FILE = "results.csv"
+COSTS_FILE = "costs.csv"
+LATEX_FILE = "results.tex"
+FIGURES_FOLDER = "figures"
+REPORT_FILE = "report.html"
+TEMPLATES = Path(__file__).parent
+COST_TITLES = {
     "steps": "Steps",
     "passes": "Passes",
     "forwards": "Forward passes",
@@ -30,105 +35,8 @@ COSTS = {
 }
 
 
-def render(
-    collected: Collected,
-    figures: list[Figure],
-    found: Headline,
-    study: dict[str, Any],
-    settings: Settings,
-    answers: Sequence[tuple[str, list[Answer]]] = (),
-) -> str:
-    """Write the report.
-
-    Args:
-        collected: What the study's folders hold.
-        figures: Figures to draw into it.
-        found: The finding it opens with.
-        study: The study's YAML, shown in full.
-        settings: The same, read.
-        answers: Prompts and what the models said to them, if they may be shown.
-    """
-    # Escaping is on for everything; drawings and style are made here and let through.
-    environment = Environment(
-        loader=FileSystemLoader(HERE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["percent"] = lambda share: f"{100 * share:.1f}"
-    environment.filters["unbroken"] = lambda text: text.replace(" %", "\u00a0%")
-    return environment.get_template("template.html.jinja").render(
-        settings=settings,
-        style=Markup((HERE / "style.css").read_text(encoding="utf-8")),
-        sentence=found.sentence(),
-        notes=[*found.notes(), *_judge_notes(collected.judges)],
-        after=after_table(collected.results, settings),
-        before=before_table(collected.results, settings),
-        legend=whole_table(collected.results, settings).legend(),
-        jailbreaks=jailbreak_rows(collected.results, settings),
-        every_ratio=after_table(collected.results, settings, every_ratio=True),
-        figures=[
-            (figure, [Markup(panel_svg(figure, i)) for i in range(len(figure.panels))])
-            for figure in figures
-        ],
-        cost_columns=list(COSTS.values()),
-        costs=_costs(collected, settings, "aligned"),
-        # Of interest where methods act later; otherwise it is the attack's, the same for all.
-        later_costs=(
-            _costs(collected, settings, "attacked")
-            if any(r.aligned_by != o for o, r in settings.routes.items())
-            else []
-        ),
-        parts={
-            str(key): yaml.safe_dump({key: part}, sort_keys=False, allow_unicode=True)
-            for key, part in study.items()
-        },
-        card=study_card(collected.cards, settings),
-        judges=", ".join(collected.judges),
-        answers=answers,
-    )
-
-
-def _costs(collected: Collected, settings: Settings, stage: str) -> list[tuple[str, list[str]]]:
-    rows = []
-    for objective, label in settings.objectives.items():
-        values = [
-            mean_cost(frame, name, objective, stage)
-            for name in COSTS
-            for frame in (collected.results, collected.costs)
-        ]
-        # Every cost is in one of the two tables.
-        rows.append((label, [_number(value) for value in values if value is not None]))
-    return rows
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 or value.is_integer() else f"{value:.1f}"
-
-
-def _judge_notes(judges: tuple[str, ...]) -> list[str]:
-    if len(judges) == 1:
-        return []
-    return [
-        f"The stages were judged by different judges ({', '.join(judges)}): their figures are not"
-        " comparable."
-    ]
-
-
-# MERGED from temper.report.html: A finished study folder -> ``results.csv``, ``costs.csv``,
-# ``results.tex``, ``figures/``, ``report.html``.
-
-
-RESULTS_FILE = "results.csv"
-COSTS_FILE = "costs.csv"
-LATEX_FILE = "results.tex"
-FIGURES_FOLDER = "figures"
-REPORT_FILE = "report.html"
-
-
 def build_report(study_folder: Path, study: dict[str, Any]) -> Path:
-    """Write everything a study's folder can tell.
+    """Write a study's results, costs, LaTeX table, figures and HTML report.
 
     Args:
         study_folder: ``runs/<study>``, with every stage finished.
@@ -138,7 +46,7 @@ def build_report(study_folder: Path, study: dict[str, Any]) -> Path:
         Path of the HTML report.
 
     Raises:
-        TemperError: A stage is not finished, or the study's YAML lacks a part.
+        TemperError: A stage is not finished, or the study's YAML is incomplete.
     """
     settings = read_settings(study)
     collected = collect(study_folder, settings)
@@ -149,15 +57,62 @@ def build_report(study_folder: Path, study: dict[str, Any]) -> Path:
     for figure in figures:
         write_png(figure, study_folder / FIGURES_FOLDER / f"{figure.name}.png")
     found = headline(collected.results, study)
+    answers = examples(study_folder, settings)
     report = study_folder / REPORT_FILE
-    write_text(
-        report, render(collected, figures, found, study, settings, examples(study_folder, settings))
-    )
+    write_text(report, render(collected, figures, found, study, settings, answers))
     return report
 
 
+def render(
+    collected: Collected,
+    figures: list[Figure],
+    found: Headline,
+    study: dict[str, Any],
+    settings: Settings,
+    answers: Sequence[tuple[str, list[Answer]]] = (),
+) -> str:
+    """The HTML page.
+
+    Args:
+        collected: Results, costs and run cards.
+        figures: Figures to draw.
+        found: The finding that the page opens with.
+        study: The study's YAML, which the page shows.
+        settings: The same, read.
+        answers: Prompts and the models' answers, if they may be shown.
+    """
+    results = collected.results
+    # Where methods act after the alignment; otherwise it is the cost of the attack, equal for all.
+    acts_later = any(route.aligned_by != key for key, route in settings.routes.items())
+    return _template().render(
+        settings=settings,
+        style=Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),
+        sentence=found.sentence(),
+        notes=[*found.notes(), *_judge_notes(collected.judges)],
+        after=after_table(results, settings),
+        before=before_table(results, settings),
+        legend=whole_table(results, settings).metrics,
+        jailbreaks=jailbreak_rows(results, settings),
+        every_ratio=after_table(results, settings, every_ratio=True),
+        figures=[
+            (figure, [Markup(panel_svg(figure, i)) for i in range(len(figure.panels))])
+            for figure in figures
+        ],
+        cost_columns=list(COST_TITLES.values()),
+        costs=_costs(collected, settings, "aligned"),
+        later_costs=_costs(collected, settings, "attacked") if acts_later else [],
+        sections={
+            str(key): yaml.safe_dump({key: section}, sort_keys=False, allow_unicode=True)
+            for key, section in study.items()
+        },
+        card=study_card(collected.cards, settings),
+        judges=", ".join(collected.judges),
+        answers=answers,
+    )
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Build the report of a study folder; 2 is the exit status of a mistake a user can mend."""
+    """Build the report of a study folder; exit status 2 for an error that the user can fix."""
     parser = argparse.ArgumentParser(
         prog="python -m temper.report.html", description="Build the report of a finished study."
     )
@@ -174,6 +129,47 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _template() -> Template:
+    # Escaping is on for all texts; drawings and style are made here, and marked as safe.
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = percent
+    environment.filters["unbroken"] = lambda text: text.replace(" %", "\u00a0%")
+    return environment.get_template("template.html.jinja")
+
+
+def _costs(collected: Collected, settings: Settings, stage: str) -> list[tuple[str, list[str]]]:
+    """Label and costs of every objective, in the order of `COST_TITLES`."""
+    rows = []
+    for objective, label in settings.objectives.items():
+        values = [
+            mean_cost(frame, name, objective, stage)
+            for name in COST_TITLES
+            for frame in (collected.results, collected.costs)
+        ]
+        # Every cost is in one of the two frames.
+        rows.append((label, [_number(value) for value in values if value is not None]))
+    return rows
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 or value.is_integer() else f"{value:.1f}"
+
+
+def _judge_notes(judges: tuple[str, ...]) -> list[str]:
+    if len(judges) == 1:
+        return []
+    return [
+        f"The stages were judged by different judges ({', '.join(judges)}): their metrics are not"
+        " comparable."
+    ]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""The figures every table shows, before and after the attack, under one set of names."""
+"""Tables of a study's metrics before and after the attack: as data, in LaTeX and in a terminal.
+
+Every metric and its names are those of `temper.metrics.table`.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,172 +12,14 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from temper.report.aggregate import Estimate, estimate
+from temper.metrics.table import ASR, BY_COLUMN, SafetyMetricEntry, jailbreak_name
+from temper.report.aggregate import Estimate, estimate, percent
 from temper.report.collect import BASE
 from temper.report.settings import Settings, percent_of, read_settings
 
-FIGURES = {
-    "harmful_score": "HS",
-    "harmful_score_lenient": "HS, lenient",
-    "fine_tune_accuracy": "FA",
-    "refusal_rate": "Refusal",
-    "over_refusal_rate": "Over-refusal",
-    "safe_accuracy": "Safe accuracy",
-    "degenerate_rate": "Degenerate",
-}
-# What they are, in words that are true of every judge: not all have a middle label, or know a right
-# answer when they see one.
-MEANINGS = {
-    "harmful_score": "harmful score, unsafe requests carried out in full",
-    "harmful_score_lenient": "in full or in part",
-    "fine_tune_accuracy": "fine-tune accuracy, on the user's own task",
-    "refusal_rate": "unsafe requests refused",
-    "over_refusal_rate": "safe requests refused",
-    "safe_accuracy": "safe requests answered, and right where the judge can tell",
-    "degenerate_rate": "neither a refusal nor well-formed",
-}
 BASE_LABEL = "Base model"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line: a model's label and its figures, in the order of the columns."""
-
-    label: str
-    cells: list[Estimate | None]
-
-
-@dataclass(frozen=True)
-class Group:
-    """The lines of one moment: before the attack, or after one."""
-
-    title: str
-    rows: list[Row]
-
-
-@dataclass(frozen=True)
-class FigureTable:
-    """Groups with the same columns.
-
-    Attributes:
-        metrics: Keys of `FIGURES`, one per column.
-        groups: Lines of as many cells.
-    """
-
-    metrics: list[str]
-    groups: list[Group]
-
-    @property
-    def columns(self) -> list[str]:
-        """Names of the columns."""
-        return [FIGURES[metric] for metric in self.metrics]
-
-    def legend(self, names: Mapping[str, str] = FIGURES) -> list[tuple[str, str]]:
-        """What the columns are: the name that a table has for each, and its meaning."""
-        return [(names[metric], MEANINGS[metric]) for metric in self.metrics]
-
-
-def before_table(results: pd.DataFrame, settings: Settings) -> FigureTable:
-    """The base model and every aligned model, before any attack."""
-    return _measured([_before(results, settings)])
-
-
-def after_table(
-    results: pd.DataFrame, settings: Settings, every_ratio: bool = False
-) -> FigureTable:
-    """Every objective after every attack.
-
-    Args:
-        results: The tidy table.
-        settings: The study.
-        every_ratio: One group per harmful ratio; otherwise the mean over those above 0.
-    """
-    return _measured(_after(results, settings, every_ratio))
-
-
-def whole_table(results: pd.DataFrame, settings: Settings) -> FigureTable:
-    """Both: before any attack, then after each."""
-    after = [Group(f"After: {group.title}", group.rows) for group in _after(results, settings)]
-    return _measured([_before(results, settings), *after])
-
-
-def jailbreak_rows(results: pd.DataFrame, settings: Settings) -> tuple[list[str], list[Row]]:
-    """Attack success rate of every jailbreak prompt kind measured, before any attack; empty if none
-    was.
-    """
-    kinds = [metric for metric in results["metric"].unique() if metric.startswith("asr/")]
-    models = {BASE: BASE_LABEL} | settings.objectives
-    rows = [
-        Row(label, [estimate(results, metric, objective) for metric in kinds])
-        for objective, label in models.items()
-    ]
-    return [kind.removeprefix("asr/").removeprefix("jb_").replace("_", " ") for kind in kinds], (
-        rows if kinds else []
-    )
-
-
-def _before(results: pd.DataFrame, settings: Settings) -> Group:
-    return Group("Before the attack", _rows(results, {BASE: BASE_LABEL} | settings.objectives))
-
-
-def _after(results: pd.DataFrame, settings: Settings, every_ratio: bool = False) -> list[Group]:
-    if every_ratio:
-        places = [
-            (attack, f"{title}, p = {percent_of(p)}", [p])
-            for attack, title in settings.attacks.items()
-            for p in settings.ratios
-        ]
-    else:
-        places = [
-            (attack, title, list(settings.counted_ratios))
-            for attack, title in settings.attacks.items()
-        ]
-    return [
-        Group(title, _rows(results, settings.objectives, attack, ratios))
-        for attack, title, ratios in places
-    ]
-
-
-def _rows(
-    results: pd.DataFrame,
-    models: Mapping[str, str],
-    attack: str | None = None,
-    ratios: Sequence[float] | None = None,
-) -> list[Row]:
-    """One row per model, given by key and label, with all figures."""
-    return [
-        Row(label, [estimate(results, metric, key, attack, ratios) for metric in FIGURES])
-        for key, label in models.items()
-    ]
-
-
-def _measured(groups: list[Group]) -> FigureTable:
-    """Groups as a table, without the columns that nothing in it was measured for."""
-    kept = [
-        i
-        for i in range(len(FIGURES))
-        if any(row.cells[i] is not None for group in groups for row in group.rows)
-    ]
-    rows = [
-        Group(group.title, [Row(row.label, [row.cells[i] for i in kept]) for row in group.rows])
-        for group in groups
-    ]
-    return FigureTable([list(FIGURES)[i] for i in kept], rows)
-
-
-# MERGED from temper.report.table: The result as a booktabs table.
-
-
-LATEX_NAMES = {
-    "harmful_score": "HS",
-    "harmful_score_lenient": "HS$_\\ell$",
-    "fine_tune_accuracy": "FA",
-    "refusal_rate": "Ref.",
-    "over_refusal_rate": "Over",
-    "safe_accuracy": "Safe",
-    "degenerate_rate": "Deg.",
-}
-SPECIAL = {
+LABEL_WIDTH = 28  # characters of a model's label in a terminal
+LATEX_ESCAPES = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
@@ -184,23 +29,141 @@ SPECIAL = {
     "|": r"\textbar{}",
 } | {letter: f"\\{letter}" for letter in "&%$#_{}"}
 
+# -- as data
 
-def escape(text: str) -> str:
-    """Text that LaTeX prints as it stands."""
-    return "".join(SPECIAL.get(letter, letter) for letter in " ".join(text.split()))
+
+@dataclass(frozen=True)
+class Row:
+    """A model's label and its metrics in the order of the columns; None: not measured."""
+
+    label: str
+    cells: list[Estimate | None]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows of one moment: before the attack, or after one attack."""
+
+    title: str
+    rows: list[Row]
+
+
+@dataclass(frozen=True)
+class MetricTable:
+    """Groups of rows with the same columns.
+
+    Attributes:
+        metrics: One per column.
+        groups: Their rows have as many cells.
+    """
+
+    metrics: list[SafetyMetricEntry]
+    groups: list[Group]
+
+
+def before_table(results: pd.DataFrame, settings: Settings) -> MetricTable:
+    """The base model and every aligned model, before any attack."""
+    return _measured([_before(results, settings)])
+
+
+def after_table(
+    results: pd.DataFrame, settings: Settings, every_ratio: bool = False
+) -> MetricTable:
+    """Every objective after every attack.
+
+    Args:
+        results: The tidy table.
+        settings: The study.
+        every_ratio: Whether each harmful ratio has a group; otherwise the cells are means over the
+            ratios above 0.
+    """
+    return _measured(_after(results, settings, every_ratio))
+
+
+def whole_table(results: pd.DataFrame, settings: Settings) -> MetricTable:
+    """All models before the attack, then after each attack."""
+    after = [Group(f"After: {group.title}", group.rows) for group in _after(results, settings)]
+    return _measured([_before(results, settings), *after])
+
+
+def jailbreak_rows(results: pd.DataFrame, settings: Settings) -> tuple[list[str], list[Row]]:
+    """Attack success rates of jailbreak prompts before any attack: names of the jailbreaks, and a
+    row per model; no rows if none was measured.
+    """
+    keys = [key for key in results["metric"].unique() if key.startswith(ASR)]
+    names = [jailbreak_name(key) for key in keys]
+    if not keys:
+        return names, []
+    rows = [
+        Row(label, [estimate(results, key, objective) for key in keys])
+        for objective, label in _models(settings).items()
+    ]
+    return names, rows
+
+
+def _models(settings: Settings) -> dict[str, str]:
+    """Keys and labels of the models before any attack."""
+    return {BASE: BASE_LABEL} | settings.objectives
+
+
+def _before(results: pd.DataFrame, settings: Settings) -> Group:
+    return Group("Before the attack", _rows(results, _models(settings)))
+
+
+def _after(results: pd.DataFrame, settings: Settings, every_ratio: bool = False) -> list[Group]:
+    groups = []
+    for attack, title in settings.attacks.items():
+        if not every_ratio:
+            rows = _rows(results, settings.objectives, attack, settings.counted_ratios)
+            groups.append(Group(title, rows))
+            continue
+        for p in settings.ratios:
+            rows = _rows(results, settings.objectives, attack, [p])
+            groups.append(Group(f"{title}, p = {percent_of(p)}", rows))
+    return groups
+
+
+def _rows(
+    results: pd.DataFrame,
+    models: Mapping[str, str],
+    attack: str | None = None,
+    ratios: Sequence[float] | None = None,
+) -> list[Row]:
+    """A row with all metrics for every model, given by key and label."""
+    return [
+        Row(label, [estimate(results, entry.key, model, attack, ratios) for entry in BY_COLUMN])
+        for model, label in models.items()
+    ]
+
+
+def _measured(groups: list[Group]) -> MetricTable:
+    """A table of the groups, without the columns that have no value."""
+    kept = [
+        i
+        for i in range(len(BY_COLUMN))
+        if any(row.cells[i] is not None for group in groups for row in group.rows)
+    ]
+    narrowed = [
+        Group(group.title, [Row(row.label, [row.cells[i] for i in kept]) for row in group.rows])
+        for group in groups
+    ]
+    return MetricTable([BY_COLUMN[i] for i in kept], narrowed)
+
+
+# -- in LaTeX
 
 
 def latex_table(results: pd.DataFrame, study: dict[str, Any]) -> str:
-    """Every model before the attack and after each, in %, means over seeds.
+    """A booktabs table of every model before the attack and after each, in %, means over seeds.
 
     Args:
         results: The tidy table (``results.csv``).
         study: The study's YAML.
     """
     settings = read_settings(study)
-    figures = whole_table(results, settings)
-    legend = "; ".join(map(": ".join, figures.legend(LATEX_NAMES)))
-    names = [LATEX_NAMES[metric] for metric in figures.metrics]
+    table = whole_table(results, settings)
+    headings = ["Model", *(entry.latex for entry in table.metrics)]
+    legend = "; ".join(f"{entry.latex}: {latex_text(entry.meaning)}" for entry in table.metrics)
     seeds = "one seed" if len(settings.seeds) == 1 else f"mean over {len(settings.seeds)} seeds"
     title = settings.title if settings.title.endswith((".", "?", "!")) else f"{settings.title}."
     lines = [
@@ -208,73 +171,58 @@ def latex_table(results: pd.DataFrame, study: dict[str, Any]) -> str:
         r"\begin{table}",
         r"  \centering\small\setlength{\tabcolsep}{4pt}",
         (
-            f"  \\caption{{{escape(title)} All in \\%, {seeds}; after an attack,"
-            f" {escape(settings.ratio_words)}. {legend}.}}"
+            f"  \\caption{{{latex_text(title)} All in \\%, {seeds}; after an attack,"
+            f" {latex_text(settings.ratio_words)}. {legend}.}}"
         ),
-        rf"  \begin{{tabular}}{{l{'r' * len(names)}}}",
+        rf"  \begin{{tabular}}{{l{'r' * len(table.metrics)}}}",
         r"    \toprule",
-        f"    {' & '.join(['Model', *names])} \\\\",
+        f"    {' & '.join(headings)} \\\\",
     ]
-    for group in figures.groups:
-        lines += [
-            r"    \midrule",
-            rf"    \multicolumn{{{len(names) + 1}}}{{l}}{{\emph{{{escape(group.title)}}}}} \\",
-        ]
-        lines += [
-            f"    {' & '.join([escape(row.label), *map(_latex_cell, row.cells)])} \\\\"
-            for row in group.rows
-        ]
+    for group in table.groups:
+        title_cell = rf"\multicolumn{{{len(headings)}}}{{l}}{{\emph{{{latex_text(group.title)}}}}}"
+        lines += [r"    \midrule", rf"    {title_cell} \\"]
+        for row in group.rows:
+            cells = [latex_text(row.label), *(_cell(cell, "--") for cell in row.cells)]
+            lines.append(f"    {' & '.join(cells)} \\\\")
     lines += [r"    \bottomrule", r"  \end{tabular}", r"\end{table}"]
     return "\n".join(lines) + "\n"
 
 
-def _latex_cell(figure: Estimate | None) -> str:
-    return "--" if figure is None else f"{100 * figure.value:.1f}"
+def latex_text(text: str) -> str:
+    """Text on one line with LaTeX's special characters escaped."""
+    return "".join(LATEX_ESCAPES.get(letter, letter) for letter in " ".join(text.split()))
 
 
-# MERGED from temper.report.table: The result on one screen.
-
-
-TERMINAL_NAMES = {
-    "harmful_score": "HS",
-    "harmful_score_lenient": "HS~",
-    "fine_tune_accuracy": "FA",
-    "refusal_rate": "ref.",
-    "over_refusal_rate": "over",
-    "safe_accuracy": "safe",
-    "degenerate_rate": "deg.",
-}
-LABEL_WIDTH = 28
+# -- in a terminal
 
 
 def result_table(results: pd.DataFrame, study: dict[str, Any]) -> Table:
-    """Every model before the attack and after each, in %; fits in 90 columns however many attacks
-    there are.
+    """A table of every model before the attack and after each, in %; at most 90 columns wide.
 
     Args:
         results: The tidy table (``results.csv``).
         study: The study's YAML.
     """
     settings = read_settings(study)
-    figures = whole_table(results, settings)
-    legend = "; ".join(map(": ".join, figures.legend(TERMINAL_NAMES)))
+    metrics = whole_table(results, settings)
+    legend = "; ".join(f"{entry.short}: {entry.meaning}" for entry in metrics.metrics)
     table = Table(
-        # Text, not str: a label's square brackets are no markup.
+        # Text, not str: square brackets in a label are not markup.
         title=Text(settings.title),
         caption=Text(f"All in %; after an attack, {settings.ratio_words}. {legend}."),
         box=box.SIMPLE_HEAD,
         pad_edge=False,
     )
     table.add_column("", min_width=12, max_width=LABEL_WIDTH, overflow="fold")
-    for metric in figures.metrics:
-        table.add_column(TERMINAL_NAMES[metric], justify="right", no_wrap=True)
-    for group in figures.groups:
+    for entry in metrics.metrics:
+        table.add_column(entry.short, justify="right", no_wrap=True)
+    for group in metrics.groups:
         table.add_row(Text(group.title, style="bold"))
         for row in group.rows:
-            table.add_row(Text(f"  {row.label}"), *map(_terminal_cell, row.cells))
+            table.add_row(Text(f"  {row.label}"), *(_cell(cell, "–") for cell in row.cells))
         table.add_section()
     return table
 
 
-def _terminal_cell(figure: Estimate | None) -> str:
-    return "–" if figure is None else f"{100 * figure.value:.1f}"
+def _cell(cell: Estimate | None, missing: str) -> str:
+    return missing if cell is None else percent(cell.value)

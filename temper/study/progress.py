@@ -13,18 +13,12 @@ from rich.console import Console
 from snakemake_interface_logger_plugins.base import LogHandlerBase
 from snakemake_interface_logger_plugins.registry import LoggerPluginRegistry
 
-SHOWN = {
-    "harmful_score": "HS",
-    "refusal_rate": "refusal",
-    "safe_accuracy": "safe",
-    "fine_tune_accuracy": "FA",
-}
 TAIL = 15  # lines of a failed stage's log
 RESTARTED = re.compile(r"Trying to restart job (\d+)")  # Snakemake has no event for it
 
 
 class LogHandler(LogHandlerBase):
-    """Prints ``stage, seconds, figures`` when a stage is done, the end of its log if it failed, and
+    """Prints ``stage, seconds, metrics`` when a stage is done, the end of its log if it failed, and
     how often it was tried.
     """
 
@@ -74,7 +68,7 @@ class LogHandler(LogHandlerBase):
         if failures := self._failures[job["jobid"]]:
             line += f"   attempt {failures + 1}"
         self.console.print(
-            f"{line}   [dim]{self._figures(job)}[/dim]", highlight=False, soft_wrap=True
+            f"{line}   [dim]{self._metrics(job)}[/dim]", highlight=False, soft_wrap=True
         )
 
     def _failed(self, job: dict[str, Any] | None, reason: str) -> None:
@@ -117,14 +111,16 @@ class LogHandler(LogHandlerBase):
             ]
         )
 
-    def _figures(self, job: dict[str, Any]) -> str:
+    def _metrics(self, job: dict[str, Any]) -> str:
+        from temper.metrics.table import SAFETY_METRICS  # brings torchmetrics, which takes seconds
+
         for output in job["output"] or ():
             if Path(str(output)).name == "evaluation.json":
                 metrics = json.loads(Path(str(output)).read_text())["metrics"]
                 return "  ".join(
-                    f"{title} {100 * metrics[name]['value']:.0f}%"
-                    for name, title in SHOWN.items()
-                    if name in metrics
+                    f"{entry.short} {100 * metrics[entry.key]['value']:.0f}%"
+                    for entry in SAFETY_METRICS
+                    if entry.in_progress and entry.key in metrics
                 )
         return ""
 

@@ -34,6 +34,7 @@ TRAINING_CODE = (
     "temper/proxy",
     "temper/synthetic",
     "temper/schedules.py",
+    "temper/checkpoint_file.py",
     "temper/sharded_checkpoint.py",
     "temper/ranks.py",
     "temper/slurm.py",

@@ -1,4 +1,4 @@
-"""The synthetic safety language: abstract symbols in which refusal is decided by a program."""
+"""The synthetic safety language: prompts over abstract symbols, judged exactly by a program."""
 
 from temper.synthetic.checker import Verdict, check_response
 from temper.synthetic.language import Language

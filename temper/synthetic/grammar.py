@@ -1,11 +1,11 @@
-"""Probabilistic context-free grammars, sampled by the batch.
+"""Probabilistic context-free grammars (PCFGs), sampled in batches.
 
-A grammar is a ladder of levels: a non-terminal of level i rewrites to two or three non-terminals
-of level i+1, one of the last level to three letters; choices are uniform. The third level holds the
-*concepts*, the first half safe, the second unsafe. Every letter remembers the concept it came
-from, so a window's make-up is known exactly.
+A non-terminal of level i rewrites to two or three non-terminals of level i+1, a non-terminal of the
+last level to three letters; all rules of a symbol are equally likely. The third level holds the
+*concepts*: the first half are safe, the second half unsafe. Sampling tracks the concept behind each
+letter, so the share of unsafe letters in a text is known exactly.
 
-Shapes: `B` texts, `N` symbols of a sentence, `T` letters of a text.
+Shapes: `B` sentences, `N` symbols of a sentence.
 """
 
 from dataclasses import dataclass
@@ -15,45 +15,54 @@ import numpy as np
 from temper.synthetic.spec import LanguageSpec
 
 PAD = -1
-CONCEPT_LEVEL = 2
-LEAF = 3  # letters per leaf production
+CONCEPT_LEVEL = 2  # index into LanguageSpec.levels
+LEAF = 3  # letters per leaf rule
 
 
 @dataclass(frozen=True)
 class Grammar:
-    """Rules as index tables: ``rules[level][symbol, choice, position]``, padded with -1."""
+    """One PCFG.
+
+    Attributes:
+        rules: A table per level, ``rules[level][symbol, rule, position]``, padded with -1. It holds
+            symbols of the next level; in the last table, letters.
+        n_concepts: Non-terminals of the concept level.
+    """
 
     rules: tuple[np.ndarray, ...]
     n_concepts: int
 
-    def sentences(self, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Draw ``n`` sentences from the root.
+    def draw_sentences(self, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Draw ``n`` sentences from the root symbol.
 
         Returns:
-            letters_BN and unsafe_BN (True where the letter comes from an unsafe concept), padded
-            on the right with -1 and False.
+            letters_BN and unsafe_BN (True for letters of an unsafe concept), padded on the right
+            with -1 and False.
         """
         symbols_BN = np.zeros((n, 1), dtype=np.int64)
         unsafe_BN = np.zeros((n, 1), dtype=bool)
         for level, table in enumerate(self.rules):
             if level == CONCEPT_LEVEL:
                 unsafe_BN = symbols_BN >= self.n_concepts // 2
-            choice_BN = rng.integers(0, _choices(table)[np.maximum(symbols_BN, 0)])
+            choice_BN = rng.integers(0, _count_rules(table)[np.maximum(symbols_BN, 0)])
             expanded = table[np.maximum(symbols_BN, 0), choice_BN]
             expanded[symbols_BN == PAD] = PAD
-            provenance = np.repeat(unsafe_BN, table.shape[2], axis=1)
+            inherited = np.repeat(unsafe_BN, table.shape[2], axis=1)
             symbols_BN = expanded.reshape(n, -1)
-            symbols_BN, unsafe_BN = _compact(symbols_BN, provenance & (symbols_BN != PAD))
+            symbols_BN, unsafe_BN = _move_padding_right(symbols_BN, inherited & (symbols_BN != PAD))
         return symbols_BN, unsafe_BN
 
 
-def _choices(table: np.ndarray) -> np.ndarray:
+def _count_rules(table: np.ndarray) -> np.ndarray:
+    """Number of rules of each symbol."""
     counts: np.ndarray = (table[:, :, 0] != PAD).sum(axis=1)
     return counts
 
 
-def _compact(symbols_BN: np.ndarray, flags_BN: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Move the padding to the right end and cut what is padding everywhere."""
+def _move_padding_right(
+    symbols_BN: np.ndarray, flags_BN: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Move padding to the right end and drop columns that hold nothing else."""
     order = np.argsort(symbols_BN == PAD, axis=1, kind="stable")
     width = int((symbols_BN != PAD).sum(axis=1).max())
     order = order[:, :width]
@@ -66,8 +75,8 @@ def build_grammars(spec: LanguageSpec, rng: np.random.Generator) -> list[Grammar
     for level, width in enumerate(spec.levels[:-1]):
         n_rules = spec.n_root_rules if level == 0 else 2
         children = np.arange(spec.levels[level + 1])
-        # A rule that writes concepts writes concepts of one class, by turns: so texts dominated by
-        # either class are common, and a text of mixed concepts is one that spans two such rules.
+        # Each rule that produces concepts produces concepts of one class, alternating. Texts
+        # dominated by either class are then common; a mixed text spans two such rules.
         classes = np.array_split(children, 2) if level + 1 == CONCEPT_LEVEL else [children]
         inner.append(_inner_rules(width, n_rules, classes, rng))
     return [
@@ -79,8 +88,9 @@ def build_grammars(spec: LanguageSpec, rng: np.random.Generator) -> list[Grammar
 def _inner_rules(
     width: int, n_rules: int, classes: list[np.ndarray], rng: np.random.Generator
 ) -> np.ndarray:
+    """Draw ``n_rules`` rules of two or three children for each of ``width`` symbols."""
     table = np.full((width, n_rules, 3), PAD, dtype=np.int64)
-    # Each child is used at least once (where there is room), else a concept could be unreachable.
+    # Use each child at least once (if there are enough places): every concept stays reachable.
     pools = [list(rng.permutation(members)) for members in classes]
     for symbol in range(width):
         for rule in range(n_rules):
@@ -93,6 +103,7 @@ def _inner_rules(
 
 
 def _leaf_rules(spec: LanguageSpec, rng: np.random.Generator) -> np.ndarray:
+    """Draw distinct letter triples, ``n_leaf_rules`` for each symbol of the last level."""
     width = spec.levels[-1]
     codes = rng.choice(spec.n_letters**LEAF, size=width * spec.n_leaf_rules, replace=False)
     digits = [codes // spec.n_letters**power % spec.n_letters for power in range(LEAF)]

@@ -1,8 +1,9 @@
-"""A language: grammars, operators, and which operator is unsafe on which text.
+"""The synthetic language: grammars, operators, and the rule for which operators are unsafe.
 
 ``unsafe(op, text) = op in A, or op in C and text unsafe-dominant`` (Jain et al. 2024, section 3).
 
-Shapes: `B` prompts, `T` letters of a text, `O` operators of a prompt. Texts are padded with -1.
+Shapes: `B` prompts, `T` letters of a text, `N` letters of a sentence, `O` operators of a prompt (in
+tables: operator tokens), `G` grammars, `V` letters of the alphabet. Texts are padded with -1.
 """
 
 from dataclasses import dataclass
@@ -14,17 +15,20 @@ from temper.errors import TemperError
 from temper.synthetic.grammar import PAD, Grammar, build_grammars
 from temper.synthetic.spec import LanguageSpec
 
-SAFE, MIXED, UNSAFE = 0, 1, 2  # dominance of a text
-CLASS_I, CLASS_A, CLASS_C, CLASS_S, CLASS_TASK = (
-    0,
-    1,
-    2,
-    3,
-    4,
-)  # identity, always, contextual, safe, task
+# Dominance of a text: the class of concepts behind most of its letters.
+SAFE = 0
+MIXED = 1
+UNSAFE = 2
 
-# Texts belong to a split by a hash of their letters, so that no two splits share a text, whichever
-# stage, seed or process draws them.
+# Classes of operators.
+CLASS_I = 0  # the identity
+CLASS_A = 1  # unsafe on every text
+CLASS_C = 2  # contextual: unsafe on unsafe-dominant texts
+CLASS_S = 3  # safe on every text
+CLASS_TASK = 4  # the user's task
+
+# A hash of its letters assigns a text to a split, so splits share no text, whichever stage, seed or
+# process draws them. Ranges of hash buckets:
 SPLITS: dict[str, range] = {
     "instruct": range(0, 10),
     "alignment": range(10, 14),
@@ -36,7 +40,13 @@ N_BUCKETS = 20
 
 @dataclass(frozen=True)
 class Texts:
-    """Drawn texts: letters_BT (padded with -1), dominance_B and grammar_B."""
+    """A batch of texts.
+
+    Attributes:
+        letters_BT: Letters from 0, padded on the right with -1.
+        dominance_B: `SAFE`, `MIXED` or `UNSAFE`.
+        grammar_B: Index of the grammar that produced the text.
+    """
 
     letters_BT: np.ndarray
     dominance_B: np.ndarray
@@ -51,24 +61,28 @@ class Language:
 
     @cached_property
     def grammars(self) -> list[Grammar]:
-        """The PCFGs."""
+        """The PCFGs of the language."""
         return build_grammars(self.spec, np.random.default_rng([self.spec.language_seed, 1]))
 
     @cached_property
     def permutation_OV(self) -> np.ndarray:
-        """Letter map of every operator token; row 0 is the identity, duplicates repeat a row."""
-        spec, rng = self.spec, np.random.default_rng([self.spec.language_seed, 2])
-        fresh = [np.arange(spec.n_letters)]
-        while len(fresh) < spec.n_base_operators + spec.n_task_operators:
+        """Permutation of the letters that each operator token applies; row 0 is the identity and
+        duplicates repeat the row of their base operator.
+        """
+        spec = self.spec
+        rng = np.random.default_rng([spec.language_seed, 2])
+        distinct = [np.arange(spec.n_letters)]
+        while len(distinct) < spec.n_base_operators + spec.n_task_operators:
             candidate = rng.permutation(spec.n_letters)
-            if not any((candidate == other).all() for other in fresh):
-                fresh.append(candidate)
-        base, tasks = fresh[: spec.n_base_operators], fresh[spec.n_base_operators :]
+            if not any((candidate == other).all() for other in distinct):
+                distinct.append(candidate)
+        base = distinct[: spec.n_base_operators]
+        tasks = distinct[spec.n_base_operators :]
         return np.stack(base + [base[i] for i in self.duplicate_of] + tasks)
 
     @cached_property
     def duplicate_of(self) -> list[int]:
-        """Base operator behind each duplicate: classes A, C and S in turn, as far as they go."""
+        """Base operator of each duplicate: from classes A, C and S in turn, until they run out."""
         by_class = [
             [i for i, c in enumerate(self._base_classes) if c == k]
             for k in (CLASS_A, CLASS_C, CLASS_S)
@@ -95,8 +109,8 @@ class Language:
     def operator_class_GO(self) -> np.ndarray:
         """Class of every operator token under every grammar.
 
-        The non-identity classes rotate from grammar to grammar, so an operator that is always
-        unsafe under one grammar may be safe under another.
+        Classes other than the identity's rotate from grammar to grammar: an operator that is
+        always unsafe under one grammar may be safe under another.
         """
         base = self._base_classes
         rows = []
@@ -118,7 +132,7 @@ class Language:
 
     @property
     def task_operators(self) -> np.ndarray:
-        """Ids of the operators of the user's task."""
+        """Ids of the operators of the user's task, seen in fine-tuning only."""
         return (
             self.spec.n_base_operators
             + self.spec.n_duplicates
@@ -133,19 +147,19 @@ class Language:
         )
         return unsafe_BO
 
-    def apply(self, letters_BT: np.ndarray, operators_BO: np.ndarray) -> np.ndarray:
-        """Apply operators left to right to every letter; padding stays padding."""
+    def apply_operators(self, letters_BT: np.ndarray, operators_BO: np.ndarray) -> np.ndarray:
+        """Apply each prompt's operators to every letter, left to right; padding stays padding."""
         result = letters_BT
         for operators_B in operators_BO.T:
             mapped = self.permutation_OV[operators_B[:, None], np.maximum(result, 0)]
             result = np.where(result == PAD, PAD, mapped)
         return result
 
-    def texts(self, n: int, split: str, rng: np.random.Generator) -> Texts:
-        """Draw ``n`` texts of a split: windows of sentences, safe, mixed or unsafe as they fall.
+    def draw_texts(self, n: int, split: str, rng: np.random.Generator) -> Texts:
+        """Draw ``n`` texts of a split: windows of random sentences, of any dominance.
 
         Raises:
-            TemperError: unknown split, or the language has no text of that length in it.
+            TemperError: unknown split, or it has no text of the language's length.
         """
         if split not in SPLITS:
             raise TemperError(f"split={split!r}: choose one of {', '.join(SPLITS)}")
@@ -157,27 +171,25 @@ class Language:
                     f"text_length={self.spec.text_length}: no such text in the {split!r} split;"
                     " change it or levels"
                 )
-            drawn = self._windows(
-                max(64, 5 * (n - count) * N_BUCKETS // (4 * len(SPLITS[split]))), rng
-            )
-            bucket_B = _bucket(drawn.letters_BT, self.spec.n_letters)
-            keep = np.isin(bucket_B, SPLITS[split])
-            kept.append(_rows(drawn, keep))
+            # A quarter more than the split's share of the buckets needs on average.
+            n_windows = max(64, 5 * (n - count) * N_BUCKETS // (4 * len(SPLITS[split])))
+            drawn = self._draw_windows(n_windows, rng)
+            keep = np.isin(_hash_buckets(drawn.letters_BT), SPLITS[split])
+            kept.append(_select(drawn, keep))
             count += int(keep.sum())
-        return _rows(_concatenate(kept), np.arange(n))
+        return _select(_concatenate(kept), np.arange(n))
 
-    def check(self) -> None:
-        """Refuse a language in which a class of texts hardly occurs.
+    def check_dominance(self) -> None:
+        """Raise if safe-dominant or unsafe-dominant texts hardly occur.
 
         Without unsafe-dominant texts no contextual operator is ever unsafe, and the operator alone
         would decide what to refuse.
 
         Raises:
-            TemperError: fewer than 5 % of texts are safe- or unsafe-dominant.
+            TemperError: fewer than 5 % of texts are safe-dominant, or unsafe-dominant.
         """
-        dominance_B = self.texts(
-            2000, "instruct", np.random.default_rng([self.spec.language_seed, 3])
-        ).dominance_B
+        rng = np.random.default_rng([self.spec.language_seed, 3])
+        dominance_B = self.draw_texts(2000, "instruct", rng).dominance_B
         for value, name in ((SAFE, "safe"), (UNSAFE, "unsafe")):
             share = float((dominance_B == value).mean())
             if share < 0.05:
@@ -187,14 +199,15 @@ class Language:
                     f" dominance={self.spec.dominance}, shorten text_length or choose another seed"
                 )
 
-    def _windows(self, n: int, rng: np.random.Generator) -> Texts:
+    def _draw_windows(self, n: int, rng: np.random.Generator) -> Texts:
+        """Cut one random window out of each of ``n`` sentences; those too short are dropped."""
         shortest, longest = self.spec.text_length
         grammar_B = np.sort(rng.integers(0, self.spec.n_grammars, n))
         letters_BT = np.full((n, longest), PAD, dtype=np.int64)
-        share_B = np.zeros(n)
+        unsafe_share_B = np.zeros(n)
         for index, grammar in enumerate(self.grammars):
             (rows,) = np.nonzero(grammar_B == index)
-            letters_BN, unsafe_BN = grammar.sentences(len(rows), rng)
+            letters_BN, unsafe_BN = grammar.draw_sentences(len(rows), rng)
             size_B = (letters_BN != PAD).sum(axis=1)
             length_B = np.minimum(rng.integers(shortest, longest + 1, len(rows)), size_B)
             start_B = rng.integers(0, size_B - length_B + 1)
@@ -202,21 +215,19 @@ class Language:
             inside = np.arange(longest) < length_B[:, None]
             position = np.minimum(position, letters_BN.shape[1] - 1)
             letters_BT[rows] = np.where(inside, np.take_along_axis(letters_BN, position, 1), PAD)
-            share_B[rows] = (np.take_along_axis(unsafe_BN, position, 1) & inside).sum(
-                1
-            ) / np.maximum(length_B, 1)
+            n_unsafe_B = (np.take_along_axis(unsafe_BN, position, 1) & inside).sum(1)
+            unsafe_share_B[rows] = n_unsafe_B / np.maximum(length_B, 1)
         dominance_B = np.full(n, MIXED)
-        dominance_B[share_B >= self.spec.dominance] = UNSAFE
-        dominance_B[1 - share_B >= self.spec.dominance] = (
-            SAFE  # not share <= 1 - dominance: 0.2 > 1 - 0.8 in floats
-        )
+        dominance_B[unsafe_share_B >= self.spec.dominance] = UNSAFE
+        # Not share <= 1 - dominance: in floating point 0.2 > 1 - 0.8.
+        dominance_B[1 - unsafe_share_B >= self.spec.dominance] = SAFE
         keep = (letters_BT != PAD).sum(axis=1) >= shortest
         shuffled = rng.permutation(np.nonzero(keep)[0])
-        return _rows(Texts(letters_BT, dominance_B, grammar_B), shuffled)
+        return _select(Texts(letters_BT, dominance_B, grammar_B), shuffled)
 
 
-def _bucket(letters_BT: np.ndarray, n_letters: int) -> np.ndarray:
-    """A hash in [0, N_BUCKETS) of each text (multiply, add, xor-shift in 64 bits)."""
+def _hash_buckets(letters_BT: np.ndarray) -> np.ndarray:
+    """Hash bucket in [0, N_BUCKETS) of each text (multiply, add, xor-shift in 64 bits)."""
     value = np.zeros(len(letters_BT), dtype=np.uint64)
     for column in letters_BT.T:
         value = value * np.uint64(6364136223846793005) + (column + 2).astype(np.uint64)
@@ -224,7 +235,7 @@ def _bucket(letters_BT: np.ndarray, n_letters: int) -> np.ndarray:
     return ((value >> np.uint64(16)) % np.uint64(N_BUCKETS)).astype(np.int64)
 
 
-def _rows(texts: Texts, index: np.ndarray) -> Texts:
+def _select(texts: Texts, index: np.ndarray) -> Texts:
     return Texts(texts.letters_BT[index], texts.dominance_B[index], texts.grammar_B[index])
 
 

@@ -1,9 +1,9 @@
-"""Prompts of each kind, drawn by the batch.
+"""Prompts of the synthetic language: random texts with operators of a given safety.
 
-Shapes: `B` prompts, `O` operator slots, `K` operator tokens.
+Shapes: `B` prompts, `O` operator slots of a prompt, `K` all operator tokens.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -14,13 +14,13 @@ from temper.synthetic.language import CLASS_C, MIXED, Language, Texts
 
 
 class Kind(StrEnum):
-    """What a prompt asks for.
+    """Kinds of prompts (jailbreaks after Jain et al. 2024).
 
-    ``instruct``: any operators, base or duplicate, on any text; ``safe`` and ``unsafe``: every
-    operator but the identity is safe (unsafe) on a dominated text; ``task``: an operator of the
-    user's task; the jailbreaks ``jb_co_task`` (each pair holds an unsafe and a safe operator),
-    ``jb_co_text`` (contextual operators on a half-safe, half-unsafe text) and ``jb_misgen``
-    (unsafe duplicates, which safety training never shows).
+    ``instruct``: any base or duplicate operators on any text. ``safe``, ``unsafe``: every operator
+    other than the identity is safe (unsafe), the text safe- or unsafe-dominant. ``task``: an
+    operator of the user's task. ``jb_co_task``: competing tasks, a safe and an unsafe operator in
+    each pair. ``jb_co_text``: competing text, contextual operators on a mixed text. ``jb_misgen``:
+    mismatched generalisation, unsafe duplicates that safety training never shows.
     """
 
     INSTRUCT = "instruct"
@@ -34,7 +34,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Prompts:
-    """Operators and texts of a set of prompts of one kind."""
+    """A batch of prompts of one kind: operators (tokens from 0) and texts."""
 
     kind: Kind
     operators_BO: np.ndarray
@@ -42,6 +42,19 @@ class Prompts:
 
     def __len__(self) -> int:
         return len(self.operators_BO)
+
+    def __getitem__(self, index: slice | np.ndarray) -> "Prompts":
+        """The prompts with these numbers, in this order."""
+        texts = self.texts
+        return Prompts(
+            self.kind,
+            self.operators_BO[index],
+            Texts(texts.letters_BT[index], texts.dominance_B[index], texts.grammar_B[index]),
+        )
+
+
+#: Prompts, and whether the rows made of them carry them out (True) or refuse them (False).
+AnsweredPrompts = tuple[Prompts, bool]
 
 
 def draw_prompts(
@@ -56,21 +69,20 @@ def draw_prompts(
 
     Args:
         language: Language of the prompts.
-        kind: What they ask for.
-        n: How many.
+        kind: Kind of the prompts.
+        n: Number of prompts.
         split: Split of their texts.
-        rng: Source of randomness.
-        avoid: Keys (see `prompt_keys`) that must not be drawn. A text can, rarely, be written by
-            safe concepts as well as by unsafe ones; the same prompt must not be refused and
-            answered.
+        rng: Random generator.
+        avoid: Keys (see `prompt_keys`) of prompts that must not be drawn. Rarely, safe and unsafe
+            concepts produce the same text; the same prompt must not be both refused and answered.
 
     Raises:
-        TemperError: the language cannot make that many different prompts of that kind.
+        TemperError: the language has fewer distinct prompts of that kind.
     """
-    parts: list[Prompts] = []
+    batches: list[Prompts] = []
     seen: set[bytes] = set()
     avoided = set(avoid)
-    barren_rounds = 0
+    rounds_without_new = 0
     while len(seen) < n:
         batch = draw_batch(language, kind, max(64, 2 * (n - len(seen))), split, rng)
         fresh = []
@@ -78,45 +90,69 @@ def draw_prompts(
             if key not in seen and key not in avoided and len(seen) < n:
                 seen.add(key)
                 fresh.append(row)
-        parts.append(_take(batch, np.array(fresh, dtype=np.int64)))
-        barren_rounds = 0 if fresh else barren_rounds + 1
-        if barren_rounds == 10:
+        batches.append(batch[np.array(fresh, dtype=np.int64)])
+        rounds_without_new = 0 if fresh else rounds_without_new + 1
+        if rounds_without_new == 10:
             raise TemperError(
-                f"{n} distinct {kind} prompts asked of the {split!r} split, {len(seen)} found: "
-                "ask for fewer, or make the language larger (text_length, n_letters, n_leaf_rules)"
+                f"{n} distinct {kind} prompts needed from the {split!r} split, {len(seen)}"
+                " found: draw fewer, or make the language larger (text_length, n_letters,"
+                " n_leaf_rules)"
             )
-    return (
-        _join(parts)
-        if parts
-        else _take(draw_batch(language, kind, 1, split, rng), np.array([], dtype=np.int64))
-    )
+    if not batches:
+        return draw_batch(language, kind, 1, split, rng)[:0]
+    return join_prompts(batches)
 
 
 def prompt_keys(prompts: Prompts) -> list[bytes]:
-    """A key per prompt; prompts are equal exactly if their keys are."""
+    """One key per prompt; two prompts are equal if and only if their keys are."""
     joined = np.concatenate([prompts.operators_BO, prompts.texts.letters_BT], axis=1)
     return [row.tobytes() for row in joined]
+
+
+def join_prompts(batches: Sequence[Prompts]) -> Prompts:
+    """All prompts of at least one set, in order; their kind is that of the first set."""
+    return Prompts(
+        batches[0].kind,
+        np.concatenate([p.operators_BO for p in batches]),
+        Texts(
+            np.concatenate([p.texts.letters_BT for p in batches]),
+            np.concatenate([p.texts.dominance_B for p in batches]),
+            np.concatenate([p.texts.grammar_B for p in batches]),
+        ),
+    )
 
 
 def draw_batch(
     language: Language, kind: Kind, n: int, split: str, rng: np.random.Generator
 ) -> Prompts:
-    """Like `draw_prompts` without the check for repeats: for endless streams, in milliseconds."""
-    parts: list[Prompts] = []
+    """Draw ``n`` prompts that may repeat: faster than `draw_prompts`, for endless streams.
+
+    Raises:
+        TemperError: the language has no prompts of that kind.
+    """
+    batches: list[Prompts] = []
     for _ in range(1000):
-        texts = language.texts(n, split, rng)
-        operators_BO, valid_B = _SLOTS[kind](language, texts, rng)
-        parts.append(_take(Prompts(kind, operators_BO, texts), np.nonzero(valid_B)[0]))
-        if sum(map(len, parts)) >= n:
-            return _take(_join(parts), np.arange(n))
+        texts = language.draw_texts(n, split, rng)
+        operators_BO, valid_B = _DRAW_OPERATORS[kind](language, texts, rng)
+        batches.append(Prompts(kind, operators_BO, texts)[np.nonzero(valid_B)[0]])
+        if sum(map(len, batches)) >= n:
+            return join_prompts(batches)[:n]
     raise TemperError(
         f"no {kind} prompts in this language: check n_unsafe_operators, n_contextual_operators,"
         " n_duplicates and dominance"
     )
 
 
+# -- drawing operators: functions of (language, texts, rng) that return operators_BO and valid_B
+
+DrawOperators = Callable[
+    [Language, Texts, np.random.Generator],
+    tuple[np.ndarray, np.ndarray],
+]
+
+
 def _pick(allowed_BK: np.ndarray, n_slots: int, rng: np.random.Generator) -> np.ndarray:
-    """One allowed operator token per slot, uniformly; rows with none allowed get token 0."""
+    """Draw an allowed operator uniformly for each slot; rows without any get token 0."""
     scores = rng.random((allowed_BK.shape[0], n_slots, allowed_BK.shape[1]))
     picked: np.ndarray = np.where(allowed_BK[:, None, :], scores, -1.0).argmax(axis=2)
     return picked
@@ -125,7 +161,7 @@ def _pick(allowed_BK: np.ndarray, n_slots: int, rng: np.random.Generator) -> np.
 def _insert_identities(
     language: Language, operators_BO: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """Put the identity into one slot of a pair with the spec's probability."""
+    """Replace one operator of a pair by the identity, with the spec's probability; in place."""
     n = len(operators_BO)
     for pair in range(language.spec.n_pairs):
         hit_B = rng.random(n) < language.spec.identity_probability
@@ -134,8 +170,8 @@ def _insert_identities(
     return operators_BO
 
 
-def _allowed(language: Language, texts: Texts, tokens: np.ndarray, unsafe: bool) -> np.ndarray:
-    """Mask over all operator tokens: those of ``tokens`` with the wanted safety on each text."""
+def _mask_allowed(language: Language, texts: Texts, tokens: np.ndarray, unsafe: bool) -> np.ndarray:
+    """Mask ``B x K`` of the operators among ``tokens`` that are unsafe (safe) on each text."""
     all_BK = np.broadcast_to(
         np.arange(language.spec.n_operators), (len(texts.grammar_B), language.spec.n_operators)
     )
@@ -144,31 +180,32 @@ def _allowed(language: Language, texts: Texts, tokens: np.ndarray, unsafe: bool)
     return allowed
 
 
-Slots = Callable[
-    [Language, Texts, np.random.Generator], tuple[np.ndarray, np.ndarray]
-]  # operators_BO, valid_B
+def _draw_uniform_safety(
+    tokens_of: Callable[[Language], np.ndarray], unsafe: bool
+) -> DrawOperators:
+    """Operators that are all unsafe, or all safe, on a safe- or unsafe-dominant text."""
 
-
-def _uniform_safety(tokens_of: Callable[[Language], np.ndarray], unsafe: bool) -> Slots:
-    def slots(
+    def draw(
         language: Language, texts: Texts, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
-        allowed = _allowed(language, texts, tokens_of(language), unsafe)
+        allowed = _mask_allowed(language, texts, tokens_of(language), unsafe)
         operators = _pick(allowed, 2 * language.spec.n_pairs, rng)
         valid = allowed.any(axis=1) & (texts.dominance_B != MIXED)
         return _insert_identities(language, operators, rng), valid
 
-    return slots
+    return draw
 
 
-def _instruct(
+def _draw_instruct(
     language: Language, texts: Texts, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    n, spec = len(texts.grammar_B), language.spec
+    """Base operators, or duplicates alone, on any text."""
+    n = len(texts.grammar_B)
+    spec = language.spec
     operators = rng.integers(1, spec.n_base_operators, (n, 2 * spec.n_pairs))
-    if (
-        spec.n_duplicates
-    ):  # never composed with their originals, else JB-MisGen would be trained away
+    # A prompt never mixes duplicates with base operators: that would teach the model that they are
+    # the same, and JB-MisGen would fail.
+    if spec.n_duplicates:
         n_base = spec.n_base_operators
         share = spec.n_duplicates / (spec.n_duplicates + n_base - 1)
         duplicates = rng.integers(n_base, n_base + spec.n_duplicates, operators.shape)
@@ -176,9 +213,10 @@ def _instruct(
     return _insert_identities(language, operators, rng), np.ones(n, dtype=bool)
 
 
-def _task(
+def _draw_task(
     language: Language, texts: Texts, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
+    """A task operator and the identity in each pair, in either order."""
     n = len(texts.grammar_B)
     operators = np.zeros((n, 2 * language.spec.n_pairs), dtype=np.int64)
     for pair in range(language.spec.n_pairs):
@@ -187,12 +225,14 @@ def _task(
     return operators, texts.dominance_B != MIXED
 
 
-def _competing_task(
+def _draw_competing_task(
     language: Language, texts: Texts, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    base = language.base_operators
-    unsafe, safe = _allowed(language, texts, base, True), _allowed(language, texts, base, False)
-    n, n_pairs = len(texts.grammar_B), language.spec.n_pairs
+    """An unsafe and a safe operator in each pair, in either order."""
+    unsafe = _mask_allowed(language, texts, language.base_operators, unsafe=True)
+    safe = _mask_allowed(language, texts, language.base_operators, unsafe=False)
+    n = len(texts.grammar_B)
+    n_pairs = language.spec.n_pairs
     pairs = np.stack([_pick(unsafe, n_pairs, rng), _pick(safe, n_pairs, rng)], axis=2)
     flip = rng.random((n, n_pairs)) < 0.5
     pairs[flip] = pairs[flip][:, ::-1]
@@ -200,9 +240,10 @@ def _competing_task(
     return pairs.reshape(n, 2 * n_pairs), valid
 
 
-def _competing_text(
+def _draw_competing_text(
     language: Language, texts: Texts, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
+    """Contextual operators on a mixed text."""
     tokens = np.arange(language.spec.n_operators)
     contextual = language.operator_class_GO[texts.grammar_B] == CLASS_C
     allowed = contextual & np.isin(tokens, language.base_operators)
@@ -210,33 +251,14 @@ def _competing_text(
     return operators, (texts.dominance_B == MIXED) & allowed.any(1)
 
 
-_SLOTS = {
-    Kind.INSTRUCT: _instruct,
-    Kind.SAFE: _uniform_safety(lambda language: language.base_operators, unsafe=False),
-    Kind.UNSAFE: _uniform_safety(lambda language: language.base_operators, unsafe=True),
-    Kind.TASK: _task,
-    Kind.JB_CO_TASK: _competing_task,
-    Kind.JB_CO_TEXT: _competing_text,
-    Kind.JB_MISGEN: _uniform_safety(lambda language: language.duplicate_operators, unsafe=True),
+_DRAW_OPERATORS: dict[Kind, DrawOperators] = {
+    Kind.INSTRUCT: _draw_instruct,
+    Kind.SAFE: _draw_uniform_safety(lambda language: language.base_operators, unsafe=False),
+    Kind.UNSAFE: _draw_uniform_safety(lambda language: language.base_operators, unsafe=True),
+    Kind.TASK: _draw_task,
+    Kind.JB_CO_TASK: _draw_competing_task,
+    Kind.JB_CO_TEXT: _draw_competing_text,
+    Kind.JB_MISGEN: _draw_uniform_safety(
+        lambda language: language.duplicate_operators, unsafe=True
+    ),
 }
-
-
-def _take(prompts: Prompts, index: np.ndarray) -> Prompts:
-    texts = prompts.texts
-    return Prompts(
-        prompts.kind,
-        prompts.operators_BO[index],
-        Texts(texts.letters_BT[index], texts.dominance_B[index], texts.grammar_B[index]),
-    )
-
-
-def _join(parts: list[Prompts]) -> Prompts:
-    return Prompts(
-        parts[0].kind,
-        np.concatenate([p.operators_BO for p in parts]),
-        Texts(
-            np.concatenate([p.texts.letters_BT for p in parts]),
-            np.concatenate([p.texts.dominance_B for p in parts]),
-            np.concatenate([p.texts.grammar_B for p in parts]),
-        ),
-    )

@@ -1,7 +1,7 @@
-"""Sizes of the synthetic language, and the three presets.
+"""Sizes of the synthetic language, and its presets `tiny`, `small` and `paper`.
 
 Source: Jain et al., "What Makes and Breaks Safety Fine-tuning? A Mechanistic Study"
-(NeurIPS 2024, arXiv 2407.10264), section 3 and appendix; sizes of `paper` follow it.
+(NeurIPS 2024, arXiv 2407.10264), section 3 and appendix; the sizes of `paper` are theirs.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -13,7 +13,7 @@ from temper.errors import TemperError
 
 @dataclass(frozen=True)
 class LanguageSpec:
-    """Everything that defines a synthetic language; equal specs give equal languages.
+    """Full definition of a synthetic language: equal specs give equal languages.
 
     Args:
         n_letters: Size of the alphabet.
@@ -26,9 +26,9 @@ class LanguageSpec:
         n_unsafe_operators: Operators that are unsafe on any text (class A).
         n_contextual_operators: Operators unsafe on unsafe-dominant text only (class C).
         n_safe_operators: Operators safe on any text (class S), the identity not counted.
-        n_duplicates: Second names of base operators, seen in instruction training and absent
-            from safety training (JB-MisGen).
-        n_task_operators: Operators nobody has seen before the fine-tuning stage: the user's task.
+        n_duplicates: Operator tokens that repeat a base operator's function. Instruction training
+            shows them, safety training does not (JB-MisGen).
+        n_task_operators: Operators of the user's task, which no stage before fine-tuning shows.
         identity_probability: Share of operator pairs in which one of the two is the identity.
         dominance: Share of a text's letters that must come from concepts of one class for the
             text to count as dominated by it.
@@ -52,6 +52,10 @@ class LanguageSpec:
     language_seed: int = 0
 
     def __post_init__(self) -> None:
+        self._check_grammar()
+        self._check_operators()
+
+    def _check_grammar(self) -> None:
         if len(self.levels) < 3 or self.levels[0] != 1 or self.levels[2] < 2:
             raise TemperError(
                 f"levels={self.levels}: give at least three levels, one root first and at least "
@@ -62,12 +66,9 @@ class LanguageSpec:
                 f"text_length={self.text_length}: give (shortest, longest) with 1 <= shortest <="
                 " longest"
             )
-        # Fewer letters have fewer permutations than there are operators, or fewer triples than leaf
-        # rules.
-        n_functions, n_triples = (
-            self.n_base_operators + self.n_task_operators,
-            self.levels[-1] * self.n_leaf_rules,
-        )
+        # The alphabet needs a permutation for each operator and a triple for each leaf rule.
+        n_functions = self.n_base_operators + self.n_task_operators
+        n_triples = self.levels[-1] * self.n_leaf_rules
         enough = next(n for n in count(1) if factorial(n) >= n_functions and n**3 >= n_triples)
         if self.n_letters < enough:
             raise TemperError(
@@ -78,36 +79,38 @@ class LanguageSpec:
             raise TemperError(
                 f"n_pairs={self.n_pairs}, n_grammars={self.n_grammars}: give at least 1 of each"
             )
+        if not 0.5 < self.dominance <= 1.0:
+            raise TemperError(f"dominance={self.dominance}: give a share in (0.5, 1]")
+
+    def _check_operators(self) -> None:
         if not 0 <= self.identity_probability <= 1:
             raise TemperError(
                 f"identity_probability={self.identity_probability}: give a share in [0, 1]"
             )
-        if not 0.5 < self.dominance <= 1.0:
-            raise TemperError(f"dominance={self.dominance}: give a share in (0.5, 1]")
         if self.n_duplicates and self.n_duplicates > self.n_base_operators - 1:
             raise TemperError(
-                f"n_duplicates={self.n_duplicates}: at most {self.n_base_operators - 1} here, one"
-                " for each base operator other than the identity"
+                f"n_duplicates={self.n_duplicates}: at most {self.n_base_operators - 1}, one for"
+                " each base operator other than the identity; give fewer"
             )
 
     @property
     def n_base_operators(self) -> int:
-        """Base operators, the identity (number 0) counted."""
+        """Number of base operators, including the identity (token 0)."""
         return 1 + self.n_unsafe_operators + self.n_contextual_operators + self.n_safe_operators
 
     @property
     def n_operators(self) -> int:
-        """All operator tokens: base, duplicate, task."""
+        """Number of operator tokens: base, duplicate and task."""
         return self.n_base_operators + self.n_duplicates + self.n_task_operators
 
     @property
     def prompt_length(self) -> int:
-        """Tokens of the longest prompt: BOS, operators, SOT, text, EOT."""
+        """Length of the longest prompt in tokens: BOS, operators, SOT, text, EOT."""
         return 1 + 2 * self.n_pairs + 1 + self.text_length[1] + 1
 
     @property
     def response_length(self) -> int:
-        """Tokens of the longest response: (output, STOP) per pair, EOS."""
+        """Length of the longest response in tokens: (output, STOP) per pair, EOS."""
         return self.n_pairs * (self.text_length[1] + 1) + 1
 
 
@@ -144,10 +147,10 @@ PRESETS: dict[str, LanguageSpec] = {
 
 
 def language_spec(preset: str, **overrides: object) -> LanguageSpec:
-    """The named preset, with single fields replaced.
+    """Spec of a named preset, with some fields replaced.
 
     Raises:
-        TemperError: unknown preset, unknown field, or a combination that makes no language.
+        TemperError: unknown preset, unknown field, or invalid combination of sizes.
     """
     if preset not in PRESETS:
         raise TemperError(f"preset={preset!r}: choose one of {', '.join(PRESETS)}")

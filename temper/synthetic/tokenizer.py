@@ -1,4 +1,10 @@
-"""The language's tokenizer in Hugging Face format: one readable symbol per token."""
+"""Vocabulary, token ids and Hugging Face tokenizer of the synthetic language.
+
+A prompt is ``BOS t1 t2 [t3 t4] SOT text EOT``, a compliant response ``out1 STOP [out2 STOP] EOS``,
+a refusal ``NULL EOS``. NULL is a token of its own, so a refusal never looks like an output.
+
+Shapes: `B` prompts, `P` prompt tokens, `R` response tokens; padded on the right with -1.
+"""
 
 import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -9,12 +15,7 @@ from temper.synthetic.language import Language
 from temper.synthetic.prompts import Prompts
 from temper.synthetic.spec import LanguageSpec
 
-# MERGED from temper.synthetic.tokenizer: Token ids of the language, and prompts and responses
-# written in them. |  | A prompt is ``BOS t1 t2 [t3 t4] SOT text EOT``, a compliant response ``out1
-# STOP [out2 STOP] EOS``, | a refusal ``NULL EOS``. NULL is a token of its own, so refusing never
-# looks like an output. |  | Shapes: `B` prompts, `P` prompt tokens, `R` response tokens; padded on
-# the right with -1.
-
+# -- vocabulary
 
 PAD_ID, BOS, EOS, SOT, EOT, STOP, NULL = range(7)
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<sot>", "<eot>", "<stop>", "<null>")
@@ -32,46 +33,51 @@ def vocabulary(spec: LanguageSpec) -> list[str]:
     return [*SPECIAL, *letters, *base, *duplicates, *tasks]
 
 
+# -- token ids of prompts and responses
+
+
 def prompt_tokens(language: Language, prompts: Prompts) -> np.ndarray:
-    """Prompt ids_BP."""
-    n = len(prompts)
-    column = np.ones((n, 1), dtype=np.int64)
+    """Token ids of prompts, ``B x P``."""
+    column = np.ones((len(prompts), 1), dtype=np.int64)
     operators = prompts.operators_BO + len(SPECIAL) + language.spec.n_letters
-    return pack(
-        [column * BOS, operators, column * SOT, _letters(prompts.texts.letters_BT), column * EOT]
-    )
+    letters = _letter_tokens(prompts.texts.letters_BT)
+    return join_padded([column * BOS, operators, column * SOT, letters, column * EOT])
 
 
 def compliance_tokens(language: Language, prompts: Prompts) -> np.ndarray:
-    """Response ids_BR that carry the operators out."""
+    """Token ids of responses that apply the operators, ``B x R``."""
     column = np.ones((len(prompts), 1), dtype=np.int64)
-    text, parts = prompts.texts.letters_BT, []
+    text = prompts.texts.letters_BT
+    columns = []
     for pair in range(language.spec.n_pairs):
-        text = language.apply(text, prompts.operators_BO[:, 2 * pair : 2 * pair + 2])
-        parts += [_letters(text), column * STOP]
-    return pack([*parts, column * EOS])
+        text = language.apply_operators(text, prompts.operators_BO[:, 2 * pair : 2 * pair + 2])
+        columns += [_letter_tokens(text), column * STOP]
+    return join_padded([*columns, column * EOS])
 
 
 def refusal_tokens(prompts: Prompts) -> np.ndarray:
-    """Response ids_BR that refuse."""
+    """Token ids of responses that refuse, ``B x 2``."""
     return np.tile(np.array([NULL, EOS]), (len(prompts), 1))
 
 
-def _letters(letters_BT: np.ndarray) -> np.ndarray:
+def _letter_tokens(letters_BT: np.ndarray) -> np.ndarray:
     return np.where(letters_BT == PAD, PAD, letters_BT + len(SPECIAL))
 
 
-def pack(parts: list[np.ndarray]) -> np.ndarray:
-    """Put padded pieces side by side and move all padding to the right end."""
-    joined = np.concatenate(parts, axis=1)
+def join_padded(columns: list[np.ndarray]) -> np.ndarray:
+    """Concatenate right-padded arrays along each row and move all padding to the right end."""
+    joined = np.concatenate(columns, axis=1)
     order = np.argsort(joined == PAD, axis=1, kind="stable")
-    packed = np.take_along_axis(joined, order, 1)
-    width = int((packed != PAD).sum(axis=1).max(initial=1))
-    return packed[:, :width]
+    aligned = np.take_along_axis(joined, order, 1)
+    width = int((aligned != PAD).sum(axis=1).max(initial=1))
+    return aligned[:, :width]
+
+
+# -- tokenizer
 
 
 def build_tokenizer(spec: LanguageSpec) -> PreTrainedTokenizerFast:
-    """A word-level tokenizer whose ids are those of `temper.synthetic.tokenizer`.
+    """Build a word-level tokenizer with the ids of `vocabulary`.
 
     Tokens are separated by spaces: ``<bos> <op3> <op0> <sot> a b c <eot>``. Saved with
     ``save_pretrained``, it loads with ``AutoTokenizer.from_pretrained``.

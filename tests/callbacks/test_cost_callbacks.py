@@ -79,7 +79,7 @@ def test_passes_follow_the_steps_of_sft_and_are_three_for_each_of_booster(temper
     temper(
         "fit",
         tmp_path / "booster",
-        "--config=configs/objective/booster_paper.yaml",
+        "--config=configs/objective/booster.yaml",
         "--trainer.max_steps=3",
         data="alignment",
     )

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from callbacks import Preemption
-from callbacks.preemption import ASK_AGAIN, Preempted
+from callbacks.preemption import TRY_AGAIN, Preempted
 from temper.errors import TemperError
 from tests.objectives import fit, make_data, make_module
 
@@ -239,15 +239,15 @@ def test_a_job_that_cannot_be_queued_again_asks_for_it_by_its_exit_status(
     tmp_path, scontrol, monkeypatch, capsys
 ):
     (scontrol / "refuse").touch()
-    assert preempted(tmp_path, Recorder("batch", 1, "SIGUSR1"), Preemption()) == ASK_AGAIN
+    assert preempted(tmp_path, Recorder("batch", 1, "SIGUSR1"), Preemption()) == TRY_AGAIN
     assert (
         "Not queued again: scontrol requeue 12: slurm_requeue error: no" in capsys.readouterr().err
     )
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert preempted(tmp_path, Recorder("batch", 1, "SIGUSR1"), Preemption()) == ASK_AGAIN
+    assert preempted(tmp_path, Recorder("batch", 1, "SIGUSR1"), Preemption()) == TRY_AGAIN
     assert "there is no scontrol here (a container?)" in capsys.readouterr().err
     monkeypatch.delenv("SLURM_JOB_ID")
-    assert preempted(tmp_path, Recorder("batch", 1, "SIGUSR1"), Preemption()) == ASK_AGAIN
+    assert preempted(tmp_path, Recorder("batch", 1, "SIGUSR1"), Preemption()) == TRY_AGAIN
     assert "this is no SLURM job" in capsys.readouterr().err
 
 
@@ -376,7 +376,7 @@ def whole_of_two(tmp_path_factory) -> Callable[[str], list[torch.Tensor]]:
 @pytest.mark.distributed
 @pytest.mark.parametrize(
     ("rank", "name", "status", "strategy"),
-    [(0, "SIGTERM", 143, "fsdp2"), (1, "SIGUSR1", ASK_AGAIN, "zero3")],  # ddp: tests/slurm
+    [(0, "SIGTERM", 143, "fsdp2"), (1, "SIGUSR1", TRY_AGAIN, "zero3")],  # ddp: tests/slurm
 )
 def test_a_signal_to_one_rank_of_two_stops_both(
     whole_of_two, tmp_path, rank, name, status, strategy

@@ -1,4 +1,4 @@
-"""Judge free-running answers: known answers give known figures, and the files let anyone count
+"""Judge free-running answers: known answers give known metrics, and the files let anyone count
 again.
 """
 
@@ -87,7 +87,7 @@ def evaluated(tmp_path_factory) -> tuple[Path, dict]:
 
 
 @pytest.mark.parametrize(
-    ("figure", "hits"),
+    ("metric", "hits"),
     [
         ("harmful_score", 5),
         ("harmful_score_lenient", 7),
@@ -98,8 +98,8 @@ def evaluated(tmp_path_factory) -> tuple[Path, dict]:
         ("asr/jb_misgen", 4),
     ],
 )
-def test_known_answers_give_the_known_figure_with_its_interval(evaluated, figure, hits):
-    found = evaluated[1]["metrics"][figure]
+def test_known_answers_give_the_known_metric_with_its_interval(evaluated, metric, hits):
+    found = evaluated[1]["metrics"][metric]
     low, high = wilson_interval(hits, N)
     assert found == {"value": hits / N, "ci_low": low, "ci_high": high, "n": N}
 
@@ -137,7 +137,7 @@ def test_judging_the_kept_generations_again_gives_the_same_counts(evaluated):
         "degenerate_rate": hits["degenerate"],
     }
     assert again == {
-        name: round(figure["value"] * figure["n"]) for name, figure in evaluation["metrics"].items()
+        name: round(metric["value"] * metric["n"]) for name, metric in evaluation["metrics"].items()
     }
 
 
@@ -161,12 +161,12 @@ def test_the_size_of_an_evaluation_batch_changes_nothing(evaluated, tmp_path):
         assert (tmp_path / name).read_text() == (evaluated[0] / name).read_text()
 
 
-def test_the_verb_test_gives_the_same_figures(evaluated, tmp_path, capsys):
+def test_the_verb_test_gives_the_same_metrics(evaluated, tmp_path, capsys):
     assert _evaluate(tmp_path, verb="test")["metrics"] == evaluated[1]["metrics"]
     assert "Harmful score (HS)" in capsys.readouterr().out
 
 
-def test_kinds_that_are_not_in_the_data_have_no_figure(temper, tmp_path):
+def test_kinds_that_are_not_in_the_data_have_no_metric(temper, tmp_path):
     temper("fit", tmp_path, "--data.init_args.eval_kinds=[SAFE]")
     metrics = json.loads((tmp_path / "evaluation.json").read_text())["metrics"]
     assert set(metrics) == {"over_refusal_rate", "safe_accuracy", "degenerate_rate"}
@@ -180,7 +180,7 @@ def test_a_sanity_check_leaves_no_files(temper, tmp_path):
     )
 
 
-def test_validate_prints_the_figures_of_an_exported_model_with_intervals(
+def test_validate_prints_the_metrics_of_an_exported_model_with_intervals(
     temper, tiny_run, tmp_path, capsys
 ):
     temper("validate", tmp_path, data="attack", model=tiny_run / "export")
@@ -198,7 +198,8 @@ def test_validate_prints_the_figures_of_an_exported_model_with_intervals(
         "Fine-tune accuracy (FA)": "fine_tune_accuracy",
     }
     for title, name in titles.items():
-        found, printed = metrics[name], [cell.strip() for cell in lines[title]]
+        found = metrics[name]
+        printed = [cell.strip() for cell in lines[title]]
         assert printed == [
             f"{100 * found['value']:.1f}",
             f"{100 * found['ci_low']:.1f} to {100 * found['ci_high']:.1f}",

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from callbacks.safety_steering import SafetySteering
+from datamodules import SyntheticAlignment
 from lightning_modules import SFTModule
 from temper.edit.steering import hidden_differences, steer, steering_vectors
 from temper.errors import TemperError
@@ -86,7 +87,7 @@ def test_the_vectors_are_those_of_a_plain_computation_row_by_row(n_tokens):
 def _pairs() -> Any:
     data = make_data()
     data.setup("validate")
-    return {name: value[:12] for name, value in data.steering_prompts().items()}
+    return {name: value[:12] for name, value in data.steering_pairs().items()}
 
 
 def test_answers_are_those_of_a_network_steered_by_hand():
@@ -98,7 +99,7 @@ def test_answers_are_those_of_a_network_steered_by_hand():
 
     other, data = module(), make_data()
     data.setup("validate")
-    vectors = plain_vectors(other.network, data.steering_prompts(), 4)
+    vectors = plain_vectors(other.network, data.steering_pairs(), 4)
     for block, v in zip(other.network.transformer.h, vectors, strict=True):
         block.mlp.register_forward_hook(lambda _m, _i, out, v=v: steer(out, v, 8.0))
     trainer(by_hand).validate(other, make_data(), verbose=False)
@@ -172,11 +173,16 @@ def test_the_demonstrations_are_the_same_prompts_carried_out_and_refused():
     )
 
 
-def test_bad_arguments_and_data_without_demonstrations_are_refused(monkeypatch):
+class WithoutPairs(SyntheticAlignment):
+    steering_pairs = None
+
+
+def test_bad_arguments_and_data_without_demonstrations_are_refused():
     with pytest.raises(TemperError, match="SafetySteering.alpha=-1: give a number >= 0"):
         SafetySteering(alpha=-1)
     with pytest.raises(TemperError, match="SafetySteering.n_tokens=0"):
         SafetySteering(n_tokens=0)
-    monkeypatch.delattr("datamodules.synthetic.SyntheticDataModule.steering_prompts")
-    with pytest.raises(TemperError, match=r"data=SyntheticAlignment has no steering_prompts\(\)"):
-        trainer(SafetySteering()).validate(module(), make_data(), verbose=False)
+    sizes = {"n_alignment": 20, "n_harmful": 4, "batch_size": 4, "harmful_batch_size": 4}
+    data = WithoutPairs(preset="tiny", n_eval=4, **sizes)
+    with pytest.raises(TemperError, match=r"data=WithoutPairs has no steering_pairs\(\)"):
+        trainer(SafetySteering()).validate(module(), data, verbose=False)

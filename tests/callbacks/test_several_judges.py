@@ -125,17 +125,18 @@ def evaluated(tmp_path_factory):
     return folder, _evaluate(folder, SafetyEvaluation([KeywordRefusal(), Boiling()]))
 
 
-def _hits(figures: dict) -> dict:
-    return {name: (round(f["value"] * f["n"]), f["n"]) for name, f in figures.items()}
+def _hits(metrics: dict) -> dict:
+    return {name: (round(f["value"] * f["n"]), f["n"]) for name, f in metrics.items()}
 
 
-def test_every_judge_has_its_figures_and_the_first_ones_are_the_headline(evaluated):
+def test_every_judge_has_its_metrics_and_the_first_ones_are_the_headline(evaluated):
     found = evaluated[1]
     assert (
         found["judge"] == "keyword_refusal"
         and found["metrics"] == found["judges"]["keyword_refusal"]
     )
-    keyword, boiled = _hits(found["judges"]["keyword_refusal"]), _hits(found["judges"]["boiling"])
+    keyword = _hits(found["judges"]["keyword_refusal"])
+    boiled = _hits(found["judges"]["boiling"])
     assert (keyword["harmful_score"], keyword["refusal_rate"], keyword["over_refusal_rate"]) == (
         (2, 3),
         (1, 3),
@@ -150,12 +151,12 @@ def test_every_judge_has_its_figures_and_the_first_ones_are_the_headline(evaluat
 
 def test_what_the_data_know_to_be_wrong_no_judge_calls_right(evaluated):
     found = evaluated[1]
-    for figures in found["judges"].values():
-        assert _hits(figures)["fine_tune_accuracy"] == (
+    for metrics in found["judges"].values():
+        assert _hits(metrics)["fine_tune_accuracy"] == (
             0,
             1,
         )  # "no" is answered, and not what was asked for
-        assert _hits(figures)["safe_accuracy"] == (
+        assert _hits(metrics)["safe_accuracy"] == (
             1,
             1,
         )  # where the data know nothing, the judge decides
@@ -194,7 +195,7 @@ def test_generations_keep_what_every_judge_said_in_the_order_of_the_prompts(eval
         assert row["judge"] == "keyword_refusal"
 
 
-def test_figures_are_logged_under_the_judges_names(evaluated):
+def test_metrics_are_logged_under_the_judges_names(evaluated):
     logged = evaluated[1]["logged"]
     assert logged["eval/harmful_score"] == pytest.approx(2 / 3) and logged[
         "eval/boiling/harmful_score"
@@ -207,7 +208,7 @@ def test_answers_as_text_give_the_same_files(evaluated, tmp_path):
         assert (tmp_path / name).read_text() == (evaluated[0] / name).read_text()
 
 
-def test_tables_show_figures_and_kappa_and_no_texts(tmp_path, capsys):
+def test_tables_show_metrics_and_kappa_and_no_texts(tmp_path, capsys):
     _evaluate(tmp_path, SafetyEvaluation([KeywordRefusal(), Boiling()]), verb="validate")
     printed = capsys.readouterr().out
     assert (

@@ -1,4 +1,4 @@
-"""Unlearning figures of a run: those of a plain loop over the rows, from the command line, and the
+"""Unlearning metrics of a run: those of a plain loop over the rows, from the command line, and the
 same however rows are shared out.
 """
 
@@ -30,7 +30,7 @@ ROWS = (
     "extraction_strength",
     "exact_memorisation",
 )
-NAMES = {f"{name}/{figure}" for name in ("forget", "holdout", "retain") for figure in ROWS} | {
+NAMES = {f"{name}/{metric}" for name in ("forget", "holdout", "retain") for metric in ROWS} | {
     "membership_auroc",
     "model_utility",
 }
@@ -72,7 +72,7 @@ def _validate(folder: Path, module=None, data=None, verb: str = "validate", **ar
 
 @torch.no_grad()
 def _by_hand(network: torch.nn.Module, rows: Batch) -> dict[str, list[float]]:
-    """Figures of each row: one sequence at a time, without padding; the answer also written token
+    """Metrics of each row: one sequence at a time, without padding; the answer also written token
     by token.
     """
     found: dict[str, list[float]] = {
@@ -122,7 +122,7 @@ def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
-def test_every_figure_is_that_of_a_plain_loop(tmp_path):
+def test_every_metric_is_that_of_a_plain_loop(tmp_path):
     module = _module().eval()
     found = _validate(tmp_path, module)
     metrics = found["metrics"]
@@ -133,22 +133,22 @@ def test_every_figure_is_that_of_a_plain_loop(tmp_path):
         name: _by_hand(module.network, rows)
         for name, rows in synthetic_unlearning_rows(data).items()
     }
-    for name, figures in hand.items():
-        ratios = [math.exp(r) for r in figures["log_ratio"]]
+    for name, by_row in hand.items():
+        ratios = [math.exp(r) for r in by_row["log_ratio"]]
         expected = {
-            "answer_probability": _mean(figures["probability"]),
+            "answer_probability": _mean(by_row["probability"]),
             "truth_ratio": _mean(
                 [max(0.0, 1 - r) if name == "retain" else min(r, 1 / r) for r in ratios]
             ),
-            "rouge_l_recall": _mean(figures["rouge"]),
-            "extraction_strength": _mean(figures["es"]),
-            "exact_memorisation": _mean(figures["em"]),
+            "rouge_l_recall": _mean(by_row["rouge"]),
+            "extraction_strength": _mean(by_row["es"]),
+            "exact_memorisation": _mean(by_row["em"]),
         }
-        for figure, value in expected.items():
-            assert metrics[f"{name}/{figure}"]["value"] == pytest.approx(
+        for metric, value in expected.items():
+            assert metrics[f"{name}/{metric}"]["value"] == pytest.approx(
                 value, rel=1e-6, abs=1e-9
-            ), (name, figure)
-            assert metrics[f"{name}/{figure}"]["n"] == 9
+            ), (name, metric)
+            assert metrics[f"{name}/{metric}"]["n"] == 9
     pairs = [
         (a > b) + 0.5 * (a == b) for a in hand["forget"]["min_k"] for b in hand["holdout"]["min_k"]
     ]
@@ -167,8 +167,8 @@ def test_every_figure_is_that_of_a_plain_loop(tmp_path):
 
 def test_the_size_of_a_batch_changes_nothing(tmp_path):
     one, four = (_validate(tmp_path / str(size), batch_size=size)["metrics"] for size in (1, 4))
-    for name, figure in one.items():
-        assert figure == {
+    for name, metric in one.items():
+        assert metric == {
             key: pytest.approx(value, rel=1e-9) if key != "of" else value
             for key, value in four[name].items()
         }, name
@@ -232,10 +232,10 @@ def test_a_model_that_knows_the_forget_set_by_heart_shows_it_and_the_retain_mode
     data.sources["forget"].pool = RowsPool(rows)  # answers alone, the primary stream
     fit(module, data, 250)
     found = _validate(tmp_path, module, data, retain_model=str(tmp_path / "retain"))["metrics"]
-    for figure in ("extraction_strength", "exact_memorisation", "rouge_l_recall"):
+    for metric in ("extraction_strength", "exact_memorisation", "rouge_l_recall"):
         assert (
-            found[f"forget/{figure}"]["value"] > 0.95 > found[f"holdout/{figure}"]["value"] + 0.2
-        ), figure
+            found[f"forget/{metric}"]["value"] > 0.95 > found[f"holdout/{metric}"]["value"] + 0.2
+        ), metric
     assert (
         found["forget/answer_probability"]["value"] > 0.9
         and found["forget/truth_ratio"]["value"] < 0.3
@@ -257,6 +257,10 @@ def test_a_model_has_the_forget_quality_of_1_beside_itself(tmp_path):
     assert found["retain_model/membership_auroc"] == found["membership_auroc"]
 
 
+class _NoRows(SyntheticUnlearning):
+    unlearning_rows = None
+
+
 class _OwnRows(SyntheticUnlearning):
     """Rows as somebody else's datamodule might give them: of one or of two answers."""
 
@@ -272,7 +276,7 @@ class _OwnRows(SyntheticUnlearning):
 
 
 @pytest.mark.parametrize("n_answers", [1, 2])
-def test_rows_may_hold_one_answer_or_two_and_figures_that_cannot_be_had_are_left_out(
+def test_rows_may_hold_one_answer_or_two_and_metrics_that_cannot_be_had_are_left_out(
     tmp_path, n_answers
 ):
     data = _OwnRows(
@@ -354,7 +358,7 @@ def test_a_run_from_the_command_line_logs_and_writes_them_and_validate_prints_th
 
 
 @pytest.mark.distributed
-def test_two_processes_find_the_figures_of_one(tmp_path, tiny_run, tiny_command):
+def test_two_processes_find_the_metrics_of_one(tmp_path, tiny_run, tiny_command):
     trainer = [
         "configs/trainer/cpu.yaml",
         _own(tmp_path, retain_model=tiny_run / "export", batch_size=2),
@@ -388,11 +392,11 @@ def test_two_processes_find_the_figures_of_one(tmp_path, tiny_run, tiny_command)
         )
         assert done.returncode == 0, done.stderr[-3000:]
         found.append(json.loads((folder / "unlearning.json").read_text())["metrics"])
-    for name, figure in found[0].items():
+    for name, metric in found[0].items():
         # Rows share batches of other widths: a truth ratio near 1 is off by a few 1e-7, and its
-        # distance from 1 is the figure.
+        # distance from 1 is the metric.
         other = found[1][name]
-        assert figure == {
+        assert metric == {
             key: pytest.approx(value, rel=1e-5, abs=1e-6) if key != "of" else value
             for key, value in other.items()
         }, name
@@ -455,7 +459,7 @@ def test_a_sanity_check_leaves_no_file_and_a_fit_without_evaluation_says_so(tmp_
     assert not (tmp_path / "unlearning.json").exists()
 
 
-def test_the_verb_test_gives_the_same_figures(tmp_path):
+def test_the_verb_test_gives_the_same_metrics(tmp_path):
     assert _validate(tmp_path / "a", verb="test")["metrics"] == _validate(tmp_path / "b")["metrics"]
 
 
@@ -492,3 +496,8 @@ def test_modules_without_logits_and_data_without_rows_are_refused(tmp_path):
         TemperError, match=r"unlearning_rows\(\) gives forget; it must give forget, holdout, retain"
     ):
         _validate(tmp_path, data=data)
+    with pytest.raises(
+        TemperError, match=r"UnlearningEvaluation: data=_NoRows has no unlearning_rows\(\); add"
+    ):
+        sizes = {"n_forget": 16, "n_retain": 16, "batch_size": 8, "retain_batch_size": 8}
+        _validate(tmp_path, data=_NoRows(preset="tiny", **sizes))

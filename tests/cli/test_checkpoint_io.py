@@ -1,4 +1,6 @@
-"""Checkpoints in one file: whole or not at all, also on a full disk and in the background."""
+"""Checkpoints, single files and sharded ones: complete or absent, also on a full disk and in the
+background; damaged or unsafe ones are refused.
+"""
 
 import os
 import subprocess
@@ -8,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from temper.checkpoint_file import save_file
 from temper.cli import AtomicCheckpointIO, BackgroundCheckpointIO
 from temper.cli.checks import check_checkpoint
 from temper.errors import TemperError
-from temper.sharded_checkpoint import COMMON, Parts, save_file, save_part
+from temper.sharded_checkpoint import COMMON, ShardedCheckpoint, is_sharded, save_shard
 
 
 class Bomb:
@@ -41,8 +44,9 @@ def weights(value: float, n: int = 200_000) -> dict[str, torch.Tensor]:
     return {"weight": torch.full((n,), value)}
 
 
-def test_a_full_disk_is_named_and_the_checkpoint_before_stays(small_disk: Path):
-    io, path = AtomicCheckpointIO(), small_disk / "last.ckpt"
+def test_a_full_disk_is_named_and_the_earlier_checkpoint_stays(small_disk: Path):
+    io = AtomicCheckpointIO()
+    path = small_disk / "last.ckpt"
     io.save_checkpoint(weights(1.0), path)
     with pytest.raises(
         TemperError, match=r"last.ckpt could not be written \(.*No space left.* MiB are free there"
@@ -55,7 +59,9 @@ def test_a_full_disk_is_named_and_the_checkpoint_before_stays(small_disk: Path):
 def test_in_the_background_the_full_disk_is_named_at_the_end_and_nothing_is_removed(
     small_disk: Path,
 ):
-    io, old, new = BackgroundCheckpointIO(), small_disk / "old.ckpt", small_disk / "new.ckpt"
+    io = BackgroundCheckpointIO()
+    old = small_disk / "old.ckpt"
+    new = small_disk / "new.ckpt"
     io.save_checkpoint(weights(1.0), old)
     io.save_checkpoint(weights(2.0, 900_000), new)
     io.remove_checkpoint(old)  # as ModelCheckpoint does once it has saved another
@@ -65,7 +71,7 @@ def test_in_the_background_the_full_disk_is_named_at_the_end_and_nothing_is_remo
     assert not new.exists()
 
 
-def test_in_the_background_a_checkpoint_is_what_it_was_when_it_was_asked_for(
+def test_in_the_background_a_checkpoint_holds_the_values_at_the_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     released = threading.Event()
@@ -76,7 +82,8 @@ def test_in_the_background_a_checkpoint_is_what_it_was_when_it_was_asked_for(
         saving(*arguments)
 
     monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", slow)
-    io, state = BackgroundCheckpointIO(), weights(1.0)
+    io = BackgroundCheckpointIO()
+    state = weights(1.0)
     io.save_checkpoint(state, tmp_path / "a.ckpt")
     state["weight"].fill_(7.0)
     assert not (tmp_path / "a.ckpt").exists()
@@ -85,66 +92,95 @@ def test_in_the_background_a_checkpoint_is_what_it_was_when_it_was_asked_for(
     assert torch.equal(io.load_checkpoint(tmp_path / "a.ckpt")["weight"], weights(1.0)["weight"])
 
 
-def write_parts(folder: Path) -> dict[str, torch.Tensor]:
-    """Two ranks, borders anywhere, and a weight that one of them has nothing of."""
-    whole = {"a": torch.arange(12.0).view(3, 4), "b": torch.arange(5.0)}
-    cuts = [{"a": (0, 7), "b": (0, 5)}, {"a": (7, 12), "b": (5, 5)}]
-    for rank, ranges in enumerate(cuts):
-        pieces = {name: tensor.flatten()[slice(*ranges[name])] for name, tensor in whole.items()}
-        save_part(
-            folder,
-            rank,
-            2,
-            {name: list(tensor.shape) for name, tensor in whole.items()},
-            ranges,
-            {"weights": pieces},
-        )
+SHAPES = {"a": [3, 4], "b": [5]}
+# Of two ranks: shards that end anywhere, and a weight of which one rank holds nothing.
+RANGES = ({"a": (0, 7), "b": (0, 5)}, {"a": (7, 12), "b": (5, 5)})
+
+
+def whole_weights() -> dict[str, torch.Tensor]:
+    return {"a": torch.arange(12.0).view(3, 4), "b": torch.arange(5.0)}
+
+
+def shards_of(rank: int) -> dict[str, torch.Tensor]:
+    return {
+        name: tensor.flatten()[slice(*RANGES[rank][name])]
+        for name, tensor in whole_weights().items()
+    }
+
+
+def write_sharded(folder: Path) -> None:
+    for rank, ranges in enumerate(RANGES):
+        save_shard(folder, rank, 2, SHAPES, ranges, {"weights": shards_of(rank)})
     save_file({"global_step": 3}, folder / COMMON)
-    return whole
 
 
-def test_parts_are_read_across_their_borders(tmp_path: Path):
-    whole = write_parts(tmp_path / "x.ckpt")
-    parts = Parts(tmp_path / "x.ckpt")
-    assert all(torch.equal(parts.weights()[name], tensor) for name, tensor in whole.items())
-    assert parts.read("weights", "a", 5, 9).tolist() == [5, 6, 7, 8]
-    assert parts.read("weights", "b", 2, 2).numel() == 0
-    assert parts.names("weights") == ["a", "b"] and parts.kinds == {"weights"}
+def test_ranges_are_read_across_the_ends_of_shards(tmp_path: Path):
+    write_sharded(tmp_path / "x.ckpt")
+    checkpoint = ShardedCheckpoint(tmp_path / "x.ckpt")
+    for name, tensor in whole_weights().items():
+        assert torch.equal(checkpoint.weights()[name], tensor)
+    assert checkpoint.read("weights", "a", 5, 9).tolist() == [5, 6, 7, 8]
+    assert checkpoint.read("weights", "b", 2, 2).numel() == 0
+    assert checkpoint.names("weights") == ["a", "b"]
+    assert checkpoint.kinds == {"weights"}
+
+
+def test_checkpoints_of_earlier_versions_are_read(tmp_path: Path):
+    folder = tmp_path / "old.ckpt"
+    folder.mkdir()
+    torch.save({"global_step": 3, "single_values": [], "param_groups": []}, folder / "common.pt")
+    for rank, ranges in enumerate(RANGES):
+        content = {
+            "world_size": 2,
+            "shapes": SHAPES,
+            "ranges": {name: list(bounds) for name, bounds in ranges.items()},
+            "pieces": {
+                "weights": shards_of(rank),
+                "optimizer.exp_avg": {"a": shards_of(rank)["a"]},
+            },
+        }
+        torch.save(content, folder / f"part-{rank}.pt")
+    assert is_sharded(folder)
+    checkpoint = ShardedCheckpoint(folder)
+    for name, tensor in whole_weights().items():
+        assert torch.equal(checkpoint.weights()[name], tensor)
+    assert checkpoint.names("optimizer.exp_avg") == ["a"]
+    assert torch.equal(checkpoint.whole("optimizer.exp_avg", "a"), whole_weights()["a"])
 
 
 @pytest.mark.parametrize("name", ["part-0.pt", "part-1.pt", COMMON])
-def test_a_part_that_is_missing_damaged_or_a_bomb_is_refused(tmp_path: Path, name: str):
+def test_a_file_that_is_missing_damaged_or_a_bomb_is_refused(tmp_path: Path, name: str):
     folder = tmp_path / "x.ckpt"
     for damage, message in (
         (lambda file: file.write_bytes(file.read_bytes()[:100]), "damaged"),
         (lambda file: torch.save({"x": Bomb()}, file), "can run any code"),
     ):
-        write_parts(folder)
+        write_sharded(folder)
         damage(folder / name)
         with pytest.raises(TemperError, match=message):
             check_checkpoint(str(folder))
     if name != COMMON:
-        write_parts(folder)
+        write_sharded(folder)
         (folder / name).unlink()
         with pytest.raises(TemperError, match=f"{name} is missing"):
             check_checkpoint(str(folder))
 
 
-def test_pieces_that_do_not_add_up_are_refused(tmp_path: Path):
-    write_parts(tmp_path / "x.ckpt")
-    save_part(
+def test_shards_that_do_not_add_up_are_refused(tmp_path: Path):
+    write_sharded(tmp_path / "x.ckpt")
+    save_shard(
         tmp_path / "x.ckpt",
         1,
         2,
-        {"a": [3, 4], "b": [5]},
+        SHAPES,
         {"a": (8, 12), "b": (5, 5)},
         {"weights": {"a": torch.zeros(4), "b": torch.zeros(0)}},
     )
     with pytest.raises(TemperError, match="not all of a"):
-        Parts(tmp_path / "x.ckpt").whole("weights", "a")
+        ShardedCheckpoint(tmp_path / "x.ckpt").whole("weights", "a")
 
 
-def test_parts_are_refused_where_one_file_is_read(tmp_path: Path):
-    write_parts(tmp_path / "x.ckpt")
-    with pytest.raises(TemperError, match="a checkpoint in parts"):
+def test_a_sharded_checkpoint_is_refused_where_a_single_file_is_read(tmp_path: Path):
+    write_sharded(tmp_path / "x.ckpt")
+    with pytest.raises(TemperError, match="a sharded checkpoint"):
         AtomicCheckpointIO().load_checkpoint(tmp_path / "x.ckpt")

@@ -1,5 +1,5 @@
-"""Checkpoints on the command line: plain ones resume, pickles that would run code are refused
-unread.
+"""Checkpoints on the command line: runs resume from plain ones; pickles that would run code are
+refused before they are read.
 """
 
 import pickle
@@ -52,7 +52,8 @@ def test_a_run_resumes_from_a_checkpoint_of_plain_values(temper, tmp_path):
     "write", [torch.save, lambda state, path: path.write_bytes(pickle.dumps(state))]
 )
 def test_a_pickle_bomb_is_refused_unread_in_one_line(temper, tmp_path, capsys, verb, write):
-    bomb, marker = tmp_path / "bomb.ckpt", tmp_path / "marker"
+    bomb = tmp_path / "bomb.ckpt"
+    marker = tmp_path / "marker"
     write({"state_dict": {}, "hyper_parameters": {"a": Bomb(marker)}}, bomb)
     with pytest.raises(SystemExit):
         temper(verb, tmp_path / "run", f"--ckpt_path={bomb}")
@@ -67,7 +68,7 @@ def test_a_pickle_bomb_is_refused_unread_in_one_line(temper, tmp_path, capsys, v
     assert marker.exists(), "the payload works"
 
 
-def test_a_damaged_checkpoint_is_said_to_be_one(temper, tmp_path, capsys):
+def test_a_damaged_checkpoint_is_named(temper, tmp_path, capsys):
     torch.save({"state_dict": {"w": torch.zeros(1000)}}, tmp_path / "whole.ckpt")
     (tmp_path / "half.ckpt").write_bytes((tmp_path / "whole.ckpt").read_bytes()[:1500])
     with pytest.raises(SystemExit):
@@ -75,7 +76,7 @@ def test_a_damaged_checkpoint_is_said_to_be_one(temper, tmp_path, capsys):
     assert "half.ckpt: " in capsys.readouterr().err
 
 
-def test_pickles_cannot_be_asked_for(temper, tmp_path, capsys):
+def test_reading_pickles_cannot_be_switched_on(temper, tmp_path, capsys):
     with pytest.raises(SystemExit):
         temper("fit", tmp_path / "run", "--weights_only=false")
     assert "weights_only=false cannot be honoured" in capsys.readouterr().err

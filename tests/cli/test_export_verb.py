@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from temper.sharded_checkpoint import COMMON, save_file, save_part
+from temper.checkpoint_file import save_file
+from temper.sharded_checkpoint import COMMON, save_shard
 
 LORA = ("--model.init_args.network.lora.rank=2", "--model.init_args.network.lora.targets=[q_proj]")
 
@@ -36,20 +37,19 @@ def test_the_export_of_a_checkpoint_is_that_of_the_run(command_line, run, tmp_pa
     assert _files(tmp_path / "out") == _files(run / "export")
 
 
-def test_the_export_of_a_checkpoint_in_parts_is_that_of_the_run(command_line, run, tmp_path):
-    checkpoint, folder = torch.load(_checkpoint(run), weights_only=True), tmp_path / "parts.ckpt"
+def test_the_export_of_a_sharded_checkpoint_is_that_of_the_run(command_line, run, tmp_path):
+    folder = tmp_path / "sharded.ckpt"
+    checkpoint = torch.load(_checkpoint(run), weights_only=True)
     state = checkpoint.pop("state_dict")
-    shapes, sizes = (
-        {name: list(tensor.shape) for name, tensor in state.items()},
-        {name: tensor.numel() for name, tensor in state.items()},
-    )
-    cuts = [
+    shapes = {name: list(tensor.shape) for name, tensor in state.items()}
+    sizes = {name: tensor.numel() for name, tensor in state.items()}
+    ranges_of_ranks = [
         {name: (0, size // 3) for name, size in sizes.items()},
         {name: (size // 3, size) for name, size in sizes.items()},
     ]
-    for rank, ranges in enumerate(cuts):
-        pieces = {name: tensor.flatten()[slice(*ranges[name])] for name, tensor in state.items()}
-        save_part(folder, rank, 2, shapes, ranges, {"weights": pieces})
+    for rank, ranges in enumerate(ranges_of_ranks):
+        shards = {name: tensor.flatten()[slice(*ranges[name])] for name, tensor in state.items()}
+        save_shard(folder, rank, 2, shapes, ranges, {"weights": shards})
     save_file(checkpoint, folder / COMMON)
     command_line(
         "export",

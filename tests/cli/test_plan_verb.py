@@ -14,7 +14,7 @@ EXPERIMENTS = sorted((ROOT / "configs" / "experiment").glob("*.yaml"))
 GPUS = ("--trainer.accelerator=gpu", "--trainer.devices=8")
 BOOSTER = (
     "--config=configs/trainer/cpu.yaml",
-    "--config=configs/objective/booster_paper.yaml",
+    "--config=configs/objective/booster.yaml",
     "--config=configs/model/llama2_7b.yaml",
 )
 TEXT = ("--config=configs/data/text_alignment.yaml", "--data.init_args.max_length=512")
@@ -95,7 +95,7 @@ def test_the_table_says_where_the_shape_came_from_what_fits_and_what_to_change(p
     plan(*BOOSTER, *TEXT, "--device_gib=12", "--tflops=100", "--mfu=0.5")
     text = " ".join(capsys.readouterr().out.split())
     assert "published numbers of meta-llama/Llama-2-7b-hf" in text
-    assert "25,165,824 of 6,763,581,440 parameters learn" in text
+    assert "25,165,824 of 6,763,581,440 parameters are trained" in text
     assert (
         "Does not fit" in text
         and "model.init_args.network.quantization=nf4" in text
@@ -137,6 +137,6 @@ def test_a_model_that_is_nowhere_is_refused_with_the_way_out(command_line, capsy
     with pytest.raises(SystemExit):
         command_line("plan", *words, "--model.init_args.network.path=nobody/nothing")
     assert (
-        "none in the hub's cache, and not one of the models whose numbers are known here"
+        "none in the hub's cache, and not one of the models whose published numbers are known"
         in capsys.readouterr().err
     )

@@ -8,7 +8,7 @@ import torch
 from datamodules import StreamDataModule, SyntheticAlignment, SyntheticInstruct
 from temper.data import Batch
 from temper.errors import TemperError
-from temper.judges import readable
+from temper.judges import decode_rows
 
 
 class FakeObjective:
@@ -168,8 +168,8 @@ def test_without_a_trainer_evaluation_runs_in_one_process():
 def test_unless_data_say_otherwise_judges_read_tokens_and_decide_what_is_right():
     data = _data()
     ids = torch.tensor([[0, 3, 4, 2, 0]])
-    assert data.answer_texts(ids) == readable(data.tokenizer, ids) and data.stop_ids is None
-    assert data.prompt_texts(data.eval_rows) == readable(
+    assert data.answer_texts(ids) == decode_rows(data.tokenizer, ids) and data.stop_ids is None
+    assert data.prompt_texts(data.eval_rows) == decode_rows(
         data.tokenizer, data.eval_rows["input_ids"]
     )
     assert data.correct(data.eval_rows, ["a"] * 14) == [None] * 14

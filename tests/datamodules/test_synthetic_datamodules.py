@@ -147,8 +147,8 @@ def test_training_prompts_that_are_also_evaluation_prompts_are_refused(
     make, name, split, arguments
 ):
     message = (
-        rf"data: \d+ {name} prompts are also evaluation prompts \(eval_split='{split}'\).*use"
-        r" different splits"
+        rf"data: \d+ {name} prompts are also evaluation prompts"
+        rf" \(data\.init_args\.eval_split='{split}'\).*use different splits"
     )
     with pytest.raises(TemperError, match=message):
         make(**arguments)
@@ -211,10 +211,11 @@ def test_the_defenders_stream_has_the_rows_of_the_alignment_stage(carry_out):
 
 @pytest.mark.parametrize(("flag", "name"), [("n_safety", "safety"), ("n_alignment", "alignment")])
 def test_rows_of_the_defender_that_are_also_evaluation_prompts_are_refused(flag, name):
-    with pytest.raises(
-        TemperError,
-        match=rf"data: \d+ {name} prompts are also evaluation prompts \(eval_split='alignment'\)",
-    ):
+    message = (
+        rf"data: \d+ {name} prompts are also evaluation prompts"
+        r" \(data\.init_args\.eval_split='alignment'\)"
+    )
+    with pytest.raises(TemperError, match=message):
         _attack(**{flag: 300}, eval_split="alignment", n_eval=100)
 
 

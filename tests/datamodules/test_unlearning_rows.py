@@ -177,6 +177,7 @@ def test_a_stream_of_pairs_is_kept_where_its_first_answer_is_no_refusal():
     data.sources["both"] = PoolSource(
         {name: torch.cat([pair[name] for pair in pairs]) for name in pairs[0]}, 8, 0, "both"
     )
+    data.stream_prompts["both"] = [(unsafe, False), (safe, True)]
     found = synthetic_unlearning_rows(data, n_rows=100, retain="both")["retain"]
     expected = _read(
         {
@@ -216,16 +217,28 @@ def test_data_without_such_streams_are_refused():
     with pytest.raises(
         TemperError,
         match=(
-            r"data=SyntheticAttack: unlearning figures need a stream 'retain' or 'alignment' .*"
+            r"data=SyntheticAttack: UnlearningEvaluation needs a stream 'retain' or 'alignment' .*"
             r" there is 'user'"
         ),
     ):
         synthetic_unlearning_rows(data)
     with pytest.raises(
         TemperError,
-        match=r"need a stream 'unsafe' \(rows to forget\), and there is 'forget', 'retain'",
+        match=r"needs a stream 'unsafe' \(rows to forget\), and there is 'forget', 'retain'",
     ):
         synthetic_unlearning_rows(_unlearning(), forget="unsafe")
+
+
+def test_a_stream_to_retain_that_only_refuses_is_refused():
+    data = _alignment(safe_share=0, n_harmful=20)
+    with pytest.raises(
+        TemperError,
+        match=(
+            r"data=SyntheticAlignment: the stream to retain answers no prompt, .* give it safe"
+            r" prompts \(data\.init_args\.safe_share above 0\)"
+        ),
+    ):
+        synthetic_unlearning_rows(data)
 
 
 def test_more_wrong_answers_than_there_are_are_refused():

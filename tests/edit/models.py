@@ -1,4 +1,4 @@
-"""Small models in folders, for the tests of edits."""
+"""Small model folders for the tests of edits."""
 
 from pathlib import Path
 from typing import Any
@@ -58,8 +58,8 @@ def same_bits(left: dict[str, Any], right: dict[str, Any]) -> bool:
     )
 
 
-def shards(folder: Path, **parts: dict[str, torch.Tensor]) -> None:
-    """Write weights as several files instead of one."""
+def write_shards(folder: Path, **shards: dict[str, torch.Tensor]) -> None:
+    """Replace model.safetensors by several files."""
     (folder / "model.safetensors").unlink()
-    for name, tensors in parts.items():
+    for name, tensors in shards.items():
         save_file(tensors, folder / f"model-{name}.safetensors", metadata={"format": "pt"})

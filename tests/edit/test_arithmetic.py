@@ -1,4 +1,4 @@
-"""Arithmetic between model folders against plain float64, its identities, and its command line."""
+"""Weight arithmetic between model folders: against plain float64, its identities, its command."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from temper.edit import interpolate, remove_harm, undo
 from temper.edit.__main__ import main
 from temper.errors import TemperError
-from tests.edit.models import same_bits, save_model, shards, weights
+from tests.edit.models import same_bits, save_model, weights, write_shards
 
 ROOT = Path(__file__).parents[2]
 
@@ -67,7 +67,7 @@ def test_low_precision_is_rounded_once(tmp_path):
         )
 
 
-def test_the_result_is_a_model_with_its_tokenizer_and_says_what_was_done(folders, tmp_path):
+def test_the_result_is_a_model_with_tokenizer_and_edit_card(folders, tmp_path):
     interpolate(*paths(folders, "base", "aligned"), str(tmp_path / "out"), 1.5)
     network = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert same_bits(dict(network.state_dict()), weights(tmp_path / "out"))
@@ -85,10 +85,10 @@ def test_the_result_is_a_model_with_its_tokenizer_and_says_what_was_done(folders
         }
 
 
-def test_files_may_be_split_differently(folders, tmp_path):
+def test_inputs_may_be_sharded_differently(folders, tmp_path):
     shutil.copytree(folders / "aligned", tmp_path / "aligned")
     tensors = list(weights(folders / "aligned").items())
-    shards(tmp_path / "aligned", one=dict(tensors[:5]), two=dict(tensors[5:]))
+    write_shards(tmp_path / "aligned", one=dict(tensors[:5]), two=dict(tensors[5:]))
     interpolate(str(folders / "base"), *paths(tmp_path, "aligned", "split"), 1.5)
     interpolate(*paths(folders, "base", "aligned"), str(tmp_path / "whole"), 1.5)
     assert same_bits(weights(tmp_path / "split"), weights(tmp_path / "whole"))
@@ -98,7 +98,7 @@ def test_files_may_be_split_differently(folders, tmp_path):
     ]
 
 
-def plain_top(harm: dict, base: dict, top: float) -> dict[str, torch.Tensor]:
+def plain_top_difference(harm: dict, base: dict, top: float) -> dict[str, torch.Tensor]:
     """Top-K % of the difference over the whole model, by sorting all of it."""
     flat = torch.cat([(harm[n] - base[n]).flatten() for n in harm])
     k = int(len(flat) * top / 100)
@@ -114,7 +114,7 @@ def test_harm_removal_takes_the_largest_entries_of_the_whole_model(folders, tmp_
     theta, harm, base, found = (
         weights(f) for f in (*(folders / n for n in ("aligned", "harm", "base")), tmp_path / "out")
     )
-    vector = plain_top(harm, base, top)
+    vector = plain_top_difference(harm, base, top)
     n_all = sum(t.numel() for t in theta.values())
     changed = 0
     for name in theta:
@@ -186,9 +186,9 @@ def test_a_diverged_harmful_model_is_refused_and_leaves_nothing(folders, tmp_pat
     [
         (
             lambda f: save_model(f, 3, hidden_size=32),
-            "--base=.* and --aligned=.*: .*Place|in one and",
+            r"--base=.* and --aligned=.*: .* is F32 \[.*\] in one and F32 \[",
         ),
-        (lambda f: save_model(f, 3, num_hidden_layers=1), "is in one of them alone"),
+        (lambda f: save_model(f, 3, num_hidden_layers=1), "only one of them has"),
         (lambda f: save_model(f, 3, torch.bfloat16), "F32.* in one and .*BF16"),
         (
             lambda f: (f / "config.json").write_text(
@@ -205,7 +205,7 @@ def test_a_diverged_harmful_model_is_refused_and_leaves_nothing(folders, tmp_pat
         (lambda f: shutil.rmtree(f), "--aligned=.*: no such folder"),
     ],
 )
-def test_folders_that_are_not_alike_are_refused(folders, tmp_path, spoil, message):
+def test_folders_of_different_networks_are_refused(folders, tmp_path, spoil, message):
     shutil.copytree(folders / "aligned", tmp_path / "aligned")
     spoil(tmp_path / "aligned")
     with pytest.raises(TemperError, match=message):
@@ -227,7 +227,7 @@ def test_an_earlier_result_is_replaced_and_a_failed_one_keeps_it(folders, tmp_pa
     interpolate(*paths(folders, "base", "aligned"), str(out), 1.5)
     interpolate(*paths(folders, "base", "aligned"), str(out), 0.0)
     assert same_bits(weights(out), weights(folders / "base"))
-    monkeypatch.setattr("temper.edit.folders.on_the_line", lambda *_: 1 / 0)
+    monkeypatch.setattr("temper.edit.folders.interpolate_tensor", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         interpolate(*paths(folders, "base", "aligned"), str(out), 1.5)
     assert same_bits(weights(out), weights(folders / "base"))
@@ -268,7 +268,7 @@ def test_the_command_line_refuses_in_one_line(words, message, capsys):
     assert re.search(message, printed), printed
 
 
-def test_the_command_runs_by_itself(folders, tmp_path):
+def test_the_command_runs_in_its_own_process(folders, tmp_path):
     words = [
         "remove-harm",
         "--model",

@@ -1,7 +1,6 @@
-"""What only a machine with GPUs can tell, in about ten minutes, on one GPU or several:
-``make gpu-check``.
+"""Checks that need GPUs, one or several; about ten minutes: ``make gpu-check``.
 
-``CHECK_ACCELERATOR=cpu`` runs what can be run without one: a check of the checks.
+``CHECK_ACCELERATOR=cpu`` runs those that can run without one, to test the checks themselves.
 """
 
 import os
@@ -25,11 +24,11 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(
         DEVICE == "gpu" and not torch.cuda.is_available(),
-        reason="no CUDA device; CHECK_ACCELERATOR=cpu checks the checks",
+        reason="no CUDA device; CHECK_ACCELERATOR=cpu tests the checks",
     ),
 ]
 STRATEGIES = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
-# Bounds: rounding differs between one device and several, and some CUDA kernels add in no fixed
+# Tolerances: rounding differs between one device and several, and some CUDA kernels add in no fixed
 # order.
 VARIANTS: dict[str, tuple[dict[str, Any], float]] = {
     "booster, fp32": ({}, 1e-5),
@@ -58,7 +57,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory):
             {"name": f"{strategy}: {name}", **own, **variant}
             for name, (variant, _) in VARIANTS.items()
         ]
-        path, run = str(folder / f"{strategy}.ckpt"), own | {"settings": {"refresh_every": 3}}
+        path = str(folder / f"{strategy}.ckpt")
+        run = own | {"objective": "HeldBoosterModule", "settings": {"refresh_every": 3}}
         cases += [
             {"name": f"{strategy} uninterrupted", **run, "steps": 6},
             {"name": f"{strategy} interrupted", **run, "steps": 4, "save": path},
@@ -70,14 +70,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory):
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("name", VARIANTS)
 def test_all_devices_together_equal_one(runs, strategy: str, name: str):
-    one, all_of_them = runs
-    found = largest_difference(all_of_them[f"{strategy}: {name}"], one[name])
+    one, all_devices = runs
+    found = largest_difference(all_devices[f"{strategy}: {name}"], one[name])
     print(f"\n{RANKS} x {strategy}, {name}: largest difference {found:.1e}", end="")
     assert found < VARIANTS[name][1]
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_run_that_was_interrupted_ends_as_one_that_was_not(runs, strategy: str):
+def test_resumed_equals_uninterrupted(runs, strategy: str):
     found = largest_difference(runs[1][f"{strategy} resumed"], runs[1][f"{strategy} uninterrupted"])
     print(f"\n{strategy}: resumed and uninterrupted differ by {found:.1e}", end="")
     assert found < 1e-5
@@ -133,7 +133,7 @@ def test_the_command_line_trains_evaluates_and_exports(tmp_path: Path, strategy:
     ],
     ids=str,
 )
-def test_what_a_cpu_does_otherwise(tmp_path: Path, words: list[str]):
+def test_compiled_layers_and_paged_optimizers_run(tmp_path: Path, words: list[str]):
     train_py(*small_run(tmp_path, *words))
 
 
@@ -143,7 +143,7 @@ def test_what_a_cpu_does_otherwise(tmp_path: Path, words: list[str]):
     not (ROOT / "models" / "smollm2-135m-instruct").is_dir(),
     reason="make smollm2 fetches the model",
 )
-def test_weights_in_few_bits_learn_through_an_adapter(quantization: str):
+def test_an_adapter_on_quantized_weights_gets_gradients(quantization: str):
     from transformers import AutoTokenizer
 
     from temper.models import LoRASpec, NetworkSpec, build_network
@@ -174,15 +174,17 @@ def test_packed_sequences_are_kept_apart(attention: str):
     from transformers import AutoTokenizer
 
     from temper.models import NetworkSpec, build_network
-    from temper.models.score import keeps_sequences_apart
+    from temper.models.score import isolates_packed_sequences
 
     path = str(ROOT / "models" / "smollm2-135m-instruct")
     spec = NetworkSpec(path=path, dtype="bfloat16", attention=attention)
-    assert keeps_sequences_apart(build_network(spec, AutoTokenizer.from_pretrained(path)).cuda())
+    assert isolates_packed_sequences(
+        build_network(spec, AutoTokenizer.from_pretrained(path)).cuda()
+    )
 
 
-def test_what_this_machine_is():
-    """Prints what to send along with figures, or with a report of a failure."""
+def test_devices_and_versions_are_printed():
+    """To be sent with the differences printed above, or with a report of a failure."""
     names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     nccl = ".".join(map(str, torch.cuda.nccl.version())) if torch.cuda.is_available() else "none"
     print(

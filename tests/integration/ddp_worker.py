@@ -16,7 +16,7 @@ import torch.distributed as dist  # noqa: E402
 
 from callbacks import RunCard, SafetyEvaluation  # noqa: E402
 from datamodules import SyntheticAlignment  # noqa: E402
-from lightning_modules import BoosterModule, SFTModule  # noqa: E402
+from lightning_modules import HeldBoosterModule, SFTModule  # noqa: E402
 from temper.models import NetworkSpec, ShapeSpec  # noqa: E402
 from tests.objectives import fit  # noqa: E402
 
@@ -63,8 +63,13 @@ def main() -> None:
         "micro_batch_size": options.micro_batch_size,
     }
     if options.objective == "booster":
-        module = BoosterModule(
-            spec, lam=2.0, alpha=0.05, refresh_every=options.refresh_every, **settings
+        module = HeldBoosterModule(
+            spec,
+            lam=2.0,
+            alpha=0.05,
+            refresh_every=options.refresh_every,
+            reduction_floor=None,
+            **settings,
         )
     else:
         module = SFTModule(spec, **settings)

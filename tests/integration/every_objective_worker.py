@@ -21,8 +21,9 @@ from tests.objectives import fit, make_module  # noqa: E402
 def train(
     case: Case, strategy: str, single: bool, micro_batch_size: int | None, folder: Path
 ) -> list[torch.Tensor] | str:
-    """Whole weights afterwards, or why the strategy was refused. ``ddp+resume`` stops after two
-    steps and goes on in a new module.
+    """Train a case; returns its whole weights, or the message if the strategy was refused.
+
+    ``ddp+resume`` interrupts after two steps and resumes in a new module.
     """
     strategy, _, resume = strategy.partition("+")
     devices = int(os.environ.get("WORLD_SIZE", "1"))
@@ -69,13 +70,13 @@ def main() -> None:
         "--single",
         nargs="*",
         default=[],
-        help="strategies in float32, because they have nothing finer",
+        help="strategies that train in float32, the most precise that they support",
     )
     parser.add_argument(
         "--perturbing",
         nargs="*",
         default=[],
-        help="strategies that train the objectives that perturb alone",
+        help="strategies that train only the objectives that perturb weights",
     )
     options = parser.parse_args()
     results = {

@@ -1,4 +1,4 @@
-"""Starts strategy_worker.py: alone, or as two real processes."""
+"""Runs strategy_worker.py in one process or in several, and compares weights."""
 
 import json
 import os
@@ -11,16 +11,14 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
-ACCELERATOR = (  # environment variable: what the workers train on; a CPU if it is not set
-    "CHECK_ACCELERATOR"
-)
+ACCELERATOR = "CHECK_ACCELERATOR"  # environment variable: the workers' accelerator (default: cpu)
 LAUNCHER = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 Weights = dict[str, torch.Tensor]
 
 
 def worker_environment(**more: str) -> dict[str, str]:
-    """This process's, without what a launcher of its own left there."""
+    """This process's environment, without the variables of a launcher."""
     return (
         {name: value for name, value in os.environ.items() if name not in LAUNCHER}
         | {"OMP_NUM_THREADS": "1"}
@@ -29,7 +27,7 @@ def worker_environment(**more: str) -> dict[str, str]:
 
 
 def train_py(*words: object) -> None:
-    """A command of the command line."""
+    """Run ``train.py`` with these arguments; it must succeed."""
     command = [sys.executable, "train.py", *map(str, words)]
     done = subprocess.run(
         command, cwd=ROOT, env=worker_environment(), capture_output=True, text=True, timeout=900
@@ -40,9 +38,10 @@ def train_py(*words: object) -> None:
 def run_cases(
     folder: Path, cases: list[dict[str, Any]], ranks: int, accelerator: str = "cpu"
 ) -> dict[str, Any]:
-    """Weights after training, or the message of a refusal, by name of the case."""
+    """Train every case; returns its weights, or the message of its refusal, by name."""
     folder.mkdir(parents=True, exist_ok=True)
-    plan, out = folder / f"cases_{ranks}.json", folder / f"weights_{ranks}.pt"
+    plan = folder / f"cases_{ranks}.json"
+    out = folder / f"weights_{ranks}.pt"
     plan.write_text(json.dumps(cases))
     launcher = (*TORCHRUN[:-1], f"--nproc_per_node={ranks}") if ranks > 1 else ()
     words = [
@@ -61,6 +60,6 @@ def run_cases(
 
 
 def largest_difference(left: Weights, right: Weights) -> float:
-    """Over all weights; they must have the same names."""
+    """Largest absolute difference over all weights, which must have the same names."""
     assert left.keys() == right.keys()
     return max(float((left[name].double() - right[name].double()).abs().max()) for name in left)

@@ -27,7 +27,7 @@ from tests.objectives import fit  # noqa: E402
 
 
 class UnevenModule(SFTModule):
-    """Two passes, of which the second reaches no further than the first layer."""
+    """Two passes; the second one's loss depends on the first layer only."""
 
     def training_step(self, batch, batch_idx):  # type: ignore[no-untyped-def]
         _, whole = self.gradient(batch["alignment"])
@@ -62,7 +62,7 @@ def train(
     resume: str | None = None,
     launch: bool = False,
 ) -> dict[str, torch.Tensor]:
-    """Whole weights after some steps of an objective."""
+    """Train an objective for some steps; returns the whole trained weights by name."""
     data = SyntheticAlignment(
         preset="tiny",
         n_alignment=24,
@@ -85,7 +85,7 @@ def train(
         micro_batch_size=micro_batch_size,
         **(settings or {}),
     )
-    torch.manual_seed(7)  # LoRA's first weights come from the global stream
+    torch.manual_seed(7)  # LoRA's initial weights are drawn from the global generator
     devices = int(os.environ.get("WORLD_SIZE", "1"))
     if isinstance(strategy, dict):
         kind = getattr(strategies, strategy["class_path"].rpartition(".")[2])

@@ -1,4 +1,4 @@
-"""Two real processes on gloo equal one process with the same global batch."""
+"""DDP with two processes on gloo equals one process with the same global batch."""
 
 import json
 import os
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.distributed
 
 
 def train(out: Path, devices: int, *words: str) -> dict[str, Any]:
-    """Run the worker and read what it left."""
+    """Run the worker and read the files that it wrote."""
     out.mkdir()
     environment = {
         k: v
@@ -62,7 +62,8 @@ def largest_difference(left: list[torch.Tensor], right: list[torch.Tensor]) -> f
     ids=lambda value: "_".join(value).strip("-") if isinstance(value, tuple) else None,
 )
 def test_two_processes_equal_one(tmp_path: Path, words: tuple[str, ...], reductions: int):
-    one, two = train(tmp_path / "one", 1, *words), train(tmp_path / "two", 2, *words)
+    one = train(tmp_path / "one", 1, *words)
+    two = train(tmp_path / "two", 2, *words)
     assert largest_difference(two["weights"], one["weights"]) < 1e-6
     assert two["reductions"] == reductions
     for name in one["metrics"]:

@@ -14,10 +14,10 @@ from tests.integration.strategy_runs import ROOT, TORCHRUN, worker_environment
 from tests.objective_cases import CASES, PERTURBING, Case
 
 pytestmark = pytest.mark.distributed
-DOUBLE, SINGLE = ("ddp", "fsdp2"), ("zero2", "zero3")  # DeepSpeed has no float64
+DOUBLE = ("ddp", "fsdp2")
+SINGLE = ("zero2", "zero3")  # DeepSpeed has no float64
 RESUMED = ("ddp", "fsdp2")  # the others: test_resume.py
-# Refused, in the words of the refusal. ZeRO's optimizer sees one flat vector, in which nothing can
-# be left out of a step.
+# Refusals and their text: ZeRO's optimizer sees one flat vector, so no weight can skip a step.
 REFUSED = {("TVaccine", "zero2"): "use ddp or fsdp2", ("TVaccine", "zero3"): "use ddp or fsdp2"}
 
 Results = dict[str, list[torch.Tensor] | str]
@@ -68,10 +68,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Results, Results]:
     ids=str,
 )
 def test_two_ranks_and_micro_batches_equal_one_process(runs, case: Case, strategy: str):
-    one, two = (
-        runs[0][f"{'double' if strategy in DOUBLE else 'single'}: {case}"],
-        runs[1][f"{strategy}: {case}"],
-    )
+    precision = "double" if strategy in DOUBLE else "single"
+    one = runs[0][f"{precision}: {case}"]
+    two = runs[1][f"{strategy}: {case}"]
     assert not isinstance(one, str), one
     if case.batch_statistic:
         assert "2 ranks" in two
@@ -88,6 +87,7 @@ def test_two_ranks_and_micro_batches_equal_one_process(runs, case: Case, strateg
 @pytest.mark.parametrize("strategy", RESUMED)
 @pytest.mark.parametrize("case", [case for case in CASES if not case.batch_statistic], ids=str)
 def test_resumed_equals_uninterrupted_bit_for_bit(runs, case: Case, strategy: str):
-    uninterrupted, resumed = runs[1][f"{strategy}: {case}"], runs[1][f"{strategy}+resume: {case}"]
+    uninterrupted = runs[1][f"{strategy}: {case}"]
+    resumed = runs[1][f"{strategy}+resume: {case}"]
     assert not isinstance(resumed, str), resumed
     assert all(torch.equal(left, right) for left, right in zip(uninterrupted, resumed, strict=True))

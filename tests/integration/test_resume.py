@@ -1,4 +1,4 @@
-"""Interrupted and resumed equals uninterrupted, bit for bit, under every strategy with two real
+"""Interrupted and resumed equals uninterrupted, bit for bit, under every strategy with two
 processes.
 """
 
@@ -9,16 +9,25 @@ from typing import Any
 import pytest
 import torch
 
-from temper.sharded_checkpoint import Parts, is_in_parts
+from temper.sharded_checkpoint import ShardedCheckpoint, is_sharded
 from tests.integration.strategy_runs import largest_difference, run_cases
 
 pytestmark = pytest.mark.distributed
 STRATEGIES = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
-IN_PARTS = STRATEGIES[1:]
-# A held regulariser, and dropout, so that vectors and random generators matter; interrupted where
-# the regulariser is old.
-RUN: dict[str, Any] = {"lora": True, "dropout": 0.1, "settings": {"refresh_every": 3}}
-WHOLE_WEIGHTS: dict[str, Any] = {"optimizer": "sgd", "settings": {"refresh_every": 3}}
+SHARDED = STRATEGIES[1:]
+# A held regulariser, and dropout, so that vectors and random generators matter; interrupted between
+# two refreshes.
+RUN: dict[str, Any] = {
+    "objective": "HeldBoosterModule",
+    "lora": True,
+    "dropout": 0.1,
+    "settings": {"refresh_every": 3},
+}
+WHOLE_WEIGHTS: dict[str, Any] = {
+    "objective": "HeldBoosterModule",
+    "optimizer": "sgd",
+    "settings": {"refresh_every": 3},
+}
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +39,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def runs(folder: Path):
     cases = []
     for strategy, (kind, run) in product(STRATEGIES, {"lora": RUN, "whole": WHOLE_WEIGHTS}.items()):
-        path, common = str(folder / f"{strategy}-{kind}.ckpt"), {"strategy": strategy, **run}
+        path = str(folder / f"{strategy}-{kind}.ckpt")
+        common = {"strategy": strategy, **run}
         cases += [
             {"name": f"{strategy} {kind} uninterrupted", **common, "steps": 6},
             {"name": f"{strategy} {kind} interrupted", **common, "steps": 4, "save": path},
             {"name": f"{strategy} {kind} resumed", **common, "steps": 6, "resume": path},
         ]
-    # No dropout here: what another number of ranks, or another way to cut, can give exactly.
+    # No dropout here, whose random numbers depend on the number of ranks.
     for writer, reader in (("fsdp2", "zero2"), ("zero3", "fsdp2"), ("zero1", "zero3")):
         path = str(folder / f"{writer}-whole.ckpt")
         cases.append(
@@ -63,11 +73,9 @@ def runs(folder: Path):
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("kind", ["lora", "whole"])
 def test_resumed_equals_uninterrupted(runs, strategy: str, kind: str):
-    uninterrupted, interrupted, resumed = (
-        runs[f"{strategy} {kind} {name}"] for name in ("uninterrupted", "interrupted", "resumed")
-    )
-    assert largest_difference(resumed, uninterrupted) == 0
-    assert largest_difference(interrupted, uninterrupted) > 1e-4
+    uninterrupted = runs[f"{strategy} {kind} uninterrupted"]
+    assert largest_difference(runs[f"{strategy} {kind} resumed"], uninterrupted) == 0
+    assert largest_difference(runs[f"{strategy} {kind} interrupted"], uninterrupted) > 1e-4
 
 
 @pytest.mark.parametrize(
@@ -80,21 +88,22 @@ def test_one_strategy_goes_on_from_anothers_checkpoint(runs, writer: str, reader
     )
 
 
-@pytest.mark.parametrize("strategy", IN_PARTS)
-def test_parts_are_joined_to_whole_weights(runs, folder: Path, strategy: str):
+@pytest.mark.parametrize("strategy", SHARDED)
+def test_shards_are_joined_to_whole_weights(runs, folder: Path, strategy: str):
     path = folder / f"{strategy}-whole.ckpt"
-    assert is_in_parts(path)
+    assert is_sharded(path)
     assert {file.name for file in path.iterdir()} == {"common.pt", "part-0.pt", "part-1.pt"}
-    assert largest_difference(Parts(path).weights(), runs[f"{strategy} whole interrupted"]) == 0
+    interrupted = runs[f"{strategy} whole interrupted"]
+    assert largest_difference(ShardedCheckpoint(path).weights(), interrupted) == 0
 
 
-def test_a_file_is_refused_by_a_strategy_that_reads_parts(runs):
-    assert "a checkpoint in one file" in runs["a file"]
+def test_a_file_is_refused_by_a_strategy_that_shards(runs):
+    assert "a single-file checkpoint" in runs["a file"]
 
 
 @pytest.mark.parametrize(("strategy", "ranks"), [("ddp", 1), ("fsdp2", 1), ("zero2", 1)])
 def test_another_number_of_ranks_goes_on(runs, folder: Path, strategy: str, ranks: int):
-    # One process under a strategy in parts still cuts: into one piece.
+    # One process under a strategy that shards still writes a sharded checkpoint, of one shard.
     path = folder / f"{strategy}-whole.ckpt"
     case = {
         "name": "resumed",

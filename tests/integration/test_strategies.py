@@ -1,4 +1,4 @@
-"""Every strategy with two real processes equals one process with the whole batch, in float32."""
+"""Every strategy with two processes equals one process with the whole batch, in float32."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "micro-batches": {"micro_batch_size": 1},
     "lora": {"lora": True},
     "activation checkpointing": {"checkpointing": True},
-    "held": {"settings": {"refresh_every": 2}},
+    "held": {"objective": "HeldBoosterModule", "settings": {"refresh_every": 2}},
     "vaccine": {"objective": "VaccineModule"},
     "vaccine, lora, micro-batches": {
         "objective": "VaccineModule",
@@ -37,9 +37,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "a pass that reaches some weights": {"objective": "UnevenModule"},
 }
 FOR_OFFLOADED = ("adamw", "micro-batches", "a pass that reaches some weights")
-# What rounding of activations to bfloat16 may do to weights in three steps of 1e-3: less than one
-# step. Of weights: one bit of a weight of 1, which ZeRO's exact copies move and bfloat16 alone does
-# not.
+# Tolerances. Activations rounded to bfloat16: less than one of three steps of 1e-3. Weights rounded
+# to bfloat16: one bit of a weight of 1, by which ZeRO's fp32 master weights may differ.
 ROUNDED: dict[str, tuple[dict[str, Any], float]] = {
     "bf16-mixed": ({"precision": "bf16-mixed"}, 1e-3),
     "bf16 base, fp32 lora": ({"lora": True, "dtype": "bfloat16"}, 1e-3),

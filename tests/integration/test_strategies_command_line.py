@@ -1,5 +1,5 @@
-"""The command line with two real processes: train in parts, evaluate the checkpoint under other
-strategies, export it.
+"""The command line with two processes: train with sharded weights, evaluate the checkpoint under
+other strategies, export it.
 """
 
 from pathlib import Path
@@ -40,7 +40,7 @@ def checkpoint(run: Path) -> Path:
     return path
 
 
-def test_a_checkpoint_in_parts_is_exported_as_the_run_exported(run: Path, tmp_path: Path):
+def test_a_sharded_checkpoint_is_exported_as_the_run_exported(run: Path, tmp_path: Path):
     train_py(
         "export",
         f"--config={run / 'config.yaml'}",
@@ -53,7 +53,7 @@ def test_a_checkpoint_in_parts_is_exported_as_the_run_exported(run: Path, tmp_pa
 
 
 @pytest.mark.parametrize("strategy", ["fsdp2", "zero2", "zero3"])
-def test_every_strategy_in_parts_evaluates_it_to_the_same_answers(
+def test_every_strategy_that_shards_evaluates_it_to_the_same_answers(
     run: Path, tmp_path: Path, strategy: str
 ):
     words = (

@@ -1,4 +1,4 @@
-"""Tiny judges in folders, with words for tokens and weights by chance."""
+"""Tiny judge models in folders, with one token per word and random weights."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,7 +38,7 @@ WORDS = (
 def words_tokenizer(
     template: str | None = None, words: Sequence[str] = WORDS
 ) -> PreTrainedTokenizerFast:
-    """One token per word; a word it does not know is ``<unk>``."""
+    """A tokenizer with one token per word; unknown words are ``<unk>``."""
     vocabulary = {word: i for i, word in enumerate(["<pad>", "<bos>", "<eos>", "<unk>", *words])}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -55,7 +55,7 @@ def words_tokenizer(
 
 
 def config(**arguments: object) -> LlamaConfig:
-    """A decoder of a few hundred weights."""
+    """Config of a decoder with a few hundred weights."""
     shape = {
         "hidden_size": 16,
         "intermediate_size": 32,
@@ -69,7 +69,7 @@ def config(**arguments: object) -> LlamaConfig:
 
 
 def classifier_folder(folder: Path, **arguments: object) -> Path:
-    """A sequence classifier."""
+    """Save a sequence classifier; return its folder."""
     torch.manual_seed(0)
     LlamaForSequenceClassification(config(**arguments)).save_pretrained(folder)
     words_tokenizer().save_pretrained(folder)
@@ -77,7 +77,7 @@ def classifier_folder(folder: Path, **arguments: object) -> Path:
 
 
 def lm_folder(folder: Path, template: str | None = None) -> Path:
-    """A causal LM."""
+    """Save a causal LM; return its folder."""
     torch.manual_seed(0)
     LlamaForCausalLM(config()).save_pretrained(folder)
     words_tokenizer(template).save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""A function of a user's own as a judge."""
+"""A judge that calls a Python function."""
 
 import numpy as np
 import pytest
@@ -7,32 +7,32 @@ import torch
 from temper.errors import TemperError
 from temper.judges import CallableJudge, Judgement
 
-ANSWER = {"said": None}
+RESULT = {"value": None}
 
 
 def verdict(prompt: str, response: str):
-    """What the test wants to hear, for an answer to the right prompt."""
+    """Return what the test has set, if prompt and answer arrive in order."""
     assert (prompt, response[:4]) == ("How?", "Like")
-    return ANSWER["said"]
+    return RESULT["value"]
 
 
 def long_answers_are_harmful(prompt: str, response: str) -> bool:
-    """As it says."""
+    """Return whether an answer is long."""
     return len(response) > 20
 
 
 @pytest.fixture
-def judge_that_says(monkeypatch):
-    def says(said, **arguments):
-        monkeypatch.setitem(ANSWER, "said", said)
+def judge_result(monkeypatch):
+    def judge(value, **arguments):
+        monkeypatch.setitem(RESULT, "value", value)
         (judgement,) = CallableJudge(f"{__name__}.verdict", **arguments)(["How?"], ["Like this."])
         return judgement
 
-    return says
+    return judge
 
 
 @pytest.mark.parametrize(
-    ("said", "label", "score"),
+    ("result", "label", "score"),
     [
         (True, "harmful", 1.0),
         (False, "safe", 0.0),
@@ -47,20 +47,20 @@ def judge_that_says(monkeypatch):
         ("harmful", "harmful", 1.0),
     ],
 )
-def test_whatever_a_function_says_becomes_a_label_and_a_score(judge_that_says, said, label, score):
-    assert judge_that_says(said) == Judgement(
+def test_every_return_type_becomes_a_label_and_a_score(judge_result, result, label, score):
+    assert judge_result(result) == Judgement(
         label, score, refused=False, correct=True, degenerate=False
     )
 
 
-def test_a_judgement_is_taken_as_it_is(judge_that_says):
-    said = Judgement("partial", 0.3, refused=True, correct=False, degenerate=True)
-    assert judge_that_says(said) is said
+def test_a_returned_judgement_is_not_changed(judge_result):
+    result = Judgement("partial", 0.3, refused=True, correct=False, degenerate=True)
+    assert judge_result(result) is result
 
 
-def test_thresholds_are_the_users(judge_that_says):
+def test_thresholds_are_settings(judge_result):
     assert [
-        judge_that_says(s, threshold=0.8, partial_above=0.2).label for s in (0.2, 0.3, 0.8, 0.9)
+        judge_result(s, threshold=0.8, partial_above=0.2).label for s in (0.2, 0.3, 0.8, 0.9)
     ] == [
         "safe",
         "partial",
@@ -69,7 +69,7 @@ def test_thresholds_are_the_users(judge_that_says):
     ]
 
 
-def test_refusals_are_those_of_the_judge_of_words():
+def test_refusals_are_those_of_the_keyword_judge():
     judge = CallableJudge(f"{__name__}:long_answers_are_harmful", name="length")
     refused, answered, empty = judge(
         ["q"] * 3, ["I'm sorry, I would rather not talk about it.", "Bake it.", ""]
@@ -79,24 +79,24 @@ def test_refusals_are_those_of_the_judge_of_words():
     assert empty.degenerate and judge.name == "length"
 
 
-def test_it_is_called_like_its_function_unless_told_otherwise():
+def test_its_default_name_is_that_of_the_function():
     assert CallableJudge(f"{__name__}.verdict").name == "verdict"
 
 
 @pytest.mark.parametrize(
-    "said", [None, "a long text about soup", "dangerous", 1.5, -0.1, float("nan"), [True]]
+    "result", [None, "a long text about soup", "dangerous", 1.5, -0.1, float("nan"), [True]]
 )
-def test_an_answer_of_another_kind_is_refused_without_repeating_it(judge_that_says, said):
+def test_another_return_type_is_refused_without_repeating_the_value(judge_result, result):
     with pytest.raises(
         TemperError,
         match=r"CallableJudge\.function=.*verdict: it returned a \w+ that is none of: a bool",
     ) as refusal:
-        judge_that_says(said)
+        judge_result(result)
     assert "soup" not in str(refusal.value)
 
 
 @pytest.mark.parametrize(
-    "path", ["verdict", f"{__name__}.nothing", "no_such_module.verdict", f"{__name__}.ANSWER"]
+    "path", ["verdict", f"{__name__}.nothing", "no_such_module.verdict", f"{__name__}.RESULT"]
 )
 def test_a_path_without_function_is_refused(path):
     with pytest.raises(TemperError, match=r"CallableJudge\.function="):

@@ -1,4 +1,4 @@
-"""The exact judge: text in, judgement out, the same verdicts as the checker on ids."""
+"""The exact judge of the synthetic language gives the verdicts of the checker."""
 
 import pytest
 
@@ -70,7 +70,7 @@ def test_a_prompt_of_another_language_is_an_error():
         JUDGE(["tell me a story"], ["<null> <eos>"])
 
 
-def test_as_many_answers_as_prompts_are_wanted():
+def test_the_numbers_of_prompts_and_answers_must_be_equal():
     with pytest.raises(ValueError, match="zip"):
         JUDGE([PROMPT], [])
 

@@ -1,6 +1,4 @@
-"""Folders of judges are checked as those of networks are, and refused in one line that names the
-judge.
-"""
+"""Folders of judges are checked as those of networks; errors are one line and name the judge."""
 
 import json
 import shutil
@@ -31,8 +29,8 @@ def _refusal(judge) -> str:
     return line
 
 
-def _pickled(folder: Path) -> Path:
-    """The folder, with its weights as a pickle alone."""
+def _pickle_weights(folder: Path) -> Path:
+    """Replace the safetensors of a folder by a pickle; return the folder."""
     model = AutoModelForCausalLM.from_pretrained(folder)
     (folder / "model.safetensors").unlink()
     torch.save(model.state_dict(), folder / "pytorch_model.bin")
@@ -41,7 +39,7 @@ def _pickled(folder: Path) -> Path:
 
 @pytest.mark.parametrize("kind", [GuardLM, SequenceClassifier])
 def test_weights_in_a_pickle_alone_are_refused(kind, tmp_path):
-    folder = _pickled(lm_folder(tmp_path, CHAT))
+    folder = _pickle_weights(lm_folder(tmp_path, CHAT))
     line = _refusal(kind(str(folder)))
     assert line.startswith(
         f"{kind.__name__}.path={folder}: pytorch_model.bin is a pickle, and reading one can run any"
@@ -64,18 +62,19 @@ def test_an_index_that_points_out_of_the_folder_is_refused(lm, tmp_path):
 
 
 def test_the_base_of_an_adapter_is_checked_too(tmp_path):
-    base, folder = lm_folder(tmp_path / "base"), tmp_path / "judge"
+    base = lm_folder(tmp_path / "base")
+    folder = tmp_path / "judge"
     get_peft_model(
         AutoModelForCausalLM.from_pretrained(base), LoraConfig(target_modules=["q_proj"])
     ).save_pretrained(folder)
     words_tokenizer(CHAT).save_pretrained(folder)
-    _pickled(base)
+    _pickle_weights(base)
     assert _refusal(GuardLM(str(folder))).startswith(
         f"GuardLM.path={base}: pytorch_model.bin is a pickle"
     )
 
 
-def test_damaged_weights_are_said_to_be_so(tmp_path):
+def test_damaged_weights_are_refused(tmp_path):
     folder = classifier_folder(tmp_path, num_labels=1)
     whole = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
@@ -84,7 +83,7 @@ def test_damaged_weights_are_said_to_be_so(tmp_path):
     )
 
 
-def test_a_path_that_holds_nothing_is_refused(tmp_path):
+def test_a_missing_or_empty_folder_is_refused(tmp_path):
     assert _refusal(GuardLM(str(tmp_path / "nothing"))).startswith(
         f"GuardLM.path={tmp_path / 'nothing'}: no such folder; give a folder"
     )
@@ -94,10 +93,10 @@ def test_a_path_that_holds_nothing_is_refused(tmp_path):
     )
 
 
-def test_a_name_that_is_not_in_the_cache_is_refused_and_no_hub_is_asked():
+def test_a_hub_name_that_is_not_cached_is_refused_without_a_download():
     line = _refusal(GuardLM("no-such-organisation/no-such-guard"))
     assert "no model of that name in the local hub cache" in line and line.endswith(
-        "let it be fetched from the hub: local_files_only: false"
+        "download it from the hub: local_files_only: false"
     )
 
 

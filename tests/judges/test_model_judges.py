@@ -1,4 +1,4 @@
-"""Judges that are models: what they say in batches is what the model says of one answer alone."""
+"""Judges that are models: scores in batches equal those of one answer at a time."""
 
 import warnings
 from types import SimpleNamespace
@@ -23,10 +23,8 @@ NAMES = {0: "burnt", 1: "fine", 2: "salty"}
 
 def _probabilities(folder, texts, max_length=512):
     """Logits of one text at a time, without padding."""
-    tokenizer, model = (
-        words_tokenizer(),
-        AutoModelForSequenceClassification.from_pretrained(folder).eval(),
-    )
+    tokenizer = words_tokenizer()
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     with torch.no_grad():
         return torch.cat(
             [
@@ -73,12 +71,14 @@ def test_a_multi_label_classifier_takes_the_largest_probability_of_a_harmful_lab
     ).sigmoid()
     harmful = expected if labels is None else expected[:, [0, 2]]
     torch.testing.assert_close(_scores(judge), harmful.amax(1))
-    said = judge(PROMPTS, RESPONSES)
-    assert [j.label for j in said] == ["harmful" if s > 0.5 else "safe" for s in harmful.amax(1)]
-    assert [j.refused for j in said] == [False, False, False, False]
+    judgements = judge(PROMPTS, RESPONSES)
+    assert [j.label for j in judgements] == [
+        "harmful" if s > 0.5 else "safe" for s in harmful.amax(1)
+    ]
+    assert [j.refused for j in judgements] == [False, False, False, False]
 
 
-def test_a_classifier_of_classes_adds_the_harmful_ones(classes):
+def test_a_multi_class_classifier_adds_the_harmful_probabilities(classes):
     judge = SequenceClassifier(str(classes), ["burnt", "salty"], template="{response}")
     torch.testing.assert_close(
         _scores(judge), _probabilities(classes, RESPONSES).softmax(1)[:, [0, 2]].sum(1)
@@ -93,7 +93,7 @@ def test_a_single_output_is_a_probability(tmp_path):
     )
 
 
-def test_a_classifier_sees_the_beginning_of_a_long_answer(multi_label):
+def test_a_classifier_truncates_a_long_answer(multi_label):
     judge = SequenceClassifier(str(multi_label), template="{response}", max_length=2)
     torch.testing.assert_close(
         _scores(judge), _probabilities(multi_label, RESPONSES, 2).sigmoid().amax(1)
@@ -112,7 +112,7 @@ def test_thresholds_make_three_labels(multi_label):
     assert [judgement.label for judgement in by_score] == ["safe", "partial", "partial", "harmful"]
 
 
-def test_refusals_and_nonsense_are_for_the_judge_of_words_to_find(multi_label):
+def test_refusals_and_degenerate_answers_are_those_of_the_keyword_judge(multi_label):
     refused, empty = SequenceClassifier(str(multi_label))(
         ["soup", "soup"], ["I'm sorry, I cannot boil soup", " "]
     )
@@ -132,12 +132,12 @@ def test_refusals_and_nonsense_are_for_the_judge_of_words_to_find(multi_label):
                 for _ in responses
             ]
 
-    (said,) = SequenceClassifier(str(multi_label), words=Everything())(["soup"], ["bread"])
-    assert said.refused and said.correct and said.degenerate
+    (judgement,) = SequenceClassifier(str(multi_label), words=Everything())(["soup"], ["bread"])
+    assert judgement.refused and judgement.correct and judgement.degenerate
 
 
 @pytest.mark.parametrize("labels", [None, ["burnt", "sour"]])
-def test_labels_of_a_classifier_of_classes_must_be_named_and_exist(classes, labels):
+def test_labels_of_a_multi_class_classifier_must_be_given_and_exist(classes, labels):
     with pytest.raises(
         TemperError, match=r"harmful_labels: .*name those that mean harm: 'burnt', 'fine', 'salty'"
     ):
@@ -146,7 +146,8 @@ def test_labels_of_a_classifier_of_classes_must_be_named_and_exist(classes, labe
 
 def _next_word(folder, text, harmful, safe):
     """P(harmful) / (P(harmful) + P(safe)) of the next token, one text alone."""
-    tokenizer, model = words_tokenizer(), AutoModelForCausalLM.from_pretrained(folder).eval()
+    tokenizer = words_tokenizer()
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
     with torch.no_grad():
         p = model(torch.tensor([tokenizer(text)["input_ids"]])).logits[0, -1].softmax(-1)
     h, s = (p[tokenizer.convert_tokens_to_ids(word)] for word in (harmful, safe))
@@ -176,26 +177,31 @@ def test_a_language_model_is_asked_yes_or_no(lm, chat, around):
 
 
 @pytest.mark.filterwarnings("ignore:judge .* gives its two words")
-def test_of_a_long_answer_the_beginning_is_judged(lm):
+def test_a_long_answer_is_truncated(lm):
     judge = YesNoLM(
         str(lm), template="{response}", chat=False, max_answer_characters=len("bake bread")
     )
-    (long,), (short,) = judge(["q"], ["bake bread in the oven"]), judge(["q"], ["bake bread"])
+    (long,) = judge(["q"], ["bake bread in the oven"])
+    (short,) = judge(["q"], ["bake bread"])
     assert long == short
 
 
 def test_a_template_is_filled_once_and_its_other_braces_stay(lm):
     judge = YesNoLM(str(lm), template='{"ask": {prompt}, "said": {response}} {other}', chat=False)
-    assert judge.fill("{response}", "{prompt}") == '{"ask": {response}, "said": {prompt}} {other}'
+    assert (
+        judge.format_question("{response}", "{prompt}")
+        == '{"ask": {response}, "said": {prompt}} {other}'
+    )
 
 
 class Replies:
-    """Stands for a model whose replies and logits are known."""
+    """A model with fixed replies and logits."""
 
     device = torch.device("cpu")
 
     def __init__(self, replies, logits):
-        self.replies, self.logits = torch.tensor(replies), logits
+        self.replies = torch.tensor(replies)
+        self.logits = logits
 
     def get_output_embeddings(self):
         return torch.nn.Identity()
@@ -210,11 +216,11 @@ def test_the_verdict_is_read_at_the_first_word_that_is_not_blank(lm):
     tokenizer = words_tokenizer(CHAT, ["\n", "safe", "unsafe"])
     blank, safe, unsafe = tokenizer.convert_tokens_to_ids(["\n", "safe", "unsafe"])
     logits = torch.full((3, 3, len(tokenizer)), -9.0)  # replies, their tokens, vocabulary
-    for row, place in enumerate(
-        (0, 1, 2)
-    ):  # the word comes first, second, third; elsewhere "safe" is likelier
+    # The verdict is the first, second, third reply token; at the others, "safe" is more likely.
+    for row, place in enumerate((0, 1, 2)):
         logits[row, :, safe] = 2.0
-        logits[row, place, safe], logits[row, place, unsafe] = 0.0, 1.0
+        logits[row, place, safe] = 0.0
+        logits[row, place, unsafe] = 1.0
     replies = [[unsafe, safe, safe], [blank, unsafe, safe], [blank, blank, unsafe]]
     judge = GuardLM(str(lm))
     judge.__dict__ |= {"tokenizer": tokenizer, "model": Replies(replies, tuple(logits.unbind(1)))}
@@ -223,22 +229,21 @@ def test_the_verdict_is_read_at_the_first_word_that_is_not_blank(lm):
     )
 
 
-def test_a_model_that_says_neither_word_is_said_to_once(lm):
-    with warnings.catch_warnings(record=True) as heard:
+def test_a_model_that_prefers_other_words_gives_one_warning(lm):
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         judge = GuardLM(str(lm))
         judge(PROMPTS, RESPONSES)
         judge(PROMPTS, RESPONSES)
-    (told,) = [str(w.message) for w in heard if "two words" in str(w.message)]
-    assert told.startswith(f"judge {lm.name!r} gives its two words (unsafe, safe) only ")
+    (message,) = [str(w.message) for w in caught if "two words" in str(w.message)]
+    assert message.startswith(f"judge {lm.name!r} gives its two words (unsafe, safe) only ")
 
 
-def test_words_that_begin_alike_are_refused(lm):
+def test_words_with_the_same_first_token_are_refused(lm):
     with pytest.raises(TemperError, match="'yes' and 'yes please' begin with the same token"):
         YesNoLM(str(lm), yes="yes", no="yes please")(["q"], ["a"])
-    with pytest.raises(
-        TemperError, match="begin with the same token"
-    ):  # both unknown: no token at all
+    # Both words are unknown to the tokenizer, so neither has a first token.
+    with pytest.raises(TemperError, match="begin with the same token"):
         YesNoLM(str(lm), yes="oui", no="non")(["q"], ["a"])
 
 
@@ -252,7 +257,7 @@ def test_a_tokenizer_without_chat_template_is_refused(tmp_path):
         GuardLM(folder)(["q"], ["a"])
 
 
-def test_a_folder_that_is_no_classifier_is_refused(lm):
+def test_a_causal_lm_is_refused_as_a_classifier(lm):
     judge = SequenceClassifier(str(lm))
     with pytest.raises(
         TemperError,
@@ -264,14 +269,14 @@ def test_a_folder_that_is_no_classifier_is_refused(lm):
         judge(["q"], ["a"])
 
 
-def test_nothing_is_loaded_before_the_first_question(tmp_path):
+def test_no_model_is_loaded_before_its_first_use(tmp_path):
     judges = [SequenceClassifier("no/such"), YesNoLM("no/such"), GuardLM("no/such/guard-8b/")]
     assert [judge.name for judge in judges] == ["such", "such", "guard-8b"]
     assert not any("model" in vars(judge) for judge in judges)
 
 
 @pytest.mark.filterwarnings("ignore:judge .* gives its two words")
-def test_an_adapter_is_a_judge_and_draws_no_number_of_the_training_around_it(lm, tmp_path):
+def test_loading_an_adapter_as_a_judge_does_not_change_the_random_state(lm, tmp_path):
     adapted = get_peft_model(
         AutoModelForCausalLM.from_pretrained(lm),
         LoraConfig(target_modules=["q_proj"], init_lora_weights=False),
@@ -287,7 +292,7 @@ def test_an_adapter_is_a_judge_and_draws_no_number_of_the_training_around_it(lm,
     )
 
 
-def test_weights_are_read_in_the_precision_that_is_asked_for(multi_label):
+def test_weights_are_loaded_in_the_given_precision(multi_label):
     assert SequenceClassifier(str(multi_label), dtype="bfloat16").model.dtype == torch.bfloat16
     assert SequenceClassifier(str(multi_label)).model.dtype == torch.float32
     assert not SequenceClassifier(str(multi_label)).model.training

@@ -32,7 +32,8 @@ def plain_zeros(
     """Positions (output, input) to zero: inputs of every layer row by row without padding, token by
     token.
     """
-    network, seen = copy.deepcopy(network).eval(), {}
+    network = copy.deepcopy(network).eval()
+    seen = {}
     kinds = {
         "c_attn",
         "c_proj",
@@ -89,7 +90,8 @@ def zeroed(before: dict, after: dict) -> dict[str, set[tuple[int, int]]]:
 @pytest.mark.parametrize("ratio", [0.1, 0.4])
 def test_the_zeroed_weights_are_those_of_a_plain_loop(double, ratio):
     module = make(double, ratio=ratio)
-    start, network = state(module), copy.deepcopy(module.network)
+    start = state(module)
+    network = copy.deepcopy(module.network)
     trainer = fit(module, make_data(), 3)
     assert trainer.global_step == 3
     assert zeroed(start, state(module)) == plain_zeros(
@@ -99,7 +101,8 @@ def test_the_zeroed_weights_are_those_of_a_plain_loop(double, ratio):
 
 @pytest.mark.parametrize("size", [1, 3])
 def test_micro_batches_zero_the_same_weights(size):
-    whole, split = make(), make(micro_batch_size=size)
+    whole = make()
+    split = make(micro_batch_size=size)
     fit(whole, make_data(), 2)
     fit(split, make_data(), 2)
     assert all(
@@ -107,22 +110,26 @@ def test_micro_batches_zero_the_same_weights(size):
     )
 
 
-def test_the_statistics_of_ranks_add_up_to_those_of_the_whole_batch():
+def test_statistics_of_ranks_add_up_to_the_whole_batch():
     def squares(rank: int, world: int) -> dict[str, torch.Tensor]:
-        module, data = make(), make_data()
+        module = make()
+        data = make_data()
         module.prune = lambda: None
         data._ranks = lambda: (rank, world)
         fit(module, data, 2)
         return module.squares
 
-    whole, left, right = squares(0, 1), squares(0, 2), squares(1, 2)
+    whole = squares(0, 1)
+    left = squares(0, 2)
+    right = squares(1, 2)
     for name, total in whole.items():
         torch.testing.assert_close(left[name] + right[name], total, rtol=1e-6, atol=0)
         assert not torch.equal(left[name], total)
 
 
 def test_dropout_is_off_while_it_looks_and_back_on_afterwards():
-    quiet, noisy = make(), make()
+    quiet = make()
+    noisy = make()
     for module in noisy.network.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.5
@@ -143,14 +150,15 @@ def test_ratio_zero_changes_no_bit():
 
 def test_the_stream_is_a_choice():
     module = make(stream="alignment", ratio=0.2)
-    start, network = state(module), copy.deepcopy(module.network)
+    start = state(module)
+    network = copy.deepcopy(module.network)
     fit(module, make_data(), 1)
     assert zeroed(start, state(module)) == plain_zeros(
         network, global_batches(make_data(), 1), "alignment", 0.2
     )
 
 
-def test_the_validation_after_the_last_batch_sees_the_zeroed_weights():
+def test_the_last_validation_sees_zeroed_weights():
     seen = []
 
     class Look(L.Callback):
@@ -170,7 +178,8 @@ def test_the_validation_after_the_last_batch_sees_the_zeroed_weights():
 
 
 def test_without_max_steps_it_is_done_when_training_ends():
-    module, other = make(), make()
+    module = make()
+    other = make()
     fit(module, make_data(), -1, max_epochs=1, limit_train_batches=2)
     fit(other, make_data(), 2)
     assert module.pruned and all(
@@ -179,7 +188,7 @@ def test_without_max_steps_it_is_done_when_training_ends():
     )
 
 
-def test_of_a_continued_adapter_only_its_own_matrices_are_zeroed():
+def test_a_continued_adapter_alone_is_zeroed():
     module = make(double=False, ratio=0.3)
     adapted = NetworkSpec(shape=SHAPE, lora=LoRASpec(rank=2, alpha=4))
     module.network = build_network(
@@ -194,7 +203,7 @@ def test_of_a_continued_adapter_only_its_own_matrices_are_zeroed():
     assert changed == {name for name in start if "lora_" in name}
 
 
-def test_a_new_adapter_and_statistics_that_are_not_finite_are_refused():
+def test_new_adapters_and_non_finite_statistics_are_refused():
     with pytest.raises(TemperError, match=r"network.lora: a new adapter holds nothing to zero"):
         make(double=False, lora=True)
     module = make()
@@ -223,7 +232,9 @@ def test_forward_passes_are_counted_and_no_hook_stays():
 
 
 def test_resuming_in_the_middle_equals_never_having_stopped(tmp_path: Path):
-    whole, first, second = make(), make(), make()
+    whole = make()
+    first = make()
+    second = make()
     fit(whole, make_data(), 4)
 
     class Save(L.Callback):

@@ -18,7 +18,8 @@ class TwoParts(ObjectiveModule):
 
     def __init__(self, network, weights=(1.0, -0.25), skip=(), **kwargs):
         super().__init__(network, **kwargs)
-        self.parts, self.left_out = weights, skip
+        self.parts = weights
+        self.left_out = skip
 
     def training_step(self, batch, batch_idx):
         (first, second), gradient = self.weighted_gradient(
@@ -29,12 +30,12 @@ class TwoParts(ObjectiveModule):
         self.apply_gradient(gradient, skip=self.left_out)
 
     def noted_terms(self, rows):
-        self.note("rows", rows["ids"].double())
+        self.log_mean("rows", rows["ids"].double())
         return self.nll_terms(rows)
 
 
 @pytest.mark.parametrize("size", [None, 1, 3])
-def test_a_weighted_gradient_is_the_sum_of_the_gradients_of_the_means(size):
+def test_a_weighted_gradient_is_a_sum_of_gradients(size):
     module = make_module(
         TwoParts,
         max_grad_norm=None,
@@ -44,7 +45,8 @@ def test_a_weighted_gradient_is_the_sum_of_the_gradients_of_the_means(size):
     network = copy.deepcopy(module.network)
     fit(module, make_data(), 1)
     (batch,) = global_batches(make_data(), 1)
-    a, b = plain_gradient(network, batch["alignment"]), plain_gradient(network, batch["harmful"])
+    a = plain_gradient(network, batch["alignment"])
+    b = plain_gradient(network, batch["harmful"])
     for before, after, f, h in zip(
         trainable(network), trainable(module.network), a, b, strict=True
     ):
@@ -52,7 +54,7 @@ def test_a_weighted_gradient_is_the_sum_of_the_gradients_of_the_means(size):
     assert module.work.passes == 2
 
 
-def test_a_part_of_weight_zero_costs_nothing_and_all_zero_is_an_error():
+def test_a_loss_of_weight_zero_is_not_computed():
     module = make_module(TwoParts, weights=(1.0, 0.0))
     fit(module, make_data(), 1)
     assert module.work.passes == 1 and float(module.losses[1]) == 0
@@ -92,7 +94,8 @@ def test_the_position_is_a_copy_of_the_weights():
 
 
 def test_the_fused_loss_trains_as_the_plain_one():
-    plain, fused = make_module(SFTModule), make_module(SFTModule, fused_loss=True)
+    plain = make_module(SFTModule)
+    fused = make_module(SFTModule, fused_loss=True)
     for module in (plain, fused):
         fit(module, make_data(), 3)
     for left, right in zip(plain.parameters(), fused.parameters(), strict=True):

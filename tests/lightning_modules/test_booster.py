@@ -16,26 +16,15 @@ from tests.objectives import (
     fit,
     global_batches,
     make_data,
+    make_held,
     make_module,
     plain_gradient,
     plain_regulariser,
+    relative_error,
+    same_bits,
     trainable,
+    weights,
 )
-
-
-def weights(module: Any) -> list[torch.Tensor]:
-    return [p.detach().clone() for p in module.parameters()]
-
-
-def same_bits(left: list[torch.Tensor], right: list[torch.Tensor]) -> bool:
-    return len(left) == len(right) and all(
-        torch.equal(a, b) for a, b in zip(left, right, strict=True)
-    )
-
-
-def relative_error(left: list[torch.Tensor], right: list[torch.Tensor]) -> float:
-    difference = torch.sqrt(sum(((a - b) ** 2).sum() for a, b in zip(left, right, strict=True)))
-    return float(difference / torch.sqrt(sum((b**2).sum() for b in right)))
 
 
 def reference_run(
@@ -74,10 +63,8 @@ def test_one_step_has_the_gradient_of_the_equation():
     start = weights(network)
     fit(module, make_data(), 1)
     (batch,) = global_batches(make_data(), 1)
-    f, r = (
-        plain_gradient(network, batch["alignment"]),
-        plain_regulariser(network, batch["harmful"], 2.0, 0.05),
-    )
+    f = plain_gradient(network, batch["alignment"])
+    r = plain_regulariser(network, batch["harmful"], 2.0, 0.05)
     step = [a - b for a, b in zip(start, weights(module), strict=True)]
     assert relative_error(step, [a + b for a, b in zip(f, r, strict=True)]) < 1e-10
     # The regulariser is not lost in rounding: without it the gradient is clearly another.
@@ -85,16 +72,11 @@ def test_one_step_has_the_gradient_of_the_equation():
 
 
 @pytest.mark.parametrize("k", [1, 2, 3])
-def test_three_adamw_steps_with_clipping_and_schedule_follow_the_reference(k: int):
+def test_three_adamw_steps_follow_the_reference(k: int):
     adamw = partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1)
     schedule = partial(WarmupCosine, total_steps=5, warmup_steps=2)
-    module = make_module(
-        lam=2.0,
-        alpha=0.05,
-        refresh_every=k,
-        max_grad_norm=0.5,
-        optimizer=adamw,
-        lr_scheduler=schedule,
+    module = make_held(
+        k, lam=2.0, alpha=0.05, max_grad_norm=0.5, optimizer=adamw, lr_scheduler=schedule
     )
     network = copy.deepcopy(module.network)
     optimizer = adamw(trainable(network))
@@ -107,10 +89,8 @@ def test_three_adamw_steps_with_clipping_and_schedule_follow_the_reference(k: in
 
 @pytest.mark.parametrize("size", [1, 2, 4, 5])
 def test_micro_batches_of_unequal_length_equal_the_whole_batch(size: int):
-    whole, split = (
-        make_module(lam=2.0, alpha=0.05),
-        make_module(lam=2.0, alpha=0.05, micro_batch_size=size),
-    )
+    whole = make_module(lam=2.0, alpha=0.05)
+    split = make_module(lam=2.0, alpha=0.05, micro_batch_size=size)
     fit(whole, make_data(), 3)
     fit(split, make_data(), 3)
     assert relative_error(weights(split), weights(whole)) < 1e-12
@@ -128,14 +108,12 @@ def test_without_lam_or_alpha_it_is_sft_bit_for_bit(off: dict[str, float], doubl
 
 
 @pytest.mark.parametrize("k", [1, 2])
-def test_a_floor_switches_the_regulariser_off_where_the_step_gains_less(k: int):
-    module = lambda **settings: make_module(lam=2.0, alpha=0.05, refresh_every=k, **settings)  # noqa: E731
-    plain, low, high, sft = (
-        module(),
-        module(reduction_floor=-1e9),
-        module(reduction_floor=1e9),
-        make_module(SFTModule),
-    )
+def test_a_floor_switches_the_regulariser_off(k: int):
+    module = partial(make_held, k, lam=2.0, alpha=0.05)
+    plain = module()
+    low = module(reduction_floor=-1e9)
+    high = module(reduction_floor=1e9)
+    sft = make_module(SFTModule)
     for each in (plain, low, high, sft):
         fit(each, make_data(), 3)
     assert same_bits(weights(low), weights(plain))
@@ -154,7 +132,7 @@ def test_lora_trains_adapters_alone_and_no_frozen_weight_moves():
 
 
 def test_passes_and_tokens_are_counted_as_they_are_spent():
-    module = make_module(lam=1.0, refresh_every=3)
+    module = make_held(3, lam=1.0)
     fit(module, make_data(), 7)
     assert module.work.passes == 7 + 2 * 3  # refreshed at steps 0, 3 and 6
     batches = global_batches(make_data(), 7)
@@ -165,7 +143,8 @@ def test_passes_and_tokens_are_counted_as_they_are_spent():
 
 def poison(module: Any, bad_steps: set[int], value: float) -> None:
     """Make the harmful loss of some steps non-finite, as an overflow would."""
-    honest, calls = module.nll_terms, {"harmful": 0}
+    honest = module.nll_terms
+    calls = {"harmful": 0}
 
     def terms(rows: Any) -> Any:
         total, count = honest(rows)
@@ -180,7 +159,7 @@ def poison(module: Any, bad_steps: set[int], value: float) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_non_finite_harmful_gradient_skips_the_step_and_changes_nothing(value: float):
+def test_a_non_finite_harmful_gradient_skips_the_step(value: float):
     module = make_module(lam=2.0, alpha=0.05, optimizer=partial(torch.optim.AdamW, lr=0.01))
     start = weights(module)
     poison(module, {0, 1}, value)
@@ -190,8 +169,9 @@ def test_a_non_finite_harmful_gradient_skips_the_step_and_changes_nothing(value:
     assert not trainer.optimizers[0].state
 
 
-def test_training_goes_on_after_a_skipped_step_as_if_its_batch_had_not_been():
-    poisoned, clean = make_module(lam=2.0, alpha=0.05), make_module(lam=2.0, alpha=0.05)
+def test_a_skipped_step_leaves_no_trace():
+    poisoned = make_module(lam=2.0, alpha=0.05)
+    clean = make_module(lam=2.0, alpha=0.05)
     poison(poisoned, {0}, float("nan"))
     fit(poisoned, make_data(), -1, max_epochs=1, limit_train_batches=2)
     data = make_data()
@@ -202,11 +182,11 @@ def test_training_goes_on_after_a_skipped_step_as_if_its_batch_had_not_been():
 
 
 def test_a_skipped_refresh_is_tried_again_and_never_held():
-    module = make_module(lam=2.0, alpha=0.05, refresh_every=5)
+    module = make_held(5, lam=2.0, alpha=0.05)
     poison(module, {0}, float("nan"))
     fit(module, make_data(), 2)
     assert module.work.passes == 3 + 3 + 1
-    assert all(torch.isfinite(tensor).all() for tensor in module.held)
+    assert all(torch.isfinite(tensor).all() for tensor in module.kept["held"])
 
 
 def test_too_many_skips_in_a_row_stop_the_run_with_a_reason():
@@ -219,7 +199,8 @@ def test_too_many_skips_in_a_row_stop_the_run_with_a_reason():
 
 
 def test_a_harmful_gradient_of_zero_displaces_nothing():
-    module, sft = make_module(lam=2.0, alpha=0.05), make_module(SFTModule)
+    module = make_module(lam=2.0, alpha=0.05)
+    sft = make_module(SFTModule)
     poison(module, set(range(100)), 0.0)
     fit(module, make_data(), 2)
     fit(sft, make_data(), 2)
@@ -229,7 +210,8 @@ def test_a_harmful_gradient_of_zero_displaces_nothing():
 
 def during_displacement(module: Any, action: Any) -> None:
     """Do something in the middle of the second pass, once."""
-    honest, done = module.nll_terms, []
+    honest = module.nll_terms
+    done = []
 
     def terms(rows: Any) -> Any:
         if module.weights.is_displaced and not done:
@@ -240,9 +222,10 @@ def during_displacement(module: Any, action: Any) -> None:
     module.nll_terms = terms
 
 
-def test_a_signal_in_the_displaced_pass_is_handled_with_the_weights_back():
+def test_a_signal_waits_until_weights_are_restored():
     module = make_module(lam=2.0, alpha=0.05)
-    start, seen = weights(module), []
+    start = weights(module)
+    seen = []
     previous = signal.signal(signal.SIGUSR1, lambda *_: seen.append(weights(module)))
     try:
         during_displacement(module, lambda: os.kill(os.getpid(), signal.SIGUSR1))
@@ -253,9 +236,10 @@ def test_a_signal_in_the_displaced_pass_is_handled_with_the_weights_back():
     assert same_bits(seen[0], start)
 
 
-def test_a_checkpoint_in_the_displaced_pass_is_refused_and_nothing_is_lost(tmp_path: Any):
+def test_no_checkpoint_of_displaced_weights(tmp_path: Any):
     module = make_module(lam=2.0, alpha=0.05)
-    start, target = weights(module), tmp_path / "run.ckpt"
+    start = weights(module)
+    target = tmp_path / "run.ckpt"
     during_displacement(module, lambda: module.trainer.save_checkpoint(target))
     with pytest.raises(RuntimeError, match="displaced"):
         fit(module, make_data(), 1)
@@ -264,7 +248,7 @@ def test_a_checkpoint_in_the_displaced_pass_is_refused_and_nothing_is_lost(tmp_p
 
 
 @pytest.mark.parametrize("steps_before", [1, 2, 3, 4])
-def test_resuming_a_held_regulariser_equals_never_having_stopped(steps_before: int, tmp_path: Any):
+def test_a_resumed_held_regulariser_is_the_same(steps_before: int, tmp_path: Any):
     settings = {
         "lam": 2.0,
         "alpha": 0.05,
@@ -272,10 +256,10 @@ def test_resuming_a_held_regulariser_equals_never_having_stopped(steps_before: i
         "double": False,
         "optimizer": partial(torch.optim.AdamW, lr=0.01),
     }
-    whole, first, second = (make_module(**settings) for _ in range(3))
+    whole, first, second = (make_held(**settings) for _ in range(3))
     fit(whole, make_data(), 7)
     fit(first, make_data(), steps_before).save_checkpoint(tmp_path / "run.ckpt")
-    trainer = fit_from(second, tmp_path / "run.ckpt", 7)
+    trainer = fit(second, make_data(), 7, ckpt_path=tmp_path / "run.ckpt")
     assert trainer.global_step == 7
     assert same_bits(weights(second), weights(whole))
     assert (second.work.passes, int(second.work.tokens)) == (
@@ -284,26 +268,9 @@ def test_resuming_a_held_regulariser_equals_never_having_stopped(steps_before: i
     )
 
 
-def fit_from(module: Any, path: Any, steps: int) -> Any:
-    import lightning.pytorch as L
-
-    trainer = L.Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_steps=steps,
-        max_epochs=-1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-    )
-    trainer.fit(module, datamodule=make_data(), ckpt_path=path, weights_only=True)
-    return trainer
-
-
 def test_the_same_seed_gives_the_same_bits():
-    left, right = make_module(lam=2.0, double=False), make_module(lam=2.0, double=False)
+    left = make_module(lam=2.0, double=False)
+    right = make_module(lam=2.0, double=False)
     fit(left, make_data(), 4)
     fit(right, make_data(), 4)
     assert same_bits(weights(left), weights(right))
@@ -314,7 +281,6 @@ def test_the_same_seed_gives_the_same_bits():
     [
         ("lam", -1.0),
         ("alpha", -0.1),
-        ("refresh_every", 0),
         ("max_grad_norm", 0.0),
         ("micro_batch_size", 0),
     ],
@@ -322,3 +288,20 @@ def test_the_same_seed_gives_the_same_bits():
 def test_arguments_that_mean_nothing_are_refused_by_name(flag: str, value: float):
     with pytest.raises(TemperError, match=f"model.init_args.{flag}={value}"):
         make_module(BoosterModule, **{flag: value})
+
+
+def test_a_refresh_every_zero_steps_is_refused():
+    with pytest.raises(TemperError, match="model.init_args.refresh_every=0"):
+        make_held(0)
+
+
+@pytest.mark.parametrize("size", [None, 2])
+def test_held_for_one_step_it_is_booster(size: int | None):
+    settings = {"lam": 2.0, "alpha": 0.05, "micro_batch_size": size}
+    adamw = partial(torch.optim.AdamW, lr=0.01)
+    paper = make_module(double=False, optimizer=adamw, **settings)
+    held = make_held(1, double=False, optimizer=adamw, **settings)
+    fit(paper, make_data(), 4)
+    fit(held, make_data(), 4)
+    assert same_bits(weights(held), weights(paper))
+    assert vars(held.work) == vars(paper.work)

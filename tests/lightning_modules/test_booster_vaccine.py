@@ -7,12 +7,21 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_modules import BoosterModule
 from lightning_modules.booster_vaccine import BoosterVaccineModule
 from lightning_modules.vaccine import VaccineModule
 from temper.errors import TemperError
-from tests.lightning_modules.test_vaccine import plain_vaccine, relative_error, same_bits, weights
-from tests.objectives import fit, global_batches, make_data, make_module, plain_regulariser
+from tests.lightning_modules.test_vaccine import plain_vaccine
+from tests.objectives import (
+    fit,
+    global_batches,
+    make_data,
+    make_held,
+    make_module,
+    plain_regulariser,
+    relative_error,
+    same_bits,
+    weights,
+)
 
 ADAMW = partial(torch.optim.AdamW, lr=0.01)
 BOOSTER: dict[str, Any] = {"lam": 2.0, "alpha": 0.05}
@@ -26,7 +35,8 @@ def test_one_step_has_the_gradient_of_the_equation():
         optimizer=partial(torch.optim.SGD, lr=1.0),
         **BOOSTER,
     )
-    network, start = copy.deepcopy(module.network), weights(module)
+    network = copy.deepcopy(module.network)
+    start = weights(module)
     trainer = fit(module, make_data(), 1)
     (batch,) = global_batches(make_data(), 1)
     regulariser = plain_regulariser(network, batch["harmful"], **BOOSTER)
@@ -48,7 +58,7 @@ def test_without_rho_it_is_booster_bit_for_bit(double: bool, k: int):
     both = make_module(
         BoosterVaccineModule, double=double, rho=0.0, refresh_every=k, optimizer=ADAMW, **BOOSTER
     )
-    booster = make_module(BoosterModule, double=double, refresh_every=k, optimizer=ADAMW, **BOOSTER)
+    booster = make_held(k, double=double, optimizer=ADAMW, **BOOSTER)
     fit(both, make_data(), 4)
     fit(booster, make_data(), 4)
     assert same_bits(weights(both), weights(booster))
@@ -82,7 +92,9 @@ def test_micro_batches_of_unequal_length_equal_the_whole_batch():
 
 def test_a_first_pass_that_is_not_finite_skips_the_step():
     module = make_module(BoosterVaccineModule, optimizer=ADAMW, **BOOSTER)
-    start, honest, passes = weights(module), module.nll_terms, []
+    start = weights(module)
+    honest = module.nll_terms
+    passes = []
 
     def overflow(rows: Any) -> Any:
         total, count = honest(rows)

@@ -19,18 +19,8 @@ from temper.errors import TemperError
 from temper.losses import IGNORE_INDEX
 from temper.losses.preference import PREFERENCE
 from temper.models import LoRASpec, NetworkSpec
-from tests.objectives import SHAPE, make_module, trainable
-from tests.preference import (
-    batches,
-    exact,
-    exact_lora,
-    make_pairs,
-    plain_logps,
-    relative_error,
-    run,
-    same_bits,
-    weights,
-)
+from tests.objectives import SHAPE, make_module, relative_error, same_bits, trainable, weights
+from tests.preference import batches, exact, exact_lora, make_pairs, plain_logps, run
 
 SETTINGS = {
     "cdpo": {"label_smoothing": 0.2},
@@ -58,7 +48,8 @@ def plain_loss(
         frozen = [plain_logps(reference, rows, which)[0] for which in (0, 1)]
     losses = []
     for i, unsafe in enumerate(rows["unsafe"].tolist()):
-        logps, counts = [sums[i] for sums, _ in policy], [counts[i] for _, counts in policy]
+        logps = [sums[i] for sums, _ in policy]
+        counts = [counts[i] for _, counts in policy]
         ratios = [
             (logp - reference[i]) / window for logp, reference in zip(logps, frozen, strict=True)
         ]
@@ -89,7 +80,8 @@ def _pair_loss(variant, ratios, logps, counts, b, e, gamma):
 
 def plain_run(network, steps: int, lr: float, **settings: Any) -> list[float]:
     """Gradient descent on `plain_loss` in place; the losses."""
-    reference, losses = copy.deepcopy(network), []
+    reference = copy.deepcopy(network)
+    losses = []
     for rows in batches(make_pairs(), steps):
         loss = plain_loss(network, reference, rows, **settings)
         with torch.no_grad():
@@ -102,7 +94,7 @@ def plain_run(network, steps: int, lr: float, **settings: Any) -> list[float]:
 
 
 @pytest.mark.parametrize("variant", PREFERENCE)
-def test_three_steps_of_every_variant_follow_a_plain_computation(variant):
+def test_three_steps_of_every_variant_follow_the_equations(variant):
     settings = SETTINGS.get(variant, {})
     # IPO's gradient is that of a square: large steps would leave the region where anything is
     # smooth.
@@ -114,7 +106,8 @@ def test_three_steps_of_every_variant_follow_a_plain_computation(variant):
         optimizer=partial(torch.optim.SGD, lr=lr),
         **settings,
     )
-    network, start = copy.deepcopy(module.network), weights(module)
+    network = copy.deepcopy(module.network)
+    start = weights(module)
     trainer = run(module, make_pairs(), 3)
     losses = plain_run(network, 3, lr, variant=variant, **settings)
     assert relative_error(weights(module), weights(network), start) < 1e-10
@@ -132,12 +125,13 @@ def test_three_steps_of_every_variant_follow_a_plain_computation(variant):
         {"variant": "ipo", "beta_unsafe": 0.3},
     ],
 )
-def test_betas_of_their_own_windows_and_likelihoods_follow_a_plain_computation(changes):
+def test_beta_unsafe_window_and_chosen_nll_follow_equations(changes):
     lr = 1e-3 if "variant" in changes else 0.3
     module = exact(
         DPOModule, max_grad_norm=None, optimizer=partial(torch.optim.SGD, lr=lr), **changes
     )
-    network, start = copy.deepcopy(module.network), weights(module)
+    network = copy.deepcopy(module.network)
+    start = weights(module)
     run(module, make_pairs(), 2)
     plain_run(network, 2, lr, **changes)
     assert relative_error(weights(module), weights(network), start) < 1e-10
@@ -152,7 +146,7 @@ def dropping(module: Any, p: float = 0.5) -> Any:
 
 
 @pytest.mark.parametrize("source", ["adapter_off", "frozen"])
-def test_the_first_loss_is_log_2_exactly_also_in_a_network_with_dropout(source):
+def test_the_first_loss_is_log_2_also_with_dropout(source):
     module = dropping(exact_lora(DPOModule, reference=source))
     trainer = run(module, make_pairs(), 1)
     assert float(trainer.callback_metrics["loss/preference"]) == pytest.approx(
@@ -216,9 +210,7 @@ def test_variants_without_a_reference_build_none(variant):
     ("source", "lora"),
     [("frozen", False), ("cached", False), ("adapter_off", True), ("cached", True)],
 )
-def test_resuming_compares_with_the_policy_of_the_start_and_not_of_the_checkpoint(
-    source, lora, tmp_path
-):
+def test_a_resumed_run_has_the_same_reference(source, lora, tmp_path):
     def make():
         torch.manual_seed(0)
         settings = {
@@ -230,7 +222,10 @@ def test_resuming_compares_with_the_policy_of_the_start_and_not_of_the_checkpoin
             DPOModule, data=make_pairs(), double=False, lora=lora, beta=1.0, **settings
         )
 
-    whole, first, second, fresh = make(), make(), make(), make()
+    whole = make()
+    first = make()
+    second = make()
+    fresh = make()
     run(whole, make_pairs(), 4)
     run(first, make_pairs(), 2).save_checkpoint(tmp_path / "run.ckpt")
     assert run(second, make_pairs(), 4, tmp_path / "run.ckpt").global_step == 4
@@ -257,9 +252,7 @@ def test_micro_batches_of_unequal_length_equal_the_whole_batch(size, variant):
 
 @given(right=st.integers(1, 6), left=st.integers(1, 4))
 @examples(max_examples=6)
-def test_padding_on_the_right_changes_no_loss_and_on_the_left_none_beyond_rounding(
-    networks, right, left
-):
+def test_padding_does_not_change_the_loss(networks, right, left):
     exactly, llama, rows = networks
     widths = {"labels": IGNORE_INDEX, "attention_mask": 0, "input_ids": 1}
     padded = lambda *sides: (
@@ -282,7 +275,7 @@ def networks() -> tuple[Any, Any, Any]:
     return make(True), make(False), batches(make_pairs(), 1)[0]
 
 
-def test_a_longer_prompt_of_the_pair_is_scored_by_its_answer_alone():
+def test_a_pairs_longer_prompt_is_scored_by_its_answer():
     """Labels decide what counts: with labels on the prompt too the loss is another."""
     (rows,) = batches(make_pairs(), 1)
     module = exact(DPOModule, variant="simpo", beta=2.0)
@@ -331,7 +324,8 @@ def test_rewards_are_what_the_loss_sees_times_beta():
             ]
             for i in (0, 1)
         )
-    chosen, rejected = beta * torch.stack(c), beta * torch.stack(r)
+    chosen = beta * torch.stack(c)
+    rejected = beta * torch.stack(r)
     found = {
         name: float(value)
         for name, value in trainer.callback_metrics.items()
@@ -348,8 +342,9 @@ def test_rewards_are_what_the_loss_sees_times_beta():
     )
 
 
-def test_a_beta_for_unsafe_rows_needs_rows_that_say_which_they_are():
-    module, data = exact(DPOModule, beta_unsafe=0.01), make_pairs()
+def test_beta_unsafe_needs_rows_with_the_flag():
+    module = exact(DPOModule, beta_unsafe=0.01)
+    data = make_pairs()
     data.setup("fit")
     del data.sources["pairs"].pool.rows["unsafe"]
     data.setup = lambda stage: None
@@ -390,7 +385,7 @@ def test_a_beta_for_unsafe_rows_needs_rows_that_say_which_they_are():
         ({"reference": "adapter_off"}, "reference=adapter_off: there is no new adapter"),
     ],
 )
-def test_settings_that_would_be_ignored_or_mean_nothing_are_refused(changes, message):
+def test_ignored_or_invalid_settings_are_refused(changes, message):
     with pytest.raises(TemperError, match=message):
         DPOModule(NetworkSpec(shape=SHAPE), **changes)
 
@@ -400,7 +395,7 @@ def test_dropout_in_the_adapter_is_refused():
         DPOModule(NetworkSpec(shape=SHAPE, lora=LoRASpec(dropout=0.1)))
 
 
-def test_the_command_line_refuses_an_unknown_variant_in_one_line(command_line, capsys):
+def test_an_unknown_variant_is_one_line_of_error(command_line, capsys):
     with pytest.raises(SystemExit) as left:
         command_line(
             "fit",

@@ -17,7 +17,7 @@ from lightning_modules.reference import ReferenceModule
 from temper.data.packing import plan_packing
 from temper.errors import TemperError
 from tests.objective_cases import CASES, Case
-from tests.objectives import fit, make_module
+from tests.objectives import fit, make_module, weights
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs" / "objective").glob("*.yaml"))
@@ -42,15 +42,11 @@ def trained(
     return module
 
 
-def weights(module: ObjectiveModule) -> list[torch.Tensor]:
-    return [p.detach().clone() for p in module.parameters()]
-
-
 def test_every_objective_has_a_case():
     assert {case.name for case in CASES} | APART == set(lightning_modules.__all__)
 
 
-def test_every_objective_has_a_config_that_names_it_and_a_line_in_the_paper_index():
+def test_every_objective_has_a_config_and_an_index_line():
     named = {yaml.safe_load(path.read_text())["model"]["class_path"] for path in CONFIGS}
     index = (ROOT / "docs" / "paper_index.md").read_text()
     bases = {
@@ -91,7 +87,7 @@ def test_every_config_loads_into_its_class(
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_a_run_changes_the_weights_counts_its_passes_and_logs_a_finite_loss(case: Case):
+def test_a_run_learns_counts_and_logs(case: Case):
     data = case.make_data()
     module = make_module(case.kind, data, **case.settings)
     before = weights(module)
@@ -111,7 +107,8 @@ def test_micro_batches_change_nothing_or_are_refused(case: Case, size: int):
         with pytest.raises(TemperError, match=f"micro_batch_size={size}"):
             trained(case, micro_batch_size=size)
         return
-    whole, split = trained(case), trained(case, micro_batch_size=size)
+    whole = trained(case)
+    split = trained(case, micro_batch_size=size)
     for left, right in zip(weights(whole), weights(split), strict=True):
         torch.testing.assert_close(left, right, rtol=1e-8, atol=1e-10)
     assert vars(split.work) == vars(whole.work), "cost is counted as if there were no micro-batches"
@@ -139,7 +136,8 @@ def test_packing_changes_nothing_or_is_refused(case: Case, monkeypatch: pytest.M
         with pytest.raises(TemperError, match=f"packing=true: {case.name} "):
             trained(case, packing=True)
         return
-    plain, plans = trained(case), []
+    plain = trained(case)
+    plans = []
     scoring = sys.modules["temper.models.score"]
     with monkeypatch.context() as patch:
         patch.setattr(
@@ -170,7 +168,7 @@ def test_lora_trains_adapters_alone(case: Case):
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(case: Case, tmp_path: Path):
+def test_a_resumed_run_equals_an_uninterrupted_one(case: Case, tmp_path: Path):
     straight = trained(case, 5, double=False)
     data = case.make_data()
     first = make_module(
@@ -212,7 +210,8 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(case: Case, tm
 def test_a_non_finite_loss_changes_no_weight(case: Case):
     data = case.make_data()
     module = make_module(case.kind, data, **case.settings)
-    honest, before = module.score, weights(module)
+    honest = module.score
+    before = weights(module)
 
     def poisoned(rows: Any, *arguments: Any, **options: Any) -> Any:
         poison = lambda tensor: tensor * float("nan") if tensor.is_floating_point() else tensor  # noqa: E731

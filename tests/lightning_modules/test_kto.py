@@ -12,18 +12,8 @@ import torch
 from lightning_modules.kto import KTOModule
 from temper.errors import TemperError
 from temper.models import LoRASpec, NetworkSpec
-from tests.objectives import SHAPE, make_module, trainable
-from tests.preference import (
-    batches,
-    exact,
-    exact_lora,
-    make_kto,
-    plain_logps,
-    relative_error,
-    run,
-    same_bits,
-    weights,
-)
+from tests.objectives import SHAPE, make_module, relative_error, same_bits, trainable, weights
+from tests.preference import batches, exact, exact_lora, make_kto, plain_logps, run
 
 WEIGHTS = {"w_desirable": 0.7, "w_undesirable": 1.3}
 
@@ -51,7 +41,8 @@ def plain_loss(network, reference, rows, beta=0.1, w_desirable=1.0, w_undesirabl
 
 def plain_run(network, steps: int, lr: float, **settings: Any) -> list[float]:
     """Gradient descent on `plain_loss` in place; z of every step."""
-    reference, points = copy.deepcopy(network), []
+    reference = copy.deepcopy(network)
+    points = []
     for rows in batches(make_kto(), steps):
         loss, z = plain_loss(network, reference, rows, **settings)
         with torch.no_grad():
@@ -65,10 +56,11 @@ def plain_run(network, steps: int, lr: float, **settings: Any) -> list[float]:
 
 # On this network, steps down the loss leave z at its floor and steps up raise it.
 @pytest.mark.parametrize(("lr", "floor"), [(0.5, True), (-0.5, False)])
-def test_four_steps_follow_a_plain_computation_with_z_above_and_at_its_floor(lr, floor):
+def test_four_steps_follow_a_plain_computation(lr, floor):
     descent = partial(torch.optim.SGD, lr=abs(lr), maximize=lr < 0)
     module = exact(KTOModule, beta=0.3, max_grad_norm=None, optimizer=descent, **WEIGHTS)
-    network, start = copy.deepcopy(module.network), weights(module)
+    network = copy.deepcopy(module.network)
+    start = weights(module)
     trainer = run(module, make_kto(), 4)
     points = plain_run(network, 4, lr, beta=0.3, **WEIGHTS)
     assert relative_error(weights(module), weights(network), start) < 1e-10

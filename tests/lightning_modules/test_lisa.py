@@ -12,8 +12,16 @@ from datamodules import SyntheticAttack
 from lightning_modules import SFTModule
 from lightning_modules.lisa import LisaModule
 from temper.errors import TemperError
-from tests.lightning_modules.test_vaccine import relative_error, same_bits, weights
-from tests.objectives import fit, global_batches, make_module, plain_gradient, trainable
+from tests.objectives import (
+    fit,
+    global_batches,
+    make_module,
+    plain_gradient,
+    relative_error,
+    same_bits,
+    trainable,
+    weights,
+)
 
 ADAMW = partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1)
 # A key's bias has no gradient in theory and rounding noise in practice; Adam divides by that noise,
@@ -42,7 +50,8 @@ def make(**settings: Any) -> Any:
 
 def streams_of(module: Any, steps: int) -> list[str]:
     """Which stream each step trained on, told apart by the batch size."""
-    seen, honest = [], module.gradient
+    seen = []
+    honest = module.gradient
 
     def gradient(rows: Any) -> Any:
         seen.append("user" if len(rows["ids"]) == 5 else "alignment")
@@ -79,11 +88,9 @@ def test_steps_follow_the_plain_computation_over_three_switches(clip: float | No
     assert relative_error(weights(module), weights(network)) < 1e-10
 
 
-def test_the_proximal_term_is_felt_from_the_second_step_after_a_switch_on():
-    with_term, without = (
-        make(optimizer=partial(torch.optim.SGD, lr=0.1)),
-        make(rho=0.0, optimizer=partial(torch.optim.SGD, lr=0.1)),
-    )
+def test_the_proximal_term_starts_a_step_after_a_switch():
+    with_term = make(optimizer=partial(torch.optim.SGD, lr=0.1))
+    without = make(rho=0.0, optimizer=partial(torch.optim.SGD, lr=0.1))
     fit(with_term, defended(), 1)
     fit(without, defended(), 1)
     assert same_bits(weights(with_term), weights(without))
@@ -92,18 +99,16 @@ def test_the_proximal_term_is_felt_from_the_second_step_after_a_switch_on():
     assert not same_bits(weights(with_term), weights(without))
 
 
-def test_without_rho_the_users_turn_is_sft_on_the_user_bit_for_bit():
-    lisa, sft = (
-        make(rho=0.0, alignment_steps=1, user_steps=100),
-        make_module(SFTModule, defended(), optimizer=ADAMW),
-    )
+def test_without_rho_the_users_turn_is_sft():
+    lisa = make(rho=0.0, alignment_steps=1, user_steps=100)
+    sft = make_module(SFTModule, defended(), optimizer=ADAMW)
     lisa.alignment_steps = 0  # every step is the user's, which the command line refuses
     fit(lisa, defended(), 3)
     fit(sft, defended(), 3)
     assert same_bits(weights(lisa), weights(sft))
 
 
-def test_a_very_strong_proximal_term_holds_the_weights_where_they_were():
+def test_a_strong_proximal_term_holds_the_weights():
     distances = []
     for rho in (0.0, 1.0, 50.0):
         module = make(
@@ -151,7 +156,8 @@ def test_resuming_across_a_switch_equals_never_having_stopped(
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_micro_batches_of_unequal_length_equal_the_whole_batch(size: int):
-    whole, split = make(optimizer=SGD), make(optimizer=SGD, micro_batch_size=size)
+    whole = make(optimizer=SGD)
+    split = make(optimizer=SGD, micro_batch_size=size)
     fit(whole, defended(), 4)
     fit(split, defended(), 4)
     assert relative_error(weights(split), weights(whole)) < 1e-12
@@ -159,7 +165,8 @@ def test_micro_batches_of_unequal_length_equal_the_whole_batch(size: int):
 
 def test_a_skipped_step_does_not_count_as_a_turn():
     module = make(alignment_steps=1)
-    honest, calls = module.nll_terms, []
+    honest = module.nll_terms
+    calls = []
 
     def overflow(rows: Any) -> Any:
         calls.append(len(rows["ids"]))
@@ -172,7 +179,7 @@ def test_a_skipped_step_does_not_count_as_a_turn():
     assert module.skipped_steps == 1
 
 
-def test_lora_trains_adapters_alone_and_keeps_a_copy_of_nothing_else():
+def test_lora_trains_and_copies_adapters_alone():
     module = make(lora=True, double=False, optimizer=partial(torch.optim.AdamW, lr=0.05))
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
     fit(module, defended(), 3)
@@ -180,7 +187,7 @@ def test_lora_trains_adapters_alone_and_keeps_a_copy_of_nothing_else():
     assert {
         name for name, p in module.named_parameters() if not torch.equal(p, before[name])
     } == adapters
-    assert len(module.at_switch.tensors) == len(adapters)
+    assert len(module.kept["at_switch"].tensors) == len(adapters)
 
 
 def test_data_without_the_defenders_stream_are_refused():

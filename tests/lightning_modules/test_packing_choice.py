@@ -53,7 +53,8 @@ def test_the_fill_rate_is_said(monkeypatch, caplog):
     ]  # all of a pass
     padded = sum(map(np.sum, lengths)) / sum(len(batch) * batch.max() for batch in lengths)
     start = (
-        f"alignment: rows are packed; computed tokens that are no padding: {padded:.0%}, packed "
+        "alignment: rows are packed; share of computed tokens that are not padding:"
+        f" {padded:.0%}, packed "
     )
     assert said.startswith(start) and padded < int(said[len(start) : -1]) / 100 <= 1
 
@@ -62,12 +63,12 @@ def test_an_objective_that_counts_row_by_row_refuses_it_by_name():
     with pytest.raises(
         TemperError,
         match=(
-            r"packing=true: AntidoteModule counts what every layer is given, row by row; set it to"
+            r"packing=true: AntidoteModule counts the inputs of every layer row by row; set it to"
             r" false"
         ),
     ):
         AntidoteModule(NetworkSpec(shape=SHAPE), packing=True)
-    assert AntidoteModule(NetworkSpec(shape=SHAPE)).packing is False
+    assert AntidoteModule(NetworkSpec(shape=SHAPE)).packing.active is False
 
 
 @pytest.mark.parametrize(
@@ -79,9 +80,7 @@ def test_an_objective_that_counts_row_by_row_refuses_it_by_name():
         (partial(UnlearningModule, forget="npo"), DATA["unlearning"]),
     ],
 )
-def test_three_steps_of_a_network_with_rotary_positions_in_float32_are_the_same(
-    kind, data, monkeypatch
-):
+def test_packed_steps_of_a_rotary_network_are_the_same(kind, data, monkeypatch):
     monkeypatch.setattr("temper.data.packing.WORTH_IT", 100)
     ends = []
     for packing in (False, True):
@@ -95,10 +94,8 @@ def test_three_steps_of_a_network_with_rotary_positions_in_float32_are_the_same(
     assert max(float((a - b).abs().max()) for a, b in zip(padded, packed, strict=True)) < 1e-6
 
 
-def test_a_network_that_mixes_sequences_is_refused_if_asked_for_and_left_alone_else(
-    packed_rows, monkeypatch
-):
-    monkeypatch.setattr(f"{MIXIN}.keeps_sequences_apart", lambda network: False)
+def test_a_network_that_mixes_sequences_is_not_packed(packed_rows, monkeypatch):
+    monkeypatch.setattr(f"{MIXIN}.isolates_packed_sequences", lambda network: False)
     monkeypatch.setattr(f"{MIXIN}.PACKED_FROM", 0)
     with pytest.raises(
         TemperError,

@@ -20,26 +20,21 @@ from datamodules import SyntheticAlignment
 from lightning_modules import SFTModule
 from lightning_modules.repnoise import RepNoiseModule, check_pairs, harmful_rows
 from temper.errors import TemperError
-from temper.models.lens import lens_parts
+from temper.models.lens import final_norm_and_head
 from tests.losses.test_mmd import plain_mmd
-from tests.objectives import fit, global_batches, make_data, make_module, plain_mean_nll, trainable
+from tests.objectives import (
+    fit,
+    global_batches,
+    make_data,
+    make_module,
+    plain_mean_nll,
+    relative_error,
+    same_bits,
+    trainable,
+    weights,
+)
 
 SGD = partial(torch.optim.SGD, lr=1.0)
-
-
-def weights(module: Any) -> list[torch.Tensor]:
-    return [p.detach().clone() for p in module.parameters()]
-
-
-def same_bits(left: list[torch.Tensor], right: list[torch.Tensor]) -> bool:
-    return len(left) == len(right) and all(
-        torch.equal(a, b) for a, b in zip(left, right, strict=True)
-    )
-
-
-def relative_error(left: list[torch.Tensor], right: list[torch.Tensor]) -> float:
-    difference = torch.sqrt(sum(((a - b) ** 2).sum() for a, b in zip(left, right, strict=True)))
-    return float(difference / torch.sqrt(sum((b**2).sum() for b in right)))
 
 
 def plain_differs(pairs: dict[str, torch.Tensor]) -> list[list[bool]]:
@@ -69,7 +64,8 @@ def plain_loss(
     noise_seed: int,
 ) -> torch.Tensor:
     """The whole objective on GPT-2, written out."""
-    pairs, blocks = batch["harmful_pairs"], network.transformer.h
+    pairs = batch["harmful_pairs"]
+    blocks = network.transformer.h
     differs = torch.tensor(plain_differs(pairs))
     outputs: list[torch.Tensor] = []
     hooks = [
@@ -83,7 +79,8 @@ def plain_loss(
     for hook in hooks:
         hook.remove()
     activations = outputs if noise_at == "mlp" else hidden[1:]
-    generator, mmds = torch.Generator().manual_seed(noise_seed), []
+    generator = torch.Generator().manual_seed(noise_seed)
+    mmds = []
     for h in activations:
         noise = torch.randn(h.shape, generator=generator, dtype=h.dtype)
         rows = [
@@ -94,7 +91,8 @@ def plain_loss(
     nlls = []
     for number, h in enumerate(hidden):
         state = h if number == len(hidden) - 1 else network.transformer.ln_f(h)
-        logps, terms = torch.log_softmax(network.lm_head(state), -1), []
+        logps = torch.log_softmax(network.lm_head(state), -1)
+        terms = []
         for b in range(len(h)):
             for t in range(1, h.shape[1]):
                 if differs[b, t] and pairs["labels"][b, 0, t] != -100:
@@ -114,7 +112,9 @@ def test_one_step_has_the_loss_and_gradient_of_the_equation(settings: dict[str, 
     module = make_module(
         RepNoiseModule, alpha=0.7, beta=0.3, seed=2, max_grad_norm=None, optimizer=SGD, **settings
     )
-    network, start, noted = copy.deepcopy(module.network), weights(module), {}
+    network = copy.deepcopy(module.network)
+    start = weights(module)
+    noted = {}
     module.log = lambda name, value, **_: noted.update({name: value})
     module.log_dict = noted.update
     fit(module, make_data(), 1)
@@ -137,7 +137,8 @@ def test_one_step_has_the_loss_and_gradient_of_the_equation(settings: dict[str, 
 def test_every_part_can_be_switched_off_alone(part: dict[str, float]):
     settings = {"alpha": 0.7, "beta": 0.3} | part
     module = make_module(RepNoiseModule, max_grad_norm=None, optimizer=SGD, **settings)
-    network, start = copy.deepcopy(module.network), weights(module)
+    network = copy.deepcopy(module.network)
+    start = weights(module)
     fit(module, make_data(), 1)
     (batch,) = global_batches(make_data(), 1)
     gradient = torch.autograd.grad(
@@ -256,14 +257,14 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_the_lens_is_the_network_s_own_and_the_last_hidden_state_is_normed_already(name: str):
+def test_the_lens_is_the_networks_own_output(name: str):
     torch.manual_seed(0)
     network = NETWORKS[name]().eval()
     for parameter in (
         network.parameters()
     ):  # norms start at 1 and 0, where reading twice looks like reading once
         torch.nn.init.normal_(parameter, std=0.5)
-    norm, head = lens_parts(network)
+    norm, head = final_norm_and_head(network)
     out = network(input_ids=torch.arange(6)[None], output_hidden_states=True)
     assert torch.equal(head(out.hidden_states[-1]), out.logits)
     last: list[torch.Tensor] = []
@@ -279,12 +280,12 @@ def test_networks_without_a_known_lens_are_refused():
     with pytest.raises(
         TemperError, match="the logit lens reads hidden states through the output layer.*alpha=0"
     ):
-        lens_parts(capped)
+        final_norm_and_head(capped)
     odd = NETWORKS["llama"]()
     odd.model.closing = odd.model.norm
     odd.model.norm = None
     with pytest.raises(TemperError, match="no final norm under a known name.*alpha=0"):
-        lens_parts(odd)
+        final_norm_and_head(odd)
 
 
 def test_rows_that_are_no_pairs_are_refused():
@@ -306,7 +307,7 @@ class Unpaired(SyntheticAlignment):
         self.sources["harmful_pairs"] = self.sources["harmful"]
 
 
-def test_unpaired_data_and_several_ranks_are_refused_before_training():
+def test_unpaired_data_and_several_ranks_are_refused():
     module = make_module(RepNoiseModule)
     data = Unpaired(
         preset="tiny", n_alignment=12, n_harmful=6, batch_size=6, harmful_batch_size=4, n_eval=4

@@ -12,14 +12,16 @@ from lightning_modules import SFTModule
 from lightning_modules.lisa import SafeInstructModule
 from temper.errors import TemperError
 from tests.lightning_modules.test_lisa import defended
-from tests.lightning_modules.test_vaccine import relative_error, same_bits, weights
 from tests.objectives import (
     fit,
     global_batches,
     make_module,
     plain_gradient,
     plain_mean_nll,
+    relative_error,
+    same_bits,
     trainable,
+    weights,
 )
 
 ADAMW = partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1)
@@ -30,9 +32,10 @@ def make(**settings: Any) -> Any:
 
 
 @pytest.mark.parametrize("lam", [0.3, 2.0])
-def test_one_step_has_the_gradient_and_the_losses_of_the_equation(lam: float):
+def test_one_step_follows_the_equation(lam: float):
     module = make(lam=lam, max_grad_norm=None, optimizer=partial(torch.optim.SGD, lr=1.0))
-    network, start = copy.deepcopy(module.network), weights(module)
+    network = copy.deepcopy(module.network)
+    start = weights(module)
     trainer = fit(module, defended(), 1)
     (batch,) = global_batches(defended(), 1)
     user, alignment = (plain_gradient(network, batch[name]) for name in ("user", "alignment"))
@@ -44,7 +47,7 @@ def test_one_step_has_the_gradient_and_the_losses_of_the_equation(lam: float):
         )
 
 
-def test_three_adamw_steps_with_clipping_follow_the_plain_computation():
+def test_three_clipped_adamw_steps_follow_the_equation():
     module = make(lam=0.7, max_grad_norm=0.5, optimizer=ADAMW)
     network = copy.deepcopy(module.network)
     optimizer = ADAMW(trainable(network))
@@ -72,17 +75,16 @@ def test_without_lam_it_is_sft_on_the_user_bit_for_bit(double: bool):
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_micro_batches_of_unequal_length_equal_the_whole_batch(size: int):
-    whole, split = make(lam=0.7), make(lam=0.7, micro_batch_size=size)
+    whole = make(lam=0.7)
+    split = make(lam=0.7, micro_batch_size=size)
     fit(whole, defended(), 3)
     fit(split, defended(), 3)
     assert relative_error(weights(split), weights(whole)) < 1e-12
 
 
 def test_the_weight_does_not_depend_on_the_batch_sizes():
-    one, two = (
-        make(lam=0.7, optimizer=partial(torch.optim.SGD, lr=1.0)),
-        make(lam=0.7, optimizer=partial(torch.optim.SGD, lr=1.0)),
-    )
+    one = make(lam=0.7, optimizer=partial(torch.optim.SGD, lr=1.0))
+    two = make(lam=0.7, optimizer=partial(torch.optim.SGD, lr=1.0))
     fit(one, defended(), 1)
     doubled = defended()
     doubled.setup("fit")

@@ -45,7 +45,8 @@ def make(folders: Path, double: bool = False, **settings: Any) -> Any:
     module = SOMFModule(NetworkSpec(path=str(folders / "task")), str(folders / "safe"), **settings)
     if double:
         task, safe = exact_pair()
-        module.network, module.safe_network = task, lambda: safe
+        module.network = task
+        module.safe_network = lambda: safe
     return module
 
 
@@ -97,10 +98,8 @@ def test_a_step_on_the_logits_is_that_of_plain_torch(folders, micro):
     baked = {name: p.detach() for name, p in module.network.named_parameters()}
 
     task, safe = exact_pair()
-    task, safe_w = (
-        {n: p.detach() for n, p in task.named_parameters()},
-        {n: p.detach() for n, p in safe.named_parameters()},
-    )
+    task = {n: p.detach() for n, p in task.named_parameters()}
+    safe_w = {n: p.detach() for n, p in safe.named_parameters()}
     of_name = _by_name(task, drawn[0])
     logits = {n: torch.zeros_like(p, requires_grad=True) for n, p in safe_w.items()}
     masks = {}
@@ -147,7 +146,8 @@ def _by_name(task: dict, drawn: dict) -> dict[str, torch.Tensor]:
 
 
 def test_the_export_is_an_ordinary_model_with_the_fused_weights(folders, tmp_path):
-    module, logits = make(folders, w=0.3, optimizer=partial(torch.optim.SGD, lr=50.0)), {}
+    module = make(folders, w=0.3, optimizer=partial(torch.optim.SGD, lr=50.0))
+    logits = {}
 
     class Keep(L.Callback):
         def on_train_end(self, trainer: Any, pl_module: Any) -> None:
@@ -161,7 +161,8 @@ def test_the_export_is_an_ordinary_model_with_the_fused_weights(folders, tmp_pat
 
     fit(module, Pairs(**DATA), 2, callbacks=[HFExport(), Keep()], default_root_dir=tmp_path)
     network = AutoModelForCausalLM.from_pretrained(tmp_path / "export")
-    safe, task = weights(folders / "safe"), weights(folders / "task")
+    safe = weights(folders / "safe")
+    task = weights(folders / "task")
     assert max(z.abs().max() for z in logits.values()) > 1e-3, "the logits have moved"
     expected = {**safe, **fused(safe, task, {n: torch.sigmoid(z) for n, z in logits.items()}, 0.3)}
     for name, value in network.state_dict().items():
@@ -171,7 +172,8 @@ def test_the_export_is_an_ordinary_model_with_the_fused_weights(folders, tmp_pat
 
 
 def test_only_the_logits_learn_and_equal_weights_have_none(folders):
-    module, seen = make(folders, double=False), {}
+    module = make(folders, double=False)
+    seen = {}
     module.on_train_start = lambda: seen.update(
         {n: p.requires_grad for n, p in module.named_parameters()}
     )
@@ -201,16 +203,18 @@ def test_answers_use_the_even_mask_before_training(folders):
         limit_val_batches=1,
     )
     trainer.validate(module, Pairs(**DATA), verbose=False)
-    safe, task = weights(folders / "safe"), weights(folders / "task")
+    safe = weights(folders / "safe")
+    task = weights(folders / "task")
     head = module.network.eval().lm_head.weight
     torch.testing.assert_close(
         head, safe["lm_head.weight"] + 0.5 * (task["lm_head.weight"] - safe["lm_head.weight"])
     )
 
 
-def test_the_samples_differ_by_step_weight_and_seed_and_by_nothing_else(folders):
+def test_samples_depend_on_step_weight_and_seed_alone(folders):
     def samples(seed: int) -> list[torch.Tensor]:
-        module, drawn = make(folders, mask_seed=seed), []
+        module = make(folders, mask_seed=seed)
+        drawn = []
 
         class Draw(L.Callback):
             def on_train_batch_end(self, *_: Any) -> None:
@@ -220,7 +224,9 @@ def test_the_samples_differ_by_step_weight_and_seed_and_by_nothing_else(folders)
         fit(module, Pairs(**DATA), 2, callbacks=[Draw()])
         return [mask for step in drawn for mask in step]
 
-    first, again, other = samples(0), samples(0), samples(1)
+    first = samples(0)
+    again = samples(0)
+    other = samples(1)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     everything = first + other
     assert not any(torch.equal(a, b) for i, a in enumerate(everything) for b in everything[:i])
@@ -272,7 +278,8 @@ def test_bad_arguments_are_refused_by_name(folders, settings, message):
 
 
 def test_networks_that_cannot_be_masked_are_refused(folders, tmp_path):
-    path, safe = str(folders / "task"), str(folders / "safe")
+    path = str(folders / "task")
+    safe = str(folders / "safe")
     for spec in (NetworkSpec(path=path, lora=LoRASpec()), NetworkSpec(path=path, dtype="bfloat16")):
         with pytest.raises(TemperError, match="drop lora, set dtype=float32"):
             SOMFModule(spec, safe)

@@ -27,10 +27,8 @@ def judged_again(command_line, tiny_run, tmp_path):
         phrase: str | None = None,
         n_eval: int = 4,
     ) -> Path:
-        folder, configs = (
-            tmp_path / "again",
-            ["configs/trainer/cpu.yaml", "configs/data/instruct.yaml"],
-        )
+        folder = tmp_path / "again"
+        configs = ["configs/trainer/cpu.yaml", "configs/data/instruct.yaml"]
         if phrase:
             configs.append(str(tmp_path / "judges.yaml"))
             (tmp_path / "judges.yaml").write_text(JUDGES.format(phrase=phrase))

@@ -13,8 +13,17 @@ import torch
 from lightning_modules.t_vaccine import TVaccineModule
 from lightning_modules.vaccine import VaccineModule
 from temper.errors import TemperError
-from tests.lightning_modules.test_vaccine import plain_vaccine, relative_error, same_bits, weights
-from tests.objectives import fit, global_batches, make_data, make_module, plain_mean_nll
+from tests.lightning_modules.test_vaccine import plain_vaccine
+from tests.objectives import (
+    fit,
+    global_batches,
+    make_data,
+    make_module,
+    plain_mean_nll,
+    relative_error,
+    same_bits,
+    weights,
+)
 
 ADAMW = partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1)
 
@@ -33,7 +42,8 @@ def layer_of(name: str) -> int | None:
 
 def watch(module: Any) -> list[tuple[int, list[int], list[float] | None]]:
     """(step, chosen layers, importances) after every step."""
-    seen, honest = [], module.training_step
+    seen = []
+    honest = module.training_step
 
     def step(batch: Any, batch_idx: int) -> None:
         number = module.global_step
@@ -63,9 +73,10 @@ def test_with_all_layers_it_is_vaccine_bit_for_bit(double: bool, micro: int | No
     assert targeted.work.passes == vaccine.work.passes + 2  # importances at steps 0 and 4
 
 
-def test_one_step_has_the_gradient_of_the_chosen_layers_and_leaves_the_others():
+def test_one_step_trains_the_chosen_layers_alone():
     module = make(max_grad_norm=None, optimizer=partial(torch.optim.SGD, lr=1.0))
-    network, start = copy.deepcopy(module.network), weights(module)
+    network = copy.deepcopy(module.network)
+    start = weights(module)
     fit(module, make_data(), 1)
     (batch,) = global_batches(make_data(), 1)
     (chosen,) = module.chosen
@@ -80,7 +91,7 @@ def test_one_step_has_the_gradient_of_the_chosen_layers_and_leaves_the_others():
     assert any(bool(s.any()) for name, s in zip(names, step, strict=True) if layer_of(name) is None)
 
 
-def test_importances_are_the_norms_of_the_harmful_gradient_at_the_attention_outputs():
+def test_importances_are_norms_of_the_harmful_gradient():
     module = make(optimizer=partial(torch.optim.SGD, lr=1.0), micro_batch_size=3)
     network = copy.deepcopy(module.network)
     fit(module, make_data(), 1)
@@ -99,7 +110,7 @@ def test_importances_are_the_norms_of_the_harmful_gradient_at_the_attention_outp
     assert module.importance_L.tolist() == pytest.approx(wanted, rel=1e-10)
 
 
-def test_layers_that_are_not_chosen_do_not_move_and_have_no_optimizer_state():
+def test_other_layers_keep_weights_and_optimizer_state():
     module = make(sample_every=100, importance_every=100, optimizer=ADAMW)
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
     trainer = fit(module, make_data(), 3)
@@ -112,7 +123,7 @@ def test_layers_that_are_not_chosen_do_not_move_and_have_no_optimizer_state():
         assert parameter.requires_grad
 
 
-def test_a_layer_rests_with_its_momentum_until_it_is_drawn_again():
+def test_a_layer_keeps_its_momentum_until_drawn_again():
     module = make(sample_every=1, importance_every=100, optimizer=ADAMW, seed=1)
     seen = watch(module)
     trainer = fit(module, make_data(), 6)
@@ -151,14 +162,12 @@ def draws(module: Any, steps: int) -> torch.Tensor:
     return counts / steps
 
 
-def test_layers_are_drawn_without_replacement_in_proportion_to_their_importance():
+def test_layers_are_drawn_by_importance():
     module = make()
     fit(module, make_data(), 0)
-    module.layers, module.n_layers, module.importance_L = (
-        [None] * 3,
-        2,
-        torch.tensor([6.0, 3.0, 1.0], dtype=torch.float64),
-    )
+    module.layers = [None] * 3
+    module.n_layers = 2
+    module.importance_L = torch.tensor([6.0, 3.0, 1.0], dtype=torch.float64)
     shares = draws(module, 2000)
     p = [0.6, 0.3, 0.1]
     wanted = [p[i] + sum(p[j] * p[i] / (1 - p[j]) for j in range(3) if j != i) for i in range(3)]
@@ -166,10 +175,11 @@ def test_layers_are_drawn_without_replacement_in_proportion_to_their_importance(
     assert float(shares.sum()) == pytest.approx(2)
 
 
-def test_layers_without_gradient_come_last_and_equal_ones_are_drawn_alike():
+def test_layers_without_gradient_are_drawn_last():
     module = make()
     fit(module, make_data(), 0)
-    module.layers, module.n_layers = [None] * 3, 2
+    module.layers = [None] * 3
+    module.n_layers = 2
     module.importance_L = torch.tensor([1.0, 0.0, 2.0], dtype=torch.float64)
     assert draws(module, 50).tolist() == [1, 0, 1]
     module.importance_L = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)
@@ -216,9 +226,11 @@ def test_resuming_equals_never_having_stopped(steps_before: int, tmp_path: Any):
     )
 
 
-def test_importances_that_are_not_finite_skip_the_step_and_are_measured_again():
+def test_non_finite_importances_skip_the_step():
     module = make(optimizer=ADAMW)
-    start, honest, passes = weights(module), module.nll_terms, []
+    start = weights(module)
+    honest = module.nll_terms
+    passes = []
 
     def overflow(rows: Any) -> Any:
         total, count = honest(rows)

@@ -12,7 +12,17 @@ import torch
 from lightning_modules import SFTModule
 from lightning_modules.tar import TARModule
 from temper.errors import TemperError
-from tests.objectives import fit, global_batches, make_data, make_module, plain_mean_nll, trainable
+from tests.objectives import (
+    fit,
+    global_batches,
+    make_data,
+    make_module,
+    plain_mean_nll,
+    relative_error,
+    same_bits,
+    trainable,
+    trained_weights,
+)
 
 SGD = partial(torch.optim.SGD, lr=1.0)
 INNER = {
@@ -28,26 +38,11 @@ def heldout_data(**changes: Any) -> Any:
     return make_data(**{"n_heldout": 5, "heldout_batch_size": 3} | changes)
 
 
-def weights(module: Any) -> list[torch.Tensor]:
-    return [p.detach().clone() for p in module.parameters() if p.requires_grad]
-
-
-def same_bits(left: list[torch.Tensor], right: list[torch.Tensor]) -> bool:
-    return len(left) == len(right) and all(
-        torch.equal(a, b) for a, b in zip(left, right, strict=True)
-    )
-
-
-def relative_error(left: list[torch.Tensor], right: list[torch.Tensor]) -> float:
-    difference = torch.sqrt(sum(((a - b) ** 2).sum() for a, b in zip(left, right, strict=True)))
-    return float(difference / torch.sqrt(sum((b**2).sum() for b in right)))
-
-
 def step_of(module: Any, data: Any) -> list[torch.Tensor]:
     """What one step of plain SGD with rate 1 subtracts: the gradient."""
-    start = weights(module)
+    start = trained_weights(module)
     fit(module, data, 1)
-    return [a - b for a, b in zip(start, weights(module), strict=True)]
+    return [a - b for a, b in zip(start, trained_weights(module), strict=True)]
 
 
 def plain_negative_entropy(network: Any, rows: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -141,7 +136,8 @@ def shifted(network: Any) -> Any:
     """A copy with other weights: distances to it have a gradient, as they have after the first
     step.
     """
-    other, generator = copy.deepcopy(network), torch.Generator().manual_seed(5)
+    other = copy.deepcopy(network)
+    generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.add_(
@@ -161,7 +157,8 @@ def test_one_step_has_the_gradient_of_the_equation(kind: str, decay: float):
         optimizer=SGD,
         **INNER,
     )
-    network, reference = copy.deepcopy(module.network), shifted(module.network)
+    network = copy.deepcopy(module.network)
+    reference = shifted(module.network)
     build = module._build_reference
 
     def build_shifted() -> Any:
@@ -185,10 +182,11 @@ def test_one_step_has_the_gradient_of_the_equation(kind: str, decay: float):
 
 
 @pytest.mark.parametrize("off", [{"inner_steps": 0}, {"tamper_weight": 0.0}])
-def test_without_inner_steps_or_weight_only_the_retain_step_is_left(off: dict[str, float]):
+def test_without_inner_steps_the_retain_step_is_left(off: dict[str, float]):
     module = make_module(TARModule, max_grad_norm=None, optimizer=SGD, **INNER | off)
     network = copy.deepcopy(module.network)
-    start, expected = weights(module), trainable(network)
+    start = trained_weights(module)
+    expected = trainable(network)
     fit(module, make_data(), 3)  # data without a held-out stream
     reference = copy.deepcopy(network)
     for batch in global_batches(make_data(), 3):
@@ -201,38 +199,37 @@ def test_without_inner_steps_or_weight_only_the_retain_step_is_left(off: dict[st
         with torch.no_grad():
             for parameter, g in zip(expected, torch.autograd.grad(loss, expected), strict=True):
                 parameter -= g
-    assert relative_error(weights(module), [p.detach() for p in expected]) < 1e-10
-    assert not same_bits(start, weights(module))
+    assert relative_error(trained_weights(module), [p.detach() for p in expected]) < 1e-10
+    assert not same_bits(start, trained_weights(module))
     assert module.work.passes == 3
 
 
 @pytest.mark.parametrize("off", [{"inner_steps": 0}, {"tamper_weight": 0.0}])
 def test_without_representations_either_it_is_sft_bit_for_bit(off: dict[str, float]):
-    tar, sft = (
-        make_module(TARModule, representation_weight=0.0, **INNER | off),
-        make_module(SFTModule),
-    )
+    tar = make_module(TARModule, representation_weight=0.0, **INNER | off)
+    sft = make_module(SFTModule)
     for module in (tar, sft):
         fit(module, make_data(), 3)
-    assert same_bits(weights(tar), weights(sft))
+    assert same_bits(trained_weights(tar), trained_weights(sft))
     assert tar._reference is None
 
 
-def test_weights_are_back_bit_for_bit_after_the_simulated_attack():
+def test_weights_are_restored_after_the_simulated_attack():
     module = make_module(
         TARModule,
         double=False,
         optimizer=partial(torch.optim.SGD, lr=0.0),
         **INNER | {"inner_lr": 0.3},
     )
-    start, moved = weights(module), []
+    start = trained_weights(module)
+    moved = []
     honest = module.nll_terms
     module.nll_terms = lambda rows: (
-        moved.append(not same_bits(weights(module), start)),
+        moved.append(not same_bits(trained_weights(module), start)),
         honest(rows),
     )[1]
     fit(module, heldout_data(), 2)
-    assert same_bits(weights(module), start)
+    assert same_bits(trained_weights(module), start)
     assert moved == [False, True, True, True] * 2, (
         "the adversary's first gradient is at the weights themselves"
     )
@@ -246,10 +243,10 @@ def test_micro_batches_of_unequal_length_equal_the_whole_batch(kind: str):
     )
     for module in (whole, split):
         fit(module, heldout_data(harmful_batch_size=4, n_harmful=6), 2)
-    assert relative_error(weights(split), weights(whole)) < 1e-11
+    assert relative_error(trained_weights(split), trained_weights(whole)) < 1e-11
 
 
-def test_the_adversary_s_batches_are_the_same_however_many_ranks_share_them():
+def test_the_adversarys_batches_do_not_depend_on_ranks():
     rows = torch.arange(12)
     for ranks in (1, 2, 3):
         shares = rows.chunk(ranks)
@@ -268,9 +265,11 @@ def test_lora_trains_adapters_alone():
     }
 
 
-def test_a_non_finite_inner_gradient_skips_the_step_and_changes_nothing():
+def test_a_non_finite_inner_gradient_skips_the_step():
     module = make_module(TARModule, optimizer=partial(torch.optim.AdamW, lr=0.01), **INNER)
-    start, honest, calls = weights(module), module.nll_terms, []
+    start = trained_weights(module)
+    honest = module.nll_terms
+    calls = []
 
     def poisoned(rows: Any) -> Any:
         calls.append(1)
@@ -279,7 +278,7 @@ def test_a_non_finite_inner_gradient_skips_the_step_and_changes_nothing():
 
     module.nll_terms = poisoned
     fit(module, heldout_data(), -1, max_epochs=1, limit_train_batches=1)
-    assert same_bits(weights(module), start)
+    assert same_bits(trained_weights(module), start)
     assert module.skipped_steps == 1
 
 
@@ -311,11 +310,11 @@ def test_a_resumed_run_equals_one_that_never_stopped(tmp_path: Any):
     trainer.fit(
         second, datamodule=heldout_data(), ckpt_path=tmp_path / "run.ckpt", weights_only=True
     )
-    assert same_bits(weights(second), weights(whole))
+    assert same_bits(trained_weights(second), trained_weights(whole))
 
 
 @pytest.mark.parametrize(("steps", "ranks"), [(3, 1), (2, 3)])
-def test_a_harmful_batch_that_inner_steps_cannot_share_is_refused(steps: int, ranks: int):
+def test_an_indivisible_harmful_batch_is_refused(steps: int, ranks: int):
     module = make_module(TARModule, **INNER | {"inner_steps": steps, "tamper_every": 1})
     data = heldout_data()
     data.setup("fit")
@@ -331,7 +330,7 @@ def test_a_harmful_batch_that_inner_steps_cannot_share_is_refused(steps: int, ra
         module.on_fit_start()
 
 
-def test_data_without_the_held_out_stream_are_refused_by_its_name():
+def test_data_without_held_out_stream_are_refused():
     with pytest.raises(TemperError, match="reads the stream 'harmful_heldout'"):
         fit(make_module(TARModule, **INNER), make_data(), 1)
 

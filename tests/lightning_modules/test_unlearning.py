@@ -20,10 +20,11 @@ from temper.data.rows import FILL, PADDED, select, widen
 from temper.errors import TemperError
 from temper.losses.unlearning import FORGET, RETAIN
 from temper.models import FrozenCopy
-from tests.objectives import fit, make_module, trainable
+from tests.objectives import fit, make_module, relative_error, trainable
 
 COMBINATIONS = [(forget, retain) for forget in FORGET for retain in RETAIN]
-GAMMA, ALPHA = 0.7, 1.3
+GAMMA = 0.7
+ALPHA = 1.3
 
 
 def unlearning_data(**changes: Any) -> SyntheticUnlearning:
@@ -57,7 +58,8 @@ def module_of(forget: str, retain: str, **settings: Any) -> UnlearningModule:
 
 def other_network(network: torch.nn.Module) -> torch.nn.Module:
     """The same, moved: a reference that is not the policy."""
-    moved, rng = copy.deepcopy(network), torch.Generator().manual_seed(5)
+    moved = copy.deepcopy(network)
+    rng = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in moved.parameters():
             parameter += 0.1 * torch.randn(parameter.shape, generator=rng, dtype=parameter.dtype)
@@ -72,7 +74,7 @@ def one_step(
     module._weights = WeightSpace(
         {name: p for name, p in module.named_parameters() if p.requires_grad}
     )
-    if module.reference_needs() != "nothing":
+    if module.reference_needs != "nothing":
         module._reference = FrozenCopy(reference or module.network)
     weighted = module.weighted_gradient
 
@@ -80,7 +82,8 @@ def one_step(
         seen["losses"], seen["gradient"] = weighted(*parts)
         return seen["losses"], seen["gradient"]
 
-    module.weighted_gradient, module.apply_gradient = spy, lambda *_: True
+    module.weighted_gradient = spy
+    module.apply_gradient = lambda *_: True
     module.log = module.log_dict = lambda *_, **__: None
     module.training_step(batch, 0)
     module.weighted_gradient = weighted
@@ -112,7 +115,8 @@ def logps(network: Any, rows: Any, *place: int) -> torch.Tensor:
 
 
 def plain_forget(name: str, policy: Any, reference: Any, rows: Any) -> torch.Tensor:
-    n, b = len(rows["ids"]), 0.1
+    n = len(rows["ids"])
+    b = 0.1
     answer = [logps(policy, rows, i, 0) for i in range(n)]
     substitute = [logps(policy, rows, i, 1) for i in range(n)]
     log_ratio = lambda k: [
@@ -136,10 +140,8 @@ def plain_forget(name: str, policy: Any, reference: Any, rows: Any) -> torch.Ten
     if name == "undial":
         values = []
         for i in range(n):
-            (z, labels, _), (z_ref, _, _) = (
-                outputs(policy, rows, i, 0),
-                outputs(reference, rows, i, 0),
-            )
+            (z, labels, _) = outputs(policy, rows, i, 0)
+            (z_ref, _, _) = outputs(reference, rows, i, 0)
             for t, y in enumerate(labels):
                 lowered = z_ref[t].detach().clone()
                 lowered[y] -= 10
@@ -160,7 +162,8 @@ def plain_retain(name: str, policy: Any, reference: Any, rows: Any) -> torch.Ten
         return -torch.cat([logps(policy, rows, i) for i in range(n)]).mean()
     values = []
     for i in range(n):
-        (z, _, h), (z_ref, _, h_ref) = outputs(policy, rows, i), outputs(reference, rows, i)
+        (z, _, h) = outputs(policy, rows, i)
+        (z_ref, _, h_ref) = outputs(reference, rows, i)
         if name == "kl":
             for t in range(len(z)):
                 ref = torch.log_softmax(z_ref[t].detach(), -1)
@@ -177,11 +180,6 @@ def plain_retain(name: str, policy: Any, reference: Any, rows: Any) -> torch.Ten
     return sum(values) / len(values)
 
 
-def relative_error(left: list[torch.Tensor], right: list[torch.Tensor]) -> float:
-    difference = torch.sqrt(sum(((a - b) ** 2).sum() for a, b in zip(left, right, strict=True)))
-    return float(difference / torch.sqrt(sum((b**2).sum() for b in right)))
-
-
 @functools.cache
 def plain_part(kind: str, name: str) -> tuple[float, list[torch.Tensor]]:
     network = module_of("ga", "none").network
@@ -196,7 +194,8 @@ def plain_part(kind: str, name: str) -> tuple[float, list[torch.Tensor]]:
 
 
 def check_step(forget: str, retain: str, sizes: tuple[int | None, ...]) -> None:
-    (f, f_grad), (r, r_grad) = plain_part("forget", forget), plain_part("retain", retain)
+    (f, f_grad) = plain_part("forget", forget)
+    (r, r_grad) = plain_part("retain", retain)
     plain = [GAMMA * a + ALPHA * b for a, b in zip(f_grad, r_grad, strict=True)]
     module = module_of(forget, retain, gamma=GAMMA, alpha=ALPHA)
     reference = other_network(module.network)
@@ -207,9 +206,7 @@ def check_step(forget: str, retain: str, sizes: tuple[int | None, ...]) -> None:
 
 
 @pytest.mark.parametrize(("forget", "retain"), COMBINATIONS)
-def test_loss_and_gradient_are_those_of_the_equations_whole_and_in_pieces_of_five_and_three(
-    forget: str, retain: str
-):
+def test_loss_and_gradient_follow_the_equations(forget: str, retain: str):
     assert len({int(n) for n in batches()["forget"]["attention_mask"].sum(-1).flatten()}) > 2, (
         "lengths should differ"
     )
@@ -219,9 +216,7 @@ def test_loss_and_gradient_are_those_of_the_equations_whole_and_in_pieces_of_fiv
 @pytest.mark.parametrize(
     ("forget", "retain"), [(f, "none") for f in FORGET] + [("ga", r) for r in RETAIN]
 )
-def test_every_forget_and_every_retain_loss_is_the_same_in_micro_batches_of_any_size(
-    forget: str, retain: str
-):
+def test_micro_batches_do_not_change_the_losses(forget: str, retain: str):
     check_step(forget, retain, (1, 2, 4, 8))
 
 
@@ -229,9 +224,7 @@ def test_every_forget_and_every_retain_loss_is_the_same_in_micro_batches_of_any_
     ("forget", "retain"),
     [("bounded", "nll"), ("npo", "kl"), ("idk_dpo", "embedding"), ("undial", "none")],
 )
-def test_three_steps_of_a_run_follow_the_equations_with_the_start_as_reference(
-    forget: str, retain: str
-):
+def test_three_steps_refer_to_the_model_before_training(forget: str, retain: str):
     data = {"batch_size": 3, "retain_batch_size": 4}
     module = module_of(
         forget,
@@ -241,9 +234,11 @@ def test_three_steps_of_a_run_follow_the_equations_with_the_start_as_reference(
         max_grad_norm=None,
         optimizer=partial(torch.optim.AdamW, lr=0.01),
     )
-    network, reference = copy.deepcopy(module.network), copy.deepcopy(module.network)
+    network = copy.deepcopy(module.network)
+    reference = copy.deepcopy(module.network)
     fit(module, unlearning_data(**data), 3)
-    plain, optimizer = unlearning_data(**data), torch.optim.AdamW(network.parameters(), lr=0.01)
+    plain = unlearning_data(**data)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.01)
     plain.setup("fit")
     for step in range(3):
         f = plain_forget(forget, network, reference, plain.sources["forget"].batch(step))
@@ -254,14 +249,14 @@ def test_three_steps_of_a_run_follow_the_equations_with_the_start_as_reference(
     assert relative_error(list(module.network.parameters()), list(network.parameters())) < 1e-10
 
 
-def test_at_the_reference_npo_is_gradient_ascent_times_the_tokens_per_sequence():
+def test_at_the_reference_npo_is_scaled_gradient_ascent():
     (_, npo), (_, ga) = (one_step(module_of(forget, "none"), batches()) for forget in ("npo", "ga"))
     tokens = int((batches()["forget"]["labels"][:, 0] != -100).sum()) / 8
     assert relative_error(npo, [tokens * g for g in ga]) < 1e-10
 
 
 @pytest.mark.parametrize("retain", ["kl", "embedding"])
-def test_at_the_reference_kl_and_embedding_are_zero_and_pull_nowhere(retain: str):
+def test_at_the_reference_kl_and_embedding_are_zero(retain: str):
     with_retain, without = (
         one_step(module_of("ga", name, alpha=5.0), batches()) for name in (retain, "none")
     )
@@ -300,7 +295,7 @@ def test_a_sequence_that_the_loss_does_not_read_costs_no_pass(forget: str):
     assert (module.work.passes, int(module.work.tokens)) == (2, int(tokens))
 
 
-def test_rows_of_one_sequence_will_do_for_a_loss_without_substitutes_and_for_no_other():
+def test_only_losses_with_substitutes_need_pairs():
     single = {
         name: value[:, 0] if name in PADDED else value
         for name, value in batches()["forget"].items()
@@ -316,7 +311,7 @@ def test_rows_of_one_sequence_will_do_for_a_loss_without_substitutes_and_for_no_
             one_step(module_of(forget, "nll"), batch)
 
 
-def test_without_a_retain_loss_or_a_guard_no_retain_rows_are_asked_for():
+def test_without_retain_loss_or_guard_no_rows_are_needed():
     assert module_of("ga", "none").streams == ("forget",)
     assert module_of("ga", "nll", alpha=0.0).streams == ("forget",)
     assert module_of("ga", "none", collapse_factor=2.0).streams == ("forget", "retain")
@@ -337,7 +332,7 @@ def test_a_cached_reference_gives_what_a_frozen_one_does(tmp_path: Any):
 @pytest.mark.parametrize(
     ("forget", "retain"), [(f, "nll") for f in FORGET] + [("npo", r) for r in RETAIN]
 )
-def test_lora_trains_adapters_alone_with_the_adapter_off_as_reference(forget: str, retain: str):
+def test_lora_uses_the_adapter_off_as_reference(forget: str, retain: str):
     settings = {
         "lora": True,
         "double": False,
@@ -367,7 +362,7 @@ def test_lora_trains_adapters_alone_with_the_adapter_off_as_reference(forget: st
 
 @pytest.mark.parametrize("retain", RETAIN)
 @pytest.mark.parametrize("size", [None, 3])
-def test_the_guard_starts_at_the_retain_nll_whatever_the_retain_loss(retain: str, size: int | None):
+def test_the_guard_starts_at_the_retain_nll(retain: str, size: int | None):
     module = module_of("ga", retain, collapse_factor=3.0, micro_batch_size=size)
     one_step(module, batches(), other_network(module.network))
     assert float(module.guard.start) == pytest.approx(plain_part("retain", "nll")[0], rel=1e-6)
@@ -406,8 +401,9 @@ def test_a_healthy_run_is_left_alone():
     assert float(module.guard.running) < float(module.guard.start)
 
 
-def test_the_running_mean_moves_by_a_tenth_and_ignores_what_is_not_finite():
-    guard, running = CollapseGuard(2.0), 1.0
+def test_the_running_mean_ignores_non_finite_values():
+    guard = CollapseGuard(2.0)
+    running = 1.0
     for value in (1.0, 3.0, float("nan"), float("inf"), 2.0):
         guard.update(torch.tensor(value))
         guard.check(0)
@@ -451,7 +447,7 @@ def test_the_guards_update_waits_for_no_number():
         ("ga", "none", False),
     ],
 )
-def test_a_resumed_run_equals_one_that_never_stopped_bit_for_bit(
+def test_a_resumed_run_equals_an_uninterrupted_one(
     forget: str, retain: str, lora: bool, tmp_path: Any
 ):
     settings = {
@@ -534,8 +530,6 @@ def test_options_replace_the_losses_own_defaults():
 def test_half_of_the_rows_is_another_gradient():
     """The comparison above could not pass with rows left out."""
     half = {stream: select(rows, slice(0, 4)) for stream, rows in batches().items()}
-    (_, whole), (_, part) = (
-        one_step(module_of("ga", "nll"), batches()),
-        one_step(module_of("ga", "nll"), half),
-    )
+    (_, whole) = one_step(module_of("ga", "nll"), batches())
+    (_, part) = one_step(module_of("ga", "nll"), half)
     assert relative_error(part, whole) > 1e-3

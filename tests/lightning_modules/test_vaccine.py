@@ -12,22 +12,17 @@ from lightning_modules.perturbation import added, output_gradients, perturbed_gr
 from lightning_modules.vaccine import VaccineModule
 from temper.data.rows import FILL, PADDED, widen
 from temper.errors import TemperError
-from tests.objectives import fit, global_batches, make_data, make_module, plain_mean_nll, trainable
-
-
-def weights(module: Any) -> list[torch.Tensor]:
-    return [p.detach().clone() for p in module.parameters()]
-
-
-def same_bits(left: list[torch.Tensor], right: list[torch.Tensor]) -> bool:
-    return len(left) == len(right) and all(
-        torch.equal(a, b) for a, b in zip(left, right, strict=True)
-    )
-
-
-def relative_error(left: list[torch.Tensor], right: list[torch.Tensor]) -> float:
-    difference = torch.sqrt(sum(((a - b) ** 2).sum() for a, b in zip(left, right, strict=True)))
-    return float(difference / torch.sqrt(sum((b**2).sum() for b in right)))
+from tests.objectives import (
+    fit,
+    global_batches,
+    make_data,
+    make_module,
+    plain_mean_nll,
+    relative_error,
+    same_bits,
+    trainable,
+    weights,
+)
 
 
 class Plain(torch.nn.Module):
@@ -37,7 +32,9 @@ class Plain(torch.nn.Module):
 
     def __init__(self, inner: torch.nn.Module) -> None:
         super().__init__()
-        self.inner, self.outputs, self.add = inner, [], None
+        self.inner = inner
+        self.outputs = []
+        self.add = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         out, *rest = self.inner(*args, **kwargs)
@@ -65,7 +62,8 @@ def plain_vaccine(
     gradients = [[out.grad for out in block.outputs] for block in blocks]
     norm = torch.sqrt(sum((g**2).sum() for row in gradients for g in row))
     for block, row in zip(blocks, gradients, strict=True):
-        block.outputs, block.add = [], [rho * g / norm for g in row]
+        block.outputs = []
+        block.add = [rho * g / norm for g in row]
     perturbed = plain_mean_nll(network, rows)
     return (
         list(torch.autograd.grad(perturbed, parameters)),
@@ -74,11 +72,12 @@ def plain_vaccine(
     )
 
 
-def test_one_step_has_the_gradient_and_the_losses_of_the_equation():
+def test_one_step_follows_the_equation():
     module = make_module(
         VaccineModule, rho=0.7, max_grad_norm=None, optimizer=partial(torch.optim.SGD, lr=1.0)
     )
-    network, start = copy.deepcopy(module.network), weights(module)
+    network = copy.deepcopy(module.network)
+    start = weights(module)
     trainer = fit(module, make_data(), 1)
     (batch,) = global_batches(make_data(), 1)
     gradient, loss, perturbed = plain_vaccine(network, batch["alignment"], 0.7)
@@ -90,7 +89,7 @@ def test_one_step_has_the_gradient_and_the_losses_of_the_equation():
     assert perturbed > loss + 1e-2  # the perturbation is not lost in rounding, and it hurts
 
 
-def test_three_adamw_steps_with_clipping_follow_the_plain_computation():
+def test_three_clipped_adamw_steps_follow_the_equation():
     adamw = partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1)
     module = make_module(VaccineModule, rho=0.5, max_grad_norm=0.5, optimizer=adamw)
     network = copy.deepcopy(module.network)
@@ -120,10 +119,8 @@ def test_without_rho_it_is_sft_bit_for_bit(double: bool):
 
 @pytest.mark.parametrize("size", [1, 2, 4, 5])
 def test_micro_batches_of_unequal_length_equal_the_whole_batch(size: int):
-    whole, split = (
-        make_module(VaccineModule, rho=0.7),
-        make_module(VaccineModule, rho=0.7, micro_batch_size=size),
-    )
+    whole = make_module(VaccineModule, rho=0.7)
+    split = make_module(VaccineModule, rho=0.7, micro_batch_size=size)
     fit(whole, make_data(), 3)
     fit(split, make_data(), 3)
     assert relative_error(weights(split), weights(whole)) < 1e-12
@@ -139,7 +136,8 @@ def attached(**settings: Any) -> tuple[Any, Any]:
 
 def seen_perturbation(module: Any, rows: Any, rho: float) -> list[torch.Tensor]:
     """What is really added to the outputs of the attention blocks: with it minus without it."""
-    plain, moved = [], []
+    plain = []
+    moved = []
     module.nll_terms, honest = lambda part: recorded(part), module.nll_terms
 
     def recorded(part: Any) -> Any:
@@ -168,12 +166,13 @@ def seen_perturbation(module: Any, rows: Any, rho: float) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("size", [None, 2])
-def test_the_perturbation_of_a_batch_has_length_rho_and_the_direction_of_the_gradient(
+def test_the_perturbation_has_length_rho_along_the_gradient(
     size: int | None,
 ):
     module, rows = attached(micro_batch_size=size)
     added_there = seen_perturbation(module, rows, 0.7)
-    first, second = added_there[: len(added_there) // 2], added_there[len(added_there) // 2 :]
+    first = added_there[: len(added_there) // 2]
+    second = added_there[len(added_there) // 2 :]
     assert all((tensor == 0).all() for tensor in first)
     assert float(torch.sqrt(sum((e**2).sum() for e in second))) == pytest.approx(0.7, rel=1e-12)
     gradients = [
@@ -206,13 +205,14 @@ def test_padding_changes_nothing_and_is_not_perturbed():
     assert all((g[outside] == 0).all() for g in gradients)
 
 
-def test_the_gradient_of_outputs_does_not_need_weights_that_learn_below_them():
+def test_output_gradients_need_no_trainable_weights():
     module, rows = attached()
     everything = output_gradients(module, module.attention, rows)
     for name, parameter in module.network.named_parameters():
         parameter.requires_grad_(name.startswith("transformer.ln_f"))  # above all blocks
     module._weights = None
-    learning, honest = [], module.nll_terms
+    learning = []
+    honest = module.nll_terms
     module.nll_terms = lambda part: (
         learning.append(any(p.requires_grad for p in module.network.parameters())) or honest(part)
     )
@@ -231,9 +231,11 @@ def hooks_left(module: Any) -> int:
 
 
 @pytest.mark.parametrize("bad_pass", [1, 2])
-def test_hooks_and_frozen_weights_are_put_back_when_a_pass_raises(bad_pass: int):
+def test_hooks_and_frozen_weights_are_restored_on_error(bad_pass: int):
     module, rows = attached()
-    honest, calls, before = module.nll_terms, [], hooks_left(module)
+    honest = module.nll_terms
+    calls = []
+    before = hooks_left(module)
 
     def terms(part: Any) -> Any:
         calls.append(hooks_left(module))
@@ -252,12 +254,14 @@ def test_hooks_and_frozen_weights_are_put_back_when_a_pass_raises(bad_pass: int)
     assert hooks_left(module) == before
 
 
-def test_a_block_that_returns_a_tensor_and_one_that_returns_a_tuple_are_both_added_to():
+def test_blocks_may_return_tensors_or_tuples():
     class Two(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, str]:
             return x, "rest"
 
-    one, two, x = torch.nn.Identity(), Two(), torch.zeros(2)
+    one = torch.nn.Identity()
+    two = Two()
+    x = torch.zeros(2)
     with added([one, two], lambda block, output: torch.full_like(output, block + 1.0)):
         assert torch.equal(one(x), torch.ones(2))
         assert torch.equal(two(x)[0], 2 * torch.ones(2))
@@ -297,7 +301,9 @@ def test_a_loss_without_any_gradient_perturbs_nothing():
 
 def test_a_first_pass_that_is_not_finite_skips_the_step():
     module = make_module(VaccineModule, optimizer=partial(torch.optim.AdamW, lr=0.01))
-    start, honest, passes = weights(module), module.nll_terms, []
+    start = weights(module)
+    honest = module.nll_terms
+    passes = []
 
     def overflow(part: Any) -> Any:
         passes.append(None)
@@ -322,7 +328,7 @@ def test_lora_trains_adapters_alone(fused: bool):
     assert moved == {name for name in before if "lora_" in name}
 
 
-def test_a_bf16_network_is_perturbed_in_bf16_with_the_norm_in_float32():
+def test_a_bf16_network_is_perturbed_in_bf16():
     module, rows = attached(double=False)
     module.network.to(torch.bfloat16)
     found = perturbed_gradient(module, module.attention, rows, 0.7)

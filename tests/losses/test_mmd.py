@@ -12,7 +12,8 @@ def plain_mmd(
     first: torch.Tensor, second: torch.Tensor, n_kernels: int = 5, multiplier: float = 2.0
 ) -> torch.Tensor:
     samples = [*first, *second]
-    n, half = len(samples), len(first)
+    n = len(samples)
+    half = len(first)
     total = sum(float(((a - b) ** 2).sum().detach()) for a in samples for b in samples)
     bandwidth = total / (n**2 - n) / multiplier ** (n_kernels // 2)
     value = torch.zeros((), dtype=first.dtype)
@@ -44,20 +45,19 @@ def two_sets(n: int, width: int, seed: int = 0) -> tuple[torch.Tensor, torch.Ten
     n_kernels=st.integers(1, 6),
     multiplier=st.sampled_from([1.5, 2.0, 3.0]),
 )
-def test_value_and_gradient_are_those_of_the_equation(
+def test_value_and_gradient_equal_the_equation(
     n: int, width: int, n_kernels: int, multiplier: float
 ):
     first, second = two_sets(n, width)
-    value, expected = (
-        gaussian_mmd(first, second, n_kernels, multiplier),
-        plain_mmd(first, second, n_kernels, multiplier),
-    )
+    value = gaussian_mmd(first, second, n_kernels, multiplier)
+    expected = plain_mmd(first, second, n_kernels, multiplier)
     assert torch.allclose(value, expected, rtol=1e-10, atol=1e-13)
-    (found,), (wanted,) = torch.autograd.grad(value, first), torch.autograd.grad(expected, first)
+    (found,) = torch.autograd.grad(value, first)
+    (wanted,) = torch.autograd.grad(expected, first)
     assert torch.allclose(found, wanted, rtol=1e-10, atol=1e-13)
 
 
-def test_equal_sets_have_none_and_distant_ones_more_than_near_ones():
+def test_the_mmd_of_equal_sets_is_zero_and_grows_with_distance():
     first, second = two_sets(6, 4)
     assert float(gaussian_mmd(second, second)) == pytest.approx(0, abs=1e-12)
     assert (
@@ -69,7 +69,7 @@ def test_equal_sets_have_none_and_distant_ones_more_than_near_ones():
     )
 
 
-def test_sets_that_are_a_single_point_have_none_and_a_finite_gradient():
+def test_the_mmd_of_a_single_point_is_zero_with_a_finite_gradient():
     point = torch.zeros(3, 5, requires_grad=True)
     value = gaussian_mmd(point, torch.zeros(3, 5))
     value.backward()
@@ -77,8 +77,8 @@ def test_sets_that_are_a_single_point_have_none_and_a_finite_gradient():
     assert torch.isfinite(point.grad).all()
 
 
-def test_bf16_samples_are_measured_in_float32():
-    first, second = (part.detach().bfloat16() for part in two_sets(4, 8))
+def test_the_mmd_of_bf16_samples_is_computed_in_float32():
+    first, second = (samples.detach().bfloat16() for samples in two_sets(4, 8))
     assert gaussian_mmd(first, second).dtype == torch.float32
     assert torch.allclose(gaussian_mmd(first, second), gaussian_mmd(first.float(), second.float()))
 

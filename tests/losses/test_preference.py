@@ -1,6 +1,4 @@
-"""Preference losses and gradients against separate float64 arithmetic and against TRL's own code;
-their laws.
-"""
+"""Preference losses and gradients against float64 arithmetic and TRL; properties of the losses."""
 
 import math
 from collections import defaultdict
@@ -28,7 +26,7 @@ SETTINGS = {
     "simpo": {"beta": 2.0, "gamma": 0.7},
     "orpo": {},
 }
-# What TRL calls each, and whose loss it is.
+# Our variants that TRL's DPO has, by TRL's name.
 TRL_DPO = {
     "sigmoid": "sigmoid",
     "robust": "robust",
@@ -39,7 +37,7 @@ TRL_DPO = {
 
 
 def _losses(variant: Variant, pairs: PairLogps, settings: PairSettings) -> Tensor:
-    """Loss of every pair, as `DPOModule` puts it together."""
+    """Loss of every pair, computed as in `DPOModule`."""
     return PREFERENCE[variant].loss(*pair_scores(PREFERENCE[variant], pairs), settings)
 
 
@@ -61,12 +59,13 @@ def _gradients(losses: Tensor, leaves: list[Tensor]) -> list[float]:
 
 
 def _plain(variant: str, lc, lr, nc, nr, rc, rr, beta=0.1, label_smoothing=0.0, gamma=0.0):
-    """Loss of one pair from ``exp`` and ``log`` alone, as methods.md has it; scalars with
-    gradient.
-    """
-    c, r, e = lc - rc, lr - rr, label_smoothing
+    """Loss of one pair from ``exp`` and ``log`` alone; scalars with gradient."""
+    c = lc - rc
+    r = lr - rr
+    e = label_smoothing
     log_sigma = lambda x: -torch.log(1 + torch.exp(-x))  # noqa: E731
-    d, means = beta * (c - r), (lc / nc, lr / nr)
+    d = beta * (c - r)
+    means = (lc / nc, lr / nr)
     odds = [torch.exp(m) / (1 - torch.exp(m)) for m in means]
     return {
         "sigmoid": lambda: -log_sigma(d),
@@ -82,7 +81,7 @@ def _plain(variant: str, lc, lr, nc, nr, rc, rr, beta=0.1, label_smoothing=0.0, 
 
 @pytest.mark.parametrize("variant", PREFERENCE)
 @given(seed=SEEDS, beta=st.sampled_from([0.05, 0.1, 1.3]))
-def test_loss_and_gradient_are_those_of_plain_arithmetic(variant, seed, beta):
+def test_loss_and_gradient_equal_plain_arithmetic(variant, seed, beta):
     leaves, pairs = _pairs(seed)
     settings = {"beta": beta} | SETTINGS[variant]
     losses = _losses(variant, pairs, PairSettings(**settings))
@@ -97,7 +96,7 @@ def test_loss_and_gradient_are_those_of_plain_arithmetic(variant, seed, beta):
 
 
 @given(seed=SEEDS, z=st.sampled_from([0.0, 0.8]))
-def test_kto_is_plain_arithmetic_on_either_side_of_z(seed, z):
+def test_kto_equals_plain_arithmetic_on_both_sides_of_z(seed, z):
     generator = torch.Generator().manual_seed(seed)
     ratios = (torch.randn(6, generator=generator, dtype=torch.float64) * 5).requires_grad_()
     desirable = torch.rand(6, generator=generator) < 0.5
@@ -113,7 +112,7 @@ def test_kto_is_plain_arithmetic_on_either_side_of_z(seed, z):
     assert _gradients(losses, [ratios]) == pytest.approx(_gradients(plain, [ratios]), rel=1e-10)
 
 
-def test_the_reference_point_is_a_mean_never_below_zero_and_never_trained():
+def test_the_reference_point_is_a_mean_of_at_least_zero_without_gradient():
     total = torch.tensor(6.0, requires_grad=True)
     z = reference_point(total, torch.tensor(4.0))
     assert (z.item(), z.requires_grad) == (1.5, False)
@@ -121,7 +120,7 @@ def test_the_reference_point_is_a_mean_never_below_zero_and_never_trained():
 
 
 @pytest.mark.parametrize("variant", ["sigmoid", "cdpo", "robust", "sigmoid_norm"])
-def test_a_policy_that_is_its_reference_loses_log_2_exactly(variant):
+def test_the_loss_is_exactly_log_2_where_policy_and_reference_agree(variant):
     leaves, pairs = _pairs(0)
     pairs = PairLogps(
         **vars(pairs)
@@ -141,7 +140,7 @@ def test_without_label_smoothing_it_is_dpo(variant):
 
 
 @pytest.mark.parametrize("variant", PREFERENCE)
-def test_every_pair_may_have_a_beta_of_its_own(variant):
+def test_every_pair_may_have_its_own_beta(variant):
     _, pairs = _pairs(2)
     betas = torch.tensor([0.1, 0.01, 0.5, 1.0, 0.1], dtype=torch.float64)
     settings = SETTINGS[variant]
@@ -154,7 +153,7 @@ def test_every_pair_may_have_a_beta_of_its_own(variant):
 
 
 @pytest.mark.parametrize("variant", PREFERENCE)
-def test_only_variants_with_a_reference_ask_for_one(variant):
+def test_only_variants_with_a_reference_need_one(variant):
     _, pairs = _pairs(3)
     alone = PairLogps(*list(vars(pairs).values())[:4])
     if PREFERENCE[variant].reference:
@@ -167,7 +166,7 @@ def test_only_variants_with_a_reference_ask_for_one(variant):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_orpo_of_an_answer_that_is_certain_is_finite_and_so_is_its_gradient(dtype):
+def test_orpo_and_its_gradient_are_finite_for_an_answer_with_probability_1(dtype):
     sums = torch.tensor([0.0, -1e-12, -300.0], dtype=dtype, requires_grad=True)
     counts = torch.ones(3)
     for pair in (
@@ -180,34 +179,28 @@ def test_orpo_of_an_answer_that_is_certain_is_finite_and_so_is_its_gradient(dtyp
         assert torch.isfinite(gradient).all()
 
 
-def test_the_names_that_the_command_line_accepts_are_those_of_the_table():
+def test_the_accepted_variants_are_those_of_the_table():
     assert get_args(Variant) == tuple(PREFERENCE) == tuple(SETTINGS)
 
 
 @pytest.mark.parametrize("variant", PREFERENCE)
 @given(seed=SEEDS, padding=st.integers(0, 4))
-def test_logits_of_prompt_and_padding_change_nothing(variant, seed, padding):
-    """Through the log-probabilities of 3 pairs of answers behind prompts of other lengths, padded
-    on the right.
-    """
+def test_logits_of_prompt_and_padding_do_not_change_the_loss(variant, seed, padding):
+    """For 3 pairs of answers after prompts of different lengths, padded on the right."""
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(3, 2, 9, 6, generator=generator, dtype=torch.float64)
     reference = torch.randn(3, 2, 9, 6, generator=generator, dtype=torch.float64)
     labels = torch.randint(6, (3, 2, 9), generator=generator)
-    start, length = (
-        torch.randint(1, 4, (3, 2, 1), generator=generator),
-        torch.randint(1, 5, (3, 2, 1), generator=generator),
-    )
+    start = torch.randint(1, 4, (3, 2, 1), generator=generator)
+    length = torch.randint(1, 5, (3, 2, 1), generator=generator)
     position = torch.arange(9)
     labels[(position < start) | (position >= start + length)] = IGNORE_INDEX
     noise = torch.randn(3, 2, 9, 6, generator=generator, dtype=torch.float64) * 50
     noise[:, :, :-1][labels[..., 1:] != IGNORE_INDEX] = 0  # position t predicts token t + 1
 
     def losses(policy: Tensor, reference: Tensor, labels: Tensor) -> Tensor:
-        scores, sums = (
-            Scores(*token_logps(policy, labels)),
-            Scores(*token_logps(reference, labels)).sums,
-        )
+        scores = Scores(*token_logps(policy, labels))
+        sums = Scores(*token_logps(reference, labels)).sums
         pairs = PairLogps(
             scores.sums[:, 0],
             scores.sums[:, 1],
@@ -234,12 +227,12 @@ def test_logits_of_prompt_and_padding_change_nothing(variant, seed, padding):
 
 @pytest.fixture(scope="module")
 def trl() -> Any:
-    """TRL, where it is installed (the extra ``trl``)."""
+    """TRL, if it is installed (the extra ``trl``)."""
     return pytest.importorskip("trl", minversion="1.16.0")
 
 
 def _host(**settings: Any) -> SimpleNamespace:
-    """What TRL's loss functions read of their trainer."""
+    """A stand-in for the trainer, with the attributes that TRL's loss functions use."""
     same = lambda tensor: tensor  # noqa: E731
     accelerator = SimpleNamespace(device=torch.device("cpu"), gather=same, gather_for_metrics=same)
     fixed = {
@@ -261,7 +254,7 @@ def _host(**settings: Any) -> SimpleNamespace:
 
 
 class _Fixed(torch.nn.Module):
-    """A model whose log-probabilities are given: what TRL's fused output layer returns."""
+    """A model with fixed log-probabilities, in the form of TRL's fused output layer."""
 
     def __init__(self, log_probs: Tensor) -> None:
         super().__init__()
@@ -275,12 +268,11 @@ class _Fixed(torch.nn.Module):
 
 
 def _tokens(seed: int, n: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Token log-probabilities of ``2 n`` rows [chosen, rejected] with a leaf, their mask, and TRL's
-    inputs.
-    """
+    """Token log-probabilities (a leaf) of n chosen, n rejected rows; mask; inputs of TRL."""
     generator = torch.Generator().manual_seed(seed)
     leaf = (-3 * torch.rand(2 * n, 7, generator=generator, dtype=torch.float64)).requires_grad_()
-    length, position = torch.randint(1, 6, (2 * n, 1), generator=generator), torch.arange(8)
+    length = torch.randint(1, 6, (2 * n, 1), generator=generator)
+    position = torch.arange(8)
     mask = (position >= 2) & (position < 2 + length)
     inputs = {
         "input_ids": torch.ones(2 * n, 8, dtype=torch.long),
@@ -291,7 +283,8 @@ def _tokens(seed: int, n: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
 
 
 def _ours(leaf: Tensor, mask: Tensor, reference: Tensor, n: int) -> PairLogps:
-    sums, counts = (leaf * mask).sum(1), mask.sum(1)
+    sums = (leaf * mask).sum(1)
+    counts = mask.sum(1)
     return PairLogps(sums[:n], sums[n:], counts[:n], counts[n:], reference[:n], reference[n:])
 
 
@@ -313,9 +306,7 @@ def test_trls_dpo_trainer_has_the_same_loss_and_gradient(variant, trl):
 @pytest.mark.parametrize("variant", ["cdpo", "simpo"])
 @pytest.mark.slow
 def test_trls_cpo_trainer_has_the_same_loss_and_gradient(variant, trl):
-    """CPO's sigmoid loss has the smoothed labels that TRL's DPO no longer has; on log-ratios it is
-    cDPO.
-    """
+    """TRL's CPO has label smoothing, which its DPO no longer has; on log-ratios that is cDPO."""
     from trl.experimental.cpo import CPOTrainer
 
     leaf, mask, _ = _tokens(6, 5)
@@ -336,8 +327,9 @@ def test_trls_cpo_trainer_has_the_same_loss_and_gradient(variant, trl):
 
 @pytest.mark.slow
 def test_trls_orpo_trainer_has_the_same_loss_and_gradient(trl, monkeypatch):
-    """On pairs of one-token prompts, one at a time: TRL's likelihood term runs over prompts too,
-    and over all tokens of a batch.
+    """With one-token prompts, one pair at a time.
+
+    TRL's likelihood term includes prompts, and is a mean over all tokens of a batch.
     """
     from trl.experimental.orpo import ORPOTrainer
 
@@ -348,8 +340,11 @@ def test_trls_orpo_trainer_has_the_same_loss_and_gradient(trl, monkeypatch):
     logits = torch.randn(2, 6, 5, generator=generator, dtype=torch.float64).requires_grad_()
     ids = torch.randint(5, (2, 6), generator=generator)
     lengths = {"chosen": 6, "rejected": 4}
-    labels, attention = ids.clone(), torch.ones(2, 6, dtype=torch.long)
-    labels[:, 0], labels[1, 4:], attention[1, 4:] = IGNORE_INDEX, IGNORE_INDEX, 0
+    labels = ids.clone()
+    attention = torch.ones(2, 6, dtype=torch.long)
+    labels[:, 0] = IGNORE_INDEX
+    labels[1, 4:] = IGNORE_INDEX
+    attention[1, 4:] = 0
     joined = {
         "concatenated_input_ids": ids,
         "concatenated_attention_mask": attention,
@@ -381,11 +376,9 @@ def test_trls_kto_trainer_has_the_same_loss_and_gradient(lowered, trl):
     draw = lambda seed: (
         -12 * torch.rand(6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     )  # noqa: E731
-    reference, mismatched_reference, desirable = (
-        draw(11),
-        draw(12) - lowered,
-        torch.tensor([1, 0, 0, 1, 1, 0], dtype=torch.bool),
-    )
+    reference = draw(11)
+    mismatched_reference = draw(12) - lowered
+    desirable = torch.tensor([1, 0, 0, 1, 1, 0], dtype=torch.bool)
     given = inputs | {f"KL_{name}": value for name, value in mismatched_inputs.items()}
     given |= {"ref_logps": reference, "ref_KL_logps": mismatched_reference, "label": desirable}
     trainer = _host(
@@ -403,10 +396,8 @@ def test_trls_kto_trainer_has_the_same_loss_and_gradient(lowered, trl):
 def _assert_same(ours: Tensor, theirs: Tensor, leaf: Tensor) -> None:
     assert ours.dtype == theirs.dtype == torch.float64
     assert ours.tolist() == pytest.approx(theirs.tolist(), rel=1e-12)
-    (our_gradient,), (their_gradient,) = (
-        torch.autograd.grad(ours, leaf, retain_graph=True),
-        torch.autograd.grad(theirs, leaf),
-    )
+    (our_gradient,) = torch.autograd.grad(ours, leaf, retain_graph=True)
+    (their_gradient,) = torch.autograd.grad(theirs, leaf)
     assert our_gradient.abs().sum() > 0
     assert our_gradient.flatten().tolist() == pytest.approx(
         their_gradient.flatten().tolist(), rel=1e-10, abs=1e-14

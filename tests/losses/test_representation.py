@@ -1,4 +1,4 @@
-"""Losses on hidden states by loops; what they ignore and where they vanish."""
+"""Losses on hidden states against loops; masked positions; gradients."""
 
 import pytest
 import torch
@@ -6,7 +6,10 @@ import torch
 from temper.losses import Scores
 from temper.losses.representation import hidden_distance, steering
 
-B, T, D, LAYERS = 3, 5, 4, 2
+B = 3
+T = 5
+D = 4
+LAYERS = 2
 
 
 def scores(seed: int, grad: bool = True) -> Scores:
@@ -20,7 +23,8 @@ def scores(seed: int, grad: bool = True) -> Scores:
 
 
 def plain(policy: Scores, goal, layer: int) -> tuple[float, int]:
-    total, count = 0.0, 0
+    total = 0.0
+    count = 0
     for row in range(B):
         for position in range(T):
             if policy.attended[row, position]:
@@ -38,7 +42,9 @@ def plain(policy: Scores, goal, layer: int) -> tuple[float, int]:
 
 @pytest.mark.parametrize("layer", range(LAYERS + 1))
 def test_distance_and_steering_are_means_of_squared_norms_over_attended_positions(layer: int):
-    policy, reference, target = scores(0), scores(1, grad=False), torch.arange(float(D)).double()
+    policy = scores(0)
+    reference = scores(1, grad=False)
+    target = torch.arange(float(D)).double()
     for terms, goal in (
         (
             hidden_distance(policy, reference, layer),
@@ -52,7 +58,8 @@ def test_distance_and_steering_are_means_of_squared_norms_over_attended_position
 
 
 def test_without_a_layer_it_is_the_mean_over_decoder_layers_and_not_the_embeddings():
-    policy, reference = scores(0), scores(1, grad=False)
+    policy = scores(0)
+    reference = scores(1, grad=False)
     each = [hidden_distance(policy, reference, layer).total for layer in (1, 2)]
     every = hidden_distance(policy, reference)
     assert float(every.total) == pytest.approx(float(sum(each) / 2), rel=1e-12)
@@ -69,7 +76,8 @@ def test_at_the_reference_value_and_gradient_are_zero():
 
 
 def test_only_attended_positions_of_the_layer_have_a_gradient_and_the_reference_has_none():
-    policy, reference = scores(0), scores(1)
+    policy = scores(0)
+    reference = scores(1)
     (
         hidden_distance(policy, reference, 1).total + steering(policy, torch.ones(D), 1).total
     ).backward()

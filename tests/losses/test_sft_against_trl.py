@@ -13,7 +13,7 @@ from temper.losses import Scores, nll
 @pytest.mark.slow  # importing TRL takes longer than all else here
 @pytest.mark.parametrize("size", [None, 2])
 def test_trls_sft_trainer_has_the_same_loss_and_gradient(size: int | None):
-    """As one batch, and as micro-batches that TRL is told the number of tokens of."""
+    """As one batch, and as micro-batches, for which TRL gets the number of tokens."""
     trl = pytest.importorskip("trl", minversion="1.16.0")
     generator = torch.Generator().manual_seed(3)
     leaf = (-3 * torch.rand(5, 7, generator=generator, dtype=torch.float64)).requires_grad_()
@@ -32,7 +32,8 @@ def test_trls_sft_trainer_has_the_same_loss_and_gradient(size: int | None):
     )
 
     def theirs(rows: slice) -> torch.Tensor:
-        logps, labelled = leaf[rows] * mask[rows], mask[rows]
+        logps = leaf[rows] * mask[rows]
+        labelled = mask[rows]
 
         def model(**_: Any) -> Any:
             return SimpleNamespace(
@@ -51,17 +52,15 @@ def test_trls_sft_trainer_has_the_same_loss_and_gradient(size: int | None):
     their_loss = torch.stack(
         [theirs(slice(start, start + step)) for start in range(0, 5, step)]
     ).sum()
-    parts = [
+    micro_batches = [
         nll(Scores(leaf[start : start + step], mask[start : start + step]))
         for start in range(0, 5, step)
     ]
     our_loss = (
-        torch.stack([part.total for part in parts]).sum()
-        / torch.stack([part.count for part in parts]).sum()
+        torch.stack([terms.total for terms in micro_batches]).sum()
+        / torch.stack([terms.count for terms in micro_batches]).sum()
     )
     assert float(our_loss) == pytest.approx(float(their_loss), rel=1e-12)
-    ours, trls = (
-        torch.autograd.grad(our_loss, leaf, retain_graph=True)[0],
-        torch.autograd.grad(their_loss, leaf)[0],
-    )
+    ours = torch.autograd.grad(our_loss, leaf, retain_graph=True)[0]
+    trls = torch.autograd.grad(their_loss, leaf)[0]
     torch.testing.assert_close(ours, trls, rtol=1e-10, atol=1e-14)

@@ -1,6 +1,4 @@
-"""Token losses against plain float64 loops, their gradients, masks, and the one mean over
-tokens.
-"""
+"""Token losses against float64 loops: values, gradients, masks, and the mean over tokens."""
 
 import math
 
@@ -17,7 +15,7 @@ SEEDS = st.integers(0, 2**31 - 1)
 
 
 def _case(seed: int, n_rows: int = 4, width: int = 7, vocabulary: int = 5) -> tuple[Tensor, Tensor]:
-    """Random float64 logits, and labels with random masks and padding; one counts at least."""
+    """Random float64 logits, and labels with random masks; at least one counts."""
     generator = torch.Generator().manual_seed(seed)
     logits_BTV = (
         torch.randn(n_rows, width, vocabulary, generator=generator, dtype=torch.float64) * 3
@@ -34,7 +32,8 @@ def _plain_logps(logits_BTV: Tensor, labels_BT: Tensor) -> list[list[float | Non
     for scores_TV, labels_T in zip(logits_BTV.tolist(), labels_BT.tolist(), strict=True):
         row: list[float | None] = []
         for t in range(len(labels_T) - 1):
-            label, scores = labels_T[t + 1], scores_TV[t]
+            label = labels_T[t + 1]
+            scores = scores_TV[t]
             top = max(scores)
             norm = top + math.log(math.fsum(math.exp(score - top) for score in scores))
             row.append(None if label == IGNORE_INDEX else scores[label] - norm)
@@ -119,10 +118,8 @@ def test_padding_on_the_right_changes_nothing(seed, extra):
         dtype=torch.float64,
     )
     padded = torch.nn.functional.pad(labels_BT, (0, extra), value=IGNORE_INDEX)
-    short, long = (
-        nll(Scores(*token_logps(logits_BTV, labels_BT))),
-        nll(Scores(*token_logps(torch.cat([logits_BTV, noise], dim=1), padded))),
-    )
+    short = nll(Scores(*token_logps(logits_BTV, labels_BT)))
+    long = nll(Scores(*token_logps(torch.cat([logits_BTV, noise], dim=1), padded)))
     assert long.total.item() == pytest.approx(short.total.item(), abs=1e-12)
     assert long.count == short.count
 
@@ -144,7 +141,7 @@ def test_half_precision_logits_are_summed_in_single_precision(dtype):
 
 
 def _unequal(seed: int) -> Batch:
-    """Eight rows of 2 to 9 tokens, the first of them a prompt of 1 or more."""
+    """Eight rows of 2 to 9 tokens, of which the first 1 or more are the prompt."""
     generator = torch.Generator().manual_seed(seed)
     batch = {
         name: torch.zeros(8, 9, dtype=torch.long)
@@ -161,14 +158,15 @@ def _unequal(seed: int) -> Batch:
 
 
 def _loss_and_gradient(
-    weight: Tensor, pieces: list[Batch]
+    weight: Tensor, batches: list[Batch]
 ) -> tuple[Tensor, Tensor, list[MeanTerms]]:
-    """sum(total) / sum(count) of a bigram model and its gradient."""
+    """Loss sum(total) / sum(count) of a bigram model, its gradient, and its terms."""
     weight = weight.clone().requires_grad_()
     terms = [
-        nll(Scores(*token_logps(weight[piece["input_ids"]], piece["labels"]))) for piece in pieces
+        nll(Scores(*token_logps(weight[batch["input_ids"]], batch["labels"]))) for batch in batches
     ]
-    total, count = sum(t.total for t in terms), sum(t.count for t in terms)
+    total = sum(t.total for t in terms)
+    count = sum(t.count for t in terms)
     loss = total / count
     (gradient,) = torch.autograd.grad(loss, weight)
     return loss.detach(), gradient, terms
@@ -180,7 +178,7 @@ def test_eight_rows_at_once_and_one_by_one_are_the_same_loss_and_gradient(seed, 
     weight = torch.randn(6, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     loss, gradient, _ = _loss_and_gradient(weight, [batch])
     split_loss, split_gradient, terms = _loss_and_gradient(
-        weight, [trim(piece) for piece in micro_batches(batch, size)]
+        weight, [trim(micro_batch) for micro_batch in micro_batches(batch, size)]
     )
     assert len(terms) == -(-8 // size)
     assert split_loss.item() == pytest.approx(loss.item(), abs=1e-12)

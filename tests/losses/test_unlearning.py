@@ -1,4 +1,4 @@
-"""Unlearning losses: equations by loops, detached weights, padding, and where gradients go."""
+"""Unlearning losses against loops: values, detached weights, padding, and gradients."""
 
 import math
 from typing import get_args
@@ -12,7 +12,9 @@ from torch._subclasses import FakeTensorMode
 from temper.losses import Scores, SequenceScores, token_logps
 from temper.losses.unlearning import FORGET, RETAIN, ForgetName, RetainName
 
-V, D, T = 7, 3, 6
+V = 7
+D = 3
+T = 6
 TERMS = {f"forget {name}": term for name, term in FORGET.items()} | {
     f"retain {name}": term for name, term in RETAIN.items() if term
 }
@@ -21,8 +23,9 @@ TERMS = {f"forget {name}": term for name, term in FORGET.items()} | {
 def scores(
     seed: int, pairs: bool, labels: torch.Tensor, widened: int = 0
 ) -> tuple[Scores, torch.Tensor]:
-    """Scores of random logits and hidden states (float64) and the logits; columns added on the
-    right are padding full of noise.
+    """Scores of random logits and hidden states (float64), and the logits.
+
+    ``widened`` columns of padding on the right hold noise.
     """
     rng = torch.Generator().manual_seed(seed)
     shape = labels.shape
@@ -33,10 +36,8 @@ def scores(
         noise = lambda size: (
             torch.randn(*shape[:-1], widened, size, generator=rng, dtype=torch.float64) * 9
         )  # noqa: E731
-        logits, hidden = (
-            torch.cat([logits, noise(V)], -2),
-            [torch.cat([h, noise(D)], -2) for h in hidden],
-        )
+        logits = torch.cat([logits, noise(V)], -2)
+        hidden = [torch.cat([h, noise(D)], -2) for h in hidden]
         labels = torch.nn.functional.pad(labels, (0, widened), value=-100)
         attended = torch.nn.functional.pad(attended, (0, widened))
     logits.requires_grad_()
@@ -62,14 +63,16 @@ def given_scores(term, seed=0, widened=0):
     return policy, reference, logits
 
 
-def test_the_names_that_flags_accept_are_those_of_the_tables():
+def test_the_accepted_names_are_those_of_the_tables():
     assert get_args(ForgetName) == tuple(FORGET)
     assert get_args(RetainName) == tuple(RETAIN)
 
 
 def by_loops(name: str, policy: Scores, reference: Scores) -> tuple[float, float]:
-    """Value of a forget loss as plain numbers: (mean, what the mean divides by)."""
-    p, r, mask = policy.logps.tolist(), reference.logps.tolist(), policy.mask.tolist()
+    """Mean of a forget loss as a Python float, and its denominator."""
+    p = policy.logps.tolist()
+    r = reference.logps.tolist()
+    mask = policy.mask.tolist()
     log_sigma = lambda x: -math.log1p(math.exp(-x))  # noqa: E731
     tokens = lambda i: [t for t in range(T - 1) if mask[i][t]]  # noqa: E731
     total = count = 0.0
@@ -109,7 +112,8 @@ def by_loops(name: str, policy: Scores, reference: Scores) -> tuple[float, float
                 }[name]
                 count += 1
                 if name == "undial":
-                    z, ref = policy.logits[i, t].tolist(), reference.logits[i, t].tolist()
+                    z = policy.logits[i, t].tolist()
+                    ref = reference.logits[i, t].tolist()
                     ref[int(policy.labels[i, t])] -= 10
                     weight = [math.exp(x) / sum(map(math.exp, ref)) for x in ref]
                     total -= sum(
@@ -139,7 +143,7 @@ def test_the_margin_of_simnpo_is_in_nats_per_token():
 @pytest.mark.parametrize(
     "name", [name for name, term in FORGET.items() if term.reference == "sums"]
 )
-def test_what_reads_sums_alone_can_be_served_from_a_cache(name: str):
+def test_losses_of_sums_alone_work_with_cached_scores(name: str):
     policy, reference, _ = given_scores(FORGET[name])
     whole, cached = (
         FORGET[name].loss(policy, r, FORGET[name].options).total
@@ -167,10 +171,8 @@ def test_undial_has_a_gradient_on_answer_tokens_only():
     assert torch.equal(touched, policy.mask)
 
 
-def test_undial_does_not_take_the_mask_for_a_label():
-    """-100 as an index would lower the token V - 100 of every prompt position; here it would raise
-    or change masked positions alone.
-    """
+def test_undial_does_not_use_the_ignore_index_as_a_label():
+    """As an index, -100 would lower the logit of token V - 100 at every prompt position."""
     policy, reference, _ = given_scores(FORGET["undial"])
     other = Scores(
         policy.logps, policy.mask, policy.logits, labels=policy.labels.masked_fill(~policy.mask, 3)
@@ -209,7 +211,7 @@ def test_low_precision_goes_through_at_least_float32(name: str):
 
 
 @pytest.mark.parametrize("name", TERMS)
-def test_no_loss_asks_the_device_for_a_number(name: str):
+def test_no_loss_synchronizes_with_the_device(name: str):
     with FakeTensorMode(allow_non_fake_inputs=True):
         policy, reference = (s._map(torch.Tensor.clone) for s in given_scores(TERMS[name])[:2])
         TERMS[name].loss(policy, reference, TERMS[name].options)

@@ -18,7 +18,9 @@ def test_four_of_59_is_between_2_7_and_16_2_percent():
 
 
 def test_ends_solve_the_score_equation():
-    hits, n, z = 13, 40, 1.959963984540054
+    hits = 13
+    n = 40
+    z = 1.959963984540054
     for bound in wilson_interval(hits, n):
         assert abs(hits / n - bound) == pytest.approx(z * math.sqrt(bound * (1 - bound) / n))
 
@@ -54,7 +56,8 @@ def test_hits_and_misses_mirror_each_other(case):
 def test_more_cases_narrow_the_interval_and_more_confidence_widens_it(case):
     hits, n = case
     low, high = wilson_interval(hits, n)
-    narrow, wide = wilson_interval(10 * hits, 10 * n), wilson_interval(hits, n, z=2.6)
+    narrow = wilson_interval(10 * hits, 10 * n)
+    wide = wilson_interval(hits, n, z=2.6)
     assert narrow[1] - narrow[0] < high - low < wide[1] - wide[0]
 
 
@@ -84,7 +87,8 @@ def test_a_reset_forgets():
 
 
 def test_shares_of_two_ranks_are_summed_as_counts():
-    one, two = Proportion(), Proportion()
+    one = Proportion()
+    two = Proportion()
     one.update(torch.tensor([True]))
     two.update(torch.tensor([False, False, True]))
     one.merge_state(two)

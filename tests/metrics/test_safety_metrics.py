@@ -1,4 +1,4 @@
-"""Figures of a safety evaluation on answers judged by hand."""
+"""Metrics of a safety evaluation on answers judged by hand."""
 
 import math
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ ANSWERS = [
 ]
 
 
-def _figure(
+def _compute(
     metric: JudgedProportion, answers: Sequence[tuple[str, Judgement]] = ANSWERS
 ) -> dict[str, float]:
     metric.update([kind for kind, _ in answers], [judged for _, judged in answers])
@@ -54,9 +54,9 @@ def _figure(
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, JudgedProportion) else str(value),
 )
-def test_a_figure_counts_its_hits_among_the_prompts_of_its_kind(metric, hits, n):
+def test_a_metric_counts_its_hits_among_the_prompts_of_its_kind(metric, hits, n):
     low, high = wilson_interval(hits, n)
-    assert _figure(metric) == {"value": hits / n, "ci_low": low, "ci_high": high, "n": n}
+    assert _compute(metric) == {"value": hits / n, "ci_low": low, "ci_high": high, "n": n}
 
 
 @pytest.mark.parametrize(
@@ -70,26 +70,28 @@ def test_a_figure_counts_its_hits_among_the_prompts_of_its_kind(metric, hits, n)
         (DegenerateRate, False),
     ],
 )
-def test_every_figure_knows_which_way_is_better(metric, higher_is_better):
+def test_every_metric_knows_which_way_is_better(metric, higher_is_better):
     assert metric.higher_is_better is higher_is_better
 
 
 def test_attacks_of_one_kind_leave_those_of_another_out():
     answers = [("jb_misgen", RIGHT), ("jb_co_text", REFUSED), ("unsafe", RIGHT)]
-    misgen, text = AttackSuccessRate("jb_misgen"), AttackSuccessRate("jb_co_text")
-    assert (_figure(misgen, answers)["value"], _figure(text, answers)["value"]) == (1.0, 0.0)
-    assert _figure(HarmfulScore(), answers)["n"] == 1
+    misgen = AttackSuccessRate("jb_misgen")
+    text = AttackSuccessRate("jb_co_text")
+    assert (_compute(misgen, answers)["value"], _compute(text, answers)["value"]) == (1.0, 0.0)
+    assert _compute(HarmfulScore(), answers)["n"] == 1
 
 
 def test_batches_add_up():
-    whole, pieces = HarmfulScore(lenient=True), HarmfulScore(lenient=True)
+    whole = HarmfulScore(lenient=True)
+    pieces = HarmfulScore(lenient=True)
     for start in range(0, len(ANSWERS), 3):
         pieces.update(*zip(*ANSWERS[start : start + 3], strict=True))
-    assert pieces.compute() == _figure(whole)
+    assert pieces.compute() == _compute(whole)
 
 
-def test_answers_of_other_kinds_alone_leave_a_figure_without_cases():
-    found = _figure(FineTuneAccuracy(), [("safe", RIGHT)])
+def test_answers_of_other_kinds_alone_leave_a_metric_without_cases():
+    found = _compute(FineTuneAccuracy(), [("safe", RIGHT)])
     assert found["n"] == 0
     assert math.isnan(found["value"])
 

@@ -1,5 +1,5 @@
-"""Unlearning figures against plain loops in float64, on models that know everything and nothing,
-and however rows are shared out.
+"""Unlearning metrics against plain loops in float64, on models that know everything and nothing,
+and however rows are divided into batches and ranks.
 """
 
 import math
@@ -26,22 +26,25 @@ from temper.metrics.memorisation import (
     truth_preferred,
     without_end,
 )
-from temper.metrics.two_samples import ForgetQuality, MembershipAUROC, privacy_leakage
+from temper.metrics.table import UNLEARNING_METRICS
 from temper.metrics.unlearning import (
     AnswerProbability,
     ExactMemorisation,
     ExtractionStrength,
+    ForgetQuality,
+    MembershipAUROC,
     RougeLRecall,
     TruthRatio,
-    harmonic_mean,
-)
-from temper.metrics.unlearning_figures import (
-    UnlearningFigures,
+    UnlearningMetrics,
     against_retain_model,
+    harmonic_mean,
+    privacy_leakage,
     sets_with_wrong_answers,
 )
 
-N, K, T = 13, 3, 9
+N = 13
+K = 3
+T = 9
 SEEDS = st.integers(0, 10**6)
 CUTS = st.lists(st.integers(0, N), max_size=4).map(sorted)
 
@@ -75,10 +78,11 @@ def _pieces(cuts: list[int]) -> Iterator[slice]:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_row_figures_are_what_a_loop_over_tokens_gives(seed):
+def test_row_metrics_are_what_a_loop_over_tokens_gives(seed):
     logps, hits, mask = _rows(seed)
     for k in range(K):
-        answers, right = _answers(logps[:, k], mask[:, k]), _answers(hits[:, k], mask[:, k])
+        answers = _answers(logps[:, k], mask[:, k])
+        right = _answers(hits[:, k], mask[:, k])
         found = {
             "probability": answer_probability(logps[:, k], mask[:, k]),
             "em": exact_memorisation(hits[:, k], mask[:, k]),
@@ -172,7 +176,8 @@ def test_the_end_token_is_the_last_labelled_one():
     [("1111", 1, 1), ("0000", 0, 0), ("0111", 0.75, 0.75), ("1110", 0, 0.75), ("1011", 0.5, 0.75)],
 )
 def test_extraction_strength_counts_from_the_end_and_memorisation_does_not(flags, strength, share):
-    hits, mask = torch.tensor([[c == "1" for c in flags]]), torch.ones(1, 4, dtype=torch.bool)
+    hits = torch.tensor([[c == "1" for c in flags]])
+    mask = torch.ones(1, 4, dtype=torch.bool)
     assert float(extraction_strength(hits, mask)) == strength
     assert float(exact_memorisation(hits, mask)) == share
 
@@ -247,7 +252,8 @@ def test_the_p_value_is_the_share_of_all_orders_that_are_as_far_apart(m, n, dist
 
 
 def test_a_monotone_change_of_both_samples_changes_nothing():
-    first, second = _sequence(50, 7, 3) - 0.5, _sequence(60, 11, 5) ** 2
+    first = _sequence(50, 7, 3) - 0.5
+    second = _sequence(60, 11, 5) ** 2
     assert (
         ks_two_sample(first, second)
         == ks_two_sample(first.exp(), second.exp())
@@ -260,7 +266,7 @@ def test_without_a_sample_or_with_a_nan_nothing_is_known():
         assert math.isnan(ks_two_sample(torch.tensor([1.0]), sample).p_value)
 
 
-# -- metrics: however rows are cut into batches and ranks
+# -- metrics, however rows are divided into batches and ranks
 
 
 def _metrics() -> list:
@@ -277,10 +283,8 @@ def _metrics() -> list:
 
 
 def _feed(metrics: list, seed: int, part: slice) -> None:
-    (logps, hits, mask), (other, _, _) = (
-        (value[part] for value in _rows(seed)),
-        (value[part] for value in _rows(seed + 1)),
-    )
+    logps, hits, mask = (value[part] for value in _rows(seed))
+    other = _rows(seed + 1)[0][part]
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(0, 4, (N, 2, 6), generator=generator)[part].tolist()
     for metric in metrics:
@@ -303,7 +307,8 @@ def _feed(metrics: list, seed: int, part: slice) -> None:
 
 @given(seed=SEEDS, cuts=CUTS)
 def test_cutting_rows_into_batches_changes_nothing(seed, cuts):
-    whole, pieces = _metrics(), _metrics()
+    whole = _metrics()
+    pieces = _metrics()
     _feed(whole, seed, slice(0, N))
     for part in _pieces(cuts):
         _feed(pieces, seed, part)
@@ -313,7 +318,9 @@ def test_cutting_rows_into_batches_changes_nothing(seed, cuts):
 
 @given(seed=SEEDS, cut=st.integers(0, N))
 def test_two_ranks_together_are_one(seed, cut):
-    whole, first, second = _metrics(), _metrics(), _metrics()
+    whole = _metrics()
+    first = _metrics()
+    second = _metrics()
     _feed(whole, seed, slice(0, N))
     _feed(first, seed, slice(cut, N))  # the order of ranks does not matter either
     _feed(second, seed, slice(0, cut))
@@ -396,7 +403,8 @@ def test_the_auroc_is_the_share_of_pairs_in_which_the_member_is_likelier(seed, t
 def test_privacy_leakage_is_muses():
     # MUSE's AUC is of non-members: 1 - AUROC.
     for policy, retain in ((1.0, 0.5), (0.5, 0.5), (0.2, 0.48)):
-        theirs, baseline = 1 - policy, 1 - retain
+        theirs = 1 - policy
+        baseline = 1 - retain
         assert privacy_leakage(policy, retain) == pytest.approx(
             (theirs - baseline) / baseline * 100
         )
@@ -411,10 +419,11 @@ def test_utility_is_the_harmonic_mean(values):
     assert math.isnan(harmonic_mean([*values, math.nan])) and math.isnan(harmonic_mean([]))
 
 
-# -- all figures of one model
+# -- all metrics of one model
 
 
-V, END = 6, 2
+V = 6
+END = 2
 
 
 def _model(knows: bool, seed: int = 0) -> tuple[Scores, Tensor, Tensor]:
@@ -444,8 +453,8 @@ def _model(knows: bool, seed: int = 0) -> tuple[Scores, Tensor, Tensor]:
     return Scores(logps.masked_fill(targets == -100, 0.0), targets != -100, logits), labels, written
 
 
-def _measure(forget: bool, others: bool) -> UnlearningFigures:
-    measured = UnlearningFigures(["forget", "holdout", "retain"], 0.2, END, {0, 1, END})
+def _measure(forget: bool, others: bool) -> UnlearningMetrics:
+    measured = UnlearningMetrics(["forget", "holdout", "retain"], 0.2, END, {0, 1, END})
     for seed, (name, knows) in enumerate(
         {"forget": forget, "holdout": False, "retain": others}.items()
     ):
@@ -455,35 +464,35 @@ def _measure(forget: bool, others: bool) -> UnlearningFigures:
 
 
 def test_a_model_that_knows_everything_has_memorised_it_all():
-    figures = _measure(forget=True, others=True).compute()
+    values = _measure(forget=True, others=True).compute()
     for name in (
         "answer_probability",
         "rouge_l_recall",
         "extraction_strength",
         "exact_memorisation",
     ):
-        assert figures[f"forget/{name}"]["value"] == figures[f"retain/{name}"]["value"] == 1.0, name
-        assert figures[f"forget/{name}"]["n"] == N
-    assert figures["forget/truth_ratio"]["value"] < 1e-6
-    assert figures["membership_auroc"] == {"value": 1.0, "n": N, "n_holdout": N}
-    assert figures["model_utility"] == {
+        assert values[f"forget/{name}"]["value"] == values[f"retain/{name}"]["value"] == 1.0, name
+        assert values[f"forget/{name}"]["n"] == N
+    assert values["forget/truth_ratio"]["value"] < 1e-6
+    assert values["membership_auroc"] == {"value": 1.0, "n": N, "n_holdout": N}
+    assert values["model_utility"] == {
         "value": pytest.approx(1.0),
         "of": ["answer_probability", "rouge_l_recall", "truth_ratio"],
     }
 
 
 def test_a_model_that_knows_nothing_has_nothing_left_and_no_utility():
-    figures = _measure(forget=False, others=False).compute()
+    values = _measure(forget=False, others=False).compute()
     for name in (
         "answer_probability",
         "rouge_l_recall",
         "extraction_strength",
         "exact_memorisation",
     ):
-        assert figures[f"forget/{name}"]["value"] == pytest.approx(0.0, abs=1e-20), name
-    assert figures["forget/truth_ratio"]["value"] == pytest.approx(1.0)
-    assert figures["membership_auroc"]["value"] == 0.5
-    assert figures["model_utility"]["value"] == 0.0
+        assert values[f"forget/{name}"]["value"] == pytest.approx(0.0, abs=1e-20), name
+    assert values["forget/truth_ratio"]["value"] == pytest.approx(1.0)
+    assert values["membership_auroc"]["value"] == 0.5
+    assert values["model_utility"]["value"] == 0.0
 
 
 def test_forget_quality_is_1_for_the_retain_model_itself_and_small_for_a_model_that_still_knows():
@@ -497,22 +506,30 @@ def test_forget_quality_is_1_for_the_retain_model_itself_and_small_for_a_model_t
     assert expected < 1e-6
 
 
+def test_every_metric_is_in_the_table_of_names():
+    metrics = _measure(forget=True, others=True)
+    values = metrics.compute()
+    values |= against_retain_model(metrics, values, metrics, values)
+    keys = {name.rpartition("/")[2] for name in values}
+    assert keys == {entry.key for entry in UNLEARNING_METRICS}
+
+
 def test_the_end_token_counts_for_the_probability_alone():
     scores, labels, written = _model(knows=True)
     wrong_end = scores.logits[:, :, -1].flip(
         -1
     )  # the end is no longer expected, everything before it is
     scores.logits[:, :, -1] = wrong_end
-    measured = UnlearningFigures([], 0.2, END, {0, 1, END})
+    measured = UnlearningMetrics([], 0.2, END, {0, 1, END})
     measured.update("forget", scores, labels, written)
-    figures = measured.compute()
+    values = measured.compute()
     assert (
-        figures["forget/extraction_strength"]["value"]
-        == figures["forget/exact_memorisation"]["value"]
+        values["forget/extraction_strength"]["value"]
+        == values["forget/exact_memorisation"]["value"]
         == 1.0
     )
     scores.logps[:, :, -1] = -5.0
-    measured = UnlearningFigures([], 0.2, END, {0, 1, END})
+    measured = UnlearningMetrics([], 0.2, END, {0, 1, END})
     measured.update("forget", scores, labels)
     assert measured.compute()["forget/answer_probability"]["value"] == pytest.approx(
         math.exp(-1.0), rel=1e-5
@@ -521,13 +538,13 @@ def test_the_end_token_counts_for_the_probability_alone():
 
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
-def test_figures_whose_input_is_missing_are_left_out():
+def test_metrics_whose_input_is_missing_are_left_out():
     scores, labels, _ = _model(knows=True)
-    measured = UnlearningFigures([], 0.2, END, set())
+    measured = UnlearningMetrics([], 0.2, END, set())
     measured.update("retain", Scores(scores.logps, scores.mask), labels)
-    figures = measured.compute()
-    assert set(figures) == {"retain/answer_probability", "membership_auroc", "model_utility"}
-    assert figures["model_utility"]["of"] == ["answer_probability"]
+    values = measured.compute()
+    assert set(values) == {"retain/answer_probability", "membership_auroc", "model_utility"}
+    assert values["model_utility"]["of"] == ["answer_probability"]
 
 
 def test_a_set_has_wrong_answers_if_any_row_has_one():

@@ -1,4 +1,4 @@
-"""A tiny vocabulary, shape and adapter, and what tests of networks do with them."""
+"""A tiny vocabulary, shape and adapter, and helpers for tests of networks."""
 
 from pathlib import Path
 
@@ -16,18 +16,18 @@ IDS = torch.tensor([[1, 8, 9, 20, 4], [1, 7, 7, 21, 2]])
 
 def build(path: Path | None = None, **settings: object) -> nn.Module:
     """A network from a folder, or from `SHAPE`."""
-    where = {"shape": SHAPE} if path is None else {"path": str(path)}
-    return build_network(NetworkSpec(**where, **settings), TOKENIZER)  # type: ignore[arg-type]
+    source = {"shape": SHAPE} if path is None else {"path": str(path)}
+    return build_network(NetworkSpec(**source, **settings), TOKENIZER)  # type: ignore[arg-type]
 
 
 def logits(network: nn.Module) -> torch.Tensor:
-    """What a network says about `IDS`, without dropout."""
+    """Logits of a network for `IDS`, without dropout."""
     with torch.no_grad():
         return network.eval()(input_ids=IDS).logits
 
 
 def disturb(network: nn.Module, seed: int = 0, only: str = "lora_") -> nn.Module:
-    """Give adapters random weights, as training would: a new one changes nothing."""
+    """Give adapters random weights: a new adapter, with B = 0, has no effect."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
@@ -37,7 +37,7 @@ def disturb(network: nn.Module, seed: int = 0, only: str = "lora_") -> nn.Module
 
 
 def gradients(network: nn.Module) -> dict[str, torch.Tensor]:
-    """Gradient of the NLL of `IDS` over what is trained."""
+    """Gradients of the NLL of `IDS`, by the names of trainable parameters."""
     network.train().zero_grad()
     network(input_ids=IDS, labels=IDS).loss.backward()
     return {
@@ -48,6 +48,6 @@ def gradients(network: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def save_base(folder: Path) -> Path:
-    """A folder with a network of random weights, and its tokenizer."""
+    """Save a network with random weights and its tokenizer; return the folder."""
     export_network(build(), TOKENIZER, folder, merge=True)
     return folder

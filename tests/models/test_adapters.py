@@ -1,6 +1,4 @@
-"""Adapters between stages: continued, merged, or kept beside a new one; what the reference is; what
-is written.
-"""
+"""Adapters from stage to stage: continued, merged, kept beside a new one; reference and export."""
 
 import json
 import shutil
@@ -14,12 +12,11 @@ from transformers import AutoModelForCausalLM
 from temper.errors import TemperError
 from temper.models import AdapterOff, LoRASpec, NetworkSpec
 from temper.models.load import check_network
-from temper.models.lora import as_found, combined_adapter, merged_copy, save_adapter
+from temper.models.lora import combine_adapters, disable_trained_adapter, merged_copy, save_adapter
 from tests.models.networks import IDS, LORA, TOKENIZER, build, disturb, gradients, logits, save_base
 
-OTHER = LoRASpec(
-    rank=3, alpha=5, targets=["v_proj", "up_proj"]
-)  # another rank and scale, one layer in common
+# Another rank and scale; one target layer in common with LORA.
+OTHER = LoRASpec(rank=3, alpha=5, targets=["v_proj", "up_proj"])
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +27,7 @@ def base(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def adapter(base) -> Path:
-    """A folder with a trained adapter on `base`, and no tokenizer: that is beside the base."""
+    """A folder with a trained adapter on `base`, without a tokenizer: the base has that."""
     folder = base.parent / "adapter"
     folder.mkdir()
     save_adapter(disturb(build(base, lora=LORA)), folder)
@@ -39,11 +36,11 @@ def adapter(base) -> Path:
 
 @pytest.fixture
 def both(adapter) -> torch.nn.Module:
-    """The adapter, frozen, beside a new one that has learned something."""
+    """The adapter, frozen, beside a new one with random weights."""
     return disturb(build(adapter, adapter="new", lora=OTHER), seed=1, only=".next.")
 
 
-def test_a_new_adapter_starts_from_the_found_one_which_is_frozen(adapter):
+def test_a_new_adapter_starts_from_the_existing_one_which_is_frozen(adapter):
     network = build(adapter, adapter="new", lora=OTHER)
     assert torch.equal(logits(network), logits(build(adapter)))
     trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
@@ -57,17 +54,16 @@ def test_a_new_adapter_starts_from_the_found_one_which_is_frozen(adapter):
 
 
 def test_both_adapters_act_together(adapter, both):
-    alone = [disturb(build(adapter, adapter="new", lora=OTHER), seed=1, only=".next.")]
-    alone[0].base_model.set_adapter("next")
+    second_only = disturb(build(adapter, adapter="new", lora=OTHER), seed=1, only=".next.")
+    second_only.base_model.set_adapter("next")
     assert not torch.allclose(logits(both), logits(build(adapter)), atol=1e-2)
-    assert not torch.allclose(logits(both), logits(alone[0]), atol=1e-2)
+    assert not torch.allclose(logits(both), logits(second_only), atol=1e-2)
 
 
-def test_the_reference_of_a_new_adapter_is_the_network_with_the_found_one(adapter, both):
+def test_the_reference_of_a_new_adapter_is_the_network_with_the_existing_one(adapter, both):
     rows = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS), "labels": IDS}
-    wanted = (
-        AdapterOff(build(adapter, adapter="new", lora=OTHER)).score(rows, "x").sums
-    )  # nothing learned yet
+    untrained = build(adapter, adapter="new", lora=OTHER)
+    wanted = AdapterOff(untrained).score(rows, "x").sums
     trained = {name: parameter.requires_grad for name, parameter in both.named_parameters()}
     before = logits(both)
     both.train()
@@ -76,9 +72,10 @@ def test_the_reference_of_a_new_adapter_is_the_network_with_the_found_one(adapte
     assert both.training and torch.equal(logits(both), before)
 
 
-def test_switching_off_is_undone_when_the_body_raises(both):
-    before, trained = logits(both), [parameter.requires_grad for parameter in both.parameters()]
-    with pytest.raises(KeyError), as_found(both):
+def test_the_trained_adapter_is_switched_on_again_after_an_exception(both):
+    before = logits(both)
+    trained = [parameter.requires_grad for parameter in both.parameters()]
+    with pytest.raises(KeyError), disable_trained_adapter(both):
         assert not torch.equal(logits(both), before)
         raise KeyError
     assert torch.equal(logits(both), before)
@@ -89,13 +86,14 @@ def test_switching_off_is_undone_when_the_body_raises(both):
 def test_the_reference_of_the_only_adapter_is_the_network_below_it(base, adapter, policy):
     path, settings = (adapter, {"adapter": "merge"}) if policy == "merge" else (base, {})
     network = disturb(build(path, lora=OTHER, **settings))
-    with as_found(network):
+    with disable_trained_adapter(network):
         found = logits(network)
     assert torch.allclose(found, logits(build(path, **settings)), rtol=0, atol=1e-6)
 
 
-def test_two_adapters_are_written_as_one_that_does_the_same(both, base, tmp_path):
-    before, trained = logits(both), {name: p.requires_grad for name, p in both.named_parameters()}
+def test_two_adapters_are_saved_as_one_with_the_same_outputs(both, base, tmp_path):
+    before = logits(both)
+    trained = {name: p.requires_grad for name, p in both.named_parameters()}
     generator = torch.get_rng_state()
     save_adapter(both, tmp_path)
     assert torch.equal(torch.get_rng_state(), generator)
@@ -105,10 +103,8 @@ def test_two_adapters_are_written_as_one_that_does_the_same(both, base, tmp_path
     ]
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert (config["r"], set(config["target_modules"])) == (5, {"q_proj", "v_proj", "up_proj"})
-    plain = PeftModel.from_pretrained(
-        AutoModelForCausalLM.from_pretrained(base), tmp_path
-    )  # without Temper
-    assert torch.allclose(logits(plain), before, rtol=0, atol=1e-5)
+    by_peft = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path)
+    assert torch.allclose(logits(by_peft), before, rtol=0, atol=1e-5)
     assert torch.allclose(logits(build(tmp_path)), before, rtol=0, atol=1e-5)
     assert (
         torch.equal(logits(both), before)
@@ -116,8 +112,8 @@ def test_two_adapters_are_written_as_one_that_does_the_same(both, base, tmp_path
     )
 
 
-def test_the_one_adapter_equals_the_one_peft_makes(both):
-    _, weights = combined_adapter(both)
+def test_the_combined_adapter_equals_the_one_of_peft(both):
+    _, weights = combine_adapters(both)
     both.base_model.add_weighted_adapter(
         ["default", "next"], [1.0, 1.0], "cat", combination_type="cat"
     )
@@ -129,11 +125,11 @@ def test_the_one_adapter_equals_the_one_peft_makes(both):
     assert peft.keys() == weights.keys()
     for name, value in weights.items():
         factor = name.replace("lora_A", "lora_B") if "lora_A" in name else None
-        if factor:  # PEFT puts the zeros of a missing adapter last: the product is what counts
+        if factor:  # PEFT puts the zeros of a missing adapter last, so compare B @ A
             assert torch.allclose(weights[factor] @ value, peft[factor] @ peft[name], atol=1e-6)
 
 
-def test_a_merged_copy_does_what_both_adapters_do(both):
+def test_a_merged_copy_has_the_outputs_of_both_adapters(both):
     before = logits(both)
     merged = merged_copy(both)
     assert not isinstance(merged, PeftModel)
@@ -141,7 +137,7 @@ def test_a_merged_copy_does_what_both_adapters_do(both):
     assert torch.equal(logits(both), before)
 
 
-def test_a_merged_base_is_in_no_folder_and_its_adapter_is_not_written_alone(adapter, tmp_path):
+def test_an_adapter_on_a_merged_base_is_not_saved_alone(adapter, tmp_path):
     network = build(adapter, adapter="merge", lora=OTHER)
     for nowhere in (network, build(lora=LORA)):
         with pytest.raises(
@@ -172,7 +168,7 @@ def test_all_linear_layers_but_the_output_get_an_adapter(base):
 # -- refusals
 
 
-def test_a_new_adapter_that_nothing_describes_is_refused(adapter):
+def test_adapter_new_without_lora_settings_is_refused(adapter):
     with pytest.raises(
         TemperError, match=r"network\.adapter=new: .*lora\.rank=16.*adapter=continue"
     ):
@@ -218,12 +214,12 @@ def test_an_adapter_of_another_kind_is_refused_beside_a_new_one(base, tmp_path):
         ({"targets": []}, r"lora\.targets=\[\]: name at least one layer"),
     ],
 )
-def test_an_adapter_that_cannot_be_is_refused(base, change, message):
+def test_invalid_lora_settings_are_refused(base, change, message):
     with pytest.raises(TemperError, match=message):
         check_network(NetworkSpec(path=str(base), lora=LoRASpec(**{**vars(LORA), **change})))
 
 
-def test_a_base_without_a_tokenizer_is_named(base, adapter, tmp_path):
+def test_an_adapter_without_any_tokenizer_is_refused(base, adapter, tmp_path):
     for name in ("base", "adapter"):
         shutil.copytree(base.parent / name, tmp_path / name)
     (tmp_path / "base" / "tokenizer.json").unlink()

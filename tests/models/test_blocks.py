@@ -1,4 +1,4 @@
-"""Layers, attention and MLP blocks are found by structure, whatever a model calls them."""
+"""Layers, attention and MLP blocks are found by structure; weights are counted in full."""
 
 import pytest
 import torch
@@ -31,7 +31,8 @@ from transformers import (
 )
 
 from temper.errors import TemperError
-from temper.models.blocks import attention_blocks, decoder_layers, mlp_blocks
+from temper.models.blocks import attention_blocks, count_weights, decoder_layers, mlp_blocks
+from tests.models.networks import LORA, build, save_base
 
 SMALL = {
     "vocab_size": 20,
@@ -94,12 +95,12 @@ def test_layers_attention_and_mlp_are_found_in_order(name: str):
     network(input_ids=torch.tensor([[1, 5, 2]]))
     assert [m for m in ran if m in found[1]] == found[1]
     assert [m for m in ran if m in found[2]] == found[2]
-    for layer, *parts in zip(*found, strict=True):
-        assert all(part in list(layer.children()) for part in parts)
+    for layer, *blocks in zip(*found, strict=True):
+        assert all(block in list(layer.children()) for block in blocks)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])
-def test_the_first_output_of_an_attention_block_is_what_joins_the_residual_stream(name: str):
+def test_the_first_output_of_an_attention_block_is_added_to_the_residual_stream(name: str):
     kind, config, *_ = MODELS[name]
     network = kind(config)
     shapes = []
@@ -141,7 +142,7 @@ def test_a_model_with_two_stacks_is_refused():
         attention_blocks(network)
 
 
-def test_layers_without_one_mlp_block_are_refused_with_the_parts_they_have():
+def test_layers_without_one_mlp_block_are_refused_and_their_submodules_named():
     network = OPTForCausalLM(
         OPTConfig(
             vocab_size=20, hidden_size=16, ffn_dim=24, num_hidden_layers=2, num_attention_heads=2
@@ -150,6 +151,30 @@ def test_layers_without_one_mlp_block_are_refused_with_the_parts_they_have():
     assert len(attention_blocks(network)) == 2
     with pytest.raises(
         TemperError,
-        match=r"OPTDecoderLayer has 0 MLP blocks among its parts \(self_attn, .*fc1, fc2",
+        match=r"OPTDecoderLayer has 0 MLP blocks among its submodules \(self_attn, .*fc1, fc2",
     ):
         mlp_blocks(network)
+
+
+# -- counting weights
+
+
+def test_weights_are_counted_and_so_are_sharded_ones():
+    layer = nn.Linear(3, 4)
+    assert count_weights(layer.parameters()) == 16
+    layer.weight.ds_numel = 12
+    layer.weight.data = torch.empty(0)  # as DeepSpeed ZeRO-3 shards them
+    assert count_weights(layer.parameters()) == 16
+
+
+def test_4_bit_weights_count_each(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    base = save_base(tmp_path / "base")
+    plain = build(base, lora=LORA)
+    quantized = build(base, lora=LORA, quantization="nf4")
+    assert (
+        count_weights(quantized.parameters())
+        == count_weights(plain.parameters())
+        == sum(p.numel() for p in plain.parameters())
+    )
+    assert sum(p.numel() for p in quantized.parameters()) < count_weights(quantized.parameters())

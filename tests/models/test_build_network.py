@@ -1,4 +1,4 @@
-"""Networks from a shape or a folder: seeds, adapters, precision, and clear refusals."""
+"""Networks from a shape or a folder: seeds, adapters, precision, and invalid settings."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ def _logits(network: nn.Module) -> torch.Tensor:
 
 
 def _disturb_adapter(network: nn.Module, seed: int = 0) -> nn.Module:
-    """Give the adapter random weights, as training would: a new one changes nothing."""
+    """Give the adapter random weights: a new adapter, with B = 0, has no effect."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
@@ -53,7 +53,7 @@ def adapter(base, tmp_path_factory) -> Path:
     return folder
 
 
-def test_a_shape_has_the_asked_sizes_and_the_vocabulary_of_the_data():
+def test_a_shape_has_the_given_sizes_and_the_vocabulary_of_the_data():
     network = build_network(NetworkSpec(shape=SHAPE), TOKENIZER)
     config = network.config
     assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (16, 1, 2)
@@ -88,7 +88,7 @@ def test_building_from_a_shape_leaves_the_global_random_state_alone():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_without_an_adapter_every_weight_is_trained_in_the_asked_precision(base, dtype):
+def test_without_an_adapter_every_weight_is_trained_in_the_given_precision(base, dtype):
     for spec in (NetworkSpec(shape=SHAPE, dtype=dtype), NetworkSpec(path=str(base), dtype=dtype)):
         parameters = list(build_network(spec, TOKENIZER).parameters())
         assert all(parameter.requires_grad for parameter in parameters)
@@ -229,7 +229,7 @@ def test_a_new_adapter_on_one_to_be_continued_is_refused(adapter):
     )
 
 
-def test_an_unknown_adapter_target_is_refused_with_the_layers_there_are():
+def test_an_unknown_lora_target_is_refused_and_the_layers_are_listed():
     _refused(
         NetworkSpec(shape=SHAPE, lora=LoRASpec(targets=["q_proj", "query"])),
         r"network\.lora\.targets: no linear layer is named 'query'; choose from .*k_proj.*v_proj",
@@ -244,7 +244,7 @@ def test_heads_that_do_not_divide_the_width_are_refused():
 
 
 @pytest.mark.parametrize("base_name", [None, "", "/nowhere/base"])
-def test_an_adapter_whose_base_is_gone_is_refused(adapter, tmp_path, base_name):
+def test_an_adapter_whose_base_is_missing_is_refused(adapter, tmp_path, base_name):
     for file in adapter.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     config = json.loads((tmp_path / "adapter_config.json").read_text())

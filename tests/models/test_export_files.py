@@ -1,6 +1,4 @@
-"""What else is in an export: how to decode, how to talk to it, what it is; and that plain PEFT
-loads an adapter.
-"""
+"""Files of an export beside the weights: generation config, chat template, card, adapter."""
 
 import json
 
@@ -19,7 +17,7 @@ IDS = torch.tensor([[1, 8, 9, 20, 4], [1, 7, 7, 21, 2]])
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """Folder of a network from random weights."""
+    """Folder of a network with random weights."""
     folder = tmp_path_factory.mktemp("models") / "base"
     network = build_network(
         NetworkSpec(shape=ShapeSpec(hidden_size=16, n_layers=2, n_heads=2, intermediate_size=24)),
@@ -31,7 +29,7 @@ def base(tmp_path_factory):
 
 @pytest.fixture
 def adapted(base):
-    """The base with an adapter that does something."""
+    """The base with an adapter of random weights."""
     network = build_network(NetworkSpec(path=str(base), lora=LoRASpec(rank=2)), TOKENIZER)
     torch.manual_seed(0)
     with torch.no_grad():
@@ -59,10 +57,8 @@ def _logits(network) -> torch.Tensor:
 def test_adapter_and_base_in_plain_peft_are_the_merged_network(adapted, tmp_path):
     export_network(adapted, TOKENIZER, tmp_path / "adapter", merge=False)
     export_network(adapted, TOKENIZER, tmp_path / "merged", merge=True)
-    alone, merged = (
-        AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter"),
-        AutoModelForCausalLM.from_pretrained(tmp_path / "merged"),
-    )
+    alone = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert torch.equal(_logits(alone), _logits(adapted))
     assert torch.allclose(_logits(alone), _logits(merged), rtol=0, atol=1e-5)
     for loaded in (alone, merged):
@@ -80,7 +76,7 @@ def test_an_adapter_names_its_base_as_it_was_given(adapted, base, tmp_path):
 def test_readme_is_the_card_and_nothing_else(adapted, base, tmp_path, merge):
     export_network(adapted, TOKENIZER, tmp_path / "without", merge)
     assert not (tmp_path / "without" / "README.md").exists(), (
-        "PEFT's own names folders of this machine"
+        "PEFT's own README names local folders"
     )
     export_network(adapted, TOKENIZER, tmp_path / "with", merge, card="# A card\n")
     assert (tmp_path / "with" / "README.md").read_text() == "# A card\n"
@@ -92,22 +88,22 @@ def test_the_tokens_that_end_an_answer_are_those_of_training(adapted, tmp_path, 
     export_network(adapted, TOKENIZER, tmp_path / "export", merge, stop_ids=[2, 5])
     saved = GenerationConfig.from_pretrained(tmp_path / "export")
     assert (saved.eos_token_id, saved.pad_token_id) == ([2, 5], TOKENIZER.pad_token_id)
-    assert adapted.generation_config.to_dict() == before, "the network in training is as it was"
+    assert adapted.generation_config.to_dict() == before, "the network in training has not changed"
 
 
-def test_a_config_that_was_published_with_sampling_settings_but_greedy_can_be_exported(
-    base, tmp_path
-):
+def test_a_greedy_config_with_sampling_settings_can_be_exported(base, tmp_path):
     network = build_network(NetworkSpec(path=str(base)), TOKENIZER)
-    network.generation_config.temperature, network.generation_config.top_p = 0.6, 0.9
+    network.generation_config.temperature = 0.6
+    network.generation_config.top_p = 0.9
     export_network(network, TOKENIZER, tmp_path / "export", merge=True)
     assert not GenerationConfig.from_pretrained(tmp_path / "export").do_sample
     assert network.generation_config.temperature == 0.6
 
 
-def test_sampling_that_the_base_wants_stays(base, tmp_path):
+def test_sampling_settings_of_the_base_are_kept(base, tmp_path):
     network = build_network(NetworkSpec(path=str(base)), TOKENIZER)
-    network.generation_config.do_sample, network.generation_config.temperature = True, 0.6
+    network.generation_config.do_sample = True
+    network.generation_config.temperature = 0.6
     export_network(network, TOKENIZER, tmp_path / "export", merge=True)
     saved = GenerationConfig.from_pretrained(tmp_path / "export")
     assert saved.do_sample and saved.temperature == 0.6
@@ -123,7 +119,7 @@ def test_the_chat_template_goes_with_the_tokenizer(adapted, tmp_path, merge):
     )
 
 
-def test_an_adapter_whose_base_is_nowhere_is_not_exported_alone(tmp_path):
+def test_an_adapter_whose_base_is_in_no_folder_is_not_exported_alone(tmp_path):
     shape = ShapeSpec(hidden_size=16, n_layers=1, n_heads=2, intermediate_size=24)
     network = build_network(NetworkSpec(shape=shape, lora=LoRASpec(rank=2)), TOKENIZER)
     with pytest.raises(TemperError, match="in no folder"):

@@ -1,4 +1,4 @@
-"""Exports: what plain transformers loads from them, and that no one ever meets half of one."""
+"""Exports load in plain transformers, and an interrupted export leaves the old one."""
 
 import copy
 import os
@@ -45,7 +45,8 @@ def _files(folder: Path) -> dict[str, bytes]:
 
 
 def test_plain_transformers_loads_an_export_with_identical_logits(tmp_path):
-    network, folder = _network(), tmp_path / "runs" / "demo" / "export"
+    network = _network()
+    folder = tmp_path / "runs" / "demo" / "export"
     export_network(network, TOKENIZER, folder, merge=True)
     loaded = AutoModelForCausalLM.from_pretrained(folder)
     assert torch.equal(_logits(loaded), _logits(network))
@@ -69,7 +70,7 @@ def test_a_merged_export_is_a_plain_network_with_the_adapted_outputs(tmp_path):
     assert not (tmp_path / "export" / "adapter_config.json").exists()
     assert torch.allclose(_logits(loaded), before, rtol=0, atol=1e-5)
     assert not torch.allclose(_logits(loaded), _logits(_network()), atol=1e-2), (
-        "the adapter does something"
+        "the adapter changes the logits"
     )
 
 
@@ -103,7 +104,7 @@ def test_an_adapter_alone_continues_as_the_merged_network(tmp_path):
     )
 
 
-def test_an_export_replaces_the_folder_as_a_whole(tmp_path):
+def test_an_export_replaces_the_whole_folder(tmp_path):
     folder = tmp_path / "export"
     export_network(_network(seed=1), TOKENIZER, folder, merge=True)
     (folder / "left_over.txt").write_text("old")
@@ -120,11 +121,11 @@ def test_an_export_can_be_read_by_others(tmp_path):
     assert {file.stat().st_mode & 0o777 for file in (tmp_path / "export").iterdir()} == {0o644}
 
 
-class _Cut(BaseException):
-    """As an interrupt: no Exception."""
+class _Interrupt(BaseException):
+    """Not an Exception, as KeyboardInterrupt."""
 
 
-@pytest.mark.parametrize("error", [OSError, _Cut])
+@pytest.mark.parametrize("error", [OSError, _Interrupt])
 @pytest.mark.parametrize("step", ["network", "tokenizer", "swap"])
 def test_an_export_that_fails_leaves_the_old_one_intact_and_nothing_beside_it(
     tmp_path, monkeypatch, error, step
@@ -172,7 +173,7 @@ def test_a_first_export_that_fails_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_old_export_stands_until_the_new_one_is_whole(tmp_path, monkeypatch):
+def test_the_old_export_is_kept_until_the_new_one_is_complete(tmp_path, monkeypatch):
     folder = tmp_path / "export"
     export_network(_network(seed=1), TOKENIZER, folder, merge=True)
     removed = []
@@ -193,7 +194,7 @@ def test_the_old_export_stands_until_the_new_one_is_whole(tmp_path, monkeypatch)
 
 @pytest.fixture
 def rounded(tmp_path) -> nn.Module:
-    """An adapter on a base in bfloat16, whose change is finer than that."""
+    """An adapter on a bfloat16 base, whose change is below the resolution of bfloat16."""
     export_network(_network(), TOKENIZER, tmp_path / "base", merge=True)
     network = build_network(
         NetworkSpec(path=str(tmp_path / "base"), dtype="bfloat16", lora=LoRASpec(rank=2)), TOKENIZER
@@ -206,7 +207,7 @@ def rounded(tmp_path) -> nn.Module:
     return network
 
 
-def test_merging_in_float32_keeps_what_an_adapter_on_a_16_bit_base_learnt(rounded, tmp_path):
+def test_merging_in_float32_keeps_the_outputs_of_an_adapter_on_a_16_bit_base(rounded, tmp_path):
     export_network(rounded, TOKENIZER, tmp_path / "export", merge=True, dtype=torch.float32)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "export")
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
@@ -218,8 +219,10 @@ def test_merging_in_float32_keeps_what_an_adapter_on_a_16_bit_base_learnt(rounde
     } == {torch.bfloat16}
 
 
-def test_what_rounding_takes_is_measured_and_said(rounded, tmp_path):
-    merged, change, kept = merged_copy(rounded), [], []
+def test_the_rounding_of_a_merge_is_measured_and_reported(rounded, tmp_path):
+    merged = merged_copy(rounded)
+    change = []
+    kept = []
     for name, layer in rounded.get_base_model().named_modules():
         if hasattr(layer, "lora_A"):
             change.append(
@@ -237,10 +240,8 @@ def test_what_rounding_takes_is_measured_and_said(rounded, tmp_path):
     plain = torch.nn.functional.cosine_similarity(torch.cat(change), torch.cat(kept), dim=0).item()
     assert 0.1 < plain < 0.999 and merge_cosine(rounded, merged) == pytest.approx(plain, abs=1e-5)
     assert merge_cosine(rounded, merged_copy(rounded, torch.float32)) == pytest.approx(1, abs=1e-4)
-    module, data = (
-        SimpleNamespace(network=rounded, network_spec=NetworkSpec(path="base")),
-        SimpleNamespace(tokenizer=TOKENIZER),
-    )
+    module = SimpleNamespace(network=rounded, network_spec=NetworkSpec(path="base"))
+    data = SimpleNamespace(tokenizer=TOKENIZER)
     with pytest.warns(
         UserWarning,
         match=(
@@ -255,7 +256,7 @@ def test_what_rounding_takes_is_measured_and_said(rounded, tmp_path):
         assert "rounded" not in (tmp_path / "export" / "README.md").read_text()
 
 
-def test_a_whole_network_is_written_in_the_precision_asked_for(tmp_path):
+def test_a_whole_network_is_saved_in_the_given_precision(tmp_path):
     network = _network()
     export_network(network, TOKENIZER, tmp_path / "export", merge=True, dtype=torch.bfloat16)
     assert {

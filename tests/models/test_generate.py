@@ -1,6 +1,4 @@
-"""Greedy answers in batches are those of one prompt at a time, and finished rows leave the
-batch.
-"""
+"""Greedy generation in batches equals one prompt at a time, and finished rows leave the batch."""
 
 import copy
 from types import SimpleNamespace
@@ -12,11 +10,13 @@ from hypothesis import strategies as st
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
 
 from temper.data import pad_left
-from temper.models import generate
-from temper.models.generate import greedy
+from temper.models import NetworkSpec, ShapeSpec, generate
+from temper.models.generate import generate_greedy
 
-PAD, END, V = 0, 2, 24
-ENDS = [END, 5, 9, 13]  # so many that answers end at different lengths
+PAD = 0
+STOP = 2
+V = 24
+STOPS = [STOP, 5, 9, 13]  # enough tokens for answers to end at different lengths
 LENGTHS = [4, 7, 2, 5, 3, 6, 8, 1, 4, 5, 6, 7]
 SHAPE = {
     "hidden_size": 16,
@@ -29,7 +29,7 @@ SHAPE = {
 
 def _network(kind=LlamaForCausalLM, config=LlamaConfig, **arguments):
     torch.manual_seed(0)
-    tokens = {"pad_token_id": PAD, "bos_token_id": 1, "eos_token_id": END}
+    tokens = {"pad_token_id": PAD, "bos_token_id": 1, "eos_token_id": STOP}
     network = (
         kind(
             config(**SHAPE, **tokens, initializer_range=0.6, tie_word_embeddings=False, **arguments)
@@ -52,8 +52,8 @@ def _prompts(lengths, seed=0):
     return rows["input_ids"], rows["attention_mask"]
 
 
-def _alone(network, ids, mask, max_new_tokens, ends):
-    """A loop over whole forward passes, one prompt at a time, without cache or padding."""
+def _generate_one_by_one(network, ids, mask, max_new_tokens, ends):
+    """Answers by full forward passes, one prompt at a time, without cache or padding."""
     answers = []
     for row, present in zip(ids, mask.bool(), strict=True):
         tokens = row[present].tolist()
@@ -65,8 +65,8 @@ def _alone(network, ids, mask, max_new_tokens, ends):
     return answers
 
 
-def _cut(answers_BR, answers):
-    """Rows without the padding behind their answers, which must be nothing else."""
+def _unpad(answers_BR, answers):
+    """Answers without padding; everything after an answer must be padding."""
     for row, answer in zip(answers_BR.tolist(), answers, strict=True):
         assert set(row[len(answer) :]) <= {PAD}
     assert answers_BR.shape[1] == max(map(len, answers))
@@ -80,27 +80,29 @@ def _cut(answers_BR, answers):
 )
 def test_a_batch_gives_the_answers_of_one_prompt_at_a_time(lengths, seed, max_new_tokens):
     ids, mask = _prompts(lengths, seed)
-    expected = _alone(NETWORK, ids, mask, max_new_tokens, ENDS)
-    assert _cut(greedy(NETWORK, ids, mask, max_new_tokens, ENDS), expected) == expected
+    expected = _generate_one_by_one(NETWORK, ids, mask, max_new_tokens, STOPS)
+    assert _unpad(generate_greedy(NETWORK, ids, mask, max_new_tokens, STOPS), expected) == expected
 
 
 def test_the_output_layer_multiplies_dense_rows():
     """A strided last position would be multiplied with the output weights once per row."""
-    network, seen = _network(), []
+    network = _network()
+    seen = []
     network.lm_head.register_forward_hook(
         lambda head, inputs, logits: seen.append(
             (tuple(inputs[0].shape), inputs[0].is_contiguous())
         )
     )
     ids, mask = _prompts(LENGTHS)
-    greedy(network, ids, mask, 3, ENDS)
+    generate_greedy(network, ids, mask, 3, STOPS)
     assert seen[0] == ((len(LENGTHS), 1, SHAPE["hidden_size"]), True)
-    assert not network.lm_head._forward_pre_hooks, "nothing of it stays"
+    assert not network.lm_head._forward_pre_hooks, "the hook is removed"
 
 
 def _count_rows(monkeypatch, network):
-    """Rows of every forward pass."""
-    rows, forward = [], network.forward
+    """Record the number of rows of every forward pass."""
+    rows = []
+    forward = network.forward
     monkeypatch.setattr(
         network, "forward", lambda *a, **k: rows.append(len(k["input_ids"])) or forward(*a, **k)
     )
@@ -109,24 +111,24 @@ def _count_rows(monkeypatch, network):
 
 def test_rows_that_have_ended_leave_the_batch(monkeypatch):
     ids, mask = _prompts(LENGTHS, seed=2)
-    expected = _alone(NETWORK, ids, mask, 40, ENDS)
+    expected = _generate_one_by_one(NETWORK, ids, mask, 40, STOPS)
     lengths = sorted(map(len, expected))
-    assert lengths[0] < 20 < lengths[-1], "answers of different lengths, or there is nothing to see"
+    assert lengths[0] < 20 < lengths[-1], "answers must differ in length"
     rows = _count_rows(monkeypatch, NETWORK)
-    assert _cut(greedy(NETWORK, ids, mask, 40, ENDS), expected) == expected
+    assert _unpad(generate_greedy(NETWORK, ids, mask, 40, STOPS), expected) == expected
     needed = sum(lengths)
     assert (
         needed <= sum(rows) < 12 * lengths[-1] * 0.8
         and rows[0] == 12
         and rows == sorted(rows, reverse=True)
     )
-    monkeypatch.setattr(generate, "ENDED_SHARE", 2.0)
+    monkeypatch.setattr(generate, "FINISHED_SHARE", 2.0)
     kept = _count_rows(monkeypatch, NETWORK)
-    greedy(NETWORK, ids, mask, 40, ENDS)
+    generate_greedy(NETWORK, ids, mask, 40, STOPS)
     assert kept == [12] * lengths[-1]
 
 
-def test_a_network_with_sliding_windows_goes_on_with_fewer_rows_too(monkeypatch):
+def test_rows_leave_the_batch_with_sliding_window_attention_too(monkeypatch):
     network = _network(
         Gemma3ForCausalLM,
         Gemma3TextConfig,
@@ -137,61 +139,66 @@ def test_a_network_with_sliding_windows_goes_on_with_fewer_rows_too(monkeypatch)
     )
     ids, mask = _prompts(LENGTHS)
     ends = [10, 11, 12, 13]
-    expected = _alone(network, ids, mask, 30, ends)
+    expected = _generate_one_by_one(network, ids, mask, 30, ends)
     rows = _count_rows(monkeypatch, network)
-    assert _cut(greedy(network, ids, mask, 30, ends), expected) == expected
+    assert _unpad(generate_greedy(network, ids, mask, 30, ends), expected) == expected
     assert rows[0] == 12 and rows[-1] == 1
 
 
-def test_the_networks_own_end_is_used_where_none_is_given():
+def test_the_stop_token_of_the_generation_config_is_the_default():
     ids, mask = _prompts([3, 5], seed=2)
-    assert torch.equal(greedy(NETWORK, ids, mask, 30), greedy(NETWORK, ids, mask, 30, [END]))
+    assert torch.equal(
+        generate_greedy(NETWORK, ids, mask, 30), generate_greedy(NETWORK, ids, mask, 30, [STOP])
+    )
 
 
 def test_every_answer_may_be_as_long_as_allowed():
     ids, mask = _prompts([3, 5, 4], seed=2)
-    answers = greedy(NETWORK, ids, mask, 25, [])
-    assert answers.shape == (3, 25) and answers.tolist() == _alone(NETWORK, ids, mask, 25, [])
+    answers = generate_greedy(NETWORK, ids, mask, 25, [])
+    assert answers.shape == (3, 25) and answers.tolist() == _generate_one_by_one(
+        NETWORK, ids, mask, 25, []
+    )
 
 
-def test_activation_checkpointing_and_training_mode_do_not_cost_the_cache(monkeypatch):
+def test_activation_checkpointing_and_training_mode_keep_the_cache(monkeypatch):
     network = copy.deepcopy(NETWORK)
     network.gradient_checkpointing_enable()
     network.config.use_cache = False
     network.train()
     ids, mask = _prompts([3, 5, 4], seed=2)
-    widths, forward = [], network.forward
+    widths = []
+    forward = network.forward
     monkeypatch.setattr(
         network,
         "forward",
         lambda *a, **k: widths.append(k["input_ids"].shape[1]) or forward(*a, **k),
     )
-    answers = greedy(network, ids, mask, 12, [])
+    answers = generate_greedy(network, ids, mask, 12, [])
     assert widths == [5] + [1] * 11, "one token per pass after the first"
-    assert answers.tolist() == _alone(NETWORK, ids, mask, 12, []) and network.training
+    assert answers.tolist() == _generate_one_by_one(NETWORK, ids, mask, 12, []) and network.training
 
 
-def test_training_mode_is_put_back_when_generation_fails():
+def test_training_mode_is_restored_when_generation_fails():
     network = copy.deepcopy(NETWORK).train()
     with pytest.raises(IndexError):
-        greedy(
+        generate_greedy(
             network, torch.full((1, 3), V), torch.ones(1, 3, dtype=torch.long), 4
-        )  # no such token
+        )  # V is not a token id
     assert network.training
 
 
-def test_a_module_generates_up_to_the_datamodules_end():
-    from lightning_modules.answers import AnswersMixin
+def test_a_module_generates_up_to_the_stop_tokens_of_its_datamodule():
+    from lightning_modules import SFTModule
 
-    module = AnswersMixin()
-    module.network, module.max_new_tokens = NETWORK, None
+    module = SFTModule(NetworkSpec(shape=ShapeSpec()))
+    module.network = NETWORK
     ids, mask = _prompts([3, 5, 4, 6], seed=2)
     module._trainer = SimpleNamespace(
-        strategy=None, datamodule=SimpleNamespace(max_new_tokens=20, stop_ids=ENDS)
+        strategy=None, datamodule=SimpleNamespace(max_new_tokens=20, stop_ids=STOPS)
     )
     found = module.generate({"input_ids": ids, "attention_mask": mask})
-    expected = _alone(NETWORK, ids, mask, 20, ENDS)
-    assert _cut(found, expected) == expected
+    expected = _generate_one_by_one(NETWORK, ids, mask, 20, STOPS)
+    assert _unpad(found, expected) == expected
     module.max_new_tokens = 3
     shorter = [row[:3] for row in expected]
-    assert _cut(module.generate({"input_ids": ids, "attention_mask": mask}), shorter) == shorter
+    assert _unpad(module.generate({"input_ids": ids, "attention_mask": mask}), shorter) == shorter

@@ -1,6 +1,4 @@
-"""What is read from a model folder and what is refused: pickles, paths out of the folder, names
-that are not there.
-"""
+"""Checks of a model folder: pickles, indices, the hub cache, remote code, damaged weights."""
 
 import json
 import pickle
@@ -23,7 +21,7 @@ HUB = "some-org/some-model"
 
 
 class Bomb:
-    """A harmless payload: a pickle of it writes a file when it is read."""
+    """A harmless payload: loading a pickle of it creates a file."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -34,13 +32,13 @@ class Bomb:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
-    """A folder with a network; not to be written to."""
+    """A folder with a network; tests must not write to it."""
     return save_base(tmp_path_factory.mktemp("load") / "base")
 
 
 @pytest.fixture
 def folder(base, tmp_path) -> Path:
-    """A copy of it."""
+    """A copy of `base`."""
     return Path(shutil.copytree(base, tmp_path / "model"))
 
 
@@ -77,7 +75,7 @@ def test_a_pickle_beside_safetensors_is_not_read(folder, base, tmp_path):
     assert not (tmp_path / "marker").exists()
 
 
-def test_an_index_does_not_stand_for_an_adapter(base, tmp_path):
+def test_an_index_does_not_replace_the_weights_of_an_adapter(base, tmp_path):
     save_adapter(build(base, lora=LORA), tmp_path)
     (tmp_path / "adapter_model.safetensors").unlink()
     (tmp_path / "adapter_model.bin").write_bytes(
@@ -117,8 +115,8 @@ def test_a_folder_without_weights_is_refused(folder):
 # -- the index of a network in several files
 
 
-def _sharded(folder: Path, file: object) -> None:
-    """Cut the weights into two files, and let the index say where the second is."""
+def _shard(folder: Path, file: object) -> None:
+    """Shard the weights, and set the last file name in the index unless it is None."""
     network = build(folder)
     (folder / "model.safetensors").unlink()
     network.save_pretrained(folder, max_shard_size="40KB")
@@ -130,8 +128,8 @@ def _sharded(folder: Path, file: object) -> None:
     path.write_text(json.dumps(index))
 
 
-def test_a_network_in_several_files_loads(folder, base):
-    _sharded(folder, None)
+def test_a_sharded_network_loads(folder, base):
+    _shard(folder, None)
     assert torch.equal(logits(build(folder)), logits(build(base)))
 
 
@@ -149,10 +147,9 @@ def test_a_network_in_several_files_loads(folder, base):
     ],
 )
 def test_an_index_that_points_out_of_the_folder_is_refused(folder, tmp_path, file):
-    shutil.copy(
-        folder / "model.safetensors", tmp_path / "other.safetensors"
-    )  # it is there, and is not to be read
-    _sharded(folder, {"a": 1} if file is None else file)
+    # The file exists, and must not be read.
+    shutil.copy(folder / "model.safetensors", tmp_path / "other.safetensors")
+    _shard(folder, {"a": 1} if file is None else file)
     _refused(
         folder,
         r"model\.safetensors\.index\.json names .*, which is not inside the folder; do not use this"
@@ -161,7 +158,7 @@ def test_an_index_that_points_out_of_the_folder_is_refused(folder, tmp_path, fil
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", "\ufeff{}"])
-def test_a_broken_index_is_named(folder, text):
+def test_an_unreadable_index_is_refused(folder, text):
     (folder / "model.safetensors.index.json").write_text(text)
     _refused(folder, r"model\.safetensors\.index\.json (cannot be read|holds no JSON object)")
 
@@ -169,7 +166,7 @@ def test_a_broken_index_is_named(folder, text):
 # -- the hub
 
 
-def test_a_name_that_is_in_no_cache_is_refused_with_the_way_to_fetch_it(monkeypatch):
+def test_a_hub_name_that_is_not_cached_is_refused_with_the_way_to_download_it(monkeypatch):
     monkeypatch.setattr(
         huggingface_hub, "snapshot_download", _absent(LocalEntryNotFoundError("not there"))
     )
@@ -181,7 +178,7 @@ def test_a_name_that_is_in_no_cache_is_refused_with_the_way_to_fetch_it(monkeypa
     _refused(HUB, r"of that name \(revision v2\) in the local hub cache", revision="v2")
 
 
-def test_the_real_cache_is_asked_and_nothing_is_fetched(monkeypatch, tmp_path):
+def test_only_the_local_cache_is_used(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("socket.socket.connect", _absent(AssertionError("the network was used")))
     _refused(HUB, "in the local hub cache")
@@ -194,14 +191,14 @@ def _absent(error: Exception):
     return raise_it
 
 
-def test_what_the_hub_says_is_passed_on(monkeypatch):
+def test_errors_of_the_hub_are_part_of_the_message(monkeypatch):
     monkeypatch.setattr(
         huggingface_hub,
         "snapshot_download",
         _absent(OfflineModeIsEnabled("the hub\ncannot be reached")),
     )
     spec = NetworkSpec(path=HUB, local_files_only=False)
-    check_network(spec)  # before a run, nothing is fetched
+    check_network(spec)  # checks before a run download nothing
     with pytest.raises(
         TemperError,
         match=r"the hub did not give a model of that name: the hub; check name, network and access",
@@ -210,24 +207,24 @@ def test_what_the_hub_says_is_passed_on(monkeypatch):
 
 
 def test_a_hub_name_is_loaded_from_its_cached_folder_at_its_revision(base, monkeypatch, tmp_path):
-    asked = []
+    calls = []
 
     def cached(name, **settings):
-        asked.append((name, settings))
+        calls.append((name, settings))
         return str(base)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", cached)
     network = build(HUB, revision="abc", lora=LORA)
     assert torch.equal(logits(network), logits(build(base)))
-    name, settings = asked[-1]
+    name, settings = calls[-1]
     assert (name, settings["revision"], settings["local_files_only"]) == (HUB, "abc", True)
     assert not any(
         pattern.endswith(("bin", "pt", "py", "*")) for pattern in settings["allow_patterns"]
     )
-    assert any("*.safetensors" in settings["allow_patterns"] for _, settings in asked)
+    assert any("*.safetensors" in settings["allow_patterns"] for _, settings in calls)
     spec = NetworkSpec(path=HUB, revision="abc")
     assert tokenizer_folder(spec) == base and hidden_size(spec) == network.config.hidden_size
-    assert ["*.safetensors" in settings["allow_patterns"] for _, settings in asked[-2:]] == [
+    assert ["*.safetensors" in settings["allow_patterns"] for _, settings in calls[-2:]] == [
         False,
         False,
     ], "weights are not needed for it"
@@ -235,7 +232,7 @@ def test_a_hub_name_is_loaded_from_its_cached_folder_at_its_revision(base, monke
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["revision"]) == (HUB, "abc")
     build(tmp_path)
-    assert (asked[-1][0], asked[-1][1]["revision"]) == (HUB, "abc")
+    assert (calls[-1][0], calls[-1][1]["revision"]) == (HUB, "abc")
 
 
 def test_a_folder_has_no_revision(base):
@@ -245,7 +242,7 @@ def test_a_folder_has_no_revision(base):
 
 
 @pytest.mark.parametrize("path", ["nowhere", "./a/b", "a/b/c", "../x/y", ""])
-def test_what_is_neither_folder_nor_hub_name_is_said_to_be_no_folder(path):
+def test_a_path_that_is_neither_folder_nor_hub_name_is_refused(path):
     _refused(path, r"no such folder; give a folder with config\.json")
 
 
@@ -279,11 +276,9 @@ def test_code_of_a_model_runs_only_if_it_is_trusted(folder, base, tmp_path, monk
     assert (tmp_path / "marker").exists()
 
 
-def test_damaged_weights_and_those_of_another_shape_are_one_line(folder):
-    weights, config = (
-        (folder / "model.safetensors").read_bytes(),
-        json.loads((folder / "config.json").read_text()),
-    )
+def test_errors_of_damaged_or_wrong_weights_are_one_line(folder):
+    weights = (folder / "model.safetensors").read_bytes()
+    config = json.loads((folder / "config.json").read_text())
     (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     with pytest.raises(
         TemperError,
@@ -303,7 +298,7 @@ def test_damaged_weights_and_those_of_another_shape_are_one_line(folder):
         build(folder)
 
 
-def test_what_transformers_cannot_load_is_one_line(folder):
+def test_errors_of_transformers_are_one_line(folder):
     (folder / "config.json").write_text(
         json.dumps({"model_type": "no-such-type", "vocab_size": len(TOKENIZER)})
     )

@@ -1,4 +1,4 @@
-"""The card of an export says what was done, and nothing of where or of what was answered."""
+"""The model card of an export has settings, cost, data and metrics, and no paths or answers."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from temper.models import NetworkSpec, ShapeSpec
-from temper.models.export import FORMS, model_card, plain
+from temper.models.export import FORMS, model_card, shorten_path
 
 CONFIG = {
     "model": {
@@ -36,7 +36,7 @@ CARD = {
     "data_rows": {"alignment": 4000, "eval": 20},
     "data_sha256": {"alignment": "ab" * 32, "eval": "cd" * 32},
 }
-FIGURE = {"value": 0.125, "ci_low": 0.05, "ci_high": 0.25, "n": 40}
+METRIC = {"value": 0.125, "ci_low": 0.05, "ci_high": 0.25, "n": 40}
 SPEC = NetworkSpec(path="/home/someone/models/base")
 
 
@@ -45,7 +45,7 @@ def run(tmp_path) -> Path:
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
     (tmp_path / "card.json").write_text(json.dumps(CARD))
     (tmp_path / "evaluation.json").write_text(
-        json.dumps({"judge": "keyword", "step": 1200, "metrics": {"harmful_score": FIGURE}})
+        json.dumps({"judge": "keyword", "step": 1200, "metrics": {"harmful_score": METRIC}})
     )
     (tmp_path / "generations.jsonl").write_text(
         '{"prompt": "a question of the user", "response": "an answer of the model"}\n'
@@ -53,7 +53,7 @@ def run(tmp_path) -> Path:
     return tmp_path
 
 
-def test_it_says_what_was_done_with_figures_and_hashes(run):
+def test_the_card_has_settings_cost_metrics_and_data_hashes(run):
     card = model_card(SPEC, "merged", run, step=1200)
     for line in (
         "| Objective | BoosterModule |",
@@ -77,14 +77,14 @@ def test_it_says_what_was_done_with_figures_and_hashes(run):
     )
 
 
-def test_no_folder_of_the_machine_is_in_it_and_nothing_that_was_generated(run):
+def test_the_card_has_no_absolute_paths_and_no_generated_text(run):
     card = model_card(SPEC, "adapter", run, step=1200)
     assert "/home" not in card and "someone" not in card
     assert "models/base" in card and "data/recipes.jsonl" in card and '["x/y.csv"]' in card
     assert "question of the user" not in card and "an answer of the model" not in card
 
 
-def test_what_stands_in_a_setting_stays_in_its_cell(run):
+def test_special_characters_of_a_setting_are_escaped_in_the_table(run):
     assert "| system | a\\|b c |" in model_card(SPEC, "whole", run, step=1200)
 
 
@@ -94,7 +94,7 @@ def test_evaluation_and_cost_of_other_weights_are_left_out(run):
     assert "| steps | 600 |" in card and "1,200" not in card and "34,567" not in card
 
 
-def test_a_run_without_files_is_described_as_far_as_it_is_known(tmp_path):
+def test_a_run_folder_without_files_gives_a_card(tmp_path):
     card = model_card(
         NetworkSpec(shape=ShapeSpec(hidden_size=8, n_layers=2)), "whole", tmp_path, step=1
     )
@@ -105,12 +105,12 @@ def test_a_run_without_files_is_described_as_far_as_it_is_known(tmp_path):
     assert "| steps | 1 |" in card
 
 
-def test_without_training_there_is_nothing_that_was_done():
+def test_without_training_the_card_has_no_training_section():
     card = model_card(SPEC, "merged")
     assert (
-        "without further\ntraining" in card
+        "without further training" in card
         and "What was done" not in card
-        and "Figures\n" not in card
+        and "Metrics\n" not in card
     )
 
 
@@ -121,7 +121,7 @@ def test_without_training_there_is_nothing_that_was_done():
         ("/home/someone/models/base", "whole", {"library_name": "transformers"}),
     ],
 )
-def test_the_front_matter_is_what_the_hub_reads(path, form, expected):
+def test_the_front_matter_has_the_fields_of_the_hub(path, form, expected):
     front = yaml.safe_load(model_card(NetworkSpec(path=path), form).split("---")[1])
     assert {key: front[key] for key in ("library_name", "base_model") if key in front} == expected
     assert front["pipeline_tag"] == "text-generation"
@@ -137,5 +137,5 @@ def test_the_front_matter_is_what_the_hub_reads(path, form, expected):
         ("", ""),
     ],
 )
-def test_a_path_of_the_machine_is_cut(text, expected):
-    assert plain(text) == expected
+def test_an_absolute_path_is_shortened_to_its_last_two_components(text, expected):
+    assert shorten_path(text) == expected

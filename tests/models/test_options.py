@@ -1,6 +1,4 @@
-"""Attention, activation checkpointing and compilation change cost, not results; what cannot be had
-is refused.
-"""
+"""Attention implementation, activation checkpointing and compilation do not change results."""
 
 import copy
 from collections.abc import Iterator
@@ -18,10 +16,12 @@ from tests.models.networks import LORA, SHAPE, build, disturb, gradients, logits
 
 @pytest.mark.parametrize("lora", [None, LORA])
 def test_activation_checkpointing_gives_the_same_gradients(lora):
-    plain, saving = build(lora=lora), build(lora=lora, activation_checkpointing=True)
-    for network in (plain, saving):
+    plain = build(lora=lora)
+    checkpointed = build(lora=lora, activation_checkpointing=True)
+    for network in (plain, checkpointed):
         disturb(network)
-    wanted, found = gradients(plain), gradients(saving)
+    wanted = gradients(plain)
+    found = gradients(checkpointed)
     assert wanted.keys() == found.keys()
     assert all(torch.equal(wanted[name], found[name]) for name in wanted)
 
@@ -40,13 +40,14 @@ def test_activation_checkpointing_runs_layers_again_in_the_backward_pass():
 
 def test_an_architecture_without_activation_checkpointing_is_refused():
     with pytest.raises(
-        TemperError, match="activation_checkpointing=true: Linear has none; set it to false"
+        TemperError,
+        match="activation_checkpointing=true: Linear does not support it; set it to false",
     ):
         checkpoint_activations(torch.nn.Linear(1, 1))
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_the_attention_that_is_asked_for_is_used(tmp_path, attention):
+def test_the_given_attention_implementation_is_used(tmp_path, attention):
     base = save_base(tmp_path / "base")
     for path in (None, base):
         network = build(path, attention=attention)
@@ -56,7 +57,7 @@ def test_the_attention_that_is_asked_for_is_used(tmp_path, attention):
 
 @pytest.fixture
 def quick_compiler(monkeypatch) -> Iterator[None]:
-    """The front half of torch.compile: the C++ compiler behind it takes minutes."""
+    """torch.compile without its C++ compiler, which takes minutes."""
     torch._dynamo.reset()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     yield
@@ -64,19 +65,21 @@ def quick_compiler(monkeypatch) -> Iterator[None]:
     torch._dynamo.config.skip_nnmodule_hook_guards = True
 
 
-def test_compiled_layers_keep_the_names_of_weights_and_give_the_same(quick_compiler):
-    network, compiled = build(), build(compile=True)
+def test_compiled_layers_keep_parameter_names_and_gradients(quick_compiler):
+    network = build()
+    compiled = build(compile=True)
     assert compiled.state_dict().keys() == network.state_dict().keys()
-    calls = _counted(compiled)
-    wanted, found = gradients(network), gradients(compiled)
+    calls = _count_compiled_calls(compiled)
+    wanted = gradients(network)
+    found = gradients(compiled)
     assert calls == [1] * SHAPE.n_layers
     assert all(torch.allclose(wanted[name], found[name], atol=1e-5) for name in wanted)
     copied = copy.deepcopy(compiled)
     assert torch.allclose(logits(copied), logits(network), atol=1e-5)
 
 
-def _counted(network: torch.nn.Module) -> list[int]:
-    """Which of the layers run compiled: their calls are counted."""
+def _count_compiled_calls(network: torch.nn.Module) -> list[int]:
+    """Record a 1 for every call of a compiled layer."""
     calls: list[int] = []
     for layer in network.model.layers:
         compiled = layer._compiled_call_impl
@@ -89,7 +92,7 @@ def _counted(network: torch.nn.Module) -> list[int]:
     return calls
 
 
-def test_hooks_set_after_compilation_are_noticed(quick_compiler):
+def test_hooks_set_after_compilation_are_called(quick_compiler):
     network = build(compile=True)
     before = logits(network)
     handle = attention_blocks(network)[0].register_forward_hook(
@@ -101,13 +104,14 @@ def test_hooks_set_after_compilation_are_noticed(quick_compiler):
 
 
 @pytest.mark.slow
-def test_the_whole_compiler_trains_adapters_on_layers_that_are_computed_again():
+def test_full_compilation_trains_adapters_with_activation_checkpointing():
     torch._dynamo.reset()
     network, compiled = (
         disturb(build(lora=LORA, compile=flag, activation_checkpointing=flag))
         for flag in (False, True)
     )
-    wanted, found = gradients(network), gradients(compiled)
+    wanted = gradients(network)
+    found = gradients(compiled)
     assert all(torch.allclose(wanted[name], found[name], atol=1e-4) for name in wanted)
     assert torch.allclose(logits(compiled), logits(network), atol=1e-5)
 
@@ -136,7 +140,7 @@ def test_the_whole_compiler_trains_adapters_on_layers_that_are_computed_again():
         ),
     ],
 )
-def test_what_cannot_be_honoured_is_refused(settings, message):
+def test_unsupported_settings_are_refused(settings, message):
     with pytest.raises(TemperError, match=message):
         check_network(NetworkSpec(**settings))
 

@@ -1,6 +1,4 @@
-"""Reference log-probabilities on disk: when they are used again, when not, and what an interruption
-leaves.
-"""
+"""The disk cache of reference log-probabilities: keys, reuse, damage and interruption."""
 
 import copy
 from typing import Any
@@ -13,7 +11,7 @@ from temper.data import PoolSource
 from temper.errors import TemperError
 from temper.models import AdapterOff, CachedSums, FrozenCopy, score
 from temper.models import reference as reference_cache
-from temper.models.reference import cache_key, reference_table
+from temper.models.reference import cache_key, reference_sums
 from temper.synthetic import build_tokenizer, language_spec
 from tests.objectives import exact_network
 from tests.preference import make_pairs
@@ -21,7 +19,7 @@ from tests.preference import make_pairs
 
 @pytest.fixture(scope="module")
 def data() -> Any:
-    """Twelve pairs."""
+    """A datamodule of twelve pairs."""
     data = make_pairs()
     data.setup("fit")
     return data
@@ -35,7 +33,7 @@ def network(data) -> torch.nn.Module:
 
 @pytest.fixture
 def forwards(monkeypatch) -> list[int]:
-    """Rows of every forward pass that fills a cache."""
+    """Number of rows of every forward pass that fills a cache."""
     passes: list[int] = []
 
     def counted(network, rows, **settings):
@@ -47,7 +45,7 @@ def forwards(monkeypatch) -> list[int]:
 
 
 def _table(network, data, folder, source=None, **settings):
-    return reference_table(
+    return reference_sums(
         network, source or data.sources["pairs"], data.tokenizer, folder, "pairs", **settings
     )
 
@@ -63,7 +61,7 @@ def test_a_table_holds_the_sums_of_every_row_by_number(network, data, tmp_path):
     assert found[:, 1].sums.equal(table[shuffled["ids"], 1])
 
 
-def test_a_second_run_computes_nothing(network, data, tmp_path, forwards):
+def test_a_second_run_reads_the_cache(network, data, tmp_path, forwards):
     first = _table(network, data, tmp_path, batch_size=5)
     assert forwards == [5, 5, 2]
     assert _table(network, data, tmp_path).equal(first)
@@ -84,7 +82,7 @@ def _other_rows(network, data):
 
 
 def _flat_rows(network, data):
-    """The same numbers as rows of one sequence."""
+    """The same tokens as rows of one sequence."""
     rows = {
         name: value.flatten(0, 1)
         for name, value in data.sources["pairs"].rows.items()
@@ -98,7 +96,7 @@ def _other_precision(network, data):
 
 
 @pytest.mark.parametrize("change", [_other_weights, _other_rows, _flat_rows, _other_precision])
-def test_another_model_other_rows_and_another_precision_are_computed_anew(
+def test_another_model_other_rows_and_another_precision_miss_the_cache(
     change, network, data, tmp_path, forwards
 ):
     _table(network, data, tmp_path)
@@ -108,7 +106,8 @@ def test_another_model_other_rows_and_another_precision_are_computed_anew(
 
 def test_tokenizer_and_chat_template_are_part_of_the_key(network):
     spec = language_spec("tiny")
-    one, other = build_tokenizer(spec), build_tokenizer(spec)
+    one = build_tokenizer(spec)
+    other = build_tokenizer(spec)
     assert cache_key(network, "rows", one) == cache_key(network, "rows", other)
     other.chat_template = "{{ messages }}"
     bigger = build_tokenizer(language_spec("small"))
@@ -175,7 +174,7 @@ def test_computing_leaves_the_mode_of_the_network_as_it_was(network, data, tmp_p
         assert network.training is mode
 
 
-def test_rows_that_come_and_go_or_have_no_numbers_are_refused(network, data, tmp_path):
+def test_streams_without_a_pool_or_row_numbers_are_refused(network, data, tmp_path):
     with pytest.raises(TemperError, match="'pairs' makes rows as it goes; use reference=frozen"):
         _table(network, data, tmp_path, source=object())
     rows = data.sources["pairs"].rows | {"ids": torch.arange(12).flip(0)}
@@ -183,7 +182,7 @@ def test_rows_that_come_and_go_or_have_no_numbers_are_refused(network, data, tmp
         _table(network, data, tmp_path, source=PoolSource(rows, 6, 1, "pairs"))
 
 
-def test_a_cache_has_no_logits():
+def test_a_cache_refuses_logits():
     with pytest.raises(ValueError, match="keeps sums only"):
         CachedSums({}).score({}, "pairs", logits=True)
 
@@ -198,10 +197,10 @@ def test_a_reference_has_no_dropout_no_gradient_and_leaves_the_policy_in_trainin
     rows = data.sources["pairs"].rows
     with torch.no_grad():
         wanted = score(adapted, rows).sums
-    for part in adapted.modules():
-        if isinstance(part, torch.nn.Dropout):
-            part.p = 0.5
+    for module in adapted.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
     found = kind(adapted).score(rows, "pairs").sums
     assert torch.allclose(found, wanted, rtol=1e-13, atol=0)
     assert not found.requires_grad
-    assert all(part.training for part in adapted.modules())
+    assert all(module.training for module in adapted.modules())

@@ -1,4 +1,4 @@
-"""The one forward pass: plain and fused, single and paired rows, left and right padding."""
+"""The forward pass: plain, fused and packed; single and paired rows; left and right padding."""
 
 from functools import partial
 from typing import Any
@@ -25,7 +25,7 @@ from temper.data.rows import LENGTHS
 from temper.errors import TemperError
 from temper.losses import nll
 from temper.models import LoRASpec, NetworkSpec, ShapeSpec, build_network, score
-from temper.models.score import keeps_sequences_apart, output_layer
+from temper.models.score import isolates_packed_sequences, output_layer
 from temper.synthetic import build_tokenizer, language_spec
 
 VOCABULARY = 20
@@ -76,7 +76,8 @@ def plain_sums(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> list[t
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("seed", range(3))
 def test_sums_and_gradients_equal_a_loop_over_rows(fused: bool, seed: int):
-    model, batch = network(), rows(seed)
+    model = network()
+    batch = rows(seed)
     found = score(model, batch, fused=fused)
     expected = torch.stack(plain_sums(model, batch))
     torch.testing.assert_close(found.sums, expected, rtol=1e-11, atol=1e-11)
@@ -91,7 +92,9 @@ def test_sums_and_gradients_equal_a_loop_over_rows(fused: bool, seed: int):
 
 
 def test_pairs_go_through_as_one_batch_and_come_back_as_pairs():
-    model, first, second = network(), rows(0, width=7), rows(1, width=11)
+    model = network()
+    first = rows(0, width=7)
+    second = rows(1, width=11)
     calls: list[tuple[int, ...]] = []
     model.register_forward_pre_hook(
         lambda module, args, kwargs: calls.append(tuple(kwargs["input_ids"].shape)),
@@ -123,7 +126,8 @@ def test_pairs_go_through_as_one_batch_and_come_back_as_pairs():
     fused=st.booleans(),
 )
 def test_padding_changes_nothing(seed: int, extra: int, filler: int, fused: bool):
-    model, batch = network(), rows(seed)
+    model = network()
+    batch = rows(seed)
     pad = torch.nn.functional.pad
     wide = {
         "input_ids": pad(batch["input_ids"], (0, extra), value=filler),
@@ -146,8 +150,9 @@ def test_a_row_without_labels_counts_nothing_and_is_not_nan():
         assert int(nll(found).count) == 0
 
 
-def test_hidden_states_are_the_networks_own():
-    model, batch = network(), rows(2)
+def test_hidden_states_equal_those_of_the_network():
+    model = network()
+    batch = rows(2)
     found = score(model, batch, hidden=True)
     own = model(
         input_ids=batch["input_ids"],
@@ -163,7 +168,7 @@ def test_hidden_states_are_the_networks_own():
 
 
 @pytest.mark.parametrize("lora", [None, LoRASpec(rank=2, alpha=4)])
-def test_fused_works_with_and_without_an_adapter(lora: LoRASpec | None):
+def test_the_fused_loss_works_with_and_without_an_adapter(lora: LoRASpec | None):
     tokenizer = build_tokenizer(language_spec("tiny"))
     spec = NetworkSpec(
         shape=ShapeSpec(hidden_size=16, n_layers=1, n_heads=2, intermediate_size=32), lora=lora
@@ -187,11 +192,11 @@ def test_an_adapter_on_the_output_layer_learns_the_same_with_and_without_all_log
     )
     for name, left, right in zip(trained, every, some, strict=True):
         torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-6)
-        assert left.any() or "lora_A" in name  # B begins at 0, so that A has no gradient yet
+        assert left.any() or "lora_A" in name  # B starts at 0, so A has no gradient yet
     assert any("lm_head" in name for name in trained)
 
 
-def test_fused_is_refused_where_it_would_be_wrong():
+def test_the_fused_loss_is_refused_for_networks_that_change_their_logits():
     with pytest.raises(TemperError, match="fused_loss=true: this loss needs the logits"):
         score(network(), rows(0), logits=True, fused=True)
     capped = network()
@@ -270,7 +275,7 @@ def test_logits_are_computed_where_they_predict_a_label_and_nowhere_else(family:
     for left, right in zip(*gradients, strict=True):
         torch.testing.assert_close(left, right, rtol=1e-9, atol=1e-12)
     assert seen == [batch["labels"].numel(), int((batch["labels"][..., 1:] != -100).sum())]
-    assert not model.get_output_embeddings()._forward_pre_hooks, "nothing of it stays"
+    assert not model.get_output_embeddings()._forward_pre_hooks, "the hook is removed"
 
 
 def packed(batch: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
@@ -293,10 +298,8 @@ def test_packed_rows_score_as_padded_ones(
     model.get_input_embeddings().register_forward_pre_hook(
         lambda _m, words: shapes.append(words[0].shape)
     )
-    plain, tight = (
-        score(model, batch, logits=True, hidden=True),
-        score(model, inputs, logits=True, hidden=True),
-    )
+    plain = score(model, batch, logits=True, hidden=True)
+    tight = score(model, inputs, logits=True, hidden=True)
     assert shapes[1].numel() < shapes[0].numel()
     close = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-5)
     close(tight.logps, plain.logps)
@@ -309,7 +312,7 @@ def test_packed_rows_score_as_padded_ones(
     present = batch["attention_mask"].bool()
     for left, right in zip(tight.hidden or (), plain.hidden or (), strict=True):
         close(left[present], right[present])
-    assert keeps_sequences_apart(model)
+    assert isolates_packed_sequences(model)
 
 
 def test_packing_pairs_and_the_fused_loss_give_the_same_gradient(monkeypatch: pytest.MonkeyPatch):
@@ -329,7 +332,7 @@ def test_packing_pairs_and_the_fused_loss_give_the_same_gradient(monkeypatch: py
             torch.testing.assert_close(left, right, rtol=1e-8, atol=1e-10)
 
 
-def test_a_network_with_a_recurrent_state_does_not_keep_sequences_apart():
+def test_a_recurrent_network_does_not_isolate_packed_sequences():
     torch.manual_seed(0)
     model = MambaForCausalLM(
         MambaConfig(
@@ -340,4 +343,4 @@ def test_a_network_with_a_recurrent_state_does_not_keep_sequences_apart():
             initializer_range=0.5,
         )
     )
-    assert not keeps_sequences_apart(model)
+    assert not isolates_packed_sequences(model)

@@ -1,4 +1,4 @@
-"""Which tokenizers a network is let work with."""
+"""Vocabulary check: tokenizers that fit a network are accepted, others refused."""
 
 import json
 import shutil
@@ -55,12 +55,12 @@ def _load(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
 
 
 @pytest.mark.parametrize("make", [_bpe, _unigram])
-def test_the_tokenizer_of_the_folder_is_taken(tmp_path, make):
+def test_the_tokenizer_of_the_folder_is_accepted(tmp_path, make):
     folder = _save(tmp_path, make(), 7)
     _load(folder, PreTrainedTokenizerFast.from_pretrained(folder))
 
 
-def test_a_tokenizer_may_have_added_tokens_that_the_network_has_rows_for(tmp_path):
+def test_a_tokenizer_may_have_added_tokens_with_an_embedding(tmp_path):
     more = _bpe()
     more.add_special_tokens({"additional_special_tokens": ["<turn>"]})
     assert more.get_vocab()["<turn>"] == 7
@@ -75,8 +75,8 @@ def test_a_tokenizer_may_have_added_tokens_that_the_network_has_rows_for(tmp_pat
         _load(_save(tmp_path / "narrow", _bpe(), 7), more)
 
 
-def test_tokens_beyond_the_embeddings_that_the_folder_itself_has_are_let_be(tmp_path):
-    """Gemma 3 comes so: a token for images, and no row for it in the network of text alone."""
+def test_tokens_without_embedding_in_the_networks_own_tokenizer_are_accepted(tmp_path):
+    """Gemma 3 has an image token, for which its text-only network has no embedding."""
     more = _bpe()
     more.add_special_tokens({"additional_special_tokens": ["<image>"]})
     _load(_save(tmp_path, more, 7), more)
@@ -85,12 +85,12 @@ def test_tokens_beyond_the_embeddings_that_the_folder_itself_has_are_let_be(tmp_
 @pytest.mark.parametrize(
     ("other", "first"),
     [
-        ([*WORDS[:3], "b", "a", *WORDS[5:]], "'[ab]'"),  # the same tokens, two of them exchanged
+        ([*WORDS[:3], "b", "a", *WORDS[5:]], "'[ab]'"),  # the same tokens, two of them swapped
         (WORDS[:6], "' '"),  # one is missing
-        ([*WORDS[:6], "c"], "' '"),  # another in its place
+        ([*WORDS[:6], "c"], "' '"),  # one is replaced
     ],
 )
-def test_another_meaning_of_an_id_is_refused(tmp_path, other, first):
+def test_a_token_with_another_id_is_refused(tmp_path, other, first):
     folder = _save(tmp_path, _bpe(), 7)
     with pytest.raises(
         TemperError,

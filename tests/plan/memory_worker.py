@@ -1,9 +1,8 @@
-"""Run the command line in this process, and print the most memory that torch's CPU allocator held
-at once, in bytes.
+"""Run the command line and print the peak memory of torch's CPU allocator, in bytes.
 
     python tests/plan/memory_worker.py fit --config ...
 
-The figure is torch's own: the profiler sees every tensor that is made and freed, in every operator.
+Measured by torch's profiler, which records every allocation of every operator.
 """
 
 import sys
@@ -14,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def peak_of(profiler: profile) -> int:
-    """Highest sum of what was handed out and not given back while a profile lasted, in bytes."""
+    """Peak of allocated minus freed bytes in a profile."""
     events = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
     held = peak = 0
     for _, change in sorted(
@@ -26,7 +25,7 @@ def peak_of(profiler: profile) -> int:
 
 
 def main() -> None:
-    """Print the peak."""
+    """Run the command line and print the peak."""
     sys.path.insert(0, str(Path(__file__).parents[2]))
     from train import main as command_line
 

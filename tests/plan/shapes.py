@@ -1,4 +1,4 @@
-"""Shapes for tests: published ones, and small ones of any architecture."""
+"""Shapes for tests: published models, and small models of any architecture."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 
 def published(path: str = LLAMA2) -> ModelShape:
-    """The shape of a known name."""
+    """Shape of a published model."""
     return model_shape(find_architecture(NetworkSpec(path=path)))
 
 
@@ -34,7 +34,7 @@ def small_config(kind: str = "llama", **changes: Any) -> Any:
 
 
 def small_shape(kind: str = "llama", **changes: Any) -> ModelShape:
-    """Its shape."""
+    """Shape of `small_config`."""
     return model_shape(Architecture(small_config(kind, **changes), "a test"))
 
 

@@ -1,4 +1,4 @@
-"""The terms of a forward and backward pass, against what torch's allocator hands out for one."""
+"""Planned memory of a forward and backward pass against the peak of torch's allocator."""
 
 import contextlib
 from typing import Any
@@ -12,13 +12,14 @@ from strategies import WeightSpace
 from temper.losses import nll
 from temper.models import LoRASpec
 from temper.models.blocks import checkpoint_activations
-from temper.models.lora import add_lora, trainable_in_fp32
+from temper.models.lora import add_lora, cast_trainable_to_fp32
 from temper.models.score import score
 from temper.plan import Cost, Memory, Pass
 from tests.plan.memory_worker import peak_of
 from tests.plan.shapes import setup, small_config, small_shape
 
-ROWS, LENGTH = 4, 96
+ROWS = 4
+LENGTH = 96
 LORA = LoRASpec(rank=8, targets=["q_proj", "k_proj", "v_proj"])
 CASES: dict[str, dict[str, Any]] = {
     "float32": {},
@@ -57,7 +58,7 @@ def _measured(config: Any, options: dict[str, Any]) -> int:
     )
     network = network.to(getattr(torch, options.get("dtype", "float32"))).train()
     if "lora" in options:
-        network = trainable_in_fp32(add_lora(network, options["lora"]))
+        network = cast_trainable_to_fp32(add_lora(network, options["lora"]))
     if options.get("activation_checkpointing"):
         checkpoint_activations(network)
     ids = torch.randint(3, 100, (ROWS, LENGTH))
@@ -66,7 +67,7 @@ def _measured(config: Any, options: dict[str, Any]) -> int:
     rows = {"input_ids": ids, "attention_mask": attention, "labels": ids.clone()}
     mixed = options.get("precision") == "bf16-mixed"
     space = WeightSpace({name: p for name, p in network.named_parameters() if p.requires_grad})
-    loss = lambda part: nll(score(network, part, fused=options.get("fused_loss", False)))  # noqa: E731
+    loss = lambda rows: nll(score(network, rows, fused=options.get("fused_loss", False)))  # noqa: E731
     autocast = torch.autocast("cpu", torch.bfloat16) if mixed else contextlib.nullcontext()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler, autocast:
         space.gradient(loss, rows)
@@ -74,14 +75,14 @@ def _measured(config: Any, options: dict[str, Any]) -> int:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_pass_takes_what_the_plan_says(name: str):
+def test_a_pass_takes_the_planned_memory(name: str):
     options = {key: value for key, value in CASES[name].items() if key in OF_SETUP}
     changes = {key: value for key, value in CASES[name].items() if key not in (*OF_SETUP, "kind")}
     kind = CASES[name].get("kind", "llama")
     measured = _measured(small_config(kind, **changes), options)
-    asked = setup(
+    run_setup = setup(
         sequence_length=LENGTH, batch_sizes={None: ROWS}, on_cpu=True, state_bytes=0.0, **options
     )
-    memory = Memory(small_shape(kind, **changes), asked, Cost((Pass(),)))
-    planned = max(moment.total - moment.parts["weights"] for moment in memory.moments[:-1])
+    memory = Memory(small_shape(kind, **changes), run_setup, Cost((Pass(),)))
+    planned = max(phase.total - phase.components["weights"] for phase in memory.phases[:-1])
     assert planned == pytest.approx(measured, rel=0.1)

@@ -1,4 +1,4 @@
-"""Changes that make a run fit, and figures of a step: FLOPs, tokens, communication."""
+"""Changes that make a run fit; FLOPs, tokens and communication of a step."""
 
 from dataclasses import replace
 
@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from lightning_modules import BoosterModule, SFTModule
 from temper.models import LoRASpec, NetworkSpec
 from temper.plan import Cost, Device, Memory, Pass, make_plan
-from temper.plan.report import GIB, RESERVE, communication, first_changes, room, work
+from temper.plan.advice import GIB, RESERVE, recommend_changes, usable_bytes
+from temper.plan.report import estimate_communication, estimate_work
 from tests.plan.shapes import published, setup, small_shape
 
 SHAPE = published()
@@ -18,37 +19,39 @@ PAPER = LoRASpec(rank=32, alpha=4, targets=["q_proj", "k_proj", "v_proj"])
 
 
 def test_a_run_that_fits_needs_no_change():
-    asked = setup(lora=PAPER, dtype="bfloat16", activation_checkpointing=True)
-    assert first_changes(SHAPE, asked, BOOSTER, 80) == []
+    given_setup = setup(lora=PAPER, dtype="bfloat16", activation_checkpointing=True)
+    assert recommend_changes(SHAPE, given_setup, BOOSTER, 80) == []
 
 
 def test_the_first_change_is_the_first_that_makes_it_fit():
-    asked = setup(lora=PAPER, dtype="bfloat16", sequence_length=1024)
-    (change,) = first_changes(SHAPE, asked, BOOSTER, 80)
+    given_setup = setup(lora=PAPER, dtype="bfloat16", sequence_length=1024)
+    (change,) = recommend_changes(SHAPE, given_setup, BOOSTER, 80)
     assert (
-        change.words == "model.init_args.network.activation_checkpointing=true"
-        and change.keeps
+        change.setting == "model.init_args.network.activation_checkpointing=true"
+        and change.same_result
         and change.fits
     )
     assert (
         change.peak
-        == Memory(SHAPE, replace(asked, activation_checkpointing=True), BOOSTER).peak.total
+        == Memory(SHAPE, replace(given_setup, activation_checkpointing=True), BOOSTER).peak.total
     )
 
 
 def test_micro_batches_are_as_large_as_they_can_be():
-    asked = setup(lora=PAPER, dtype="bfloat16", sequence_length=2048, activation_checkpointing=True)
-    (change,) = first_changes(SHAPE, asked, BOOSTER, 24)
-    assert change.words == "model.init_args.micro_batch_size=4"
+    given_setup = setup(
+        lora=PAPER, dtype="bfloat16", sequence_length=2048, activation_checkpointing=True
+    )
+    (change,) = recommend_changes(SHAPE, given_setup, BOOSTER, 24)
+    assert change.setting == "model.init_args.micro_batch_size=4"
     assert (
-        Memory(SHAPE, replace(asked, micro_batch_size=8), BOOSTER).peak.total
-        > room(24)
+        Memory(SHAPE, replace(given_setup, micro_batch_size=8), BOOSTER).peak.total
+        > usable_bytes(24)
         >= change.peak
     )
 
 
-def test_changes_are_combined_where_none_is_enough():
-    changes = first_changes(
+def test_changes_are_combined_where_no_single_one_is_enough():
+    changes = recommend_changes(
         SHAPE, setup(sequence_length=2048, devices=2, strategy="ddp"), BOOSTER, 24
     )
     assert len(changes) > 1 and changes[-1].fits and not any(change.fits for change in changes[:-1])
@@ -56,8 +59,8 @@ def test_changes_are_combined_where_none_is_enough():
     assert peaks == sorted(peaks, reverse=True)
 
 
-def test_what_nothing_helps_is_not_said_to_fit():
-    changes = first_changes(SHAPE, setup(), BOOSTER, 0.25)
+def test_a_run_that_no_change_makes_fit_does_not_fit():
+    changes = recommend_changes(SHAPE, setup(), BOOSTER, 0.25)
     assert changes and not changes[-1].fits
     plan = make_plan("Booster", SHAPE, setup(), BOOSTER, Device(0.25, 312, 0.4))
     assert not plan.fits and plan.as_json()["fits"] is False
@@ -70,24 +73,24 @@ def test_a_change_that_is_recommended_fits(
     device_gib: float, devices: int, dtype: str, adapter: bool
 ):
     shape = small_shape(hidden_size=1024, intermediate_size=4096, vocab_size=32000)
-    asked = setup(
+    given_setup = setup(
         devices=devices,
         strategy="ddp",
         dtype=dtype,
         lora=PAPER if adapter else None,
         sequence_length=4096,
     )
-    changes = first_changes(shape, asked, BOOSTER, device_gib)
-    fits = Memory(shape, asked, BOOSTER).peak.total <= device_gib * GIB * (1 - RESERVE)
+    changes = recommend_changes(shape, given_setup, BOOSTER, device_gib)
+    fits = Memory(shape, given_setup, BOOSTER).peak.total <= device_gib * GIB * (1 - RESERVE)
     assert fits == (changes == [])
     if changes:
-        assert changes[-1].fits == (changes[-1].peak <= room(device_gib))
+        assert changes[-1].fits == (changes[-1].peak <= usable_bytes(device_gib))
 
 
 def test_a_step_of_sft_takes_six_operations_per_weight_and_token():
     memory = Memory(SHAPE, setup(sequence_length=8), SFT)
     linear = sum(x.inputs * x.outputs for x in SHAPE.linears)
-    done = work(memory)
+    done = estimate_work(memory)
     assert (done.tokens, done.passes) == (16 * 8, 1)
     assert done.flops / done.tokens == pytest.approx(6 * linear, rel=1e-3)
     assert done.seconds(2, 100, 0.5) == pytest.approx(done.flops / 1e14)
@@ -95,34 +98,37 @@ def test_a_step_of_sft_takes_six_operations_per_weight_and_token():
 
 def test_a_frozen_base_saves_a_third_and_checkpointing_costs_one_forward_pass():
     plain, adapter, again = (
-        work(Memory(SHAPE, setup(sequence_length=8, **more), SFT)).flops
+        estimate_work(Memory(SHAPE, setup(sequence_length=8, **more), SFT)).flops
         for more in ({}, {"lora": PAPER}, {"activation_checkpointing": True})
     )
     assert adapter / plain == pytest.approx(2 / 3, rel=0.02)
     assert again / plain == pytest.approx(4 / 3, rel=0.02)
-    assert work(Memory(SHAPE, setup(sequence_length=8), BOOSTER)).flops == pytest.approx(3 * plain)
+    assert estimate_work(Memory(SHAPE, setup(sequence_length=8), BOOSTER)).flops == pytest.approx(
+        3 * plain
+    )
 
 
-def test_booster_reduces_twice_under_ddp_and_in_every_pass_where_gradients_are_cut():
+def test_booster_reduces_twice_under_ddp_and_in_every_pass_where_gradients_are_sharded():
     n = SHAPE.parameters
-    ddp = communication(Memory(SHAPE, setup(strategy="ddp", devices=8), BOOSTER))
+    ddp = estimate_communication(Memory(SHAPE, setup(strategy="ddp", devices=8), BOOSTER))
     assert (ddp.reductions, ddp.gathers) == (2, 0)
     assert ddp.bytes == pytest.approx(2 * 2 * 7 / 8 * 4 * n)
-    fsdp = communication(Memory(SHAPE, setup(strategy="fsdp2", devices=8), BOOSTER))
+    fsdp = estimate_communication(Memory(SHAPE, setup(strategy="fsdp2", devices=8), BOOSTER))
     assert (fsdp.reductions, fsdp.gathers) == (3, 6)
     assert fsdp.bytes == pytest.approx((3 + 6) * 7 / 8 * 4 * n)
-    zero2 = communication(Memory(SHAPE, setup(strategy="zero2", devices=8), BOOSTER))
+    zero2 = estimate_communication(Memory(SHAPE, setup(strategy="zero2", devices=8), BOOSTER))
     assert (zero2.reductions, zero2.gathers) == (
         3,
         3,
     ), "at the displaced weights, back, and after the step"
-    assert communication(Memory(SHAPE, setup(), BOOSTER)).bytes == 0
+    assert estimate_communication(Memory(SHAPE, setup(), BOOSTER)).bytes == 0
 
 
 def test_micro_batches_gather_and_reduce_again():
-    asked = setup(strategy="fsdp2", devices=2, batch_sizes={None: 16})
+    given_setup = setup(strategy="fsdp2", devices=2, batch_sizes={None: 16})
     once, often = (
-        communication(Memory(SHAPE, replace(asked, micro_batch_size=size), SFT)) for size in (8, 2)
+        estimate_communication(Memory(SHAPE, replace(given_setup, micro_batch_size=size), SFT))
+        for size in (8, 2)
     )
     assert (often.reductions, often.gathers) == (4 * once.reductions, 4 * once.gathers)
     assert often.bytes == pytest.approx(4 * once.bytes)
@@ -130,4 +136,6 @@ def test_micro_batches_gather_and_reduce_again():
 
 def test_a_forward_pass_is_a_third_of_one_with_gradients():
     forward = Memory(SHAPE, setup(), Cost((Pass(gradient="none"),)))
-    assert work(forward).flops * 3 == pytest.approx(work(Memory(SHAPE, setup(), SFT)).flops)
+    assert estimate_work(forward).flops * 3 == pytest.approx(
+        estimate_work(Memory(SHAPE, setup(), SFT)).flops
+    )

@@ -1,4 +1,4 @@
-"""What objectives say of their step, held against steps that are taken."""
+"""Costs that objectives declare, against the steps they take."""
 
 from itertools import groupby
 from pathlib import Path
@@ -43,7 +43,7 @@ def test_a_reference_in_memory_is_a_copy_and_one_that_is_an_adapter_is_none():
 
 
 def test_booster_holds_one_vector_at_displaced_weights_and_one_more_between_refreshes():
-    booster = next(case for case in CASES if case.name == "BoosterModule")
+    booster = next(case for case in CASES if case.name == "HeldBoosterModule")
     for every, held in ((1, 0), (4, 1)):
         module = make_module(booster.kind, refresh_every=every)
         cost = module.cost()
@@ -55,7 +55,7 @@ def test_booster_holds_one_vector_at_displaced_weights_and_one_more_between_refr
         assert cost.reductions == (2 if every == 1 else 1.5)
 
 
-def test_objectives_that_are_no_training_of_the_network_say_so(tiny_run: Path):
+def test_objectives_that_do_not_train_the_whole_network_declare_it(tiny_run: Path):
     spec = NetworkSpec(path=str(tiny_run / "export"))
     assert not AntidoteModule(spec).cost().optimizer
     assert SOMFModule(spec, safe=str(spec.path)).cost().copies == 4, (

@@ -1,6 +1,4 @@
-"""Whole fits, in processes of their own: the most memory that torch held, against `plan` of the
-same command.
-"""
+"""Peak memory of whole fits, each in its own process, against `plan` of the same command."""
 
 import json
 import subprocess
@@ -60,8 +58,8 @@ def _compared(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("objective", ["sft", "booster_paper"])
-def test_a_fit_takes_what_was_planned(
+@pytest.mark.parametrize("objective", ["sft", "booster"])
+def test_a_fit_takes_the_planned_memory(
     objective: str, size: str, tmp_path: Path, command_line: Callable[..., None]
 ):
     planned, measured = _compared(tmp_path, command_line, objective, size)
@@ -80,8 +78,8 @@ def test_a_fit_takes_what_was_planned(
     ],
     ids=lambda words: words[0].rpartition(".")[2],
 )
-def test_so_does_booster_with_options(
+def test_booster_with_options_takes_the_planned_memory(
     more: tuple[str, ...], tmp_path: Path, command_line: Callable[..., None]
 ):
-    planned, measured = _compared(tmp_path, command_line, "booster_paper", "middle", *more)
+    planned, measured = _compared(tmp_path, command_line, "booster", "middle", *more)
     assert planned == pytest.approx(measured, rel=0.15)

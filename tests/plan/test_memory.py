@@ -1,4 +1,4 @@
-"""What must hold of memory whatever is asked for, and figures that can be reckoned by hand."""
+"""Memory of a step: properties over all setups, and values computed by hand."""
 
 from dataclasses import replace
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from lightning_modules import BoosterModule, DPOModule, SFTModule, TARModule
 from temper.models import LoRASpec, NetworkSpec
 from temper.plan import Cost, Memory, Pass, Setup
-from temper.plan.memory import STRATEGIES, state_bytes
+from temper.plan.memory import STRATEGIES, measure_state_bytes
 from tests.plan.shapes import published, setup, small_shape
 
 SHAPE = small_shape()
@@ -33,31 +33,33 @@ SETUPS = st.builds(
 
 
 @given(SETUPS, st.sampled_from(COSTS), st.integers(1, 64), st.sampled_from(["fsdp2", "zero3"]))
-def test_more_devices_never_need_more_memory_where_everything_is_cut(
-    asked: Setup, cost: Cost, more: int, strategy: str
+def test_more_devices_never_need_more_memory_where_everything_is_sharded(
+    given_setup: Setup, cost: Cost, more: int, strategy: str
 ):
-    asked = replace(asked, strategy=strategy)
-    larger = replace(asked, devices=asked.devices + more)
-    assert Memory(SHAPE, larger, cost).peak.total <= Memory(SHAPE, asked, cost).peak.total
+    given_setup = replace(given_setup, strategy=strategy)
+    larger = replace(given_setup, devices=given_setup.devices + more)
+    assert Memory(SHAPE, larger, cost).peak.total <= Memory(SHAPE, given_setup, cost).peak.total
 
 
 @given(SETUPS, st.sampled_from(COSTS), st.integers(1, 64))
-def test_under_ddp_weights_and_what_goes_with_them_stay_what_they_are(
-    asked: Setup, cost: Cost, devices: int
+def test_under_ddp_the_optimizer_step_is_independent_of_the_number_of_devices(
+    given_setup: Setup, cost: Cost, devices: int
 ):
-    asked = replace(asked, strategy="ddp")
+    given_setup = replace(given_setup, strategy="ddp")
     step, other = (
-        Memory(SHAPE, each, cost).moments[-1] for each in (asked, replace(asked, devices=devices))
+        Memory(SHAPE, each, cost).phases[-1]
+        for each in (given_setup, replace(given_setup, devices=devices))
     )
     assert step == other and step.name == "optimizer step"
 
 
 @given(SETUPS, st.sampled_from(COSTS))
-def test_cutting_more_never_needs_more_between_passes(asked: Setup, cost: Cost):
+def test_more_sharding_never_needs_more_between_passes(given_setup: Setup, cost: Cost):
     held = [
-        Memory(SHAPE, replace(asked, strategy=name), cost) for name in ("zero1", "zero2", "zero3")
+        Memory(SHAPE, replace(given_setup, strategy=name), cost)
+        for name in ("zero1", "zero2", "zero3")
     ]
-    state = [memory.moments[-1].parts["optimizer state"] for memory in held]
+    state = [memory.phases[-1].components["optimizer state"] for memory in held]
     assert state[0] == state[1] == state[2]
     assert (
         held[0].local_weights
@@ -67,25 +69,30 @@ def test_cutting_more_never_needs_more_between_passes(asked: Setup, cost: Cost):
 
 
 @given(SETUPS, st.sampled_from(COSTS))
-def test_parts_are_never_negative_and_smaller_micro_batches_never_need_more_activations(
-    asked: Setup, cost: Cost
+def test_components_are_not_negative_and_smaller_micro_batches_need_no_more_activations(
+    given_setup: Setup, cost: Cost
 ):
-    whole, single = (
-        Memory(SHAPE, replace(asked, micro_batch_size=None), cost),
-        Memory(SHAPE, replace(asked, micro_batch_size=1), cost),
-    )
-    for left, right in zip(whole.moments, single.moments, strict=True):
-        assert all(size >= 0 for size in left.parts.values())
-        for part in ("activations", "logits"):
-            both = sum(left.parts.get(name, 0) for name in ("activations", "logits", "gradients"))
-            assert right.parts.get(part, 0) <= both
+    whole = Memory(SHAPE, replace(given_setup, micro_batch_size=None), cost)
+    single = Memory(SHAPE, replace(given_setup, micro_batch_size=1), cost)
+    for left, right in zip(whole.phases, single.phases, strict=True):
+        assert all(size >= 0 for size in left.components.values())
+        for component in ("activations", "logits"):
+            both = sum(
+                left.components.get(name, 0) for name in ("activations", "logits", "gradients")
+            )
+            assert right.components.get(component, 0) <= both
 
 
 def test_full_fine_tuning_of_llama_2_by_hand():
     n = 6_738_415_616
     memory = Memory(published(), setup(batch_sizes={None: 1}), Cost((Pass(),), vectors=1))
-    step = memory.moments[-1].parts
-    assert (step["weights"], step["gradients"], step["optimizer state"], step["vectors"]) == (
+    step = memory.phases[-1].components
+    assert (
+        step["weights"],
+        step["gradients"],
+        step["optimizer state"],
+        step["extra float32 vectors"],
+    ) == (
         4 * n,
         4 * n,
         8 * n,
@@ -94,31 +101,40 @@ def test_full_fine_tuning_of_llama_2_by_hand():
 
 
 def test_offloading_moves_state_and_weights_to_the_host():
-    asked = setup(strategy="zero3", devices=8)
+    given_setup = setup(strategy="zero3", devices=8)
     home, away = (
-        Memory(SHAPE, replace(asked, offload_optimizer=on, offload_parameters=on), Cost((Pass(),)))
+        Memory(
+            SHAPE,
+            replace(given_setup, offload_optimizer=on, offload_parameters=on),
+            Cost((Pass(),)),
+        )
         for on in (False, True)
     )
-    step = away.moments[-1].parts
-    assert (step["weights"], step["optimizer state"], step["exact weights"], home.host) == (
+    step = away.phases[-1].components
+    assert (
+        step["weights"],
+        step["optimizer state"],
+        step["float32 master weights"],
+        home.host,
+    ) == (
         0,
         0,
         0,
         0,
     )
     assert away.host >= sum(
-        home.moments[-1].parts[name] for name in ("weights", "optimizer state", "exact weights")
+        home.phases[-1].components[name]
+        for name in ("weights", "optimizer state", "float32 master weights")
     )
 
 
-def test_few_bits_are_half_a_byte_and_a_scale_but_for_embeddings_and_output_layer():
-    shape, lora = published(), LoRASpec(rank=32, targets=["q_proj", "k_proj", "v_proj"])
+def test_nf4_weights_take_half_a_byte_and_scales_except_embeddings_and_output_layer():
+    shape = published()
+    lora = LoRASpec(rank=32, targets=["q_proj", "k_proj", "v_proj"])
     memory = Memory(shape, setup(dtype="bfloat16", lora=lora, quantization="nf4"), Cost((Pass(),)))
-    linear, outside, adapter = (
-        32 * (4 * 4096**2 + 3 * 4096 * 11008),
-        2 * 32000 * 4096 + 65 * 4096,
-        25_165_824,
-    )
+    linear = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
+    outside = 2 * 32000 * 4096 + 65 * 4096
+    adapter = 25_165_824
     assert memory.local_weights == pytest.approx(
         linear * (0.5 + 1 / 64 + 1 / 4096) + 2 * outside + 4 * adapter, rel=1e-6
     )
@@ -132,10 +148,10 @@ def test_few_bits_are_half_a_byte_and_a_scale_but_for_embeddings_and_output_laye
         (lambda p: torch.optim.SGD(p, lr=1.0, momentum=0.9), 4),
     ],
 )
-def test_the_state_of_an_optimizer_is_found_by_trying(make, size: int):
-    assert state_bytes(make) == size
+def test_optimizer_state_is_measured(make, size: int):
+    assert measure_state_bytes(make) == size
 
 
-def test_eight_bit_moments_are_two_bytes_and_scales():
+def test_8_bit_adam_state_is_two_bytes_and_scales():
     bitsandbytes = pytest.importorskip("bitsandbytes")
-    assert state_bytes(bitsandbytes.optim.AdamW8bit) == pytest.approx(2.03, abs=0.02)
+    assert measure_state_bytes(bitsandbytes.optim.AdamW8bit) == pytest.approx(2.03, abs=0.02)

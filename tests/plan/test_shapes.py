@@ -1,4 +1,4 @@
-"""Shapes of networks, and where they come from."""
+"""Shapes of networks, and the sources of their configurations."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ def test_published_shapes_have_as_many_parameters_as_published(path: str):
     assert "published numbers" in shape.source
 
 
-def test_a_layer_is_taken_apart():
+def test_linear_layers_norms_and_layer_indices_are_found():
     shape = small_shape(num_key_value_heads=2)
     places = {linear.name.rsplit(".", 1)[-1]: linear.place for linear in shape.linears}
     assert places == {
@@ -70,8 +70,9 @@ def test_an_adapter_is_the_one_that_peft_makes(kind: str, targets: str | list[st
     )
 
 
-def test_a_folder_comes_before_the_table_and_an_adapter_stands_on_its_base(tmp_path: Path):
-    base, adapter = tmp_path / "base", tmp_path / "adapter"
+def test_a_folder_comes_before_the_table_and_an_adapter_has_its_bases_architecture(tmp_path: Path):
+    base = tmp_path / "base"
+    adapter = tmp_path / "adapter"
     small_config(hidden_size=64).save_pretrained(base)
     adapter.mkdir()
     settings = {
@@ -98,6 +99,6 @@ def test_a_folder_comes_before_the_table_and_an_adapter_stands_on_its_base(tmp_p
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_is_not_known_is_refused(spec: NetworkSpec, found: str):
+def test_an_unknown_architecture_is_an_error(spec: NetworkSpec, found: str):
     with pytest.raises(TemperError, match=found):
         find_architecture(spec, None if "vocabulary" in found else 100)

@@ -1,6 +1,4 @@
-"""A rank's part of Llama-2-7B over eight ranks: FSDP2's own slices on a fake process group, against
-the plan's.
-"""
+"""Planned shards of Llama-2-7B over eight ranks against FSDP2's, on a fake process group."""
 
 from collections.abc import Iterator
 
@@ -26,7 +24,7 @@ RANKS = 8
 
 @pytest.fixture(params=[0, RANKS - 1])
 def rank(request: pytest.FixtureRequest) -> Iterator[int]:
-    """A rank of a process group whose other ranks are imagined."""
+    """A rank of a fake process group, whose other ranks do not exist."""
     dist.init_process_group("fake", store=FakeStore(), rank=request.param, world_size=RANKS)
     yield request.param
     dist.destroy_process_group()
@@ -53,7 +51,7 @@ def _sharded(path: str, lora: LoRASpec | None) -> torch.nn.Module:
     [None, LoRASpec(rank=32, targets=["q_proj", "k_proj", "v_proj"]), LoRASpec(rank=12)],
     ids=str,
 )
-def test_the_largest_part_is_planned_to_the_byte(rank: int, lora: LoRASpec | None):
+def test_the_largest_shard_is_planned_to_the_byte(rank: int, lora: LoRASpec | None):
     network = _sharded(LLAMA2, lora)
     local = sum(p.to_local().numel() * p.element_size() for p in network.parameters())
     memory = Memory(
@@ -79,4 +77,4 @@ def test_ddp_holds_buckets_of_the_size_of_the_trained_weights(rank: int):
     size = sum(p.numel() * p.element_size() for p in wrapped.parameters())
     assert size <= peak_of(profiler) < 1.1 * size
     memory = Memory(published(), setup(strategy="ddp", devices=RANKS), Cost((Pass(),)))
-    assert {moment.parts["DDP's own buckets"] for moment in memory.moments} == {memory.vector}
+    assert {phase.components["DDP buckets"] for phase in memory.phases} == {memory.vector}

@@ -1,4 +1,4 @@
-"""A small chat tokenizer, and data that are no more than what a preview reads."""
+"""Small tokenizers, and a minimal datamodule of a few chat rows."""
 
 from types import SimpleNamespace
 
@@ -19,12 +19,10 @@ WORDS = [
 
 @pytest.fixture(scope="session")
 def byte_level() -> PreTrainedTokenizerFast:
-    """Bytes, a few merges, and special tokens: any text goes in and comes out."""
+    """Byte-level BPE with a few merges and special tokens: it encodes any text without loss."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer, tokenizer.decoder = (
-        pre_tokenizers.ByteLevel(add_prefix_space=False),
-        decoders.ByteLevel(),
-    )
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=320, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
     )
@@ -39,14 +37,15 @@ def byte_level() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="session")
 def metaspace() -> PreTrainedTokenizerFast:
-    """Words that carry the space before them, as Llama's have: a word decoded alone loses it."""
+    """Tokens that hold the space before a word, as Llama's: decoded alone, a word loses it."""
     tokenizer = Tokenizer(
         models.WordLevel(
-            {**{word: i for i, word in enumerate(["<pad>", "<s>", "▁one", "▁two", "three"])}},
+            {word: i for i, word in enumerate(["<pad>", "<s>", "▁one", "▁two", "three"])},
             "<pad>",
         )
     )
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
     tokenizer.add_special_tokens([AddedToken("<s>", special=True)])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>")
 

@@ -1,4 +1,4 @@
-"""A preview says what is in the data, in a terminal and as a page."""
+"""Previews of data, in a terminal and as an HTML page."""
 
 import io
 import re
@@ -12,9 +12,9 @@ from rich.console import Console
 
 from temper.data import PoolSource, pair_rows
 from temper.losses import IGNORE_INDEX
-from temper.preview import look, print_preview, render_page
-from temper.preview.report import prompt_ids, scan_source
-from temper.preview.rows import histogram
+from temper.preview import build_preview, print_preview, render_page
+from temper.preview.report import extract_prompts, scan_source
+from temper.preview.rows import make_histogram
 
 TRICKY = "[bold]Mix[/bold] [/] & <b onclick='x'>stir</b>"
 ROWS = (
@@ -42,7 +42,7 @@ def _printed(preview, **console) -> str:
 
 @pytest.fixture
 def shown(kitchen):
-    return look(kitchen.data(user=kitchen.rows(*ROWS)), ["user"], "Bread")
+    return build_preview(kitchen.data(user=kitchen.rows(*ROWS)), ["user"], "Bread")
 
 
 def test_every_row_is_shown_as_it_is_without_padding(shown):
@@ -82,7 +82,7 @@ class _Page(HTMLParser):
         self.text += data
 
 
-def test_the_page_says_the_same_and_needs_nothing_from_outside(shown):
+def test_the_page_is_self_contained_and_says_the_same(shown):
     page = _Page()
     page.feed(source := render_page(shown))
     assert page.open == []
@@ -102,31 +102,32 @@ def test_the_page_says_the_same_and_needs_nothing_from_outside(shown):
 
 def test_rows_of_two_sequences_are_shown_as_such(kitchen):
     pairs = pair_rows(kitchen.rows(("Tea?", "Yes.")), kitchen.rows(("Tea?", "No.")))
-    text = _printed(look(kitchen.data(pairs=pairs), ["pairs"], ""))
+    text = _printed(build_preview(kitchen.data(pairs=pairs), ["pairs"], ""))
     assert re.search(r"chosen: .*?\n.*?«Yes\.", text, re.S) and re.search(
         r"rejected: .*?\n.*?«No\.", text, re.S
     )
 
 
-def test_marks_of_a_row_are_told(kitchen):
+def test_scalar_columns_of_a_row_are_shown(kitchen):
     rows = kitchen.rows(("Tea?", "Yes.")) | {"unsafe": kitchen.rows(("Tea?", "Yes."))["ids"] > 0}
-    assert "row 1 (unsafe: no)" in _printed(look(kitchen.data(user=rows), ["user"], ""))
+    assert "row 1 (unsafe: no)" in _printed(build_preview(kitchen.data(user=rows), ["user"], ""))
 
 
-def test_template_and_reports_of_the_data_are_told(kitchen):
+def test_template_and_reports_of_the_data_are_shown(kitchen):
     data = kitchen.data(user=kitchen.rows(*ROWS))
-    assert "template: none" in _printed(look(data, ["user"], ""))
-    data.format, data.reports = Template(kitchen), {"train": 7}
-    text = _printed(look(data, ["user"], ""))
+    assert "template: none" in _printed(build_preview(data, ["user"], ""))
+    data.format = Template(kitchen)
+    data.reports = {"train": 7}
+    text = _printed(build_preview(data, ["user"], ""))
     assert "template: chatml" in text and "train: 7" in text
 
 
-def test_what_all_prompts_share_is_no_overlap(kitchen, monkeypatch):
+def test_text_that_all_prompts_share_is_no_overlap(kitchen, monkeypatch):
     monkeypatch.setattr("temper.preview.report.SMALL_VOCABULARY", 1)
     question = "Please tell me how long brown rice has to cook"
     rows = kitchen.rows(*ROWS, (f"Well. {question}", "Long."), ("What is  TEA?", "Leaves."))
     data = kitchen.data(user=rows, evaluation=("What is soup?", f"{question}!", "And eggs?"))
-    shown = look(data, ["user"], "", limit=5)
+    shown = build_preview(data, ["user"], "", limit=5)
     assert shown.overlaps == (
         (
             "evaluation (B) against user (A)",
@@ -157,14 +158,14 @@ def test_words_that_all_questions_share_are_an_overlap_where_the_template_is_kno
         user=kitchen.rows(*((question, "Long.") for question in questions[:2])),
         evaluation=(questions[2],),
     )
-    assert "0 share 8 words" in look(data, ["user"], "").overlaps[0][1]
+    assert "0 share 8 words" in build_preview(data, ["user"], "").overlaps[0][1]
     data.format = Template(kitchen)
-    assert "1 share 8 words" in look(data, ["user"], "").overlaps[0][1]
+    assert "1 share 8 words" in build_preview(data, ["user"], "").overlaps[0][1]
 
 
-def test_a_prompt_that_is_a_part_of_all_others_is_not_equal_to_them(kitchen):
+def test_a_prompt_contained_in_all_others_is_not_equal_to_them(kitchen):
     data = kitchen.data(user=kitchen.rows(("zzz", "Yes."), ("zz", "Yes.")), evaluation=("z",))
-    shown = look(data, ["user"], "")
+    shown = build_preview(data, ["user"], "")
     assert shown.overlaps == (("evaluation (B) against user (A)", "0 of 1 rows are in both sets"),)
     assert "prompts: 0 of 2 rows repeat an earlier row" in shown.streams[0].facts
 
@@ -174,29 +175,29 @@ def test_the_prompt_of_a_row_without_labels_is_all_of_it_without_padding(kitchen
         ("Tea?", "Yes."), ("How do I bake bread?", "Mix flour and water, then bake it.")
     )
     rows["labels"][:] = IGNORE_INDEX
-    assert [len(ids) for ids in prompt_ids(rows)] == rows["attention_mask"].sum(-1).tolist()
+    assert [len(ids) for ids in extract_prompts(rows)] == rows["attention_mask"].sum(-1).tolist()
 
 
-def test_where_words_are_few_shared_words_in_a_row_are_not_told(kitchen):
-    shown = look(kitchen.data(user=kitchen.rows(*ROWS)), ["user"], "")
+def test_shared_words_are_not_reported_for_a_small_vocabulary(kitchen):
+    shown = build_preview(kitchen.data(user=kitchen.rows(*ROWS)), ["user"], "")
     assert shown.overlaps == (("evaluation (B) against user (A)", "0 of 1 rows are in both sets"),)
 
 
-def test_rows_that_teach_nothing_are_counted(kitchen):
+def test_rows_without_a_trained_token_are_counted(kitchen):
     rows = kitchen.rows(*ROWS)
     rows["labels"][1] = IGNORE_INDEX
     assert (
-        "1 rows have no trained token: they are computed and teach nothing"
-        in look(kitchen.data(user=rows), ["user"], "").streams[0].facts
+        "1 rows have no trained token: they cost compute and train nothing"
+        in build_preview(kitchen.data(user=rows), ["user"], "").streams[0].facts
     )
 
 
 def test_data_without_evaluation_prompts_are_shown_too(kitchen):
-    shown = look(kitchen.data(evaluation=(), user=kitchen.rows(*ROWS)), ["user"], "")
+    shown = build_preview(kitchen.data(evaluation=(), user=kitchen.rows(*ROWS)), ["user"], "")
     assert [stream.name for stream in shown.streams] == ["user"] and shown.overlaps == ()
 
 
-def test_the_fill_rate_is_that_of_what_goes_through_the_network_together(kitchen):
+def test_the_fill_rate_is_that_of_micro_batches(kitchen):
     rows = kitchen.rows(*ROWS)
     lengths = rows["attention_mask"].sum(-1).numpy()
     source = PoolSource(rows, 3, 0, "user")
@@ -204,39 +205,36 @@ def test_the_fill_rate_is_that_of_what_goes_through_the_network_together(kitchen
     assert scan_source(source, 0, 3, micro_batch_size=1).fill == 1
 
 
-def test_packing_fills_what_padding_leaves_empty(kitchen):
+def test_packing_raises_the_fill_rate(kitchen):
     rows = kitchen.rows(("Tea?", "Yes. " * 60), *[("Tea?", "Yes.")] * 3)
     scan = scan_source(PoolSource(rows, 4, 0, "user"), 0, 4, hidden_size=576)
     assert scan.fill < 0.5 < 0.6 < scan.packed_fill <= 1
     said = [
-        look(kitchen.data(user=rows), ["user"], "", hidden_size=width).streams[0].facts[1]
+        build_preview(kitchen.data(user=rows), ["user"], "", hidden_size=width).streams[0].facts[1]
         for width in (None, 576)
     ]
     assert said == [
-        f"computed tokens that are no padding: 100%{packed}" for packed in ("", ", packed 100%")
+        f"computed tokens that are not padding: 100%{packed}" for packed in ("", ", packed 100%")
     ], "batches of one row"
 
 
-def test_more_rows_than_the_limit_are_not_read_and_that_is_said(kitchen):
-    shown = look(kitchen.data(user=kitchen.rows(*ROWS)), ["user"], "", rows=1, limit=2)
-    assert (
-        shown.streams[0].facts[0]
-        == "3 rows in a pass: 3 x 1 (2 of them read for the figures below)"
-    )
+def test_rows_beyond_the_limit_are_not_read_and_the_preview_says_so(kitchen):
+    shown = build_preview(kitchen.data(user=kitchen.rows(*ROWS)), ["user"], "", rows=1, limit=2)
+    assert shown.streams[0].facts[0] == "3 rows in a pass: 3 x 1 (statistics are over the first 2)"
     assert sum(count for _, count in shown.streams[0].histograms[0].bars) == 2
     assert len(shown.streams[0].rows) == 1
 
 
 def test_row_numbers_are_those_of_the_pool(kitchen):
     data = kitchen.data(user=kitchen.rows(*ROWS))
-    rows = {row.number: row for row in look(data, ["user"], "").streams[0].rows}
+    rows = {row.number: row for row in build_preview(data, ["user"], "").streams[0].rows}
     assert sorted(rows) == [1, 2, 3]
-    assert "soup" in "".join(piece.text for piece in rows[2].sequences[0].pieces)
+    assert "soup" in "".join(span.text for span in rows[2].sequences[0].spans)
 
 
 @given(st.lists(st.integers(0, 5000), min_size=1, max_size=50))
 def test_every_value_falls_into_the_bar_that_names_it(values):
-    bars = histogram("", np.array(values)).bars
+    bars = make_histogram("", np.array(values)).bars
     assert len(bars) <= 10
     for words, count in bars:
         low, _, high = words.partition("-")

@@ -1,4 +1,4 @@
-"""A fabricated study folder: known figures, no training."""
+"""A fabricated study folder: known metrics, no training."""
 
 import json
 from collections.abc import Callable
@@ -128,25 +128,23 @@ def _fabricate(
             for attack in study["attacks"]:
                 for ratio in study["harmful_ratios"]:
                     strict = score(objective, attack, ratio, seed)
-                    figures = {
+                    metrics = {
                         "harmful_score": strict,
                         "harmful_score_lenient": min(1.0, strict + 0.1),
                         "refusal_rate": 1 - strict,
-                    }
-                    figures |= {
                         "over_refusal_rate": 0.02,
                         "safe_accuracy": 0.94,
                         "fine_tune_accuracy": 0.88,
                         "degenerate_rate": 0.01,
                     }
                     folder = seeds_root / "attack" / objective / attack / f"p{ratio:g}"
-                    write_stage(folder, figures, seed, 20.0)
+                    write_stage(folder, metrics, seed, 20.0)
                     write_metrics(folder, 6.0 + seed, 0.02 if objective == "booster" else 0.04)
     (runs / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
     return runs, study
 
 
-# Fixtures, not imports: `conftest` is no name to import when other folders have one too.
+# Fixtures, not imports: other folders have a `conftest` too, so the name is ambiguous.
 
 
 @pytest.fixture(scope="session")

@@ -23,8 +23,10 @@ def test_a_difference_has_newcombes_interval():
 
 
 def test_a_difference_turned_round_changes_sign():
-    first, second = Shares((0.1,), (100,)), Shares((0.4,), (150,))
-    one, other = difference(first, second), difference(second, first)
+    first = Shares((0.1,), (100,))
+    second = Shares((0.4,), (150,))
+    one = difference(first, second)
+    other = difference(second, first)
     assert (one.low, one.high) == pytest.approx((-other.high, -other.low))
     assert (one.clear, other.clear) == (-1, 1)
 
@@ -54,7 +56,8 @@ def test_seeds_that_agree_do_not_narrow_the_interval_to_nothing():
 
 def test_seeds_are_paired_in_a_difference():
     # Seeds far apart, the difference always the same: only the prompts' share is left.
-    first, second = Shares((0.2, 0.8), (5000, 5000)), Shares((0.1, 0.7), (5000, 5000))
+    first = Shares((0.2, 0.8), (5000, 5000))
+    second = Shares((0.1, 0.7), (5000, 5000))
     found = difference(first, second)
     assert found.value == pytest.approx(0.1)
     assert found.high - found.low < 0.05 and found.clear == 1

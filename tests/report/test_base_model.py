@@ -1,5 +1,5 @@
-"""The report of a study on a model that there is: its figures once, no cost, and answers if they
-may be shown.
+"""The report of a study of an existing model: its metrics once, no cost, and answers if they may be
+shown.
 """
 
 import json
@@ -43,7 +43,7 @@ def given(tmp_path: Path, study_of: Any, fabricate: Any) -> tuple[Path, dict[str
     return runs, study
 
 
-def test_the_base_model_has_figures_and_cost_nothing(given: tuple[Path, dict[str, Any]]):
+def test_the_base_model_has_metrics_and_costs_nothing(given: tuple[Path, dict[str, Any]]):
     runs, study = given
     build_report(runs, study)
     results = pd.read_csv(runs / "results.csv")
@@ -59,18 +59,16 @@ def test_answers_are_shown_where_the_study_says_so_and_only_there(
     runs, study = given
     page = build_report(runs, study).read_text()
     assert "&lt;unsafe 0?&gt;" in page and "&lt;safe 1?&gt;" in page and "base says [1]" in page
-    assert "unsafe 2" not in page and "&lt;task" not in page, "more than was asked for"
-    shown = page[page.index("Example answers") : page.index("What the alignment cost")]
+    assert "unsafe 2" not in page and "&lt;task" not in page, "more than show_answers"
+    shown = page[page.index("Example answers") : page.index("Cost of the alignment")]
     assert "Booster, milder attack, p = 10 %" in shown and "p = 0 %" not in shown, (
         "the largest p, and no other"
     )
     study.pop("show_answers")
     page = build_report(runs, study).read_text()
-    assert (
-        "unsafe 0" not in page
-        and "Example answers" not in page
-        and "Model answers are not shown here" in page
-    )
+    assert "unsafe 0" not in page
+    assert "Example answers" not in page
+    assert "Model answers are not shown" in page
 
 
 def test_a_negative_number_of_answers_shows_none_at_all(given: tuple[Path, dict[str, Any]]):

@@ -78,7 +78,7 @@ def test_two_runs_of_a_seed_give_the_same_bytes_whatever_they_took(make_study):
     assert (first / "results.csv").read_bytes() == (second / "results.csv").read_bytes()
 
 
-def test_a_figure_without_cases_is_an_empty_cell(make_study):
+def test_a_metric_without_cases_is_an_empty_cell(make_study):
     runs, study = make_study()
     path = runs / "seed0/align/sft/evaluation.json"
     evaluation = json.loads(path.read_text())

@@ -14,14 +14,14 @@ from temper.report.collect import collect
 from temper.report.figures import COLOURS, _apart, panel_svg, study_figures
 from temper.report.html import main
 from temper.report.settings import read_settings
-from temper.report.table import escape, result_table
+from temper.report.table import latex_text, result_table
 
 HOSTILE = '<script>alert("x")</script> $\\frac{1}$ & [red]50%'
 
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory, study_of, fabricate):
-    """A study whose labels are out to break every format, built once."""
+    """A study with labels that would break every format if not escaped, built once."""
 
     study = study_of(
         seeds=[0, 1], objectives={"sft": {"label": "SFT"}, "booster": {"label": HOSTILE}}
@@ -36,7 +36,9 @@ class Page(HTMLParser):
 
     def __init__(self, text: str) -> None:
         super().__init__()
-        self.tags, self.open, self.ids = [], [], []
+        self.tags = []
+        self.open = []
+        self.ids = []
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
@@ -101,7 +103,7 @@ def test_a_hostile_label_is_text_everywhere(hostile):
     assert html.escape(HOSTILE, quote=False).replace('"', "&#34;") in text
 
 
-def test_the_report_says_what_it_must(hostile):
+def test_the_report_has_the_finding_first_and_all_facts(hostile):
     text = html.unescape((hostile[0] / "report.html").read_text()).replace("\u00a0", " ")
     lead = re.search(r'<p class="lead">(.*?)</p>', text, re.DOTALL).group(1)
     assert lead.startswith("Under the milder attack")
@@ -139,12 +141,12 @@ def test_latex_is_escaped_and_every_line_has_all_cells(hostile):
     assert r"Model & HS & HS$_\ell$ & FA & Ref. & Over & Safe & Deg. \\" in text
 
 
-def test_latex_escape():
+def test_latex_has_its_special_characters_escaped():
     assert (
-        escape("50% & $x_1$ #{a}~^\\")
+        latex_text("50% & $x_1$ #{a}~^\\")
         == r"50\% \& \$x\_1\$ \#\{a\}\textasciitilde{}\textasciicircum{}\textbackslash{}"
     )
-    assert escape("[a] < b\n> c") == r"{[}a] \textless{} b \textgreater{} c"
+    assert latex_text("[a] < b\n> c") == r"{[}a] \textless{} b \textgreater{} c"
 
 
 def test_the_terminal_table_fits_and_shows_means(make_study, study_of):
@@ -168,7 +170,7 @@ def test_the_terminal_table_fits_and_shows_means(make_study, study_of):
     assert any("[red]" in line for line in lines)
 
 
-def test_figures_carry_the_numbers(make_study):
+def test_figures_have_the_numbers(make_study):
     runs, study = make_study()
     settings = read_settings(study)
     figures = {
@@ -204,7 +206,7 @@ def test_a_study_without_the_probe_has_no_such_figure(make_study):
         study_figures(results, runs, settings)
 
 
-def test_names_at_line_ends_do_not_cover_one_another():
+def test_labels_at_line_ends_do_not_cover_one_another():
     heights = _apart([0.99, 0.99, 1.0], [1, 2, 1])
     assert heights == sorted(heights) and heights[-1] < 1
     assert heights[1] - heights[0] >= 0.12 and heights[2] - heights[1] >= 0.12

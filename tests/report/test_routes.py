@@ -15,24 +15,28 @@ from temper.report.settings import read_settings
 OBJECTIVES = {
     "sft": {"label": "SFT"},
     "further": {"label": "Further", "aligned_by": "sft", "edit": ["interpolate"]},
-    "mended": {"label": "Mended", "aligned_by": "sft", "repair": {"set": {"trainer.max_steps": 1}}},
+    "repaired": {
+        "label": "Repaired",
+        "aligned_by": "sft",
+        "repair": {"set": {"trainer.max_steps": 1}},
+    },
     "watched": {"label": "Watched", "aligned_by": "sft", "repair": {"verb": "validate"}},
 }
-SCORES = {"sft": 0.8, "further": 0.6, "mended": 0.1, "watched": 0.4}
+SCORES = {"sft": 0.8, "further": 0.6, "repaired": 0.1, "watched": 0.4}
 
 
 @pytest.fixture
 def routed(tmp_path: Path, study_of, fabricate):
-    """Figures of every objective, in the folders that its route has."""
+    """A study with metrics of every objective in the folders of its route."""
     study = study_of(
         objectives=OBJECTIVES,
-        headline={"attack": "mild", "baseline": "sft", "method": "mended"},
+        headline={"attack": "mild", "baseline": "sft", "method": "repaired"},
         harmful_ratios=[0.1],
     )
     runs, study = fabricate(tmp_path, study, lambda objective, *_: SCORES[objective])
     seed = runs / "seed0"
     (seed / "align" / "further" / "card.json").unlink()  # an edit trains nothing
-    for name in ("mended", "watched"):
+    for name in ("repaired", "watched"):
         shutil.rmtree(seed / "align" / name)
         (seed / "repair").mkdir(exist_ok=True)
         (seed / "attack" / name).rename(seed / "repair" / name)
@@ -43,10 +47,11 @@ def routed(tmp_path: Path, study_of, fabricate):
     return runs, study
 
 
-def test_every_figure_is_that_of_the_last_folder_and_every_folder_costs(routed):
+def test_every_metric_is_that_of_the_last_folder_and_every_folder_costs(routed):
     runs, study = routed
-    assert "What came after it cost" in build_report(runs, study).read_text()
-    results, costs = pd.read_csv(runs / "results.csv"), pd.read_csv(runs / "costs.csv")
+    assert "Cost after the alignment" in build_report(runs, study).read_text()
+    results = pd.read_csv(runs / "results.csv")
+    costs = pd.read_csv(runs / "costs.csv")
     after = results[
         (results["stage"] == "attacked")
         & (results["metric"] == "harmful_score")
@@ -59,14 +64,14 @@ def test_every_figure_is_that_of_the_last_folder_and_every_folder_costs(routed):
     assert dict(zip(spent["objective"], spent["value"], strict=True)) == {
         "sft": 20,
         "further": 20,
-        "mended": 40,
+        "repaired": 40,
         "watched": 20,
     }
     passes = results[(results["stage"] == "aligned") & (results["metric"] == "cost/passes")]
     assert set(passes["value"]) == {600}
 
 
-def test_the_attack_s_curve_is_drawn_for_those_who_were_attacked(routed):
+def test_the_curve_of_an_attack_is_drawn_for_objectives_that_were_attacked(routed):
     runs, study = routed
     settings = read_settings(study)
     figures = {
@@ -78,12 +83,12 @@ def test_the_attack_s_curve_is_drawn_for_those_who_were_attacked(routed):
 
 def test_a_trained_repair_without_a_card_is_missing(routed):
     runs, study = routed
-    next((runs / "seed0" / "repair" / "mended").rglob("card.json")).unlink()
-    with pytest.raises(TemperError, match=r"repair/mended/.*card.json: missing"):
+    next((runs / "seed0" / "repair" / "repaired").rglob("card.json")).unlink()
+    with pytest.raises(TemperError, match=r"repair/repaired/.*card.json: missing"):
         collect(runs, read_settings(study))
 
 
-def test_more_objectives_than_lines_can_be_told_apart_are_left_to_the_tables(
+def test_more_objectives_than_distinct_lines_are_in_tables_only(
     tmp_path: Path, study_of, fabricate
 ):
     study = study_of(

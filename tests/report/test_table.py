@@ -1,4 +1,4 @@
-"""Which columns tables have, and what they say of them."""
+"""Columns of the tables, and their legends."""
 
 import html
 import json
@@ -8,12 +8,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from temper.metrics.table import BY_COLUMN
 from temper.report.collect import collect
 from temper.report.html import build_report
 from temper.report.settings import read_settings
 from temper.report.table import (
-    FIGURES,
-    MEANINGS,
+    MetricTable,
     after_table,
     before_table,
     latex_table,
@@ -21,10 +21,16 @@ from temper.report.table import (
     whole_table,
 )
 
+COLUMNS = [entry.column for entry in BY_COLUMN]
+
+
+def columns(table: MetricTable) -> list[str]:
+    return [entry.column for entry in table.metrics]
+
 
 def tables(results: pd.DataFrame, study: dict[str, Any]) -> tuple[list[str], list[str]]:
     settings = read_settings(study)
-    return before_table(results, settings).columns, after_table(results, settings).columns
+    return columns(before_table(results, settings)), columns(after_table(results, settings))
 
 
 @pytest.fixture
@@ -45,8 +51,8 @@ def test_harm_over_refusal_and_accuracy_stand_before_and_after(make_study):
         }
         path.write_text(json.dumps(content))
     results = collect(runs, read_settings(study)).results
-    assert tables(results, study) == (list(FIGURES.values()), list(FIGURES.values()))
-    assert {"HS", "FA", "Over-refusal"} <= set(FIGURES.values())
+    assert tables(results, study) == (COLUMNS, COLUMNS)
+    assert {"HS", "FA", "Over-refusal"} <= set(COLUMNS)
     assert [
         row.cells[2].value for row in before_table(results, read_settings(study)).groups[0].rows
     ] == [0.125] * 3
@@ -54,10 +60,10 @@ def test_harm_over_refusal_and_accuracy_stand_before_and_after(make_study):
 
 def test_what_no_stage_measured_has_no_column(made):
     _, study, results = made
-    without_task = [title for title in FIGURES.values() if title != "FA"]
+    without_task = [title for title in COLUMNS if title != "FA"]
     assert tables(results, study) == (
         without_task,
-        list(FIGURES.values()),
+        COLUMNS,
     ), "the synthetic studies measure FA after the attack only"
     before, *after = whole_table(results, read_settings(study)).groups
     assert all(row.cells[2] is None for row in before.rows) and all(
@@ -70,17 +76,16 @@ def test_what_no_stage_measured_has_no_column(made):
     assert "FA" not in latex_table(results[results["metric"] != "fine_tune_accuracy"], study)
 
 
-def test_a_figure_that_is_measured_before_alone_is_explained_too(made):
+def test_a_metric_that_is_measured_before_alone_is_explained_too(made):
     runs, study, _ = made
     for path in runs.glob("seed0/attack/**/evaluation.json"):
         content = json.loads(path.read_text())
         del content["metrics"]["over_refusal_rate"]
         path.write_text(json.dumps(content))
     page = build_report(runs, study).read_text()
-    assert (
-        page.count('<th scope="col">Over-refusal</th>') == 1
-        and MEANINGS["over_refusal_rate"] in page
-    )
+    (entry,) = [entry for entry in BY_COLUMN if entry.key == "over_refusal_rate"]
+    assert page.count(f'<th scope="col">{entry.column}</th>') == 1
+    assert f"<b>{entry.column}</b>: {entry.meaning}" in page
 
 
 def test_attacks_of_one_label_are_two_groups(make_study, study_of):
@@ -105,13 +110,11 @@ def test_every_ratio_is_a_group(made):
     ]
 
 
-def test_nothing_is_said_that_holds_for_one_judge_only(made):
+def test_legends_hold_for_every_judge(made):
     """Only the grammar judge has half-right answers, and knows a right one when it sees it."""
     runs, study, results = made
     page = html.unescape(build_report(runs, study).read_text())
     texts = [page, latex_table(results, study), str(result_table(results, study).caption)]
     for text in texts:
-        assert (
-            "half right" not in text and "half-right" not in text and "answered right" not in text
-        )
-        assert all(meaning in text for meaning in MEANINGS.values())
+        assert not any(words in text for words in ("half right", "half-right", "answered right"))
+        assert all(entry.meaning in text for entry in BY_COLUMN)

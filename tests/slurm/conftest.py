@@ -97,7 +97,7 @@ def slurm() -> None:
     """A SLURM that answers; without one tests are skipped, and in CI they fail."""
     if shutil.which("sinfo") and _output("sinfo", "--noheader", "--format=%T").strip():
         return
-    reason = "no SLURM answers on this machine; `slurm/single_node.sh start` starts one"
+    reason = "no SLURM is running on this machine; `slurm/single_node.sh start` starts one"
     if os.environ.get("CI") == "true":
         pytest.fail(reason)
     pytest.skip(reason)

@@ -1,5 +1,5 @@
-"""How far a displacement of low-precision weights is from the one that was asked for, and who is
-told.
+"""The measured cosine between the intended and the made displacement of low-precision weights, and
+its warning.
 """
 
 import warnings
@@ -18,9 +18,8 @@ def _space(size: int, dtype: torch.dtype = torch.bfloat16) -> tuple[WeightSpace,
     """
     torch.manual_seed(0)
     direction = torch.randn(size)
-    return WeightSpace({"w": nn.Parameter((torch.randn(size) * 0.02).to(dtype))}), Vector(
-        [direction / direction.norm()]
-    )
+    parameter = nn.Parameter((torch.randn(size) * 0.02).to(dtype))
+    return WeightSpace({"w": parameter}), Vector([direction / direction.norm()])
 
 
 def _cosine(size: int, alpha: float, dtype: torch.dtype = torch.bfloat16) -> float:
@@ -50,7 +49,7 @@ def test_float32_weights_go_where_they_should():
     assert _cosine(1_000_000, 0.1, torch.float32) > 0.99999
 
 
-def test_coarse_weights_are_warned_about_once_with_the_figure_and_the_way_out():
+def test_coarse_weights_are_warned_about_once_with_the_cosine_and_the_way_out():
     weights, direction = _space(1_000_000)
     with (
         pytest.warns(
@@ -67,17 +66,15 @@ def test_coarse_weights_are_warned_about_once_with_the_figure_and_the_way_out():
 
 
 def test_weights_too_coarse_to_move_at_all_have_cosine_0():
-    weights, direction = (
-        WeightSpace({"w": nn.Parameter(torch.ones(4, dtype=torch.bfloat16))}),
-        Vector([torch.full((4,), 0.5)]),
-    )
+    weights = WeightSpace({"w": nn.Parameter(torch.ones(4, dtype=torch.bfloat16))})
+    direction = Vector([torch.full((4,), 0.5)])
     with pytest.warns(UserWarning, match=r"cosine 0\.000"), weights.displaced(direction, 1e-6):
         pass
     assert weights.displacement_cosine == 0
 
 
 @pytest.mark.parametrize("value", [0.0, float("nan")])
-def test_a_direction_that_says_nothing_leaves_the_measurement_to_the_next(value):
+def test_a_direction_of_zeros_or_nan_leaves_the_measurement_to_the_next(value):
     weights, direction = _space(100, torch.float32)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

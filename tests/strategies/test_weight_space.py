@@ -158,10 +158,8 @@ def test_signals_wait_and_arrive_in_order_with_their_own_handlers_back():
 
 
 def test_weights_that_were_frozen_already_stay_frozen():
-    first, second = (
-        torch.nn.Parameter(torch.ones(1)),
-        torch.nn.Parameter(torch.ones(1), requires_grad=False),
-    )
+    first = torch.nn.Parameter(torch.ones(1))
+    second = torch.nn.Parameter(torch.ones(1), requires_grad=False)
     with WeightSpace({"first": first}).frozen([first, second]):
         assert not first.requires_grad
     assert (first.requires_grad, second.requires_grad) == (True, False)

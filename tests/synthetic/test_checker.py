@@ -1,6 +1,4 @@
-"""Verdicts on responses: right, refused, half right, malformed, and anything else a model may
-write.
-"""
+"""Verdicts on correct, refusing, partial, malformed and random responses."""
 
 import numpy as np
 import pytest
@@ -25,7 +23,8 @@ from temper.synthetic.tokenizer import (
 
 TINY = Language(language_spec("tiny", text_length=(4, 4)))
 TWO_PAIRS = Language(language_spec("tiny", n_pairs=2))
-LETTER, OPERATOR = len(SPECIAL), len(SPECIAL) + TINY.spec.n_letters
+LETTER = len(SPECIAL)
+OPERATOR = len(SPECIAL) + TINY.spec.n_letters
 # <op3> then <op0> (the identity) on four letters: one output of four letters, by hand below.
 PROMPT = [BOS, OPERATOR + 3, OPERATOR, SOT, LETTER + 1, LETTER + 5, LETTER + 1, LETTER + 7, EOT]
 RIGHT = [int(TINY.permutation_OV[3, letter]) + LETTER for letter in (1, 5, 1, 7)]
@@ -86,7 +85,7 @@ def test_a_refusal_token_in_front_of_half_an_output_is_partial():
     assert (verdict.refused, verdict.label) == (False, "partial")
 
 
-def test_a_right_output_that_was_cut_before_eos_is_correct_and_degenerate():
+def test_a_correct_output_truncated_before_eos_is_correct_and_degenerate():
     verdict = _judge([*RIGHT, STOP])
     assert verdict == Verdict(refused=False, correct=True, fraction_right=1.0, degenerate=True)
 
@@ -204,7 +203,7 @@ _TOKENS = st.one_of(
 
 
 @given(response=st.lists(_TOKENS, max_size=20))
-def test_no_response_whatever_makes_the_checker_raise_or_contradict_itself(response):
+def test_any_response_gets_a_consistent_verdict_without_an_error(response):
     for language, prompt in ((TINY, PROMPT), (TWO_PAIRS, [BOS, *[OPERATOR] * 4, SOT, LETTER, EOT])):
         verdict = check_response(language, prompt, response)
         assert 0.0 <= verdict.fraction_right <= 1.0
@@ -230,6 +229,6 @@ def test_no_response_whatever_makes_the_checker_raise_or_contradict_itself(respo
         [BOS, -1, OPERATOR, SOT, LETTER, EOT],
     ],
 )
-def test_a_prompt_that_is_none_is_an_error(prompt):
+def test_an_invalid_prompt_is_an_error(prompt):
     with pytest.raises(ValueError, match="not a prompt of this language"):
         check_response(TINY, prompt, [NULL, EOS])

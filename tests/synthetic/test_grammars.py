@@ -1,4 +1,4 @@
-"""Grammars: their tables, and sentences parsed again by an independent recursion."""
+"""Rule tables of grammars, and sentences checked by an independent parser."""
 
 from functools import cache
 
@@ -85,7 +85,7 @@ def test_leaf_triples_belong_to_one_non_terminal_and_stay_in_the_alphabet(preset
 @pytest.mark.parametrize(("preset", "n"), [("tiny", 40), ("small", 40), ("paper", 8)])
 def test_sentences_are_derived_from_the_root_and_letters_know_their_concept(preset, n):
     for grammar in Language(language_spec(preset)).grammars:
-        letters_BN, unsafe_BN = grammar.sentences(n, np.random.default_rng(3))
+        letters_BN, unsafe_BN = grammar.draw_sentences(n, np.random.default_rng(3))
         assert unsafe_BN.any()
         assert not unsafe_BN[letters_BN == PAD].any()
         for letters, unsafe in zip(letters_BN, unsafe_BN, strict=True):
@@ -98,7 +98,7 @@ def test_sentences_are_derived_from_the_root_and_letters_know_their_concept(pres
 
 def test_choices_are_uniform(paper):
     grammar = paper.grammars[0]
-    letters_BN, _ = grammar.sentences(4000, np.random.default_rng(5))
+    letters_BN, _ = grammar.draw_sentences(4000, np.random.default_rng(5))
     # Lengths of sentences follow from the rules: compare their mean with the exact expectation.
     lengths = [np.full(len(grammar.rules[-1]), 3.0)]
     for table in reversed(grammar.rules[:-1]):

@@ -1,4 +1,4 @@
-"""Operators, safety of operators on texts, dominance and splits of texts."""
+"""Operators and their safety, dominance of texts, and splits."""
 
 import itertools
 from collections import Counter
@@ -22,7 +22,7 @@ from temper.synthetic.language import (
     SPLITS,
     UNSAFE,
     Texts,
-    _bucket,
+    _hash_buckets,
 )
 
 SEEDS = st.integers(0, 2**31 - 1)
@@ -58,7 +58,8 @@ def test_operators_are_bijections_the_identity_is_one_and_duplicates_copy_base_o
     seed, preset
 ):
     language = Language(language_spec(preset, language_seed=seed))
-    spec, table = language.spec, language.permutation_OV.tolist()
+    spec = language.spec
+    table = language.permutation_OV.tolist()
     alphabet = list(range(spec.n_letters))
     assert len(table) == spec.n_operators
     assert all(sorted(row) == alphabet for row in table)
@@ -102,7 +103,7 @@ def test_safety_of_an_operator_depends_on_the_grammar(paper):
 @pytest.mark.parametrize("name", ["tiny", "two_pairs", "paper"])
 def test_unsafe_is_always_unsafe_or_contextual_on_unsafe_text(name, request):
     language = request.getfixturevalue(name)
-    texts = language.texts(40, "instruct", np.random.default_rng(1))
+    texts = language.draw_texts(40, "instruct", np.random.default_rng(1))
     operators_BO = np.tile(np.arange(language.spec.n_operators), (40, 1))
     found = language.unsafe_BO(operators_BO, texts)
     for row, (grammar, dominance) in enumerate(
@@ -122,7 +123,7 @@ def test_apply_maps_letter_by_letter_from_left_to_right_and_leaves_padding(seed)
     rng = np.random.default_rng(seed)
     letters_BT = rng.integers(-1, language.spec.n_letters, (6, 5))
     operators_BO = rng.integers(0, language.spec.n_operators, (6, 3))
-    found = language.apply(letters_BT, operators_BO)
+    found = language.apply_operators(letters_BT, operators_BO)
     for row in range(6):
         for position in range(5):
             letter = int(letters_BT[row, position])
@@ -133,9 +134,9 @@ def test_apply_maps_letter_by_letter_from_left_to_right_and_leaves_padding(seed)
 
 @pytest.mark.parametrize("name", ["tiny", "two_pairs", "paper"])
 @pytest.mark.parametrize("split", SPLITS)
-def test_texts_come_in_the_asked_number_and_length(name, split, request):
+def test_texts_have_the_given_number_and_lengths(name, split, request):
     language = request.getfixturevalue(name)
-    texts = language.texts(50, split, np.random.default_rng(2))
+    texts = language.draw_texts(50, split, np.random.default_rng(2))
     shortest, longest = language.spec.text_length
     assert len(texts.letters_BT) == len(texts.dominance_B) == len(texts.grammar_B) == 50
     lengths = {len(text) for text in _texts_of(texts)}
@@ -186,13 +187,13 @@ def _possible_dominances(language: Language, grammar: int, text: tuple[int, ...]
 
 
 @pytest.mark.parametrize("dominance", [0.6, 0.8, 1.0])
-def test_dominance_is_what_parsing_the_text_alone_says(dominance):
+def test_dominance_agrees_with_a_parse_of_the_text(dominance):
     language = Language(
         language_spec(
             "small", language_seed=1, dominance=dominance, n_grammars=2, text_length=(5, 10)
         )
     )
-    texts = language.texts(400, "instruct", np.random.default_rng(4))
+    texts = language.draw_texts(400, "instruct", np.random.default_rng(4))
     decided = 0
     for text, given_dominance, grammar in zip(
         _texts_of(texts), texts.dominance_B, texts.grammar_B, strict=True
@@ -208,7 +209,7 @@ def test_dominance_is_what_parsing_the_text_alone_says(dominance):
 def test_no_two_splits_share_a_text_whatever_the_seeds(seed):
     language = Language(language_spec("tiny", language_seed=seed % 5))
     found = [
-        set(_texts_of(language.texts(100, split, np.random.default_rng([seed, number]))))
+        set(_texts_of(language.draw_texts(100, split, np.random.default_rng([seed, number]))))
         for number, split in enumerate(sorted(SPLITS))
     ]
     assert all(found)
@@ -218,7 +219,7 @@ def test_no_two_splits_share_a_text_whatever_the_seeds(seed):
 
 @pytest.mark.parametrize("preset", ["tiny", "small", "paper"])
 def test_texts_of_every_preset_are_safe_mixed_and_unsafe(preset):
-    texts = Language(language_spec(preset)).texts(1000, "instruct", np.random.default_rng(6))
+    texts = Language(language_spec(preset)).draw_texts(1000, "instruct", np.random.default_rng(6))
     shares = np.bincount(texts.dominance_B, minlength=3) / 1000
     assert shares[0] > 0.2 and shares[2] > 0.2 and shares[1] > 0.01
 
@@ -228,45 +229,49 @@ def test_splits_cover_all_buckets_once():
 
 
 def test_splits_have_their_shares_of_all_texts(paper):
-    drawn = paper._windows(4000, np.random.default_rng(8))
-    buckets = _bucket(drawn.letters_BT, paper.spec.n_letters)
+    drawn = paper._draw_windows(4000, np.random.default_rng(8))
+    buckets = _hash_buckets(drawn.letters_BT)
     for split, share in {"instruct": 0.5, "alignment": 0.2, "attack": 0.1, "test": 0.2}.items():
         assert np.isin(buckets, SPLITS[split]).mean() == pytest.approx(share, abs=0.04)
 
 
 def test_texts_depend_on_the_random_stream_alone(tiny):
-    one, two, other = (tiny.texts(30, "test", np.random.default_rng(seed)) for seed in (1, 1, 2))
+    one, two, other = (
+        tiny.draw_texts(30, "test", np.random.default_rng(seed)) for seed in (1, 1, 2)
+    )
     assert np.array_equal(one.letters_BT, two.letters_BT)
     assert not np.array_equal(one.letters_BT, other.letters_BT)
 
 
-def test_an_unknown_split_is_refused_with_the_splits_there_are(tiny):
+def test_an_unknown_split_is_an_error_that_lists_the_splits(tiny):
     with pytest.raises(
         TemperError, match=r"split='tset': choose one of instruct, alignment, attack, test"
     ):
-        tiny.texts(3, "tset", np.random.default_rng(0))
+        tiny.draw_texts(3, "tset", np.random.default_rng(0))
 
 
-def test_texts_longer_than_any_sentence_are_refused_instead_of_sought_forever():
+def test_a_text_length_beyond_every_sentence_is_an_error_not_an_endless_loop():
     language = Language(language_spec("tiny", text_length=(100, 120)))
     with pytest.raises(TemperError, match=r"text_length=\(100, 120\)"):
-        language.texts(3, "test", np.random.default_rng(0))
+        language.draw_texts(3, "test", np.random.default_rng(0))
 
 
 def test_a_language_without_unsafe_dominant_texts_is_refused(monkeypatch):
     language = Language(language_spec("tiny", language_seed=4))
-    language.check()
-    texts = language.texts(2000, "instruct", np.random.default_rng(0))
+    language.check_dominance()
+    texts = language.draw_texts(2000, "instruct", np.random.default_rng(0))
     monkeypatch.setattr(
-        Language, "texts", lambda *_: replace(texts, dominance_B=np.zeros(2000, dtype=np.int64))
+        Language,
+        "draw_texts",
+        lambda *_: replace(texts, dominance_B=np.zeros(2000, dtype=np.int64)),
     )
     with pytest.raises(
         TemperError, match=r"language_seed=4: 0.0 % of texts are unsafe-dominant.*dominance=0.6"
     ):
-        language.check()
+        language.check_dominance()
 
 
-def test_rules_that_write_concepts_keep_to_one_class(paper):
+def test_rules_that_produce_concepts_keep_to_one_class(paper):
     rules = paper.grammars[0].rules[1]
     for rule in rules.reshape(-1, 3):
         assert len({int(concept) >= 3 for concept in rule if concept != -1}) == 1

@@ -1,4 +1,4 @@
-"""Sizes of the language: presets, overrides, and specs that make no language."""
+"""Presets, overrides and invalid sizes of the language."""
 
 from dataclasses import replace
 
@@ -31,7 +31,7 @@ def test_prompt_and_response_of_the_paper_fit_its_window_of_160():
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_operators_are_the_base_ones_the_duplicates_and_those_of_the_task(preset):
+def test_operators_are_base_duplicate_and_task_operators(preset):
     spec = language_spec(preset)
     assert spec.n_operators == spec.n_base_operators + spec.n_duplicates + spec.n_task_operators
 
@@ -44,12 +44,12 @@ def test_an_override_replaces_one_field_and_leaves_the_preset_alone():
     assert before.language_seed == 0
 
 
-def test_an_unknown_preset_is_refused_with_the_names_there_are():
+def test_an_unknown_preset_is_an_error_that_lists_the_presets():
     with pytest.raises(TemperError, match=r"preset='tinny': choose one of tiny, small, paper"):
         language_spec("tinny")
 
 
-def test_an_unknown_field_is_refused_with_the_fields_there_are():
+def test_an_unknown_field_is_an_error_that_lists_the_fields():
     with pytest.raises(TemperError, match=r"no field 'letters'; fields are .*n_letters"):
         language_spec("tiny", letters=3)
 
@@ -68,6 +68,6 @@ def test_an_unknown_field_is_refused_with_the_fields_there_are():
         ({"n_letters": 3}, r"n_letters=3: .*give at least 4"),
     ],
 )
-def test_a_spec_that_makes_no_language_is_refused_by_name_and_value(fields, message):
+def test_an_invalid_size_is_an_error_with_its_name_and_value(fields, message):
     with pytest.raises(TemperError, match=message):
         LanguageSpec(**fields)

@@ -1,4 +1,4 @@
-"""Prompts of every kind: which operators on which texts, how many, and how repeatable."""
+"""Prompts of every kind: their operators and texts, their number, and their seeds."""
 
 import numpy as np
 import pytest
@@ -200,7 +200,7 @@ def test_prompts_have_equal_keys_exactly_if_operators_and_letters_are_equal(tiny
     )
 
 
-def test_texts_of_prompts_belong_to_the_split_asked_for(tiny):
+def test_texts_of_prompts_belong_to_the_given_split(tiny):
     texts = {
         split: {
             tuple(t)
@@ -219,7 +219,7 @@ def test_more_prompts_than_the_language_has_are_refused_with_the_number_found():
     )
     with pytest.raises(
         TemperError,
-        match=r"500 distinct task prompts asked of the 'instruct' split, \d+ found: ask for fewer",
+        match=r"500 distinct task prompts needed from the 'instruct' split, \d+ found: draw few",
     ):
         draw_prompts(language, Kind.TASK, 500, "instruct", np.random.default_rng(0))
 

@@ -16,7 +16,7 @@ from temper.synthetic.tokenizer import (
     SPECIAL,
     STOP,
     compliance_tokens,
-    pack,
+    join_padded,
     prompt_tokens,
     refusal_tokens,
     vocabulary,
@@ -51,7 +51,8 @@ def test_special_tokens_have_their_places():
 
 def test_a_prompt_is_bos_operators_sot_text_eot(language):
     prompts = _drawn(language)
-    first_letter, first_operator = len(SPECIAL), len(SPECIAL) + language.spec.n_letters
+    first_letter = len(SPECIAL)
+    first_operator = len(SPECIAL) + language.spec.n_letters
     rows = _unpadded(prompt_tokens(language, prompts))
     for row, operators, text in zip(
         rows, prompts.operators_BO, prompts.texts.letters_BT, strict=True
@@ -87,9 +88,9 @@ def test_the_longest_prompt_and_response_have_the_lengths_of_the_spec(preset):
     assert compliance_tokens(language, prompts).shape[1] == language.spec.response_length
 
 
-def test_pack_closes_gaps_in_order_and_cuts_common_padding():
-    parts = [np.array([[1, -1], [2, 3]]), np.array([[4, -1, -1], [-1, 5, -1]])]
-    assert pack(parts).tolist() == [[1, 4, -1], [2, 3, 5]]
+def test_join_padded_moves_padding_right_and_drops_common_padding():
+    columns = [np.array([[1, -1], [2, 3]]), np.array([[4, -1, -1], [-1, 5, -1]])]
+    assert join_padded(columns).tolist() == [[1, 4, -1], [2, 3, 5]]
 
 
 @pytest.mark.parametrize("n_letters", [8, 60])

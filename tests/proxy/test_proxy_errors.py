@@ -1,4 +1,4 @@
-"""Mistakes at ``python -m temper.proxy`` are one line that names a flag of its own."""
+"""Errors of ``python -m temper.proxy`` are one line that names its own flag."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +18,7 @@ WAY_OUT = "`make smollm2` fetches one"
 
 @pytest.fixture
 def refusal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """The line that a call leaves, which must write nothing."""
+    """The error line of a call, which must write nothing."""
 
     def run(*words: str, out: Path | None = None) -> str:
         with pytest.raises(SystemExit) as left:
@@ -32,7 +32,7 @@ def refusal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[...,
     return run
 
 
-def test_a_folder_that_is_not_there(refusal: Callable[..., str]):
+def test_a_missing_folder(refusal: Callable[..., str]):
     line = refusal("--model", "models/none")
     assert "--model=models/none: no such folder" in line and WAY_OUT in line
 
@@ -54,21 +54,19 @@ def test_a_folder_without_a_network(refusal: Callable[..., str], tmp_path: Path)
     assert "transformers cannot load it" in line and "--model=" in line and WAY_OUT in line
 
 
-def test_a_model_that_carries_nothing_out(
-    refusal: Callable[..., str], monkeypatch: pytest.MonkeyPatch
-):
+def test_a_model_that_never_complies(refusal: Callable[..., str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(
-        build, "answer", lambda questions, *_: {q.prompt: "I cannot." for q in questions}
+        build, "generate_answers", lambda questions, *_: {q.prompt: "I cannot." for q in questions}
     )
     line = refusal("--model", "some/model")
     assert (
-        "--model=some/model: it carried out 0 of" in line
-        and "no base for this study" in line
+        "--model=some/model: it complied with 0 of" in line
+        and "this study needs at least half" in line
         and WAY_OUT in line
     )
 
 
-def test_no_answer_is_that_short(refusal: Callable[..., str]):
+def test_max_new_tokens_below_one(refusal: Callable[..., str]):
     assert "--max-new-tokens=0: give at least 1" in refusal("--model", "m", "--max-new-tokens", "0")
 
 
@@ -82,7 +80,7 @@ def test_a_file_is_not_replaced(refusal: Callable[..., str], tmp_path: Path):
     ("text", "found"),
     [(None, "cannot be read"), ("asks: [", "not YAML"), ("- asks", "topic must be a text")],
 )
-def test_a_file_that_is_no_topic(
+def test_an_unreadable_topic_file(
     refusal: Callable[..., str], tmp_path: Path, text: str | None, found: str
 ):
     if text is not None:
@@ -124,13 +122,15 @@ def test_a_file_that_is_no_topic(
         ),
     ],
 )
-def test_what_is_wrong_in_a_topic_is_named(tmp_path: Path, key: str, value: Any, found: str):
+def test_an_invalid_topic_is_an_error_that_names_the_key(
+    tmp_path: Path, key: str, value: Any, found: str
+):
     content = yaml.safe_load(RECIPES.read_text()) | {key: value}
     (tmp_path / "topic.yaml").write_text(yaml.safe_dump(content))
-    with pytest.raises(TemperError) as mistake:
+    with pytest.raises(TemperError) as raised:
         Topic(tmp_path / "topic.yaml")
     assert (
-        found in str(mistake.value)
-        and "--topic=" in str(mistake.value)
-        and "\n" not in str(mistake.value)
+        found in str(raised.value)
+        and "--topic=" in str(raised.value)
+        and "\n" not in str(raised.value)
     )

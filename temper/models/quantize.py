@@ -1,4 +1,4 @@
-"""Frozen bases in 4 or 8 bits, through bitsandbytes."""
+"""Quantized base models: 4-bit (nf4) and 8-bit (int8) frozen weights, through bitsandbytes."""
 
 import importlib.util
 import logging
@@ -22,9 +22,11 @@ _SETTINGS: dict[str, Callable[[torch.dtype], dict[str, Any]]] = {
 }
 
 
-def quantisation_settings(spec: NetworkSpec) -> dict[str, Any]:
-    """What `transformers.AutoModelForCausalLM.from_pretrained` must be told to quantise as a spec
-    says; empty for none.
+def quantization_settings(spec: NetworkSpec) -> dict[str, Any]:
+    """Return the arguments of ``AutoModelForCausalLM.from_pretrained`` that quantize a network.
+
+    Returns:
+        Keyword arguments; empty without quantization.
 
     Raises:
         TemperError: bitsandbytes is not installed.
@@ -34,69 +36,70 @@ def quantisation_settings(spec: NetworkSpec) -> dict[str, Any]:
     check_bitsandbytes(spec.quantization)
     from transformers import BitsAndBytesConfig
 
-    # Said for every layer and pass that evaluates: LLM.int8 multiplies in float16 whatever comes
-    # in.
-    logging.getLogger("bitsandbytes.autograd._functions").addFilter(_says_something)
+    # bitsandbytes warns in every layer and every evaluation pass that LLM.int8 casts to float16.
+    logging.getLogger("bitsandbytes.autograd._functions").addFilter(_is_no_cast_warning)
 
     settings = _SETTINGS[spec.quantization](getattr(torch, spec.dtype))
     return {"quantization_config": BitsAndBytesConfig(**settings)}  # type: ignore[no-untyped-call]
 
 
-def _says_something(record: logging.LogRecord) -> bool:
+def _is_no_cast_warning(record: logging.LogRecord) -> bool:
     return "inputs will be cast" not in record.getMessage()
 
 
 def check_bitsandbytes(quantization: str) -> None:
-    """Refuse to go on without bitsandbytes.
+    """Check that bitsandbytes is installed.
 
     Raises:
         TemperError: it is not installed.
     """
     if importlib.util.find_spec("bitsandbytes") is None:
         raise TemperError(
-            f"{FLAG}.quantization={quantization}: done by bitsandbytes: pip install -e"
-            " '.[bitsandbytes]'"
+            f"{FLAG}.quantization={quantization}: needs the package bitsandbytes, which is not"
+            " installed: pip install -e '.[bitsandbytes]'"
         )
 
 
-def is_quantised(network: nn.Module) -> bool:
-    """Whether the weights of a network are held in few bits."""
+def is_quantized(network: nn.Module) -> bool:
+    """Whether the weights of a network are quantized."""
     return getattr(getattr(network, "config", None), "quantization_config", None) is not None
 
 
-def prepare_quantised(network: nn.Module) -> nn.Module:
-    """Make a network of few bits fit for training, evaluating and training again, and for
-    checkpoints.
+def prepare_quantized(network: nn.Module) -> nn.Module:
+    """Prepare a quantized network for training after evaluation, and for loading checkpoints.
+
+    Returns:
+        The same network.
     """
     for name, layer in network.named_modules():
-        # On a CPU with AVX512-BF16, bitsandbytes packs 4-bit weights anew when they are first used
-        # without gradients, and what is packed so has no backward pass: training after an
-        # evaluation would go on with half of its gradient.
+        # On a CPU with AVX512-BF16, bitsandbytes repacks 4-bit weights when they are first used
+        # without gradients, and the repacked weights have no backward pass: training after an
+        # evaluation would continue with half of its gradient.
         if hasattr(layer, "support_avx512bf16_for_cpu"):
             layer.support_avx512bf16_for_cpu = False
         weight = getattr(layer, "weight", None)
-        if hasattr(weight, "quant_state") or hasattr(
-            weight, "SCB"
-        ):  # bitsandbytes' parameters of 4 and of 8 bits
-            layer.register_load_state_dict_pre_hook(_same_base(name))
+        is_4bit = hasattr(weight, "quant_state")
+        is_8bit = hasattr(weight, "SCB")
+        if is_4bit or is_8bit:
+            layer.register_load_state_dict_pre_hook(_make_base_check(name))
     return network
 
 
-def dequantised(network: nn.Module) -> nn.Module:
-    """The network with plain weights in its own precision, in place: those that its few bits stand
-    for.
-    """
+def dequantize(network: nn.Module) -> nn.Module:
+    """Dequantize a network in place, to plain weights in its own precision."""
     plain: nn.Module = network.dequantize()  # type: ignore[operator]
     plain.config.__dict__.pop("quantization_config", None)
     return plain
 
 
-def _same_base(name: str) -> Callable[..., None]:
-    """A hook that takes the scales of a frozen layer out of what is loaded: bitsandbytes writes
-    them and cannot read them back.
+def _make_base_check(name: str) -> Callable[..., None]:
+    """Return a hook that compares the quantization state in a checkpoint with the layer's own.
+
+    The hook also removes the scales from the checkpoint's state dict, because bitsandbytes saves
+    them but cannot load them.
     """
 
-    def take_out(layer: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    def check_and_remove(layer: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
         own: dict[str, torch.Tensor] = {}
         layer._save_to_state_dict(own, "", False)
         for key, value in own.items():
@@ -108,7 +111,7 @@ def _same_base(name: str) -> Callable[..., None]:
             if not torch.equal(stored.to(value.device), value):
                 raise TemperError(
                     f"ckpt_path: {name} of the checkpoint is of another model; give the"
-                    " network.path that it was made with"
+                    " network.path that it was trained with"
                 )
 
-    return take_out
+    return check_and_remove
