@@ -10,7 +10,11 @@ import temper.cli
 
 # Without a signal, preemption does nothing; without preemption, a signal ends a fit with exit
 # status 0 and nothing saved.
-main = functools.partial(temper.cli.main, in_every_fit=(callbacks.Preemption,))
+main = functools.partial(
+    temper.cli.main,
+    in_every_fit=(callbacks.Preemption,),
+    in_every_predict=(callbacks.SaveAnswers,),
+)
 
 if __name__ == "__main__":
     main()

@@ -50,10 +50,13 @@ class TemperCLI(LightningCLI):
     """
 
     def __init__(
-        self, args: list[str] | None = None, in_every_fit: Sequence[type[L.Callback]] = ()
+        self,
+        args: list[str] | None = None,
+        in_every_fit: Sequence[type[L.Callback]] = (),
+        in_every_predict: Sequence[type[L.Callback]] = (),
     ) -> None:
         self._lock: TextIO | None = None
-        self._in_every_fit = in_every_fit
+        self._in_every = {"fit": in_every_fit, "predict": in_every_predict}
         try:
             super().__init__(
                 L.LightningModule,
@@ -140,33 +143,39 @@ class TemperCLI(LightningCLI):
         )
         if self.subcommand not in LOOKING:
             self._lock = hold_run_folder(config["default_root_dir"])
-        if self.subcommand == "fit":
-            callbacks = [*callbacks, *self._missing(config.get("callbacks"))]
+        callbacks = [*callbacks, *self._missing(config.get("callbacks"))]
         config["logger"] = with_defaults(
             config.get("logger"), config["default_root_dir"], self._resumed
         )
         return super()._instantiate_trainer(config, callbacks)
 
     def _missing(self, chosen: Any) -> list[L.Callback]:
-        """Callbacks of every fit that the config does not give with settings of its own."""
+        """Callbacks of every run of the verb that the config does not give with settings of its
+        own.
+        """
         present = chosen if isinstance(chosen, list) else [chosen]
         return [
             kind()
-            for kind in self._in_every_fit
+            for kind in self._in_every.get(self.subcommand or "", ())
             if not any(isinstance(one, kind) for one in present)
         ]
 
 
-def main(args: list[str] | None = None, in_every_fit: Sequence[type[L.Callback]] = ()) -> None:
+def main(
+    args: list[str] | None = None,
+    in_every_fit: Sequence[type[L.Callback]] = (),
+    in_every_predict: Sequence[type[L.Callback]] = (),
+) -> None:
     """Run the command line; a user's mistake is one line on standard error and exit status 2.
 
     Args:
         args: Words of the command; None takes those of this process.
         in_every_fit: Callbacks that a fit has without being asked for.
+        in_every_predict: Callbacks that a prediction has without being asked for.
     """
     _quieten()
     try:
-        TemperCLI(args, in_every_fit)
+        TemperCLI(args, in_every_fit, in_every_predict)
     except ValueError as error:
         mistake: BaseException | None = error
         while mistake is not None and not isinstance(mistake, TemperError):

@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 
 from temper.errors import TemperError
 from temper.report.aggregate import Estimate, estimate
-from temper.report.settings import Settings, percent_of
+from temper.study.settings import Study, percent_of
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Figure:
     panels: list[Panel]
 
 
-def study_figures(results: pd.DataFrame, runs: Path, settings: Settings) -> list[Figure]:
+def study_figures(results: pd.DataFrame, runs: Path, settings: Study) -> list[Figure]:
     """All figures a study has data for; none if it has more objectives than lines can be told
     apart.
 
@@ -133,7 +133,7 @@ def study_figures(results: pd.DataFrame, runs: Path, settings: Settings) -> list
 
 
 def _ratio_panels(
-    results: pd.DataFrame, settings: Settings, y_axis: str, metric: str, second: str | None = None
+    results: pd.DataFrame, settings: Study, y_axis: str, metric: str, second: str | None = None
 ) -> list[Panel]:
     panels = []
     for attack, title in settings.attacks.items():
@@ -173,7 +173,7 @@ def _points(
     return [(x, e) for x, e in found if e is not None]
 
 
-def _probe_panels(runs: Path, settings: Settings) -> list[Panel]:
+def _probe_panels(runs: Path, settings: Study) -> list[Panel]:
     panels = []
     for attack, title in settings.attacks.items():
         lines = []

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from temper.errors import TemperError
 from temper.report.aggregate import Estimate, Shares, difference, interval, shares
-from temper.report.settings import Settings, read_settings
+from temper.study.settings import Study
 
 # MERGED from temper.report.findings: A finding in plain words, whichever way it went.
 
@@ -197,17 +197,16 @@ def _flip(estimate: Estimate) -> Estimate:
 # results.
 
 
-def headline(results: pd.DataFrame, study: dict[str, Any]) -> Headline:
+def headline(results: pd.DataFrame, settings: Study) -> Headline:
     """Compare baseline and method, or name the lowest harmful score where a study names neither.
 
     Args:
         results: The tidy table (``results.csv``).
-        study: The study's YAML.
+        settings: The study.
 
     Raises:
         TemperError: The study's headline names what the study does not have.
     """
-    settings = read_settings(study)
     contest = settings.contest
     leaders = tuple(_leader(results, settings, attack) for attack in settings.attacks)
     if contest is None:
@@ -231,7 +230,7 @@ def headline(results: pd.DataFrame, study: dict[str, Any]) -> Headline:
 
 
 def _compare(
-    results: pd.DataFrame, settings: Settings, attack: str, baseline: str, method: str
+    results: pd.DataFrame, settings: Study, attack: str, baseline: str, method: str
 ) -> Comparison:
     def of(metric: str, objective: str) -> Shares | None:
         return shares(results, metric, objective, attack, settings.counted_ratios)
@@ -257,7 +256,7 @@ def _compare(
     )
 
 
-def _leader(results: pd.DataFrame, settings: Settings, attack: str) -> Leader:
+def _leader(results: pd.DataFrame, settings: Study, attack: str) -> Leader:
     scores = {
         o: _needed(shares(results, "harmful_score", o, attack, settings.counted_ratios))
         for o in settings.objectives
@@ -274,7 +273,7 @@ def _leader(results: pd.DataFrame, settings: Settings, attack: str) -> Leader:
     )
 
 
-def _worst(results: pd.DataFrame, settings: Settings, objectives: list[str]) -> Worst:
+def _worst(results: pd.DataFrame, settings: Study, objectives: list[str]) -> Worst:
     cells = [
         Worst(
             label,
@@ -290,7 +289,7 @@ def _worst(results: pd.DataFrame, settings: Settings, objectives: list[str]) -> 
     return max(cells, key=lambda cell: cell.score)
 
 
-def _before(results: pd.DataFrame, settings: Settings, objective: str) -> Before:
+def _before(results: pd.DataFrame, settings: Study, objective: str) -> Before:
     refusal, accuracy = (
         shares(results, metric, objective) for metric in ("refusal_rate", "safe_accuracy")
     )

@@ -4,7 +4,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -15,9 +14,9 @@ from temper.report.aggregate import mean_cost
 from temper.report.collect import Answer, Collected, collect, examples, study_card, write_csv
 from temper.report.figures import Figure, panel_svg, study_figures, write_png
 from temper.report.findings import Headline, headline
-from temper.report.settings import Settings, read_settings, read_study
 from temper.report.table import after_table, before_table, jailbreak_rows, latex_table, whole_table
 from temper.run_folder import write_text
+from temper.study.settings import Study
 
 HERE = Path(__file__).parent
 COSTS = {
@@ -34,8 +33,7 @@ def render(
     collected: Collected,
     figures: list[Figure],
     found: Headline,
-    study: dict[str, Any],
-    settings: Settings,
+    settings: Study,
     answers: Sequence[tuple[str, list[Answer]]] = (),
 ) -> str:
     """Write the report.
@@ -44,8 +42,7 @@ def render(
         collected: What the study's folders hold.
         figures: Figures to draw into it.
         found: The finding it opens with.
-        study: The study's YAML, shown in full.
-        settings: The same, read.
+        settings: The study; its YAML is shown in full.
         answers: Prompts and what the models said to them, if they may be shown.
     """
     # Escaping is on for everything; drawings and style are made here and let through.
@@ -82,7 +79,7 @@ def render(
         ),
         parts={
             str(key): yaml.safe_dump({key: part}, sort_keys=False, allow_unicode=True)
-            for key, part in study.items()
+            for key, part in settings.as_yaml().items()
         },
         card=study_card(collected.cards, settings),
         judges=", ".join(collected.judges),
@@ -90,7 +87,7 @@ def render(
     )
 
 
-def _costs(collected: Collected, settings: Settings, stage: str) -> list[tuple[str, list[str]]]:
+def _costs(collected: Collected, settings: Study, stage: str) -> list[tuple[str, list[str]]]:
     rows = []
     for objective, label in settings.objectives.items():
         values = [
@@ -127,12 +124,12 @@ FIGURES_FOLDER = "figures"
 REPORT_FILE = "report.html"
 
 
-def build_report(study_folder: Path, study: dict[str, Any]) -> Path:
+def build_report(study_folder: Path, settings: Study) -> Path:
     """Write everything a study's folder can tell.
 
     Args:
         study_folder: ``runs/<study>``, with every stage finished.
-        study: The study's YAML.
+        settings: The study.
 
     Returns:
         Path of the HTML report.
@@ -140,18 +137,17 @@ def build_report(study_folder: Path, study: dict[str, Any]) -> Path:
     Raises:
         TemperError: A stage is not finished, or the study's YAML lacks a part.
     """
-    settings = read_settings(study)
     collected = collect(study_folder, settings)
     write_csv(collected.results, study_folder / RESULTS_FILE)
     write_csv(collected.costs, study_folder / COSTS_FILE)
-    write_text(study_folder / LATEX_FILE, latex_table(collected.results, study))
+    write_text(study_folder / LATEX_FILE, latex_table(collected.results, settings))
     figures = study_figures(collected.results, study_folder, settings)
     for figure in figures:
         write_png(figure, study_folder / FIGURES_FOLDER / f"{figure.name}.png")
-    found = headline(collected.results, study)
+    found = headline(collected.results, settings)
     report = study_folder / REPORT_FILE
     write_text(
-        report, render(collected, figures, found, study, settings, examples(study_folder, settings))
+        report, render(collected, figures, found, settings, examples(study_folder, settings))
     )
     return report
 
@@ -169,7 +165,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     folder: Path = parser.parse_args(arguments).runs_folder
     try:
-        print(build_report(folder, read_study(folder)))
+        print(build_report(folder, Study.of_runs(folder)))
     except TemperError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 from rich import box
@@ -11,7 +10,7 @@ from rich.text import Text
 
 from temper.report.aggregate import Estimate, estimate
 from temper.report.collect import BASE
-from temper.report.settings import Settings, percent_of, read_settings
+from temper.study.settings import Study, percent_of
 
 FIGURES = {
     "harmful_score": "HS",
@@ -74,14 +73,12 @@ class FigureTable:
         return [(names[metric], MEANINGS[metric]) for metric in self.metrics]
 
 
-def before_table(results: pd.DataFrame, settings: Settings) -> FigureTable:
+def before_table(results: pd.DataFrame, settings: Study) -> FigureTable:
     """The base model and every aligned model, before any attack."""
     return _measured([_before(results, settings)])
 
 
-def after_table(
-    results: pd.DataFrame, settings: Settings, every_ratio: bool = False
-) -> FigureTable:
+def after_table(results: pd.DataFrame, settings: Study, every_ratio: bool = False) -> FigureTable:
     """Every objective after every attack.
 
     Args:
@@ -92,13 +89,13 @@ def after_table(
     return _measured(_after(results, settings, every_ratio))
 
 
-def whole_table(results: pd.DataFrame, settings: Settings) -> FigureTable:
+def whole_table(results: pd.DataFrame, settings: Study) -> FigureTable:
     """Both: before any attack, then after each."""
     after = [Group(f"After: {group.title}", group.rows) for group in _after(results, settings)]
     return _measured([_before(results, settings), *after])
 
 
-def jailbreak_rows(results: pd.DataFrame, settings: Settings) -> tuple[list[str], list[Row]]:
+def jailbreak_rows(results: pd.DataFrame, settings: Study) -> tuple[list[str], list[Row]]:
     """Attack success rate of every jailbreak prompt kind measured, before any attack; empty if none
     was.
     """
@@ -113,11 +110,11 @@ def jailbreak_rows(results: pd.DataFrame, settings: Settings) -> tuple[list[str]
     )
 
 
-def _before(results: pd.DataFrame, settings: Settings) -> Group:
+def _before(results: pd.DataFrame, settings: Study) -> Group:
     return Group("Before the attack", _rows(results, {BASE: BASE_LABEL} | settings.objectives))
 
 
-def _after(results: pd.DataFrame, settings: Settings, every_ratio: bool = False) -> list[Group]:
+def _after(results: pd.DataFrame, settings: Study, every_ratio: bool = False) -> list[Group]:
     if every_ratio:
         places = [
             (attack, f"{title}, p = {percent_of(p)}", [p])
@@ -190,14 +187,13 @@ def escape(text: str) -> str:
     return "".join(SPECIAL.get(letter, letter) for letter in " ".join(text.split()))
 
 
-def latex_table(results: pd.DataFrame, study: dict[str, Any]) -> str:
+def latex_table(results: pd.DataFrame, settings: Study) -> str:
     """Every model before the attack and after each, in %, means over seeds.
 
     Args:
         results: The tidy table (``results.csv``).
-        study: The study's YAML.
+        settings: The study.
     """
-    settings = read_settings(study)
     figures = whole_table(results, settings)
     legend = "; ".join(map(": ".join, figures.legend(LATEX_NAMES)))
     names = [LATEX_NAMES[metric] for metric in figures.metrics]
@@ -247,15 +243,14 @@ TERMINAL_NAMES = {
 LABEL_WIDTH = 28
 
 
-def result_table(results: pd.DataFrame, study: dict[str, Any]) -> Table:
+def result_table(results: pd.DataFrame, settings: Study) -> Table:
     """Every model before the attack and after each, in %; fits in 90 columns however many attacks
     there are.
 
     Args:
         results: The tidy table (``results.csv``).
-        study: The study's YAML.
+        settings: The study.
     """
-    settings = read_settings(study)
     figures = whole_table(results, settings)
     legend = "; ".join(map(": ".join, figures.legend(TERMINAL_NAMES)))
     table = Table(

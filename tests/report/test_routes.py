@@ -10,7 +10,6 @@ from temper.errors import TemperError
 from temper.report.collect import collect
 from temper.report.figures import study_figures
 from temper.report.html import build_report
-from temper.report.settings import read_settings
 
 OBJECTIVES = {
     "sft": {"label": "SFT"},
@@ -68,10 +67,8 @@ def test_every_figure_is_that_of_the_last_folder_and_every_folder_costs(routed):
 
 def test_the_attack_s_curve_is_drawn_for_those_who_were_attacked(routed):
     runs, study = routed
-    settings = read_settings(study)
     figures = {
-        figure.name: figure
-        for figure in study_figures(collect(runs, settings).results, runs, settings)
+        figure.name: figure for figure in study_figures(collect(runs, study).results, runs, study)
     }
     assert [line.label for line in figures["probe_loss"].panels[0].lines] == ["SFT", "Further"]
 
@@ -80,7 +77,7 @@ def test_a_trained_repair_without_a_card_is_missing(routed):
     runs, study = routed
     next((runs / "seed0" / "repair" / "mended").rglob("card.json")).unlink()
     with pytest.raises(TemperError, match=r"repair/mended/.*card.json: missing"):
-        collect(runs, read_settings(study))
+        collect(runs, study)
 
 
 def test_more_objectives_than_lines_can_be_told_apart_are_left_to_the_tables(
@@ -92,6 +89,5 @@ def test_more_objectives_than_lines_can_be_told_apart_are_left_to_the_tables(
         harmful_ratios=[0.1],
     )
     runs, study = fabricate(tmp_path, study, lambda *_: 0.5)
-    settings = read_settings(study)
-    assert study_figures(collect(runs, settings).results, runs, settings) == []
+    assert study_figures(collect(runs, study).results, runs, study) == []
     assert build_report(runs, study).exists()

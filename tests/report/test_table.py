@@ -3,14 +3,12 @@
 import html
 import json
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
 
 from temper.report.collect import collect
 from temper.report.html import build_report
-from temper.report.settings import read_settings
 from temper.report.table import (
     FIGURES,
     MEANINGS,
@@ -20,17 +18,17 @@ from temper.report.table import (
     result_table,
     whole_table,
 )
+from temper.study.settings import Study
 
 
-def tables(results: pd.DataFrame, study: dict[str, Any]) -> tuple[list[str], list[str]]:
-    settings = read_settings(study)
-    return before_table(results, settings).columns, after_table(results, settings).columns
+def tables(results: pd.DataFrame, study: Study) -> tuple[list[str], list[str]]:
+    return before_table(results, study).columns, after_table(results, study).columns
 
 
 @pytest.fixture
-def made(make_study) -> tuple[Path, dict[str, Any], pd.DataFrame]:
+def made(make_study) -> tuple[Path, Study, pd.DataFrame]:
     runs, study = make_study()
-    return runs, study, collect(runs, read_settings(study)).results
+    return runs, study, collect(runs, study).results
 
 
 def test_harm_over_refusal_and_accuracy_stand_before_and_after(make_study):
@@ -44,12 +42,12 @@ def test_harm_over_refusal_and_accuracy_stand_before_and_after(make_study):
             "value": 0.125
         }
         path.write_text(json.dumps(content))
-    results = collect(runs, read_settings(study)).results
+    results = collect(runs, study).results
     assert tables(results, study) == (list(FIGURES.values()), list(FIGURES.values()))
     assert {"HS", "FA", "Over-refusal"} <= set(FIGURES.values())
-    assert [
-        row.cells[2].value for row in before_table(results, read_settings(study)).groups[0].rows
-    ] == [0.125] * 3
+    assert [row.cells[2].value for row in before_table(results, study).groups[0].rows] == [
+        0.125
+    ] * 3
 
 
 def test_what_no_stage_measured_has_no_column(made):
@@ -59,7 +57,7 @@ def test_what_no_stage_measured_has_no_column(made):
         without_task,
         list(FIGURES.values()),
     ), "the synthetic studies measure FA after the attack only"
-    before, *after = whole_table(results, read_settings(study)).groups
+    before, *after = whole_table(results, study).groups
     assert all(row.cells[2] is None for row in before.rows) and all(
         row.cells[2] for group in after for row in group.rows
     )
@@ -86,19 +84,14 @@ def test_a_figure_that_is_measured_before_alone_is_explained_too(made):
 def test_attacks_of_one_label_are_two_groups(make_study, study_of):
     study = study_of(attacks={key: {"label": "attack"} for key in ("mild", "hard")})
     runs, study = make_study(study)
-    assert [
-        group.title
-        for group in after_table(
-            collect(runs, read_settings(study)).results, read_settings(study)
-        ).groups
-    ] == ["attack"] * 2
+    assert [group.title for group in after_table(collect(runs, study).results, study).groups] == [
+        "attack"
+    ] * 2
 
 
 def test_every_ratio_is_a_group(made):
     _, study, results = made
-    titles = [
-        group.title for group in after_table(results, read_settings(study), every_ratio=True).groups
-    ]
+    titles = [group.title for group in after_table(results, study, every_ratio=True).groups]
     assert len(titles) == 2 * 3 and titles[:2] == [
         "milder attack, p = 0 %",
         "milder attack, p = 5 %",
