@@ -1,5 +1,4 @@
-"""Print a finished study as Markdown: python benchmarks/study_table.py runs/booster_refresh
-[--mean].
+"""Print a finished study as Markdown: python benchmarks/study_table.py runs/demo [--mean].
 
 Two kinds of tables: models before the attack, with what they cost, and after each attack. A cell is
 the mean over seeds, then the single seeds in brackets; with --mean, then the lowest and highest.
@@ -9,7 +8,8 @@ import argparse
 from pathlib import Path
 
 import pandas as pd
-import yaml
+
+from temper.study import Study
 
 BEFORE = {
     "refusal_rate": "refusal",
@@ -59,8 +59,8 @@ def cost(frame: pd.DataFrame, name: str) -> float:
 
 def main(folder: Path, mean_only: bool) -> None:
     """Print the tables."""
-    study = yaml.safe_load((folder / "study.yaml").read_text())
-    labels = {name: part.get("label", name) for name, part in study["objectives"].items()}
+    study = Study.of_runs(folder)
+    labels = study.objectives
     results, costs = (pd.read_csv(folder / name) for name in ("results.csv", "costs.csv"))
     of = lambda frame, stage, name: frame[(frame["stage"] == stage) & (frame["objective"] == name)]  # noqa: E731
     later = [
@@ -86,10 +86,8 @@ def main(folder: Path, mean_only: bool) -> None:
     for (attack, lr, ratio), group in attacked.groupby(
         ["attack", "attack_lr", "harmful_ratio"], sort=False
     ):
-        print(
-            f"\n{study['attacks'][attack].get('label', attack)}: lr {lr:g}, p ="
-            f" {ratio:g}\n\n{header(list(AFTER.values()))}"
-        )
+        print(f"\n{study.attacks[attack]}: lr {lr:g}, p = {ratio:g}\n")
+        print(header(list(AFTER.values())))
         for name, label in labels.items():
             print(f"| {label} | {figures(group[group['objective'] == name], AFTER, mean_only)} |")
 

@@ -70,7 +70,8 @@ def test_a_part_that_is_no_mapping_is_refused(write_study):
 @pytest.mark.parametrize("part", ["align", "objectives"])
 def test_a_config_file_that_does_not_exist_is_named(write_study, part):
     missing = {"config": ["configs/none.yaml"]}
-    message = _refusal(write_study(**{part: missing if part == "align" else {"sft": missing}}))
+    objectives = {"booster": OBJECTIVE, "sft": missing}
+    message = _refusal(write_study(**{part: missing if part == "align" else objectives}))
     assert "configs/none.yaml" in message and part in message and "does not exist" in message
 
 
@@ -95,7 +96,8 @@ def test_answers_to_show_are_a_number_of_them(write_study, shown):
 def test_an_attack_needs_its_rate_and_its_steps(write_study, missing):
     attack = {"lr": 1e-4, "steps": 10}
     del attack[missing]
-    message = _refusal(write_study(attacks={"weak": attack}))
+    headline = {"attack": "weak", "baseline": "sft", "method": "booster"}
+    message = _refusal(write_study(attacks={"weak": attack}, headline=headline))
     assert f"attacks.weak.{missing}: missing" in message and "needs lr and steps" in message
 
 
