@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from temper.errors import TemperError
+from temper.judges.model import shared_models
 from temper.run_folder import ANSWERS, CARD, EVALUATION, GENERATIONS, JUDGED, write_json
 from temper.study.settings import Study
 from temper.study.stages import Stage, evaluated, plain, stage_at
@@ -97,7 +98,8 @@ def main(argv: list[str] | None = None) -> int:
             judge(stage_at(study, options.runs, options.stage))
             return 0
         stages = evaluated(study, options.runs, options.seed)
-        judged = [judge(stage) for stage in stages]
+        with shared_models():
+            judged = [judge(stage) for stage in stages]
     except TemperError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

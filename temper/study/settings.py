@@ -1,7 +1,6 @@
 """The settings of a study: one class, read by the workflow and by the report alike."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
@@ -22,6 +21,7 @@ from pydantic import (
 
 from temper.data.rows import harmful_count
 from temper.errors import TemperError, did_you_mean
+from temper.study.routes import Route
 
 STUDY_FILE = "study.yaml"  # a study's settings, in its folder below runs/
 Kind = Literal["base_model", "pretrain", "instruct", "align", "attack", "repair"]
@@ -39,48 +39,6 @@ NEEDED_TO_RUN = (
     "harmful_ratios",
 )
 MAX_STEPS = "trainer.max_steps"
-
-
-# -- routes
-
-
-@dataclass(frozen=True)
-class Route:
-    """Where the models of an objective come from, as folders inside ``seed<n>/``.
-
-    * A defence in the alignment stage has a ``config`` of its own.
-    * One that edits weights starts from another objective's aligned model (``aligned_by``) and has
-      ``edit``.
-    * One in the user's fine-tuning starts from another's aligned model and has ``attack``.
-    * One after it starts from another's attacked model and has ``repair``.
-
-    Attributes:
-        objective: Its key in the study.
-        aligned_by: The objective whose alignment it uses; itself, unless the study says otherwise.
-        edited: Whether an edit of that alignment is its own aligned model.
-        attacked_as: The objective whose attacked models it uses.
-        repaired: Whether it is measured after a repair.
-        retrained: Whether that repair trains, and leaves a run card and an export.
-    """
-
-    objective: str
-    aligned_by: str
-    edited: bool
-    attacked_as: str
-    repaired: bool
-    retrained: bool
-
-    @property
-    def aligned(self) -> list[str]:
-        """Folders that its aligned model was made in; the last one holds it."""
-        return [f"align/{self.aligned_by}"] + ([f"align/{self.objective}"] if self.edited else [])
-
-    def attacked(self, attack: str, ratio: float | str) -> list[str]:
-        """Folders from the attack on; the last one holds the evaluation."""
-        place = f"{attack}/p{float(ratio):g}"
-        return [f"attack/{self.attacked_as}/{place}"] + (
-            [f"repair/{self.objective}/{place}"] if self.repaired else []
-        )
 
 
 # -- sections of a study
@@ -142,6 +100,20 @@ class Objective(Part):
     edit: list[Any] | None = None
     attack: Part | None = None
     repair: Repair | None = None
+
+    def route(self, key: str) -> Route:
+        """The route of the objective that has this key in its study."""
+        aligned_by = self.aligned_by or key
+        edited = self.edit is not None
+        own_attack = aligned_by == key or self.attack is not None or edited
+        return Route(
+            key,
+            aligned_by,
+            edited,
+            key if own_attack else aligned_by,
+            self.repair is not None,
+            self.repair is not None and self.repair.verb == "fit",
+        )
 
     @model_validator(mode="after")
     def _check_edit(self) -> Self:
@@ -322,7 +294,7 @@ class Study(BaseModel):
     @cached_property
     def routes(self) -> dict[str, Route]:
         """Objective to the folders its models are made in."""
-        return {key: _route(self.objective_parts, key) for key in self.objective_parts}
+        return {key: part.route(key) for key, part in self.objective_parts.items()}
 
     @property
     def base_given(self) -> bool:
@@ -450,21 +422,6 @@ class Study(BaseModel):
 def percent_of(ratio: float) -> str:
     """A ratio as people read it: ``5 %``."""
     return f"{100 * ratio:g} %"
-
-
-def _route(objectives: Mapping[str, Objective], key: str) -> Route:
-    part = objectives[key]
-    aligned_by = part.aligned_by or key
-    edited = part.edit is not None
-    own_attack = aligned_by == key or part.attack is not None or edited
-    return Route(
-        key,
-        aligned_by,
-        edited,
-        key if own_attack else aligned_by,
-        part.repair is not None,
-        part.repair is not None and part.repair.verb == "fit",
-    )
 
 
 # -- files

@@ -12,19 +12,35 @@ import hashlib
 import json
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from temper.run_folder import ANSWERS, EVALUATION, JUDGED
 from temper.study.closure import Code
-from temper.study.settings import ExistingModel, Kind, Objective, Part, Route, Study
+from temper.study.contents import (
+    JUDGING,
+    answering,
+    callbacks,
+    judging,
+    read_config,
+    strings,
+    training,
+)
+from temper.study.routes import Route
+from temper.study.settings import ExistingModel, Kind, Objective, Part, Study
 
 ANSWERS_CONFIG = "configs/study/answers.yaml"
+# Settings of the model that answering has too.
+ANSWERING = (
+    "model.init_args.network.",
+    "model.network.",
+    "model.init_args.max_new_tokens",
+    "model.max_new_tokens",
+)
+DATA_JUDGE = ("data.init_args.judge", "data.judge")  # settings that judging alone has
 BASE = "base"  # folder of an existing base model's answers
 PLACES = ("base", "aligned", "data")  # what {base}, ... in settings stand for
 
@@ -53,7 +69,6 @@ NOT_IN_PREDICT = (
 )
 READS_IDS = ("temper.judges.base",)  # ids become text there
 
-JUDGING = "SafetyEvaluation"
 # Callbacks that measure no network at validation; any other is run by `validate` after answering.
 NOT_MEASURING = (
     JUDGING,
@@ -222,7 +237,7 @@ class Stage:
     def judge_settings(self) -> dict[str, Any]:
         """What the judges and the evaluation prompts depend on, as one config."""
         data = {key: value for key, value in self._settings.items() if key.split(".")[0] == "data"}
-        parts = [_judging(content) for content in self._contents]
+        parts = [judging(content) for content in self._contents]
         return {"configs": [part for part in parts if part], "set": self._fill(data)}
 
     # -- what makes it run again
@@ -230,24 +245,24 @@ class Stage:
     @property
     def fit_code(self) -> str:
         """Hash of the code and configs that a fit depends on."""
-        contents = [_training(content) for content in self._contents]
-        return _hash(contents, [*ALWAYS, *_strings([contents, self._settings])], NOT_IN_FIT)
+        contents = [training(content) for content in self._contents]
+        return _hash(contents, [*ALWAYS, *strings([contents, self._settings])], NOT_IN_FIT)
 
     @property
     def answer_code(self) -> str:
         """Hash of the code and configs that answers depend on."""
-        contents = [_answering(content) for content in [*self._contents, _content(ANSWERS_CONFIG)]]
+        contents = [*map(answering, self._contents), read_config(ANSWERS_CONFIG)]
         settings = {k: v for k, v in self._settings.items() if k.startswith(("data", "trainer"))}
-        names = [*ALWAYS, "SFTModule", *_strings([contents, settings])]
+        names = [*ALWAYS, "SFTModule", *strings([contents, settings])]
         if self.measuring:
-            return _hash(self._contents, [*names, *_strings(self._contents)], NOWHERE)
+            return _hash(self._contents, [*names, *strings(self._contents)], NOWHERE)
         return _hash(contents, names, NOT_IN_PREDICT, READS_IDS)
 
     @property
     def judge_code(self) -> str:
         """Hash of judges, metrics and evaluation prompts: their code and their settings."""
         settings = self.judge_settings
-        names = ["StoredAnswers", JUDGING, *_strings(settings)]
+        names = ["StoredAnswers", JUDGING, *strings(settings)]
         return _hash([settings], names, NOWHERE)
 
     # -- parts
@@ -263,7 +278,7 @@ class Stage:
         names = {
             str(one.get("class_path", "")) if isinstance(one, dict) else str(one)
             for content in self._contents
-            for one in _callbacks(content)
+            for one in callbacks(content)
         }
         own = {name for name in names if not name.startswith(("lightning.", "pytorch_lightning."))}
         return any(name.rpartition(".")[2] not in NOT_MEASURING for name in own)
@@ -326,7 +341,7 @@ class Stage:
 
     @cached_property
     def _contents(self) -> list[dict[str, Any]]:
-        return [_content(config) for config in self.configs]
+        return [read_config(config) for config in self.configs]
 
     def _named(self, place: str) -> bool:
         """Whether a setting names a folder of another stage."""
@@ -424,82 +439,7 @@ def report_hash() -> str:
     return CODE(Path()).digest(["temper.study.report"])
 
 
-# -- configs
-
-ANSWERING = ("model.init_args.network.", "model.init_args.max_new_tokens")
-DATA_JUDGE = "data.init_args.judge"
-
-
-@cache
-def _content(config: str) -> dict[str, Any]:
-    return yaml.safe_load(Path(config).read_text(encoding="utf-8")) or {}
-
-
-def _callbacks(content: Mapping[str, Any]) -> Iterator[Any]:
-    trainer = content.get("trainer") or {}
-    for key in ("callbacks", "callbacks+"):
-        found = trainer.get(key) or []
-        yield from found if isinstance(found, list) else [found]
-
-
-def _is_judging(callback: Any) -> bool:
-    name = callback.get("class_path", "") if isinstance(callback, dict) else callback
-    return str(name).rpartition(".")[2] == JUDGING
-
-
-def _with_callbacks(trainer: Mapping[str, Any], judging: bool) -> dict[str, Any]:
-    """The trainer's settings with the callbacks that judge, or with the others."""
-    found = dict(trainer)
-    for key in found.keys() & {"callbacks", "callbacks+"}:
-        chosen = found[key] if isinstance(found[key], list) else [found[key]]
-        found[key] = [one for one in chosen if one is not None and _is_judging(one) is judging]
-    return found
-
-
-def _training(content: Mapping[str, Any]) -> dict[str, Any]:
-    """What a config says of training: no judges."""
-    found = dict(content)
-    if "trainer" in content:
-        found["trainer"] = _with_callbacks(content["trainer"] or {}, judging=False)
-    if "data" in content:
-        data = dict(content["data"] or {})
-        arguments = data.get("init_args") or {}
-        data["init_args"] = {key: one for key, one in arguments.items() if key != "judge"}
-        found["data"] = data
-    return found
-
-
-def _answering(content: Mapping[str, Any]) -> dict[str, Any]:
-    """What a config says of answering: of the objective, its network alone."""
-    found = _training(content)
-    if "model" in found:
-        arguments = (found.pop("model") or {}).get("init_args") or {}
-        kept = {key: arguments[key] for key in ("network", "max_new_tokens") if key in arguments}
-        found["network"] = kept
-    return found
-
-
-def _judging(content: Mapping[str, Any]) -> dict[str, Any]:
-    """What a config says of judging: data, and the callbacks that judge."""
-    found = {"data": content["data"]} if content.get("data") else {}
-    trainer = _with_callbacks(content.get("trainer") or {}, judging=True)
-    callbacks = {key: one for key, one in trainer.items() if key in ("callbacks", "callbacks+")}
-    return found | ({"trainer": callbacks} if callbacks else {})
-
-
 # -- hashes
-
-
-def _strings(value: Any) -> Iterator[str]:
-    """Every string in nested settings: some of them name classes."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for one in value.values():
-            yield from _strings(one)
-    elif isinstance(value, Iterable):
-        for one in value:
-            yield from _strings(one)
 
 
 def _hash(

@@ -9,7 +9,8 @@ import pytest
 
 from temper.study import Study
 from temper.study.closure import Code
-from temper.study.stages import ALWAYS, NOT_IN_FIT, Stage, _strings, _training
+from temper.study.contents import strings, training
+from temper.study.stages import ALWAYS, NOT_IN_FIT, Stage
 
 FILES = {
     "lightning_modules/__init__.py": '''"""Objectives."""
@@ -173,8 +174,8 @@ def test_everything_that_a_fit_imports_is_in_its_hash(project_root, tmp_path):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     imported = set(json.loads(done.stdout.partition("FOUND")[2]))
-    contents = [_training(content) for content in stage._contents]
-    names = [*ALWAYS, *_strings([contents, stage._settings])]
+    contents = [training(content) for content in stage._contents]
+    names = [*ALWAYS, *strings([contents, stage._settings])]
     hashed = Code().closure(names, NOT_IN_FIT)
     assert {"temper.losses.tokens", "temper.models.score", "strategies.select"} <= hashed
     left_out = imported - hashed

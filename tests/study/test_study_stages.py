@@ -188,9 +188,9 @@ STAGES = ("instruct", "align/booster", "align/vaccine", "attack/booster/mild/p0.
 
 def _hashes() -> dict[str, str]:
     """Hashes of some stages of the tree as it is now."""
-    from temper.study import stages
+    from temper.study import contents, stages
 
-    for cached in (stages.CODE, stages._digest, stages._content):
+    for cached in (stages.CODE, stages._digest, contents.read_config):
         cached.cache_clear()
     study = Study.load("studies/ci.yaml")
     study.objective_parts["vaccine"] = study.objective_parts["sft"].model_copy(
