@@ -22,7 +22,6 @@ from temper.models.folder import FLAG, NetworkSpec, base_folder, first_line, is_
 from temper.models.load import check_folder
 from temper.models.score import dense_last_positions
 
-
 _shared: dict[tuple[str | None, ...], Any] | None = None  # models, while `shared_models` is open
 
 

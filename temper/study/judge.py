@@ -90,6 +90,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("seed", type=int, nargs="?", help="all stages of a seed are judged")
     parser.add_argument("--stage", help="one stage instead: seed0/align/sft")
     options = parser.parse_args(argv)
+    if argv is None:
+        del sys.argv[1:]  # they are not for the command line that runs below
     if (options.seed is None) is (options.stage is None):
         parser.error("give a seed, or --stage")
     try:

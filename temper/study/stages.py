@@ -41,6 +41,7 @@ ANSWERING = (
     "model.max_new_tokens",
 )
 DATA_JUDGE = ("data.init_args.judge", "data.judge")  # settings that judging alone has
+JUDGE = "temper.study.judge"
 BASE = "base"  # folder of an existing base model's answers
 PLACES = ("base", "aligned", "data")  # what {base}, ... in settings stand for
 
@@ -399,12 +400,12 @@ def answers(study: Study, runs: str, seed: int) -> list[str]:
 
 def judge_command(study_file: str, runs: str, *words: str) -> str:
     """The command that judges the stages of a seed, or one."""
-    return shlex.join([sys.executable, "-m", "temper.study.judge", study_file, runs, *words])
+    return shlex.join([sys.executable, "-m", JUDGE, study_file, runs, *words])
 
 
 def judge_code(stages: Iterable[Stage]) -> str:
     """Hash of what the judgements of several stages depend on."""
-    own = CODE(Path()).digest(["temper.study.judge"], ("temper.study.stages",))
+    own = CODE(Path()).digest([JUDGE], ("temper", "train"), (JUDGE,))
     return _text_hash([own, *(stage.judge_code for stage in stages)])
 
 

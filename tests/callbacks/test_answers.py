@@ -1,13 +1,16 @@
 """A prediction leaves its answers, whatever the judge, and nothing of a fit is touched."""
 
 import json
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import callbacks.answers
 from callbacks import SaveAnswers
+from callbacks.evaluation import EvaluationCallback
 
 
 def _rows(file: Path) -> list[dict]:
@@ -73,3 +76,22 @@ def test_answers_of_all_ranks_are_in_order_and_say_what_is_known_to_be_right(
         (2, "c", True),
     ]
     assert "3 answers written to" in capsys.readouterr().out
+
+
+def test_steering_acts_in_a_prediction_as_in_a_validation(temper, tiny_run, tmp_path):
+    trainer = ("configs/trainer/cpu.yaml", "configs/trainer/steering.yaml")
+    words = ("--trainer.callbacks.init_args.alpha=50", "--trainer.logger=false")
+    for verb in ("validate", "predict"):
+        temper(verb, tmp_path / verb, *words, model=tiny_run / "export", trainer=trainer)
+    said = [row["response"] for row in _rows(tmp_path / "predict" / "answers.jsonl")]
+    judged = [row["response"] for row in _rows(tmp_path / "validate" / "generations.jsonl")]
+    assert said == judged
+    assert said != [row["response"] for row in _rows(tiny_run / "generations.jsonl")], "it acts"
+
+
+@pytest.mark.parametrize(("limit", "warned"), [(1.0, True), (0, False)])
+def test_a_fit_without_evaluation_says_so_unless_it_was_switched_off(limit, warned):
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        EvaluationCallback().on_fit_end(SimpleNamespace(limit_val_batches=limit), None)
+    assert any("nothing was evaluated" in str(one.message) for one in found) is warned

@@ -116,7 +116,7 @@ def test_the_report_says_what_it_must(hostile):
         "bootstrap over seeds",
     ):
         assert part in text
-    assert all(f"<summary>{part}</summary>" in text for part in hostile[1])
+    assert all(f"<summary>{part}</summary>" in text for part in hostile[1].as_yaml())
 
 
 def test_latex_is_escaped_and_every_line_has_all_cells(hostile):

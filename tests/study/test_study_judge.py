@@ -38,7 +38,7 @@ def answered(study, command_line, tmp_path_factory) -> tuple[Stage, dict[str, st
     fit = shlex.split(stage.fit_command)[2:]
     command_line(*fit, "--trainer.limit_val_batches=1.0")
     folder = Path(stage.folder)
-    written = {name: (folder / name).read_text() for name in FILES}
+    written = {name: (folder / name).read_text() for name in (*FILES, "metrics.csv")}
     for name in FILES:
         (folder / name).unlink()
     command_line(*shlex.split(stage.answer_command)[2:])
@@ -49,9 +49,8 @@ def test_judging_stored_answers_writes_what_an_evaluation_in_the_fit_writes(answ
     stage, written = answered
     assert judge.judge(stage)
     folder = Path(stage.folder)
-    assert {name: (folder / name).read_text() for name in FILES} == written
+    assert {name: (folder / name).read_text() for name in written} == written
     assert json.loads(written["evaluation.json"])["step"] == 2
-    assert "loss/instruct" in (folder / "metrics.csv").read_text(), "the fit's"
 
 
 def test_a_stage_that_is_judged_is_left_alone(answered):
