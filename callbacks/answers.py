@@ -16,7 +16,8 @@ class SaveAnswers(L.Callback):
 
     A line has ``id``, ``kind``, ``prompt`` and ``response``, in the order of the ids, and
     ``correct`` where the datamodule knows the right answer; no judge is asked. `StoredAnswers`
-    hands the answers to judges. ``python train.py predict`` always has this callback.
+    hands the answers to judges. ``python train.py predict`` always has this callback; data without
+    evaluation prompts (no ``prompt_texts``) leave no file.
     """
 
     def __init__(self) -> None:
@@ -37,6 +38,8 @@ class SaveAnswers(L.Callback):
     ) -> None:
         """Keep a batch: texts, or B x R ids of a module with a prediction step of its own."""
         data = trainer.datamodule  # type: ignore[attr-defined]
+        if not hasattr(data, "prompt_texts"):
+            return
         responses = answers_as_text(data, outputs)
         rows = zip(
             batch["ids"].tolist(),
@@ -54,7 +57,7 @@ class SaveAnswers(L.Callback):
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the answers of all ranks on the first one."""
         rows = sorted(chain.from_iterable(gather_objects(self.rows)), key=lambda row: row["id"])
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and rows:
             path = Path(trainer.default_root_dir) / ANSWERS
             write_json_lines(path, rows)
             print(f"{len(rows)} answers written to {path}")

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import callbacks.answers
+import callbacks.safety_steering
 from callbacks import SaveAnswers
 from callbacks.evaluation import EvaluationCallback
 
@@ -78,15 +79,23 @@ def test_answers_of_all_ranks_are_in_order_and_say_what_is_known_to_be_right(
     assert "3 answers written to" in capsys.readouterr().out
 
 
-def test_steering_acts_in_a_prediction_as_in_a_validation(temper, tiny_run, tmp_path):
+def test_steering_acts_in_a_prediction_as_in_a_validation(temper, tiny_run, tmp_path, monkeypatch):
+    steered: list[float] = []
+
+    def add_steering(network, vectors, alpha):
+        steered.append(alpha)
+        return original(network, vectors, alpha)
+
+    original = callbacks.safety_steering.add_steering
+    monkeypatch.setattr(callbacks.safety_steering, "add_steering", add_steering)
     trainer = ("configs/trainer/cpu.yaml", "configs/trainer/steering.yaml")
     words = ("--trainer.callbacks.init_args.alpha=50", "--trainer.logger=false")
     for verb in ("validate", "predict"):
         temper(verb, tmp_path / verb, *words, model=tiny_run / "export", trainer=trainer)
+    assert steered == [50, 50]
     said = [row["response"] for row in _rows(tmp_path / "predict" / "answers.jsonl")]
     judged = [row["response"] for row in _rows(tmp_path / "validate" / "generations.jsonl")]
     assert said == judged
-    assert said != [row["response"] for row in _rows(tiny_run / "generations.jsonl")], "it acts"
 
 
 @pytest.mark.parametrize(("limit", "warned"), [(1.0, True), (0, False)])
