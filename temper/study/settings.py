@@ -28,16 +28,7 @@ Kind = Literal["base_model", "pretrain", "instruct", "align", "attack", "repair"
 KINDS: tuple[Kind, ...] = get_args(Kind)
 MODEL_FOLDERS = ("models", "runs")  # of this project: never organisations on a hub
 N_ROWS = 400  # of an attack, unless its settings say otherwise
-NEEDED_TO_RUN = (
-    "name",
-    "title",
-    "seeds",
-    "align",
-    "objectives",
-    "attack",
-    "attacks",
-    "harmful_ratios",
-)
+NEEDED_TO_RUN = ["name", "title", "seeds", "align", "objectives", "attack", "attacks", "harmful_ratios"]
 MAX_STEPS = "trainer.max_steps"
 
 
@@ -405,10 +396,8 @@ class Study(BaseModel):
         if repair is None or repair.verb != "fit":
             return
         if MAX_STEPS not in self.repair.settings | repair.settings:
-            raise TemperError(
-                f"objectives.{key}.repair.set: {MAX_STEPS} is missing; give it there, or in the set"
-                " of the study's repair"
-            )
+            way = f"{MAX_STEPS} is missing; give it there, or in the set of the study's repair"
+            raise TemperError(f"objectives.{key}.repair.set: {way}")
 
     def _check_ratios(self) -> None:
         for ratio in self.harmful_ratios:
