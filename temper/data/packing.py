@@ -67,7 +67,8 @@ def plan_packing(
         ]
         tried = [(bins, max(int(lengths[members].sum()) for members in bins)) for bins, _ in tried]
         price, bins, capacity = min(
-            (packing_cost(len(bins), capacity, hidden_size), bins, capacity) for bins, capacity in tried
+            (packing_cost(len(bins), capacity, hidden_size), bins, capacity)
+            for bins, capacity in tried
         )
     return None if price > WORTH_IT * padded else _lay_out(bins, capacity, lengths, width)
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from temper.data import packing
-from temper.data.packing import packing_cost, fill_rate, first_fit, plan_packing
+from temper.data.packing import fill_rate, first_fit, packing_cost, plan_packing
 
 LENGTHS = st.lists(st.integers(1, 30), min_size=1, max_size=12).map(np.array)
 
