@@ -28,16 +28,7 @@ Kind = Literal["base_model", "pretrain", "instruct", "align", "attack", "repair"
 KINDS: tuple[Kind, ...] = get_args(Kind)
 MODEL_FOLDERS = ("models", "runs")  # of this project: never organisations on a hub
 N_ROWS = 400  # of an attack, unless its settings say otherwise
-NEEDED_TO_RUN = [
-    "name",
-    "title",
-    "seeds",
-    "align",
-    "objectives",
-    "attack",
-    "attacks",
-    "harmful_ratios",
-]
+NEEDED = ("name", "title", "seeds", "align", "objectives", "attack", "attacks", "harmful_ratios")
 MAX_STEPS = "trainer.max_steps"
 
 
@@ -223,7 +214,7 @@ class Study(BaseModel):
                 attack's rows cannot have exactly.
         """
         content = _read(Path(path))
-        for key in NEEDED_TO_RUN:
+        for key in NEEDED:
             if key not in content:
                 known = set(content) - set(_keys(cls))
                 wrong = f"; found {', '.join(map(repr, sorted(known)))}" if known else ""

@@ -142,10 +142,9 @@ for name, classes in words["modules"].items():
     module = importlib.import_module(name)
     for one in classes:
         setattr(sys.modules[name.partition(".")[0]], one, getattr(module, one))
-from callbacks.preemption import Preemption
-from temper.cli import main
+from temper.cli.main import main
 sys.argv = ["train.py"]
-main(words["command"], in_every_fit=(Preemption,))
+main(words["command"])
 ours = ("temper", "strategies", "lightning_modules", "datamodules", "callbacks")
 found = [n for n, m in sys.modules.items() if n.partition(".")[0] in ours and m is not None]
 print("FOUND" + json.dumps(found))
@@ -167,6 +166,8 @@ def test_everything_that_a_fit_imports_is_in_its_hash(project_root, tmp_path):
         "callbacks.throughput": ["Throughput"],
         "callbacks.run_card": ["RunCard"],
         "callbacks.hf_export": ["HFExport"],
+        "callbacks.preemption": ["Preemption"],
+        "callbacks.answers": ["SaveAnswers"],
     }
     words = json.dumps({"modules": modules, "command": [*command, *TINY]})
     done = subprocess.run(
@@ -175,7 +176,7 @@ def test_everything_that_a_fit_imports_is_in_its_hash(project_root, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     imported = set(json.loads(done.stdout.partition("FOUND")[2]))
     contents = [training(content) for content in stage._contents]
-    names = [*ALWAYS, *strings([contents, stage._settings])]
+    names = [*ALWAYS, "Preemption", *strings([contents, stage._settings])]
     hashed = Code().closure(names, NOT_IN_FIT)
     assert {"temper.losses.tokens", "temper.models.score", "strategies.select"} <= hashed
     left_out = imported - hashed
