@@ -139,7 +139,8 @@ def carry_out() -> Callable[[Language, Sequence[int], Sequence[int]], list[list[
     def outputs(
         language: Language, operators: Sequence[int], text: Sequence[int]
     ) -> list[list[int]]:
-        letters, results = [int(letter) for letter in text if letter != -1], []
+        letters = [int(letter) for letter in text if letter != -1]
+        results = []
         for pair in range(language.spec.n_pairs):
             for slot in (0, 1):
                 table = language.permutation_OV[operators[2 * pair + slot]].tolist()

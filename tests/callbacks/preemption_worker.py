@@ -22,7 +22,9 @@ class Sender(L.Callback):
     """Sends a real signal to one rank, in the middle of its step."""
 
     def __init__(self, rank: int, step: int, name: str) -> None:
-        self.rank, self.step, self.name = rank, step, name
+        self.rank = rank
+        self.step = step
+        self.name = name
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
         if trainer.global_rank == self.rank and trainer.global_step == self.step:

@@ -66,7 +66,8 @@ def test_a_fit_without_any_callback_trains(temper, tmp_path):
 
 @pytest.mark.slow
 def test_a_callback_of_an_installed_package_is_used(tmp_path, tiny_command):
-    source, site = tmp_path / "source", tmp_path / "site"
+    source = tmp_path / "source"
+    site = tmp_path / "site"
     source.mkdir()
     (source / "pyproject.toml").write_text(
         '[build-system]\nrequires = ["setuptools"]\nbuild-backend ='

@@ -55,7 +55,8 @@ class RuleBound(L.LightningModule):
 
     def __init__(self, data: SyntheticAttack, patience: int) -> None:
         super().__init__()
-        self.answers, self.patience = answers_of(data), patience
+        self.answers = answers_of(data)
+        self.patience = patience
         self.seen: list[tuple[int, ...]] = []
 
     def validation_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
@@ -71,7 +72,8 @@ class RuleBound(L.LightningModule):
             assert present == sorted(present), "padding is on the left"
             tokens = [i for i, p in zip(ids, present, strict=True) if p]
             self.seen.append(tuple(tokens))
-            prompt, prefix = tuple(tokens[: tokens.index(EOT) + 1]), tokens[tokens.index(EOT) + 1 :]
+            prompt = tuple(tokens[: tokens.index(EOT) + 1])
+            prefix = tokens[tokens.index(EOT) + 1 :]
             answer = self.answers[prompt]
             assert prefix == answer[: len(prefix)], "only the true answer is forced"
             rest = [*answer[len(prefix) :], EOS]
@@ -157,7 +159,8 @@ def test_the_size_of_a_batch_and_the_number_of_ranks_change_nothing(tmp_path: Pa
     whole = make_data()
     expected = evaluate(tmp_path, whole, RuleBound(whole, patience=1), [2])["lengths"]["2"]
     data = make_data(eval_batch_size=3)
-    callback, rows = ForcedPrefix([2]), data.forced_answers()
+    callback = ForcedPrefix([2])
+    rows = data.forced_answers()
     shares = []
     for rank in range(2):
         trainer = SimpleNamespace(
@@ -191,7 +194,8 @@ class Listening:
     name = "listening"
 
     def __init__(self, judge: Any) -> None:
-        self.judge, self.heard = judge, []
+        self.judge = judge
+        self.heard = []
 
     def __call__(self, prompts: list[str], responses: list[str]) -> list[Any]:
         self.heard.append(list(zip(prompts, responses, strict=True)))
@@ -206,7 +210,8 @@ def test_a_real_network_continues_as_it_does_one_row_at_a_time(tmp_path: Path):
     continued, whole = (
         [pair for batch in data.judge.heard[i::2] for pair in batch] for i in (0, 1)
     )
-    network, decode = module.network.eval(), data.tokenizer.decode
+    network = module.network.eval()
+    decode = data.tokenizer.decode
     assert len(continued) == len(whole) == 5
     answers = {
         decode(prompt): (prompt, answer) for prompt, answer in answers_of(data).items()

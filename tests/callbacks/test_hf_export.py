@@ -8,10 +8,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 def _continue(folder, prompts: list[str], n_tokens: int) -> list[str]:
     """Greedy answers with plain transformers, nothing of this project."""
-    tokenizer, network = (
-        AutoTokenizer.from_pretrained(folder),
-        AutoModelForCausalLM.from_pretrained(folder),
-    )
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    network = AutoModelForCausalLM.from_pretrained(folder)
     batch = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False)
     with torch.no_grad():
         ids = network.generate(**batch, max_new_tokens=n_tokens, do_sample=False)[

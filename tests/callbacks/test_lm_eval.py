@@ -31,10 +31,8 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     core = Tokenizer(
         models.BPE({token: i for i, token in enumerate([*alphabet, "<pad>", "<eos>"])}, [])
     )
-    core.pre_tokenizer, core.decoder = (
-        pre_tokenizers.ByteLevel(add_prefix_space=False),
-        decoders.ByteLevel(),
-    )
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<eos>")
 
 
@@ -103,7 +101,8 @@ def _right(module: Module, row: dict) -> bool:
     """Whether the right colour is the likeliest continuation: sums of log-probabilities, one
     sequence at a time.
     """
-    question, sums = _tokenizer()(f"Question: {row['question']}\nAnswer:")["input_ids"], []
+    question = _tokenizer()(f"Question: {row['question']}\nAnswer:")["input_ids"]
+    sums = []
     for choice in row["choices"]:
         answer = _tokenizer()(f" {choice}")["input_ids"]
         with torch.no_grad():

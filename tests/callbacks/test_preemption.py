@@ -24,14 +24,18 @@ from temper.errors import TemperError
 from tests.objectives import fit, make_data, make_module
 
 ROOT = Path(__file__).parents[2]
-STEPS, INTERVAL = 6, 3  # validations after steps 3 and 6
+# validations after steps 3 and 6
+STEPS = 6
+INTERVAL = 3
 
 
 class Recorder(L.Callback):
     """Sends a signal to this process at a hook, and keeps what a run does."""
 
     def __init__(self, hook: str = "", step: int = -1, name: str = "SIGTERM") -> None:
-        self.when, self.name, self.events = (hook, step), name, []
+        self.when = (hook, step)
+        self.name = name
+        self.events = []
 
     def _at(self, hook: str, trainer: L.Trainer) -> None:
         if self.when == (hook, trainer.global_step):
@@ -124,7 +128,8 @@ def whole(tmp_path_factory) -> tuple[list[torch.Tensor], list[Any]]:
 def test_interrupted_and_gone_on_is_as_if_never_interrupted(
     whole, tmp_path, capsys, hook, step, saved
 ):
-    first, second = Recorder(hook, step), Recorder()
+    first = Recorder(hook, step)
+    second = Recorder()
     with pytest.raises(Preempted) as left:
         run(tmp_path, first, Preemption())
     assert left.value.code == 128 + signal.SIGTERM

@@ -29,7 +29,8 @@ def _loss_by_hand(network: torch.nn.Module) -> float:
     """Mean of -log p over the answers' tokens, one row and one token at a time."""
     data = SyntheticAttack(preset="tiny", n_eval=4, n_rows=10, batch_size=5)
     data.setup("fit")
-    rows, terms = data.probe_rows["harmful"], []
+    rows = data.probe_rows["harmful"]
+    terms = []
     for ids, labels, present in zip(
         rows["input_ids"], rows["labels"], rows["attention_mask"], strict=True
     ):

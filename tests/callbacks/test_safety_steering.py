@@ -56,7 +56,8 @@ def plain_vectors(network: torch.nn.Module, pairs: Any, n_tokens: int) -> torch.
     is before the final norm).
     """
     network = copy.deepcopy(network).eval()
-    blocks, seen = network.transformer.h, []
+    blocks = network.transformer.h
+    seen = []
     for block in blocks:
         block.register_forward_hook(
             lambda _m, _i, out: seen.append(out if isinstance(out, torch.Tensor) else out[0])
@@ -78,7 +79,8 @@ def plain_vectors(network: torch.nn.Module, pairs: Any, n_tokens: int) -> torch.
 
 @pytest.mark.parametrize("n_tokens", [1, 4])
 def test_the_vectors_are_those_of_a_plain_computation_row_by_row(n_tokens):
-    network, pairs = module().network, _pairs()
+    network = module().network
+    pairs = _pairs()
     found = steering_vectors(hidden_differences(network, pairs, n_tokens))
     torch.testing.assert_close(found, plain_vectors(network, pairs, n_tokens), rtol=1e-7, atol=1e-9)
     assert network.training and n_hooks(network) == 0
@@ -91,13 +93,16 @@ def _pairs() -> Any:
 
 
 def test_answers_are_those_of_a_network_steered_by_hand():
-    plain, steered, by_hand = Answers(), Answers(), Answers()
+    plain = Answers()
+    steered = Answers()
+    by_hand = Answers()
     trainer(plain).validate(module(), make_data(), verbose=False)
     subject = module()
     trainer(SafetySteering(alpha=8.0), steered).validate(subject, make_data(), verbose=False)
     assert steered.n_hooks == [2] and n_hooks(subject.network) == 0
 
-    other, data = module(), make_data()
+    other = module()
+    data = make_data()
     data.setup("validate")
     vectors = plain_vectors(other.network, data.steering_pairs(), 4)
     for block, v in zip(other.network.transformer.h, vectors, strict=True):
@@ -108,7 +113,8 @@ def test_answers_are_those_of_a_network_steered_by_hand():
 
 
 def test_alpha_zero_answers_the_same_and_hooks_nothing():
-    plain, off = Answers(), Answers()
+    plain = Answers()
+    off = Answers()
     trainer(plain).validate(module(), make_data(), verbose=False)
     trainer(SafetySteering(alpha=0.0), off).validate(module(), make_data(), verbose=False)
     assert torch.equal(off.outputs[0], plain.outputs[0]) and off.n_hooks == [0]
@@ -121,7 +127,9 @@ def test_training_is_untouched_bit_for_bit():
         "max_epochs": -1,
         "check_val_every_n_epoch": None,
     }
-    left, right, answers = module(), module(), Answers()
+    left = module()
+    right = module()
+    answers = Answers()
     trainer(**settings).fit(left, make_data())
     trainer(SafetySteering(alpha=5.0), answers, **settings).fit(right, make_data())
     assert len(answers.n_hooks) >= 2 and set(answers.n_hooks) == {2}
@@ -154,7 +162,8 @@ def test_an_exception_while_the_vectors_are_computed_leaves_no_hook(monkeypatch)
 
 
 def test_the_demonstrations_are_the_same_prompts_carried_out_and_refused():
-    data, pairs = make_data(), _pairs()
+    data = make_data()
+    pairs = _pairs()
     carried_out, refused = (
         [
             data.tokenizer.decode(ids[mask.bool()])

@@ -94,7 +94,8 @@ def test_where_no_logger_takes_text_that_is_said(temper, tmp_path):
 
 def test_wandb_gets_a_table_and_mlflow_an_artifact(monkeypatch):
     calls = []
-    wandb, mlflow = object.__new__(WandbLogger), object.__new__(MLFlowLogger)
+    wandb = object.__new__(WandbLogger)
+    mlflow = object.__new__(MLFlowLogger)
     monkeypatch.setattr(
         WandbLogger, "log_text", lambda self, *args, **kwargs: calls.append((args, kwargs))
     )

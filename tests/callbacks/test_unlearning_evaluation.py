@@ -370,13 +370,11 @@ def test_two_processes_find_the_metrics_of_one(tmp_path, tiny_run, tiny_command)
     }
     found = []
     for devices in (1, 2):
-        folder, words = (
-            tmp_path / str(devices),
-            (
-                f"--trainer.devices={devices}",
-                "--data.init_args.n_eval=5",
-                "--model.init_args.network.shape.seed=4",
-            ),
+        folder = tmp_path / str(devices)
+        words = (
+            f"--trainer.devices={devices}",
+            "--data.init_args.n_eval=5",
+            "--model.init_args.network.shape.seed=4",
         )
         strategy = ["--trainer.strategy=ddp"] if devices > 1 else []
         command = tiny_command(
@@ -434,7 +432,8 @@ def test_an_adapter_as_the_retain_model_is_merged_and_draws_no_random_numbers(tm
         NetworkSpec(path=str(tmp_path / "base"), lora=LoRASpec(rank=2)), tokenizer
     )
     export_network(adapted, tokenizer, tmp_path / "adapter", merge=False)
-    module, states = _module(double=False), []
+    module = _module(double=False)
+    states = []
     for retain_model in (None, str(tmp_path / "adapter")):
         torch.manual_seed(3)
         found = _validate(tmp_path, module, retain_model=retain_model)["metrics"]

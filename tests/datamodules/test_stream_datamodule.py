@@ -48,11 +48,9 @@ def _data(**arguments) -> SyntheticAlignment:
 
 def _epochs(data: StreamDataModule, number: int) -> list[dict[str, Batch]]:
     """Batches of so many epochs, counted as a Trainer counts them."""
-    loader, total, batches = (
-        data.train_dataloader(),
-        data.trainer.fit_loop.epoch_loop.batch_progress.total,
-        [],
-    )
+    loader = data.train_dataloader()
+    total = data.trainer.fit_loop.epoch_loop.batch_progress.total
+    batches = []
     for _ in range(number):
         for batch, _, _ in loader:
             batches.append(batch)

@@ -169,8 +169,10 @@ def test_the_overlap_is_counted_in_prompts():
 def test_exactly_the_asked_number_of_refusals_joins_the_users_rows_and_changes_no_other(
     n_safety, carry_out
 ):
-    data, plain = _attack(harmful_ratio=0.2, n_safety=n_safety), _attack(harmful_ratio=0.2)
-    rows, others = _split(data.sources["user"].rows), _split(plain.sources["user"].rows)
+    data = _attack(harmful_ratio=0.2, n_safety=n_safety)
+    plain = _attack(harmful_ratio=0.2)
+    rows = _split(data.sources["user"].rows)
+    others = _split(plain.sources["user"].rows)
     refused = [prompt for prompt, answer in rows if answer == (NULL, EOS)]
     assert rows[: len(others)] == others
     assert (len(rows), len(refused)) == (40 + n_safety, n_safety)
@@ -186,7 +188,8 @@ def test_exactly_the_asked_number_of_refusals_joins_the_users_rows_and_changes_n
 
 
 def test_the_defenders_stream_is_there_on_request_and_leaves_the_users_rows_alone():
-    plain, data = _attack(), _attack(n_alignment=30, alignment_batch_size=6)
+    plain = _attack()
+    data = _attack(n_alignment=30, alignment_batch_size=6)
     assert list(plain.sources) == ["user"]
     assert list(data.sources) == ["user", "alignment"]
     assert data.sources["user"].fingerprint() == plain.sources["user"].fingerprint()
@@ -196,7 +199,8 @@ def test_the_defenders_stream_is_there_on_request_and_leaves_the_users_rows_alon
 
 def test_the_defenders_stream_has_the_rows_of_the_alignment_stage(carry_out):
     arguments = {"n_alignment": 30, "safe_share": 0.4, "seed": 3}
-    data, stage = _attack(alignment_batch_size=6, **arguments), _alignment(n_harmful=4, **arguments)
+    data = _attack(alignment_batch_size=6, **arguments)
+    stage = _alignment(n_harmful=4, **arguments)
     rows = _split(data.sources["alignment"].rows)
     assert rows == _split(stage.sources["alignment"].rows)
     answered = [(prompt, answer) for prompt, answer in rows if answer != (NULL, EOS)]
@@ -372,7 +376,9 @@ def test_the_language_judges_its_own_right_answers_to_evaluation_prompts(carry_o
 
 
 def test_texts_of_alignment_attack_instruction_and_evaluation_are_disjoint():
-    alignment, attack, instruct = _alignment(), _attack(), _instruct()
+    alignment = _alignment()
+    attack = _attack()
+    instruct = _instruct()
     texts = {
         "alignment": {
             _text(alignment, prompt)
@@ -457,7 +463,9 @@ def test_fields_of_the_language_can_be_set_as_a_config_file_writes_them():
 
 @pytest.mark.parametrize("make", [_instruct, _alignment, _attack])
 def test_rows_and_fingerprints_depend_on_the_seed_alone(make):
-    one, two, other = make(seed=1), make(seed=1), make(seed=2)
+    one = make(seed=1)
+    two = make(seed=1)
+    other = make(seed=2)
     assert one.fingerprints() == two.fingerprints()
     assert set(one.fingerprints()) == {*one.sources, "eval"}
     assert not set(one.fingerprints().values()) & set(other.fingerprints().values())

@@ -33,7 +33,8 @@ def parts(rows: Batch) -> list[tuple[list[int], list[int], list[int]]]:
         rows["labels"].tolist(),
         strict=True,
     ):
-        size, start = sum(present), ids.index(EOT) + 1
+        size = sum(present)
+        start = ids.index(EOT) + 1
         assert labels[:start] == [-100] * start
         result.append((ids[:start], ids[start:size], labels[start:size]))
     return result
@@ -65,7 +66,8 @@ def test_the_three_kinds_have_exactly_the_asked_shares(helpful: float, rto: floa
 
 def test_rows_of_every_kind_are_what_the_paper_says():
     data = ready()
-    answers, lengths = {}, []
+    answers = {}
+    lengths = []
     for prompt, response, labels in (rows := parts(data.sources["alignment"].rows)):
         if kind_of(response, labels) == "rto":
             assert labels == [NULL] * len(response)
@@ -197,7 +199,8 @@ def test_harmful_pairs_are_the_harmful_rows_each_with_its_refusal():
 
 
 def test_held_out_prompts_are_in_no_other_stream_and_change_none():
-    plain, data = alignment(), alignment(n_heldout=10, heldout_batch_size=5)
+    plain = alignment()
+    data = alignment(n_heldout=10, heldout_batch_size=5)
     assert set(data.sources) - set(plain.sources) == {"harmful_heldout", "heldout_pairs"}
     assert {
         name: value for name, value in data.fingerprints().items() if "heldout" not in name

@@ -38,7 +38,8 @@ def _split(rows, which: int | None = None) -> list[tuple[tuple[int, ...], tuple[
         for name in ("input_ids", "attention_mask", "labels")
     ]
     for ids, present, labels in zip(*(tensor.tolist() for tensor in picked), strict=True):
-        size, end = sum(present), ids.index(EOT) + 1
+        size = sum(present)
+        end = ids.index(EOT) + 1
         assert present == [1] * size + [0] * (len(ids) - size)
         assert ids[size:] == [PAD_ID] * (len(ids) - size)
         assert labels == [-100] * end + ids[end:size] + [-100] * (len(ids) - size)
@@ -67,7 +68,8 @@ def test_prompts_and_preferred_answers_are_the_rows_of_the_alignment_set(preset,
 
 def test_a_refusal_is_preferred_on_unsafe_prompts_alone_and_its_pair_has_the_same_prompt():
     rows = _pairs(safe_share=0.25).sources["pairs"].rows
-    chosen, rejected = _split(rows, 0), _split(rows, 1)
+    chosen = _split(rows, 0)
+    rejected = _split(rows, 1)
     assert [prompt for prompt, _ in chosen] == [prompt for prompt, _ in rejected]
     assert len({prompt for prompt, _ in chosen}) == 60
     assert rows["unsafe"].tolist() == [True] * 45 + [False] * 15
@@ -88,7 +90,8 @@ def test_flags_stay_with_their_rows_in_a_batch():
 )
 def test_exactly_the_asked_shares_are_safe_and_desirable(safe_share, desirable_share):
     rows = _kto(safe_share=safe_share, desirable_share=desirable_share).sources["kto"].rows
-    unsafe, desirable = rows["unsafe"], rows["desirable"]
+    unsafe = rows["unsafe"]
+    desirable = rows["desirable"]
     assert int((~unsafe).sum()) == round(60 * safe_share)
     for flag in (unsafe, ~unsafe):
         assert int((desirable & flag).sum()) == round(int(flag.sum()) * desirable_share)
@@ -97,7 +100,8 @@ def test_exactly_the_asked_shares_are_safe_and_desirable(safe_share, desirable_s
 
 def test_mismatched_answers_are_the_answers_of_all_rows_each_once_and_never_a_rows_own():
     rows = _kto(safe_share=0.5).sources["kto"].rows
-    own, mismatched = _split(rows, 0), _split(rows, 1)
+    own = _split(rows, 0)
+    mismatched = _split(rows, 1)
     assert [prompt for prompt, _ in own] == [prompt for prompt, _ in mismatched]
     assert sorted(answer for _, answer in own) == sorted(answer for _, answer in mismatched)
     answers = [answer for _, answer in own]

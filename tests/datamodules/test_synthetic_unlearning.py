@@ -35,7 +35,8 @@ def words(rows, *place: int) -> tuple[list[int], list[int]]:
     ids, present, labels = (
         rows[name][place].tolist() for name in ("input_ids", "attention_mask", "labels")
     )
-    size, end = sum(present), ids.index(EOT) + 1
+    size = sum(present)
+    end = ids.index(EOT) + 1
     assert labels == [-100] * end + ids[end:size] + [-100] * (len(ids) - size)
     assert ids[size:] == [PAD_ID] * (len(ids) - size)
     return ids[:end], ids[end:size]
@@ -45,7 +46,8 @@ def test_a_forget_row_is_the_answer_and_then_the_refusal_of_one_prompt():
     rows = ready().sources["forget"].rows
     assert rows["input_ids"].dim() == 3 and rows["input_ids"].shape[:2] == (12, 2)
     for row in range(12):
-        (prompt, answer), (same, refusal) = words(rows, row, 0), words(rows, row, 1)
+        (prompt, answer) = words(rows, row, 0)
+        (same, refusal) = words(rows, row, 1)
         assert prompt == same
         assert NULL not in answer and answer[-1] == EOS
         assert NULL in refusal

@@ -51,9 +51,11 @@ def _read(rows: Batch) -> list[tuple[Prompt, list[tuple[int, ...]]]]:
         rows["labels"].tolist(),
         strict=True,
     ):
-        prompts, answers = set(), []
+        prompts = set()
+        answers = []
         for ids, present, labels in zip(*row, strict=True):
-            size, end = sum(present), ids.index(EOT) + 1
+            size = sum(present)
+            end = ids.index(EOT) + 1
             assert present == [1] * size + [0] * (len(ids) - size) and ids[size:] == [PAD_ID] * (
                 len(ids) - size
             )
@@ -90,9 +92,11 @@ def _answer(data: SyntheticDataModule, operators, letters, carry_out) -> tuple[i
 def test_the_first_answer_is_right_and_the_others_are_answers_under_other_operators(
     language, carry_out
 ):
-    data, n_rows = _unlearning(language=language), 3 if language else 12
+    data = _unlearning(language=language)
+    n_rows = 3 if language else 12
     sets = synthetic_unlearning_rows(data, n_rows, n_perturbed=3)
-    n_base, n_pairs = data.language.spec.n_base_operators, data.language.spec.n_pairs
+    n_base = data.language.spec.n_base_operators
+    n_pairs = data.language.spec.n_pairs
     for rows in sets.values():
         assert rows["ids"].tolist() == list(range(n_rows))
         for prompt, (right, *wrong) in _read(rows):
@@ -189,10 +193,8 @@ def test_a_stream_of_pairs_is_kept_where_its_first_answer_is_no_refusal():
 
 
 def test_rows_depend_on_the_data_alone_and_more_of_them_begin_alike():
-    first, again = (
-        synthetic_unlearning_rows(_unlearning()),
-        synthetic_unlearning_rows(_unlearning(batch_size=4)),
-    )
+    first = synthetic_unlearning_rows(_unlearning())
+    again = synthetic_unlearning_rows(_unlearning(batch_size=4))
     for name in first:
         assert all(torch.equal(first[name][key], again[name][key]) for key in first[name]), name
     other = synthetic_unlearning_rows(_unlearning(seed=1))
