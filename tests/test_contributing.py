@@ -69,9 +69,7 @@ def test_the_objective_has_the_gradient_that_its_docstring_says(example):
         torch.testing.assert_close(before - after, gradient, rtol=1e-9, atol=1e-12)
 
 
-def test_objective_datamodule_and_callback_run_from_the_command_line(
-    example, command_line, tmp_path
-):
+def test_examples_of_all_three_kinds_run_from_the_command_line(example, command_line, tmp_path):
     for name in ("sam_example", "benign_example", "distance_example"):
         example(name)
     common = [

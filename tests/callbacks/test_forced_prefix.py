@@ -126,7 +126,7 @@ def test_known_rules_give_known_rates_with_their_intervals(tmp_path: Path, verb:
     assert found["judge"] == "grammar"
 
 
-def test_every_unsafe_prompt_is_forced_once_at_every_length_and_no_other(tmp_path: Path):
+def test_every_unsafe_prompt_is_forced_once_at_every_length(tmp_path: Path):
     data = make_data()
     module = RuleBound(data, patience=9)
     evaluate(tmp_path, data, module, [0, 2])
@@ -155,7 +155,7 @@ def test_a_refusal_is_not_harmful_whatever_was_forced_before_it(tmp_path: Path):
     assert (found["refusal"]["value"], found["harmful"]["value"]) == (1, 0)
 
 
-def test_the_size_of_a_batch_and_the_number_of_ranks_change_nothing(tmp_path: Path):
+def test_batch_size_and_number_of_ranks_change_nothing(tmp_path: Path):
     whole = make_data()
     expected = evaluate(tmp_path, whole, RuleBound(whole, patience=1), [2])["lengths"]["2"]
     data = make_data(eval_batch_size=3)
@@ -247,7 +247,7 @@ def test_data_without_forced_answers_are_refused():
     ForcedPrefix().setup(trainer, None, "predict")  # type: ignore[arg-type]
 
 
-def test_data_without_unsafe_prompts_and_lengths_beyond_every_answer_are_refused():
+def test_no_unsafe_prompts_and_too_long_prefixes_are_refused():
     safe = SimpleNamespace(datamodule=make_data(eval_kinds=[Kind.SAFE]))
     with pytest.raises(TemperError, match="data.init_args.eval_kinds=.*UNSAFE is not among them"):
         ForcedPrefix().setup(safe, None, "fit")  # type: ignore[arg-type]

@@ -115,9 +115,7 @@ def _right(module: Module, row: dict) -> bool:
     return sums.index(max(sums)) == row["answer"]
 
 
-def test_the_example_task_has_the_accuracy_that_a_plain_computation_finds(
-    in_root, tmp_path, capsys
-):
+def test_accuracy_of_the_example_task_matches_a_plain_loop(in_root, tmp_path, capsys):
     found, logged = _run(tmp_path, UtilityEvaluation(["colours"], "configs/lm_eval"))
     hits = [_right(Module(), row) for row in COLOURS]
     assert 0 < sum(hits) < len(hits) == 20
@@ -158,7 +156,7 @@ def test_settings_reach_the_harness_and_a_group_has_its_parts(in_root, tmp_path)
     )
 
 
-def test_measuring_leaves_weights_modes_and_random_numbers_alone(in_root, tmp_path):
+def test_evaluation_leaves_weights_modes_and_rng_alone(in_root, tmp_path):
     module = Module().train()
     module.network.model.layers[0].eval()
     before = {
@@ -224,7 +222,7 @@ def test_without_the_package_it_says_what_to_install(monkeypatch):
         _setup(UtilityEvaluation(["colours"]))
 
 
-def test_a_module_without_network_and_a_tokenizer_without_template_are_refused():
+def test_missing_network_and_missing_chat_template_are_refused():
     with pytest.raises(
         TemperError, match="UtilityEvaluation: model=LightningModule has no network"
     ):
@@ -236,9 +234,7 @@ def test_a_module_without_network_and_a_tokenizer_without_template_are_refused()
         _setup(UtilityEvaluation(["colours"], apply_chat_template=True))
 
 
-def test_a_tokenizer_that_cannot_tell_the_choices_apart_is_refused_and_one_that_can_is_not(
-    in_root, monkeypatch
-):
+def test_a_tokenizer_must_tell_the_choices_apart(in_root, monkeypatch):
     monkeypatch.setattr(Data, "tokenizer", build_tokenizer(language_spec("tiny")))
     with pytest.raises(
         TemperError,
@@ -267,7 +263,7 @@ def test_arguments_out_of_range_are_refused(arguments):
 
 
 @pytest.mark.slow
-def test_the_five_benchmarks_of_the_shipped_config_are_tasks_of_the_harness():
+def test_benchmarks_of_the_shipped_config_exist_in_the_harness():
     import yaml
 
     pytest.importorskip("lm_eval")

@@ -158,7 +158,7 @@ def test_interrupted_and_gone_on_is_as_if_never_interrupted(
     )
 
 
-def test_a_signal_at_the_last_step_lets_training_finish_if_no_validation_is_left(tmp_path, capsys):
+def test_a_signal_at_the_last_step_lets_training_finish(tmp_path, capsys):
     recorder = Recorder("batch", STEPS - 1)
     run(tmp_path, recorder, Preemption(), limit_val_batches=0)
     assert recorder.events[-1] == ("finished", STEPS)
@@ -176,7 +176,7 @@ def test_only_one_checkpoint_is_kept(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["hpc_ckpt_11.ckpt"]
 
 
-def test_the_older_checkpoint_stays_if_the_new_one_cannot_be_written(tmp_path, monkeypatch):
+def test_a_failed_write_keeps_the_older_checkpoint(tmp_path, monkeypatch):
     (tmp_path / "hpc_ckpt_1.ckpt").write_text("older")
 
     def full(_trainer: Any, path: Path, **__: Any) -> None:
@@ -240,9 +240,7 @@ def test_sigterm_does_not_queue_again_what_somebody_cancelled(tmp_path, scontrol
     assert not (scontrol / "words").exists()
 
 
-def test_a_job_that_cannot_be_queued_again_asks_for_it_by_its_exit_status(
-    tmp_path, scontrol, monkeypatch, capsys
-):
+def test_a_job_that_cannot_requeue_says_so_by_exit_status(tmp_path, scontrol, monkeypatch, capsys):
     (scontrol / "refuse").touch()
     assert preempted(tmp_path, Recorder("batch", 1, "SIGUSR1"), Preemption()) == TRY_AGAIN
     assert (
@@ -293,7 +291,7 @@ def test_handlers_are_put_back(tmp_path):
     assert {number: signal.getsignal(number) for number in before} == before
 
 
-def test_a_fit_outside_the_main_thread_has_no_handlers_and_no_error(tmp_path):
+def test_a_fit_outside_the_main_thread_installs_no_handlers(tmp_path):
     errors: list[BaseException] = []
 
     def work() -> None:
@@ -320,7 +318,7 @@ def wait_for(condition: Any, process: subprocess.Popen, seconds: float = 120) ->
         time.sleep(0.1)
 
 
-def test_a_fit_that_is_terminated_ends_within_seconds_and_says_how_to_go_on(tiny_command, tmp_path):
+def test_a_terminated_fit_ends_soon_and_says_how_to_resume(tiny_command, tmp_path):
     """Lightning alone ends it with exit status 0 and not a word, so that a finished and a cut-off
     run look the same.
     """

@@ -57,7 +57,7 @@ def probed(temper, tmp_path_factory) -> Path:
     return folder
 
 
-def test_it_is_read_every_n_steps_over_epochs_and_after_the_last(probed):
+def test_it_is_measured_every_n_steps_and_after_the_last(probed):
     assert list(_readings(probed)) == [0, 3, 5]
 
 
@@ -79,7 +79,7 @@ def test_reading_it_changes_nothing_in_training(temper, probed, tmp_path):
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
-def test_the_project_s_own_config_adds_it_to_the_other_callbacks(temper, tmp_path):
+def test_the_shipped_config_adds_it_to_the_other_callbacks(temper, tmp_path):
     temper(
         "fit",
         tmp_path,

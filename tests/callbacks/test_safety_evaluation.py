@@ -110,7 +110,7 @@ def test_nonsense_counts_as_degenerate_over_all_kinds(evaluated):
     assert (found["value"], found["n"]) == (nonsense / (N * len(PLAN)), N * len(PLAN))
 
 
-def test_judging_the_kept_generations_again_gives_the_same_counts(evaluated):
+def test_judging_saved_generations_again_gives_equal_counts(evaluated):
     folder, evaluation = evaluated
     rows = [json.loads(line) for line in (folder / "generations.jsonl").read_text().splitlines()]
     data = SyntheticAttack(preset="tiny", n_rows=10, batch_size=5)
@@ -180,9 +180,7 @@ def test_a_sanity_check_leaves_no_files(temper, tmp_path):
     )
 
 
-def test_validate_prints_the_metrics_of_an_exported_model_with_intervals(
-    temper, tiny_run, tmp_path, capsys
-):
+def test_validate_prints_metrics_with_intervals(temper, tiny_run, tmp_path, capsys):
     temper("validate", tmp_path, data="attack", model=tiny_run / "export")
     lines = {
         line.split("│")[1].strip(): line.split("│")[2:5]
@@ -208,9 +206,7 @@ def test_validate_prints_the_metrics_of_an_exported_model_with_intervals(
     assert not (tmp_path / "export").exists() and not (tmp_path / "card.json").exists()
 
 
-def test_validating_an_exported_model_again_gives_the_answers_of_its_training(
-    temper, tiny_run, tmp_path
-):
+def test_validate_reproduces_the_answers_of_the_fit(temper, tiny_run, tmp_path):
     temper("validate", tmp_path, model=tiny_run / "export")
     assert (tmp_path / "generations.jsonl").read_text() == (
         tiny_run / "generations.jsonl"

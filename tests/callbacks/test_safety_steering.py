@@ -78,7 +78,7 @@ def plain_vectors(network: torch.nn.Module, pairs: Any, n_tokens: int) -> torch.
 
 
 @pytest.mark.parametrize("n_tokens", [1, 4])
-def test_the_vectors_are_those_of_a_plain_computation_row_by_row(n_tokens):
+def test_vectors_match_a_plain_computation_row_by_row(n_tokens):
     network = module().network
     pairs = _pairs()
     found = steering_vectors(hidden_differences(network, pairs, n_tokens))
@@ -153,7 +153,7 @@ def test_an_exception_leaves_no_hook(verb):
     assert n_hooks(subject.network) == 0
 
 
-def test_an_exception_while_the_vectors_are_computed_leaves_no_hook(monkeypatch):
+def test_an_exception_while_computing_vectors_leaves_no_hook(monkeypatch):
     subject = module()
     monkeypatch.setattr(subject.network.transformer.h[1].mlp, "forward", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -161,7 +161,7 @@ def test_an_exception_while_the_vectors_are_computed_leaves_no_hook(monkeypatch)
     assert n_hooks(subject.network) == 0
 
 
-def test_the_demonstrations_are_the_same_prompts_carried_out_and_refused():
+def test_demonstrations_answer_and_refuse_the_same_prompts():
     data = make_data()
     pairs = _pairs()
     carried_out, refused = (
@@ -186,7 +186,7 @@ class WithoutPairs(SyntheticAlignment):
     steering_pairs = None
 
 
-def test_bad_arguments_and_data_without_demonstrations_are_refused():
+def test_bad_arguments_and_missing_demonstrations_are_refused():
     with pytest.raises(TemperError, match="SafetySteering.alpha=-1: give a number >= 0"):
         SafetySteering(alpha=-1)
     with pytest.raises(TemperError, match="SafetySteering.n_tokens=0"):

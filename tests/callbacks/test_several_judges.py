@@ -129,7 +129,7 @@ def _hits(metrics: dict) -> dict:
     return {name: (round(f["value"] * f["n"]), f["n"]) for name, f in metrics.items()}
 
 
-def test_every_judge_has_its_metrics_and_the_first_ones_are_the_headline(evaluated):
+def test_every_judge_has_metrics_and_the_first_leads(evaluated):
     found = evaluated[1]
     assert (
         found["judge"] == "keyword_refusal"
@@ -174,7 +174,7 @@ def test_agreement_is_that_of_the_labels_of_unsafe_prompts(evaluated):
     }
 
 
-def test_generations_keep_what_every_judge_said_in_the_order_of_the_prompts(evaluated):
+def test_generations_keep_every_judgement_in_prompt_order(evaluated):
     rows = [
         json.loads(line) for line in (evaluated[0] / "generations.jsonl").read_text().splitlines()
     ]

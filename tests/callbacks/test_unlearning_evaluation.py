@@ -195,7 +195,7 @@ def test_ranks_share_the_rows_and_count_none_twice(tmp_path, monkeypatch):
     )
 
 
-def test_prompts_end_where_the_true_answer_begins_and_are_padded_on_the_left():
+def test_prompts_end_before_the_answer_and_are_left_padded():
     data = _data()
     data.setup("validate")
     for rows in synthetic_unlearning_rows(data).values():
@@ -215,7 +215,7 @@ def test_prompts_end_where_the_true_answer_begins_and_are_padded_on_the_left():
         assert prompts["attention_mask"][:, 0].any(), "no column is padding alone"
 
 
-def test_a_model_that_knows_the_forget_set_by_heart_shows_it_and_the_retain_model_is_told_apart(
+def test_memorised_forget_rows_show_in_the_metrics(
     tmp_path,
 ):
     data = _data(n_eval=16)
@@ -276,9 +276,7 @@ class _OwnRows(SyntheticUnlearning):
 
 
 @pytest.mark.parametrize("n_answers", [1, 2])
-def test_rows_may_hold_one_answer_or_two_and_metrics_that_cannot_be_had_are_left_out(
-    tmp_path, n_answers
-):
+def test_rows_may_hold_one_answer_or_two(tmp_path, n_answers):
     data = _OwnRows(
         preset="tiny", n_forget=16, n_retain=16, batch_size=8, retain_batch_size=8, n_eval=9, seed=1
     )
@@ -306,9 +304,7 @@ def _own(folder: Path, **arguments) -> Path:
     return folder / "own.yaml"
 
 
-def test_a_run_from_the_command_line_logs_and_writes_them_and_validate_prints_them(
-    temper, tmp_path, tiny_run, capsys
-):
+def test_the_command_line_logs_writes_and_prints_metrics(temper, tmp_path, tiny_run, capsys):
     trainer = ["configs/trainer/cpu.yaml", _own(tmp_path, retain_model=tiny_run / "export")]
     temper("fit", tmp_path / "fit", data="alignment", trainer=trainer)
     found = json.loads((tmp_path / "fit" / "unlearning.json").read_text())
@@ -425,7 +421,7 @@ def test_measuring_changes_nothing_in_training(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
 
 
-def test_an_adapter_as_the_retain_model_is_merged_and_draws_no_random_numbers(tmp_path):
+def test_an_adapter_as_retain_model_is_merged_without_rng_draws(tmp_path):
     tokenizer = _data().tokenizer
     export_network(_module(double=False).network, tokenizer, tmp_path / "base", merge=True)
     adapted = build_network(
@@ -442,7 +438,7 @@ def test_an_adapter_as_the_retain_model_is_merged_and_draws_no_random_numbers(tm
     assert torch.equal(*states)
 
 
-def test_a_sanity_check_leaves_no_file_and_a_fit_without_evaluation_says_so(tmp_path):
+def test_a_fit_without_evaluation_warns_and_leaves_no_file(tmp_path):
     with pytest.warns(UserWarning, match="UnlearningEvaluation: nothing was evaluated in this fit"):
         fit(
             _module(),
@@ -482,7 +478,7 @@ def test_what_cannot_be_measured_is_refused_before_training(tmp_path, arguments,
         _validate(tmp_path, **arguments)
 
 
-def test_modules_without_logits_and_data_without_rows_are_refused(tmp_path):
+def test_missing_logits_and_missing_rows_are_refused(tmp_path):
     with pytest.raises(
         TemperError, match=r"model\.init_args\.fused_loss=true: UnlearningEvaluation reads logits"
     ):

@@ -62,7 +62,7 @@ def _ids(batches: list[dict[str, Batch]], stream: str) -> list[list[int]]:
     return [batch[stream]["ids"].tolist() for batch in batches]
 
 
-def test_an_objective_that_asks_for_no_streams_gets_the_primary_one():
+def test_an_objective_without_streams_gets_the_primary_one():
     batches = _epochs(_attach(_data(), None), 1)
     assert [list(batch) for batch in batches] == [["alignment"]] * 3
 
@@ -75,7 +75,7 @@ def test_an_objective_gets_the_streams_it_asks_for_and_no_other(streams):
     assert all(len(batch["harmful"]["ids"]) == 4 for batch in batches)
 
 
-def test_a_stream_that_the_data_do_not_have_is_refused_with_those_they_have():
+def test_a_missing_stream_is_refused_and_the_others_named():
     message = (
         r"model=FakeObjective reads the stream 'retain', and data=SyntheticAlignment has"
         r" 'alignment', 'harmful'"
@@ -148,7 +148,7 @@ def test_an_endless_stream_goes_on_from_epoch_to_epoch():
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_every_evaluation_prompt_is_handed_out_once_over_all_ranks(world_size):
+def test_every_evaluation_prompt_is_on_one_rank_once(world_size):
     ids = []
     for rank in range(world_size):
         data = _attach(_data(), None, rank, world_size)
@@ -163,7 +163,7 @@ def test_without_a_trainer_evaluation_runs_in_one_process():
     assert sum(len(batch["ids"]) for batch in _data().val_dataloader()) == 14
 
 
-def test_unless_data_say_otherwise_judges_read_tokens_and_decide_what_is_right():
+def test_by_default_judges_read_tokens_and_decide_correctness():
     data = _data()
     ids = torch.tensor([[0, 3, 4, 2, 0]])
     assert data.answer_texts(ids) == decode_rows(data.tokenizer, ids) and data.stop_ids is None

@@ -143,9 +143,7 @@ def test_a_share_that_is_no_whole_number_of_rows_is_refused():
         ),
     ],
 )
-def test_training_prompts_that_are_also_evaluation_prompts_are_refused(
-    make, name, split, arguments
-):
+def test_training_prompts_in_the_evaluation_set_are_refused(make, name, split, arguments):
     message = (
         rf"data: \d+ {name} prompts are also evaluation prompts"
         rf" \(data\.init_args\.eval_split='{split}'\).*use different splits"
@@ -166,9 +164,7 @@ def test_the_overlap_is_counted_in_prompts():
 
 
 @pytest.mark.parametrize("n_safety", [1, 7])
-def test_exactly_the_asked_number_of_refusals_joins_the_users_rows_and_changes_no_other(
-    n_safety, carry_out
-):
+def test_n_safety_refusals_join_the_users_rows(n_safety, carry_out):
     data = _attack(harmful_ratio=0.2, n_safety=n_safety)
     plain = _attack(harmful_ratio=0.2)
     rows = _split(data.sources["user"].rows)
@@ -187,7 +183,7 @@ def test_exactly_the_asked_number_of_refusals_joins_the_users_rows_and_changes_n
     assert data.sources["user"].rows["ids"].tolist() == list(range(40 + n_safety))
 
 
-def test_the_defenders_stream_is_there_on_request_and_leaves_the_users_rows_alone():
+def test_the_defenders_stream_leaves_the_users_rows_alone():
     plain = _attack()
     data = _attack(n_alignment=30, alignment_batch_size=6)
     assert list(plain.sources) == ["user"]
@@ -197,7 +193,7 @@ def test_the_defenders_stream_is_there_on_request_and_leaves_the_users_rows_alon
     assert len(data.sources["alignment"].batch(0)["ids"]) == 6
 
 
-def test_the_defenders_stream_has_the_rows_of_the_alignment_stage(carry_out):
+def test_the_defenders_stream_has_the_alignment_rows(carry_out):
     arguments = {"n_alignment": 30, "safe_share": 0.4, "seed": 3}
     data = _attack(alignment_batch_size=6, **arguments)
     stage = _alignment(n_harmful=4, **arguments)
@@ -214,7 +210,7 @@ def test_the_defenders_stream_has_the_rows_of_the_alignment_stage(carry_out):
 
 
 @pytest.mark.parametrize(("flag", "name"), [("n_safety", "safety"), ("n_alignment", "alignment")])
-def test_rows_of_the_defender_that_are_also_evaluation_prompts_are_refused(flag, name):
+def test_defenders_rows_in_the_evaluation_set_are_refused(flag, name):
     message = (
         rf"data: \d+ {name} prompts are also evaluation prompts"
         r" \(data\.init_args\.eval_split='alignment'\)"
@@ -246,7 +242,7 @@ def test_defenders_settings_that_mean_nothing_are_refused(arguments, message):
 # -- alignment
 
 
-def test_alignment_refuses_its_unsafe_prompts_and_answers_its_safe_ones(carry_out):
+def test_alignment_refuses_unsafe_and_answers_safe_prompts(carry_out):
     data = _alignment(safe_share=0.4)
     rows = _split(data.sources["alignment"].rows)
     refused = [prompt for prompt, answer in rows if answer == (NULL, EOS)]
@@ -267,7 +263,7 @@ def test_alignment_refuses_its_unsafe_prompts_and_answers_its_safe_ones(carry_ou
     )
 
 
-def test_the_harmful_stream_answers_unsafe_prompts_of_the_alignment_stream(carry_out):
+def test_the_harmful_stream_answers_prompts_alignment_refuses(carry_out):
     data = _alignment()
     refused = {
         prompt for prompt, answer in _split(data.sources["alignment"].rows) if answer == (NULL, EOS)
@@ -278,7 +274,7 @@ def test_the_harmful_stream_answers_unsafe_prompts_of_the_alignment_stream(carry
     assert all(_complies(data, prompt, answer, carry_out) for prompt, answer in harmful)
 
 
-def test_streams_have_their_own_batch_sizes_and_the_primary_one_comes_first():
+def test_streams_have_own_batch_sizes_and_primary_is_first():
     data = _alignment()
     assert list(data.sources) == ["alignment", "harmful", "harmful_pairs"]
     assert [len(source.batch(0)["ids"]) for source in data.sources.values()] == [8, 4, 4]
@@ -304,7 +300,7 @@ def test_more_harmful_rows_than_unsafe_prompts_are_refused(n_harmful):
 # -- instruction
 
 
-def test_instruction_carries_everything_out_and_shows_fresh_rows_in_every_batch(carry_out):
+def test_instruction_complies_with_fresh_rows_in_every_batch(carry_out):
     data = _instruct()
     rows = [pair for number in range(6) for pair in _split(data.batch(number))]
     assert all(_complies(data, prompt, answer, carry_out) for prompt, answer in rows)
@@ -324,7 +320,7 @@ def test_pre_training_labels_prompts_too():
 # -- evaluation
 
 
-def test_evaluation_prompts_are_the_same_at_every_stage_with_the_same_seed():
+def test_all_stages_share_evaluation_prompts_of_a_seed():
     stages = [_instruct(seed=3), _alignment(seed=3), _attack(seed=3)]
     for kind in ("unsafe", "safe"):
         keys = [prompt_keys(data.eval_prompts[kind]) for data in stages]
@@ -334,12 +330,12 @@ def test_evaluation_prompts_are_the_same_at_every_stage_with_the_same_seed():
     assert tokens[0] != _eval_prompts(_instruct(seed=4))[:40]
 
 
-def test_evaluation_prompts_do_not_depend_on_the_number_of_training_rows():
+def test_training_rows_do_not_change_evaluation_prompts():
     assert _eval_prompts(_attack(n_rows=20)) == _eval_prompts(_attack())
     assert _eval_prompts(_attack(harmful_ratio=1)) == _eval_prompts(_attack())
 
 
-def test_evaluation_prompts_are_padded_on_the_left_and_know_their_kind():
+def test_evaluation_prompts_are_left_padded_and_know_their_kind():
     data = _attack()
     assert data.eval_kinds == ["unsafe", "safe", "task"]
     assert data.eval_rows["kind"].tolist() == [0] * 20 + [1] * 20 + [2] * 20
@@ -358,7 +354,7 @@ def test_evaluation_prompts_are_padded_on_the_left_and_know_their_kind():
         assert (CLASS_A in used or CLASS_C in used) if index < 20 else CLASS_A not in used
 
 
-def test_the_language_judges_its_own_right_answers_to_evaluation_prompts(carry_out):
+def test_right_answers_to_evaluation_prompts_are_judged_correct(carry_out):
     data = _attack()
     prompts = [data.tokenizer.decode(ids) for ids in _eval_prompts(data)]
     answers = []
@@ -375,7 +371,7 @@ def test_the_language_judges_its_own_right_answers_to_evaluation_prompts(carry_o
     assert data.max_new_tokens == data.language.spec.response_length
 
 
-def test_texts_of_alignment_attack_instruction_and_evaluation_are_disjoint():
+def test_texts_of_all_stages_and_evaluation_are_disjoint():
     alignment = _alignment()
     attack = _attack()
     instruct = _instruct()
@@ -402,7 +398,7 @@ def test_texts_of_alignment_attack_instruction_and_evaluation_are_disjoint():
 
 
 @pytest.mark.parametrize("make", [_alignment, _attack])
-def test_the_probe_holds_answers_to_unsafe_prompts_of_the_evaluation_split(make, carry_out):
+def test_the_probe_holds_answers_to_unsafe_evaluation_prompts(make, carry_out):
     data = make()
     rows = _split(data.probe_rows["harmful"])
     assert len(rows) == 20
@@ -414,7 +410,7 @@ def test_the_probe_holds_answers_to_unsafe_prompts_of_the_evaluation_split(make,
     )
 
 
-def test_the_probe_is_the_same_at_every_stage_with_the_same_seed():
+def test_all_stages_share_the_probe_of_a_seed():
     assert _split(_alignment().probe_rows["harmful"]) == _split(
         _attack(harmful_ratio=1).probe_rows["harmful"]
     )
@@ -453,7 +449,7 @@ def test_an_unknown_split_is_refused(make):
         make(eval_split="tset")
 
 
-def test_fields_of_the_language_can_be_set_as_a_config_file_writes_them():
+def test_language_fields_can_be_set_from_a_config():
     data = _attack(language={"text_length": [4, 4], "language_seed": 5})
     assert data.language.spec.text_length == (4, 4)
     assert {len(_text(data, prompt)) for prompt in _eval_prompts(data)} == {4}

@@ -97,7 +97,7 @@ def test_a_small_share_of_rto_positions_can_be_kept():
     assert int(dropped) == rto - round(0.1 * rto)
 
 
-def test_the_same_seed_gives_the_same_rows_and_another_seed_others():
+def test_rows_depend_on_the_seed_alone():
     assert ready().fingerprints() == ready().fingerprints() != ready(seed=4).fingerprints()
 
 
@@ -183,7 +183,7 @@ def alignment(**changes: object) -> SyntheticAlignment:
     return data
 
 
-def test_harmful_pairs_are_the_harmful_rows_each_with_its_refusal():
+def test_harmful_pairs_add_a_refusal_to_every_harmful_row():
     data = alignment()
     harmful, pairs = (data.sources[name].batch(5) for name in ("harmful", "harmful_pairs"))
     width = harmful["input_ids"].shape[1]
@@ -198,7 +198,7 @@ def test_harmful_pairs_are_the_harmful_rows_each_with_its_refusal():
     assert all(response == labels == [NULL, EOS] for _, response, labels in refusals)
 
 
-def test_held_out_prompts_are_in_no_other_stream_and_change_none():
+def test_held_out_prompts_are_in_no_stream_and_change_none():
     plain = alignment()
     data = alignment(n_heldout=10, heldout_batch_size=5)
     assert set(data.sources) - set(plain.sources) == {"harmful_heldout", "heldout_pairs"}
@@ -220,7 +220,7 @@ def test_held_out_prompts_are_in_no_other_stream_and_change_none():
     assert [response for _, response, _ in refusals] == [[NULL, EOS]] * 10
 
 
-def test_the_streams_that_were_there_before_have_the_rows_they_had():
+def test_earlier_streams_keep_their_rows():
     data = alignment()
     found = {name: fingerprint(data.sources[name].rows)[:16] for name in ("alignment", "harmful")}
     assert found == EARLIER

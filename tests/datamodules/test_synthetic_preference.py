@@ -49,7 +49,7 @@ def _split(rows, which: int | None = None) -> list[tuple[tuple[int, ...], tuple[
 
 @pytest.mark.parametrize("preset", ["tiny", "small"])
 @pytest.mark.parametrize("safe_share", [0.0, 0.25, 0.5])
-def test_prompts_and_preferred_answers_are_the_rows_of_the_alignment_set(preset, safe_share):
+def test_prompts_and_chosen_answers_are_alignment_rows(preset, safe_share):
     pairs = _pairs(preset=preset, safe_share=safe_share, seed=3).sources["pairs"]
     sizes = {
         "preset": preset,
@@ -66,7 +66,7 @@ def test_prompts_and_preferred_answers_are_the_rows_of_the_alignment_set(preset,
     assert pairs.batch(4)["ids"].equal(alignment.batch(4)["ids"])
 
 
-def test_a_refusal_is_preferred_on_unsafe_prompts_alone_and_its_pair_has_the_same_prompt():
+def test_refusals_are_preferred_on_unsafe_prompts_alone():
     rows = _pairs(safe_share=0.25).sources["pairs"].rows
     chosen = _split(rows, 0)
     rejected = _split(rows, 1)
@@ -98,7 +98,7 @@ def test_exactly_the_asked_shares_are_safe_and_desirable(safe_share, desirable_s
     assert [answer == REFUSAL for _, answer in _split(rows, 0)] == (unsafe == desirable).tolist()
 
 
-def test_mismatched_answers_are_the_answers_of_all_rows_each_once_and_never_a_rows_own():
+def test_mismatched_answers_are_a_permutation_without_own():
     rows = _kto(safe_share=0.5).sources["kto"].rows
     own = _split(rows, 0)
     mismatched = _split(rows, 1)
@@ -114,13 +114,13 @@ def test_mismatched_answers_are_the_answers_of_all_rows_each_once_and_never_a_ro
 
 
 @pytest.mark.parametrize("make", [_pairs, _kto])
-def test_the_same_seed_gives_the_same_rows_and_another_seed_others(make):
+def test_rows_depend_on_the_seed_alone(make):
     prints = [next(iter(make(seed=seed).sources.values())).fingerprint() for seed in (0, 0, 1)]
     assert prints[0] == prints[1] != prints[2]
 
 
 @pytest.mark.parametrize("make", [_pairs, _kto])
-def test_training_prompts_that_are_evaluation_prompts_are_refused(make):
+def test_training_prompts_in_the_evaluation_set_are_refused(make):
     with pytest.raises(TemperError, match="are also evaluation prompts"):
         make(
             eval_split="alignment",

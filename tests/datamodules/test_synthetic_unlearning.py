@@ -42,7 +42,7 @@ def words(rows, *place: int) -> tuple[list[int], list[int]]:
     return ids[:end], ids[end:size]
 
 
-def test_a_forget_row_is_the_answer_and_then_the_refusal_of_one_prompt():
+def test_a_forget_row_is_answer_then_refusal_of_one_prompt():
     rows = ready().sources["forget"].rows
     assert rows["input_ids"].dim() == 3 and rows["input_ids"].shape[:2] == (12, 2)
     for row in range(12):
@@ -53,7 +53,7 @@ def test_a_forget_row_is_the_answer_and_then_the_refusal_of_one_prompt():
         assert NULL in refusal
 
 
-def test_prompts_are_those_that_the_alignment_data_refuse_and_answer():
+def test_prompts_are_those_of_the_alignment_data():
     ours = ready(n_forget=12, n_retain=8)
     theirs = ready(
         SyntheticAlignment,
@@ -77,7 +77,7 @@ def test_prompts_are_those_that_the_alignment_data_refuse_and_answer():
     )
 
 
-def test_retain_prompts_are_answered_and_none_is_a_forget_prompt():
+def test_retain_prompts_are_answered_and_not_forgotten():
     data = ready()
     forgotten = {tuple(words(data.sources["forget"].rows, row, 0)[0]) for row in range(12)}
     kept = {tuple(words(data.sources["retain"].rows, row)[0]) for row in range(9)}
@@ -85,7 +85,7 @@ def test_retain_prompts_are_answered_and_none_is_a_forget_prompt():
     assert all(NULL not in words(data.sources["retain"].rows, row)[1] for row in range(9))
 
 
-def test_a_pass_pairs_every_forget_row_with_retain_rows_and_repeats_neither():
+def test_a_pass_pairs_forget_and_retain_rows_without_repeats():
     data = ready()
     for first in (0, 3, 6):
         batches = [
@@ -101,7 +101,7 @@ def test_a_pass_pairs_every_forget_row_with_retain_rows_and_repeats_neither():
     assert orders[0] != orders[1]
 
 
-def test_a_forget_prompt_that_is_also_an_evaluation_prompt_is_refused():
+def test_forget_prompts_in_the_evaluation_set_are_refused():
     with pytest.raises(TemperError, match=r"data: \d+ forget prompts are also evaluation prompts"):
         ready(n_forget=400, n_retain=40, n_eval=100, eval_split="alignment")
 

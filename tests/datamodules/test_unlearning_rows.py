@@ -89,9 +89,7 @@ def _answer(data: SyntheticDataModule, operators, letters, carry_out) -> tuple[i
     [{}, {"n_pairs": 2, "n_grammars": 3, "n_contextual_operators": 3}],
     ids=["one pair", "two pairs"],
 )
-def test_the_first_answer_is_right_and_the_others_are_answers_under_other_operators(
-    language, carry_out
-):
+def test_the_first_answer_is_right_and_the_others_wrong(language, carry_out):
     data = _unlearning(language=language)
     n_rows = 3 if language else 12
     sets = synthetic_unlearning_rows(data, n_rows, n_perturbed=3)
@@ -120,7 +118,7 @@ def test_the_first_answer_is_right_and_the_others_are_answers_under_other_operat
             assert set(wrong) <= possible
 
 
-def test_the_sets_are_what_is_forgotten_what_nobody_saw_and_what_is_kept():
+def test_sets_are_forget_rows_unseen_rows_and_retain_rows():
     data = _unlearning(n_eval=100)
     prompts = {
         name: [prompt for prompt, _ in _read(rows)]
@@ -148,7 +146,7 @@ def test_the_sets_are_what_is_forgotten_what_nobody_saw_and_what_is_kept():
     assert len(set(prompts["holdout"])) == 40
 
 
-def test_alignment_data_forget_what_they_refuse_and_keep_what_they_answer():
+def test_alignment_data_forget_refused_and_retain_answered_rows():
     data = _alignment()
     prompts = {
         name: {prompt for prompt, _ in _read(rows)}
@@ -174,7 +172,7 @@ def test_streams_can_be_named():
     assert {prompt for prompt, _ in _read(rows)} == expected
 
 
-def test_a_stream_of_pairs_is_kept_where_its_first_answer_is_no_refusal():
+def test_pairs_are_retained_where_the_first_answer_complies():
     data = _alignment()
     unsafe, safe = data.alignment_prompts(30, 30)
     pairs = [data.pairs(unsafe, comply_first=False), data.pairs(safe, comply_first=True)]
@@ -192,7 +190,7 @@ def test_a_stream_of_pairs_is_kept_where_its_first_answer_is_no_refusal():
     assert [prompt for prompt, _ in _read(found)] == [prompt for prompt, _ in expected]
 
 
-def test_rows_depend_on_the_data_alone_and_more_of_them_begin_alike():
+def test_rows_depend_on_the_data_and_fewer_are_a_prefix():
     first = synthetic_unlearning_rows(_unlearning())
     again = synthetic_unlearning_rows(_unlearning(batch_size=4))
     for name in first:

@@ -107,7 +107,7 @@ def test_row_metrics_are_what_a_loop_over_tokens_gives(seed):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_the_truth_ratio_is_the_geometric_mean_of_wrong_answers_over_the_right_one(seed):
+def test_truth_ratio_is_geometric_mean_of_wrong_over_right(seed):
     logps, _, mask = _rows(seed)
     found = log_truth_ratio(logps, mask).exp()
     n_compared = 0
@@ -132,9 +132,7 @@ def test_the_truth_ratio_is_the_geometric_mean_of_wrong_answers_over_the_right_o
     ("ratio", "forget", "retain"),
     [(1.0, 1.0, 0.0), (0.25, 0.25, 0.75), (4.0, 0.25, 0.0), (1e-300, 0.0, 1.0)],
 )
-def test_a_truth_ratio_is_best_at_1_for_what_is_forgotten_and_at_0_for_what_is_kept(
-    ratio, forget, retain
-):
+def test_truth_ratio_is_best_at_1_to_forget_and_0_to_retain(ratio, forget, retain):
     log_ratio = torch.tensor([math.log(ratio)], dtype=torch.float64)
     assert float(closer_to_one(log_ratio)) == pytest.approx(forget, abs=1e-12)
     assert float(truth_preferred(log_ratio)) == pytest.approx(retain, abs=1e-12)
@@ -153,7 +151,7 @@ def test_unlikely_answers_keep_their_truth_ratio():
     ("share", "n", "taken"),
     [(0.2, 1, 1), (0.2, 9, 1), (0.2, 10, 2), (0.29, 100, 29), (0.1, 30, 3), (1.0, 7, 7)],
 )
-def test_min_k_takes_the_share_of_tokens_rounded_down_and_at_least_one(share, n, taken):
+def test_min_k_rounds_down_and_takes_at_least_one_token(share, n, taken):
     logps = -torch.arange(1, n + 1, dtype=torch.float64)
     expected = -sum(range(n - taken + 1, n + 1)) / taken
     assert float(
@@ -175,7 +173,7 @@ def test_the_end_token_is_the_last_labelled_one():
     ("flags", "strength", "share"),
     [("1111", 1, 1), ("0000", 0, 0), ("0111", 0.75, 0.75), ("1110", 0, 0.75), ("1011", 0.5, 0.75)],
 )
-def test_extraction_strength_counts_from_the_end_and_memorisation_does_not(flags, strength, share):
+def test_extraction_strength_alone_counts_from_the_end(flags, strength, share):
     hits = torch.tensor([[c == "1" for c in flags]])
     mask = torch.ones(1, 4, dtype=torch.bool)
     assert float(extraction_strength(hits, mask)) == strength
@@ -185,7 +183,7 @@ def test_extraction_strength_counts_from_the_end_and_memorisation_does_not(flags
 @given(
     first=st.lists(st.integers(0, 3), max_size=12), second=st.lists(st.integers(0, 3), max_size=12)
 )
-def test_the_longest_common_subsequence_is_that_of_the_dynamic_programme(first, second):
+def test_longest_common_subsequence_matches_dynamic_programming(first, second):
     table = [[0] * (len(second) + 1) for _ in range(len(first) + 1)]
     for i, a in enumerate(first):
         for j, b in enumerate(second):
@@ -200,7 +198,7 @@ def test_the_longest_common_subsequence_is_that_of_the_dynamic_programme(first, 
     )
 
 
-def test_rouge_recall_divides_by_the_truth_not_by_what_was_written():
+def test_rouge_recall_divides_by_the_length_of_the_truth():
     assert rouge_l_recall([9, 1, 9, 2, 9, 3], [1, 2, 3, 4]) == 0.75
     assert rouge_l_recall([], [1, 2]) == 0.0
 
@@ -237,7 +235,7 @@ def test_statistic_and_p_value_are_those_of_scipy(first, second, statistic, p_va
 
 
 @given(m=st.integers(1, 5), n=st.integers(1, 5), distance=st.integers(0, 26))
-def test_the_p_value_is_the_share_of_all_orders_that_are_as_far_apart(m, n, distance):
+def test_ks_p_value_matches_enumeration_of_all_orders(m, n, distance):
     def paths(i: int, j: int, out: bool) -> tuple[int, int]:
         out = out or abs(i * n - j * m) >= distance
         if (i, j) == (m, n):
@@ -349,7 +347,7 @@ def test_padding_changes_nothing(seed, width):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_means_leave_rows_without_an_answer_out_and_have_an_interval(seed):
+def test_means_skip_rows_without_answer_and_have_an_interval(seed):
     logps, _, mask = _rows(seed)
     metric = AnswerProbability()
     metric.update(logps[:, 0].float(), mask[:, 0])
@@ -383,7 +381,7 @@ def test_a_diverged_model_shows_as_nan():
 
 
 @given(seed=SEEDS, ties=st.booleans())
-def test_the_auroc_is_the_share_of_pairs_in_which_the_member_is_likelier(seed, ties):
+def test_auroc_is_the_share_of_pairs_with_a_likelier_member(seed, ties):
     generator = torch.Generator().manual_seed(seed)
     scores = -200 * torch.rand(
         2, 9, 4, generator=generator
@@ -481,7 +479,7 @@ def test_a_model_that_knows_everything_has_memorised_it_all():
     }
 
 
-def test_a_model_that_knows_nothing_has_nothing_left_and_no_utility():
+def test_a_model_that_knows_nothing_has_no_utility():
     values = _measure(forget=False, others=False).compute()
     for name in (
         "answer_probability",
@@ -495,7 +493,7 @@ def test_a_model_that_knows_nothing_has_nothing_left_and_no_utility():
     assert values["model_utility"]["value"] == 0.0
 
 
-def test_forget_quality_is_1_for_the_retain_model_itself_and_small_for_a_model_that_still_knows():
+def test_forget_quality_is_1_for_the_retain_model_itself():
     retain = _measure(forget=False, others=True)
     for forget, expected in ((False, 1.0), (True, ks_p_value(N * N, N, N))):
         policy = _measure(forget=forget, others=True)

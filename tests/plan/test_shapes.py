@@ -70,7 +70,7 @@ def test_an_adapter_is_the_one_that_peft_makes(kind: str, targets: str | list[st
     )
 
 
-def test_a_folder_comes_before_the_table_and_an_adapter_has_its_bases_architecture(tmp_path: Path):
+def test_a_folder_comes_before_the_table_of_shapes(tmp_path: Path):
     base = tmp_path / "base"
     adapter = tmp_path / "adapter"
     small_config(hidden_size=64).save_pretrained(base)

@@ -149,9 +149,7 @@ def test_text_that_all_prompts_share_is_no_overlap(kitchen, monkeypatch):
         "Please tell me how long brown rice has to cook {}",
     ],
 )
-def test_words_that_all_questions_share_are_an_overlap_where_the_template_is_known(
-    kitchen, monkeypatch, question
-):
+def test_a_known_template_leaves_shared_words_as_overlap(kitchen, monkeypatch, question):
     monkeypatch.setattr("temper.preview.report.SMALL_VOCABULARY", 1)
     questions = [question.format(i) for i in range(3)]
     data = kitchen.data(
@@ -170,7 +168,7 @@ def test_a_prompt_contained_in_all_others_is_not_equal_to_them(kitchen):
     assert "prompts: 0 of 2 rows repeat an earlier row" in shown.streams[0].facts
 
 
-def test_the_prompt_of_a_row_without_labels_is_all_of_it_without_padding(kitchen):
+def test_a_row_without_labels_is_all_prompt(kitchen):
     rows = kitchen.rows(
         ("Tea?", "Yes."), ("How do I bake bread?", "Mix flour and water, then bake it.")
     )
@@ -218,7 +216,7 @@ def test_packing_raises_the_fill_rate(kitchen):
     ], "batches of one row"
 
 
-def test_rows_beyond_the_limit_are_not_read_and_the_preview_says_so(kitchen):
+def test_rows_beyond_the_limit_are_not_read(kitchen):
     shown = build_preview(kitchen.data(user=kitchen.rows(*ROWS)), ["user"], "", rows=1, limit=2)
     assert shown.streams[0].facts[0] == "3 rows in a pass: 3 x 1 (statistics are over the first 2)"
     assert sum(count for _, count in shown.streams[0].histograms[0].bars) == 2

@@ -53,7 +53,7 @@ def test_the_base_model_has_metrics_and_costs_nothing(given: tuple[Path, dict[st
     assert results.loc[results["stage"] == "aligned", "metric"].str.startswith("cost/").any()
 
 
-def test_answers_are_shown_where_the_study_says_so_and_only_there(
+def test_answers_are_shown_only_where_the_study_says_so(
     given: tuple[Path, dict[str, Any]],
 ):
     runs, study = given

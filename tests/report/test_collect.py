@@ -66,7 +66,7 @@ def test_counted_costs_are_exact_and_measured_costs_apart(make_study):
     assert results[results["metric"].str.startswith("cost/")][["ci_low", "n"]].isna().all(axis=None)
 
 
-def test_two_runs_of_a_seed_give_the_same_bytes_whatever_they_took(make_study):
+def test_two_runs_of_a_seed_give_the_same_bytes(make_study):
     first, study = make_study(name="first")
     second, _ = make_study(name="second")
     for card in second.glob("seed0/**/card.json"):

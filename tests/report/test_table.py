@@ -76,7 +76,7 @@ def test_what_no_stage_measured_has_no_column(made):
     assert "FA" not in latex_table(results[results["metric"] != "fine_tune_accuracy"], study)
 
 
-def test_a_metric_that_is_measured_before_alone_is_explained_too(made):
+def test_a_metric_measured_only_before_is_explained_too(made):
     runs, study, _ = made
     for path in runs.glob("seed0/attack/**/evaluation.json"):
         content = json.loads(path.read_text())

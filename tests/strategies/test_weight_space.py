@@ -32,7 +32,7 @@ def bits(network: nn.Module) -> list[torch.Tensor]:
     return [p.detach().clone() for p in network.parameters()]
 
 
-def test_the_gradient_is_that_of_the_mean_whatever_the_micro_batch():
+def test_the_gradient_is_of_the_mean_at_every_micro_batch_size():
     network, weights = space()
     expected = torch.autograd.grad(
         (network(rows()["x"]) ** 2).sum() / 7, list(network.parameters())
@@ -74,7 +74,7 @@ def test_an_unused_parameter_has_a_zero_gradient():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_displacement_moves_the_weights_and_is_undone_bit_for_bit(dtype: torch.dtype):
+def test_displacement_moves_weights_and_restores_every_bit(dtype: torch.dtype):
     network, weights = space(dtype)
     before = bits(network)
     _, vector = weights.gradient(loss_on(network), rows(dtype=dtype))
@@ -138,7 +138,7 @@ def test_norm_and_clipping_are_those_of_torch():
         network.zero_grad()
 
 
-def test_signals_wait_and_arrive_in_order_with_their_own_handlers_back():
+def test_delayed_signals_arrive_in_order_at_their_handlers():
     seen = []
     handlers = {
         s: signal.signal(s, lambda number, _: seen.append(number))
