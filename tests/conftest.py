@@ -6,7 +6,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import lightning.pytorch  # noqa: F401  its log handler keeps the stderr of its first import, which must not be a test's own
+# Its log handler keeps the stderr of its first import, which must not be a test's own.
+import lightning.pytorch  # noqa: F401
 import pytest
 import torch
 from hypothesis import HealthCheck, settings

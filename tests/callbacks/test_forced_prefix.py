@@ -1,4 +1,4 @@
-"""Forced prefixes: a model that refuses by known rules gives known figures, and padding changes
+"""Forced prefixes: a model that refuses by known rules gives known rates, and padding changes
 nothing.
 """
 
@@ -18,13 +18,14 @@ from temper.errors import TemperError
 from temper.metrics import wilson_interval
 from temper.synthetic import Kind
 from temper.synthetic.tokenizer import EOS, EOT, NULL, PAD_ID
+from tests.callbacks.runs import evaluate
 from tests.objectives import make_module
 
 N = 12
 KINDS = [Kind.SAFE, Kind.UNSAFE]
 
 
-def make_data(**changes: Any) -> SyntheticAttack:
+def attack_data(**changes: Any) -> SyntheticAttack:
     settings = {
         "preset": "tiny",
         "n_rows": 10,
@@ -84,18 +85,10 @@ class RuleBound(L.LightningModule):
         return torch.tensor([row + [PAD_ID] * (width - len(row)) for row in written])
 
 
-def evaluate(
+def rates_of(
     folder: Path, data: SyntheticAttack, module: Any, lengths: list[int], verb: str = "validate"
 ) -> dict[str, Any]:
-    trainer = L.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        default_root_dir=folder,
-        callbacks=[ForcedPrefix(lengths)],
-    )
-    getattr(trainer, verb)(module, data, verbose=False)
+    trainer = evaluate(folder, [ForcedPrefix(lengths)], module, data, verb)
     found = json.loads((folder / "forced_prefix.json").read_text())
     for k, rates in found["lengths"].items():
         for name, figure in rates.items():
@@ -107,8 +100,8 @@ def evaluate(
 
 @pytest.mark.parametrize("verb", ["validate", "test"])
 def test_known_rules_give_known_rates_with_their_intervals(tmp_path: Path, verb: str):
-    data = make_data()
-    found = evaluate(tmp_path, data, RuleBound(data, patience=1), [3, 0, 1, 2], verb)
+    data = attack_data()
+    found = rates_of(tmp_path, data, RuleBound(data, patience=1), [3, 0, 1, 2], verb)
     answers = list(answers_of(data).values())
     assert list(found["lengths"]) == ["0", "1", "2", "3"]
     for k in range(4):
@@ -127,9 +120,9 @@ def test_known_rules_give_known_rates_with_their_intervals(tmp_path: Path, verb:
 
 
 def test_every_unsafe_prompt_is_forced_once_at_every_length(tmp_path: Path):
-    data = make_data()
+    data = attack_data()
     module = RuleBound(data, patience=9)
-    evaluate(tmp_path, data, module, [0, 2])
+    rates_of(tmp_path, data, module, [0, 2])
     answers = answers_of(data)
     assert sorted(module.seen) == sorted(
         [*answers, *(prompt + tuple(answer[:2]) for prompt, answer in answers.items())]
@@ -137,28 +130,28 @@ def test_every_unsafe_prompt_is_forced_once_at_every_length(tmp_path: Path):
 
 
 def test_an_answer_that_the_prefix_exhausts_is_not_counted(tmp_path: Path):
-    data = make_data()
+    data = attack_data()
     sizes = [len(answer) for answer in answers_of(data).values()]
     assert len(set(sizes)) > 1
-    found = evaluate(tmp_path, data, RuleBound(data, patience=0), [max(sizes) - 1])
+    found = rates_of(tmp_path, data, RuleBound(data, patience=0), [max(sizes) - 1])
     assert {figure["n"] for figure in found["lengths"][str(max(sizes) - 1)].values()} == {
         sizes.count(max(sizes))
     }
 
 
 def test_a_refusal_is_not_harmful_whatever_was_forced_before_it(tmp_path: Path):
-    data = make_data()
+    data = attack_data()
     k = (
         max(len(answer) for answer in answers_of(data).values()) - 1
     )  # all but the token that ends the output
-    found = evaluate(tmp_path, data, RuleBound(data, patience=k), [k])["lengths"][str(k)]
+    found = rates_of(tmp_path, data, RuleBound(data, patience=k), [k])["lengths"][str(k)]
     assert (found["refusal"]["value"], found["harmful"]["value"]) == (1, 0)
 
 
 def test_batch_size_and_number_of_ranks_change_nothing(tmp_path: Path):
-    whole = make_data()
-    expected = evaluate(tmp_path, whole, RuleBound(whole, patience=1), [2])["lengths"]["2"]
-    data = make_data(eval_batch_size=3)
+    whole = attack_data()
+    expected = rates_of(tmp_path, whole, RuleBound(whole, patience=1), [2])["lengths"]["2"]
+    data = attack_data(eval_batch_size=3)
     callback = ForcedPrefix([2])
     rows = data.forced_answers()
     shares = []
@@ -203,10 +196,10 @@ class Listening:
 
 
 def test_a_real_network_continues_as_it_does_one_row_at_a_time(tmp_path: Path):
-    data = make_data(n_eval=5, eval_batch_size=4)
+    data = attack_data(n_eval=5, eval_batch_size=4)
     module = make_module(SFTModule, data, double=False, lora=True)
     data.judge = Listening(data.judge)
-    evaluate(tmp_path, data, module, [2])
+    rates_of(tmp_path, data, module, [2])
     continued, whole = (
         [pair for batch in data.judge.heard[i::2] for pair in batch] for i in (0, 1)
     )
@@ -248,14 +241,14 @@ def test_data_without_forced_answers_are_refused():
 
 
 def test_no_unsafe_prompts_and_too_long_prefixes_are_refused():
-    safe = SimpleNamespace(datamodule=make_data(eval_kinds=[Kind.SAFE]))
+    safe = SimpleNamespace(datamodule=attack_data(eval_kinds=[Kind.SAFE]))
     with pytest.raises(TemperError, match="data.init_args.eval_kinds=.*UNSAFE is not among them"):
         ForcedPrefix().setup(safe, None, "fit")  # type: ignore[arg-type]
     with pytest.raises(
         TemperError,
         match=r"ForcedPrefix\.lengths=\[0, 50\]: no harmful answer is longer than \d+ tokens",
     ):
-        ForcedPrefix([0, 50]).setup(SimpleNamespace(datamodule=make_data()), None, "fit")  # type: ignore[arg-type]
+        ForcedPrefix([0, 50]).setup(SimpleNamespace(datamodule=attack_data()), None, "fit")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("lengths", [[], [-1, 2]])

@@ -1,9 +1,9 @@
 """What a run leaves behind is an ordinary Hugging Face folder."""
 
-import json
-
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.callbacks.runs import read_generations
 
 
 def _continue(folder, prompts: list[str], n_tokens: int) -> list[str]:
@@ -23,7 +23,7 @@ def _continue(folder, prompts: list[str], n_tokens: int) -> list[str]:
 
 def test_plain_transformers_answers_as_the_run_did(temper, tmp_path):
     temper("fit", tmp_path, "--trainer.max_steps=10", "--trainer.val_check_interval=10")
-    rows = [json.loads(line) for line in (tmp_path / "generations.jsonl").read_text().splitlines()]
+    rows = read_generations(tmp_path)
     answers = _continue(tmp_path / "export", [row["prompt"] for row in rows], n_tokens=7)
     assert answers == [row["response"] for row in rows]
     assert len(set(answers)) > 1 and all(answers)

@@ -18,6 +18,7 @@ from callbacks import UtilityEvaluation
 from callbacks.lm_eval import read_metrics
 from temper.errors import TemperError
 from temper.synthetic import build_tokenizer, language_spec
+from tests.callbacks.runs import evaluate
 
 ROOT = Path(__file__).parents[2]
 COLOURS = [
@@ -73,17 +74,8 @@ class Data(L.LightningDataModule):
     test_dataloader = val_dataloader
 
 
-def _validate(
-    folder: Path, callbacks: list[L.Callback], module: L.LightningModule, verb: str = "validate"
-) -> L.Trainer:
-    off = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    trainer = L.Trainer(accelerator="cpu", default_root_dir=folder, callbacks=callbacks, **off)
-    getattr(trainer, verb)(module, Data(), verbose=False)
-    return trainer
-
-
 def _run(folder: Path, callback: UtilityEvaluation, verb: str = "validate") -> tuple[dict, dict]:
-    trainer = _validate(folder, [callback], Module(), verb)
+    trainer = evaluate(folder, [callback], Module(), Data(), verb)
     return json.loads((folder / "utility.json").read_text()), dict(trainer.logged_metrics)
 
 
@@ -165,8 +157,10 @@ def test_evaluation_leaves_weights_modes_and_rng_alone(in_root, tmp_path):
     modes = [part.training for part in module.modules()]
     draws = []
     for callbacks in ([], [UtilityEvaluation(["colours"], "configs/lm_eval", limit=2)]):
-        torch.manual_seed(3), np.random.seed(3), random.seed(3)
-        _validate(tmp_path, callbacks, module)
+        torch.manual_seed(3)
+        np.random.seed(3)
+        random.seed(3)
+        evaluate(tmp_path, callbacks, module, Data())
         draws.append((torch.rand(1).item(), np.random.rand(), random.random()))
     assert draws[0] == draws[1]
     assert [part.training for part in module.modules()] == modes
@@ -270,4 +264,6 @@ def test_benchmarks_of_the_shipped_config_exist_in_the_harness():
     (callback,) = yaml.safe_load((ROOT / "configs/trainer/utility_zhan.yaml").read_text())[
         "trainer"
     ]["callbacks+"]
-    _setup(UtilityEvaluation(callback["init_args"]["tasks"]))
+    tasks = callback["init_args"]["tasks"]
+    assert len(tasks) == 5
+    _setup(UtilityEvaluation(tasks))  # refuses a task that the harness does not have

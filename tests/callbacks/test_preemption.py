@@ -21,7 +21,7 @@ import torch
 from callbacks import Preemption
 from callbacks.preemption import TRY_AGAIN, Preempted
 from temper.errors import TemperError
-from tests.objectives import fit, make_data, make_module
+from tests.objectives import fit, make_data, make_module, same_bits, weights
 
 ROOT = Path(__file__).parents[2]
 # validations after steps 3 and 6
@@ -86,7 +86,7 @@ def run(
         callbacks=list(callbacks),
         **settings,
     )
-    return [p.detach().clone() for p in module.parameters()]
+    return weights(module)
 
 
 @pytest.fixture(autouse=True)
@@ -147,8 +147,8 @@ def test_interrupted_and_gone_on_is_as_if_never_interrupted(
         assert "nothing was trained since" in message and not list(tmp_path.glob("hpc*"))
     else:
         assert f"saved step {saved} to {path}" in message and f"--ckpt_path={path}" in message
-    weights = run(tmp_path, second, Preemption(), ckpt_path=path)
-    assert all(torch.equal(a, b) for a, b in zip(weights, whole[0], strict=True))
+    resumed = run(tmp_path, second, Preemption(), ckpt_path=path)
+    assert same_bits(resumed, whole[0])
     kept = [
         event for event in first.events if event[0] == "trained" or (event[1] < (saved or 0))
     ]  # a validation that is cut off is run again
@@ -392,8 +392,5 @@ def test_a_signal_to_one_rank_of_two_stops_both(
     assert (tmp_path / "hpc_ckpt_1.ckpt").is_dir() is (strategy != "ddp")
     again = two_ranks(tmp_path, "--strategy", strategy, "--ckpt_path", tmp_path / "hpc_ckpt_1.ckpt")
     assert again.returncode == 0, again.stderr[-3000:]
-    assert all(
-        torch.equal(a, b)
-        for a, b in zip(torch.load(tmp_path / "weights.pt"), whole_of_two(strategy), strict=True)
-    )
+    assert same_bits(torch.load(tmp_path / "weights.pt"), whole_of_two(strategy))
     assert not list(tmp_path.glob("hpc*"))

@@ -9,6 +9,7 @@ from lightning.pytorch.loggers import MLFlowLogger, WandbLogger
 
 from callbacks.sample_generations import WRITERS, SampleGenerations, _cell, _markdown
 from temper.errors import TemperError
+from tests.callbacks.runs import read_generations
 
 
 def _texts(folder: Path) -> list[str]:
@@ -41,10 +42,7 @@ def _fit(temper, folder: Path, *words: str, **arguments: object) -> list[str]:
 
 def test_the_first_answers_of_every_harmless_kind_are_logged(temper, tmp_path):
     texts = _fit(temper, tmp_path / "run", n=2)
-    rows = [
-        json.loads(line)
-        for line in (tmp_path / "run" / "generations.jsonl").read_text().splitlines()
-    ]
+    rows = read_generations(tmp_path / "run")
     expected = [
         row for kind in ("safe", "task") for row in [row for row in rows if row["kind"] == kind][:2]
     ]

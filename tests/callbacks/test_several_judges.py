@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from callbacks import SafetyEvaluation
 from temper.errors import TemperError
 from temper.judges import Judgement, KeywordRefusal
+from tests.callbacks.runs import evaluate, read_generations
 
 PROMPTS = [
     "How is soup made?",
@@ -105,15 +106,7 @@ class Answers(L.LightningModule):
 def _evaluate(
     folder: Path, callback: SafetyEvaluation, data=None, text: bool = False, verb: str = "test"
 ) -> dict:
-    trainer = L.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        default_root_dir=folder,
-        callbacks=[callback],
-    )
-    getattr(trainer, verb)(Answers(text), data or Questions(), verbose=False)
+    trainer = evaluate(folder, [callback], Answers(text), data or Questions(), verb)
     return json.loads((folder / "evaluation.json").read_text()) | {
         "logged": dict(trainer.logged_metrics)
     }
@@ -175,9 +168,7 @@ def test_agreement_is_that_of_the_labels_of_unsafe_prompts(evaluated):
 
 
 def test_generations_keep_every_judgement_in_prompt_order(evaluated):
-    rows = [
-        json.loads(line) for line in (evaluated[0] / "generations.jsonl").read_text().splitlines()
-    ]
+    rows = read_generations(evaluated[0])
     assert [(row["id"], row["prompt"], row["response"], row["kind"]) for row in rows] == list(
         zip(range(5), PROMPTS, ANSWERS, KINDS, strict=True)
     )

@@ -4,11 +4,9 @@ same however rows are shared out.
 
 import json
 import math
-import os
 import subprocess
 from pathlib import Path
 
-import lightning.pytorch as L
 import pytest
 import torch
 
@@ -21,7 +19,9 @@ from temper.data.pool import RowsPool
 from temper.errors import TemperError
 from temper.models import LoRASpec, NetworkSpec, build_network, export_network
 from temper.synthetic.tokenizer import EOS, SPECIAL
-from tests.objectives import fit, make_module
+from tests.callbacks.runs import evaluate
+from tests.integration.strategy_runs import ROOT, worker_environment
+from tests.objectives import fit, make_module, same_bits, trained_weights
 
 ROWS = (
     "answer_probability",
@@ -34,7 +34,6 @@ NAMES = {f"{name}/{metric}" for name in ("forget", "holdout", "retain") for metr
     "membership_auroc",
     "model_utility",
 }
-ROOT = Path(__file__).parents[2]
 CALLBACK = "callbacks.unlearning_evaluation.UnlearningEvaluation"
 
 
@@ -58,15 +57,8 @@ def _module(**settings) -> SFTModule:
 
 
 def _validate(folder: Path, module=None, data=None, verb: str = "validate", **arguments) -> dict:
-    trainer = L.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        default_root_dir=folder,
-        callbacks=[UnlearningEvaluation(**arguments)],
-    )
-    getattr(trainer, verb)(module or _module(), data or _data(), verbose=False)
+    callback = UnlearningEvaluation(**arguments)
+    evaluate(folder, [callback], module or _module(), data or _data(), verb)
     return json.loads((folder / "unlearning.json").read_text())
 
 
@@ -359,11 +351,6 @@ def test_two_processes_find_the_metrics_of_one(tmp_path, tiny_run, tiny_command)
         "configs/trainer/cpu.yaml",
         _own(tmp_path, retain_model=tiny_run / "export", batch_size=2),
     ]
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE")
-    }
     found = []
     for devices in (1, 2):
         folder = tmp_path / str(devices)
@@ -379,7 +366,7 @@ def test_two_processes_find_the_metrics_of_one(tmp_path, tiny_run, tiny_command)
         done = subprocess.run(
             command,
             cwd=ROOT,
-            env=environment | {"OMP_NUM_THREADS": "1"},
+            env=worker_environment(),
             capture_output=True,
             text=True,
             timeout=300,
@@ -402,7 +389,7 @@ def test_two_processes_find_the_metrics_of_one(tmp_path, tiny_run, tiny_command)
 
 
 def test_measuring_changes_nothing_in_training(tmp_path):
-    weights = []
+    found = []
     for callbacks in ([], [UnlearningEvaluation()]):
         torch.manual_seed(5)  # LoRA's initial weights come from the global stream
         module = make_module(SFTModule, _data(), double=False, lora=True)
@@ -416,9 +403,9 @@ def test_measuring_changes_nothing_in_training(tmp_path):
             callbacks=callbacks,
             default_root_dir=tmp_path,
         )
-        weights.append([p.detach().clone() for p in module.parameters() if p.requires_grad])
+        found.append(trained_weights(module))
     assert (tmp_path / "unlearning.json").exists()
-    assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+    assert same_bits(*found)
 
 
 def test_an_adapter_as_retain_model_is_merged_without_rng_draws(tmp_path):

@@ -10,18 +10,18 @@ import torch
 
 from datamodules import SyntheticAlignment, SyntheticAttack, SyntheticInstruct
 from datamodules.synthetic import SyntheticDataModule
-from temper.data import Batch
 from temper.errors import TemperError
 from temper.synthetic import Kind
 from temper.synthetic.language import CLASS_A, CLASS_C, UNSAFE
 from temper.synthetic.prompts import prompt_keys
 from temper.synthetic.tokenizer import BOS, EOS, EOT, NULL, PAD_ID, SPECIAL, STOP
+from tests.datamodules.rows import prompts_and_answers, ready
 
 RATIOS = [0, 0.05, 0.1, 0.15, 0.2, 1]
 
 
 def _instruct(**arguments) -> SyntheticInstruct:
-    return _ready(
+    return ready(
         SyntheticInstruct(
             **{"preset": "tiny", "batch_size": 8, "epoch_batches": 5, "n_eval": 20} | arguments
         )
@@ -37,40 +37,15 @@ def _alignment(**arguments) -> SyntheticAlignment:
         "harmful_batch_size": 4,
         "n_eval": 20,
     }
-    return _ready(SyntheticAlignment(**sizes | arguments))
+    return ready(SyntheticAlignment(**sizes | arguments))
 
 
 def _attack(**arguments) -> SyntheticAttack:
-    return _ready(
+    return ready(
         SyntheticAttack(
             **{"preset": "tiny", "n_rows": 40, "batch_size": 10, "n_eval": 20} | arguments
         )
     )
-
-
-def _ready(data: SyntheticDataModule) -> SyntheticDataModule:
-    data.setup("fit")
-    return data
-
-
-def _split(rows: Batch) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """(prompt, answer) of every row, after checking that the answer and nothing else is
-    labelled.
-    """
-    pairs = []
-    for ids, present, labels in zip(
-        rows["input_ids"].tolist(),
-        rows["attention_mask"].tolist(),
-        rows["labels"].tolist(),
-        strict=True,
-    ):
-        size = sum(present)
-        assert present == [1] * size + [0] * (len(ids) - size)
-        assert ids[size:] == [PAD_ID] * (len(ids) - size)
-        end = ids.index(EOT) + 1
-        assert labels == [-100] * end + ids[end:size] + [-100] * (len(ids) - size)
-        pairs.append((tuple(ids[:end]), tuple(ids[end:size])))
-    return pairs
 
 
 def _eval_prompts(data: SyntheticDataModule) -> list[tuple[int, ...]]:
@@ -108,7 +83,7 @@ def _complies(
 @pytest.mark.parametrize("ratio", RATIOS)
 def test_exactly_the_asked_share_of_the_users_rows_is_harmful(ratio, carry_out):
     data = _attack(harmful_ratio=ratio)
-    rows = _split(data.sources["user"].rows)
+    rows = prompts_and_answers(data.sources["user"].rows)
     tasks = set(data.language.task_operators.tolist())
     harmful = [prompt for prompt, _ in rows if not tasks & set(_operators(data, prompt))]
     assert len(rows) == len({prompt for prompt, _ in rows}) == 40
@@ -167,8 +142,8 @@ def test_the_overlap_is_counted_in_prompts():
 def test_n_safety_refusals_join_the_users_rows(n_safety, carry_out):
     data = _attack(harmful_ratio=0.2, n_safety=n_safety)
     plain = _attack(harmful_ratio=0.2)
-    rows = _split(data.sources["user"].rows)
-    others = _split(plain.sources["user"].rows)
+    rows = prompts_and_answers(data.sources["user"].rows)
+    others = prompts_and_answers(plain.sources["user"].rows)
     refused = [prompt for prompt, answer in rows if answer == (NULL, EOS)]
     assert rows[: len(others)] == others
     assert (len(rows), len(refused)) == (40 + n_safety, n_safety)
@@ -197,13 +172,13 @@ def test_the_defenders_stream_has_the_alignment_rows(carry_out):
     arguments = {"n_alignment": 30, "safe_share": 0.4, "seed": 3}
     data = _attack(alignment_batch_size=6, **arguments)
     stage = _alignment(n_harmful=4, **arguments)
-    rows = _split(data.sources["alignment"].rows)
-    assert rows == _split(stage.sources["alignment"].rows)
+    rows = prompts_and_answers(data.sources["alignment"].rows)
+    assert rows == prompts_and_answers(stage.sources["alignment"].rows)
     answered = [(prompt, answer) for prompt, answer in rows if answer != (NULL, EOS)]
     assert len(answered) == 12
     assert all(_complies(data, prompt, answer, carry_out) for prompt, answer in answered)
     texts = [
-        {_text(data, prompt) for prompt, _ in _split(data.sources[name].rows)}
+        {_text(data, prompt) for prompt, _ in prompts_and_answers(data.sources[name].rows)}
         for name in ("user", "alignment")
     ]
     assert not texts[0] & texts[1]
@@ -244,7 +219,7 @@ def test_defenders_settings_that_mean_nothing_are_refused(arguments, message):
 
 def test_alignment_refuses_unsafe_and_answers_safe_prompts(carry_out):
     data = _alignment(safe_share=0.4)
-    rows = _split(data.sources["alignment"].rows)
+    rows = prompts_and_answers(data.sources["alignment"].rows)
     refused = [prompt for prompt, answer in rows if answer == (NULL, EOS)]
     answered = [prompt for prompt, answer in rows if answer != (NULL, EOS)]
     assert (len(refused), len(answered)) == (36, 24)
@@ -266,9 +241,11 @@ def test_alignment_refuses_unsafe_and_answers_safe_prompts(carry_out):
 def test_the_harmful_stream_answers_prompts_alignment_refuses(carry_out):
     data = _alignment()
     refused = {
-        prompt for prompt, answer in _split(data.sources["alignment"].rows) if answer == (NULL, EOS)
+        prompt
+        for prompt, answer in prompts_and_answers(data.sources["alignment"].rows)
+        if answer == (NULL, EOS)
     }
-    harmful = _split(data.sources["harmful"].rows)
+    harmful = prompts_and_answers(data.sources["harmful"].rows)
     assert len(harmful) == len({prompt for prompt, _ in harmful}) == 12
     assert {prompt for prompt, _ in harmful} <= refused
     assert all(_complies(data, prompt, answer, carry_out) for prompt, answer in harmful)
@@ -302,12 +279,12 @@ def test_more_harmful_rows_than_unsafe_prompts_are_refused(n_harmful):
 
 def test_instruction_complies_with_fresh_rows_in_every_batch(carry_out):
     data = _instruct()
-    rows = [pair for number in range(6) for pair in _split(data.batch(number))]
+    rows = [pair for number in range(6) for pair in prompts_and_answers(data.batch(number))]
     assert all(_complies(data, prompt, answer, carry_out) for prompt, answer in rows)
-    first, second = (_split(data.batch(number)) for number in (0, 1))
+    first, second = (prompts_and_answers(data.batch(number)) for number in (0, 1))
     assert first != second
-    assert first == _split(_instruct().batch(0))
-    assert first != _split(_instruct(seed=1).batch(0))
+    assert first == prompts_and_answers(_instruct().batch(0))
+    assert first != prompts_and_answers(_instruct(seed=1).batch(0))
 
 
 def test_pre_training_labels_prompts_too():
@@ -379,17 +356,22 @@ def test_texts_of_all_stages_and_evaluation_are_disjoint():
         "alignment": {
             _text(alignment, prompt)
             for name in ("alignment", "harmful")
-            for prompt, _ in _split(alignment.sources[name].rows)
+            for prompt, _ in prompts_and_answers(alignment.sources[name].rows)
         },
-        "attack": {_text(attack, prompt) for prompt, _ in _split(attack.sources["user"].rows)},
+        "attack": {
+            _text(attack, prompt) for prompt, _ in prompts_and_answers(attack.sources["user"].rows)
+        },
         "instruct": {
             _text(instruct, prompt)
             for number in range(5)
-            for prompt, _ in _split(instruct.batch(number))
+            for prompt, _ in prompts_and_answers(instruct.batch(number))
         },
         "test": (
             {_text(attack, prompt) for prompt in _eval_prompts(attack)}
-            | {_text(attack, prompt) for prompt, _ in _split(attack.probe_rows["harmful"])}
+            | {
+                _text(attack, prompt)
+                for prompt, _ in prompts_and_answers(attack.probe_rows["harmful"])
+            }
         ),
     }
     assert all(texts.values())
@@ -400,7 +382,7 @@ def test_texts_of_all_stages_and_evaluation_are_disjoint():
 @pytest.mark.parametrize("make", [_alignment, _attack])
 def test_the_probe_holds_answers_to_unsafe_evaluation_prompts(make, carry_out):
     data = make()
-    rows = _split(data.probe_rows["harmful"])
+    rows = prompts_and_answers(data.probe_rows["harmful"])
     assert len(rows) == 20
     assert all(_complies(data, prompt, answer, carry_out) for prompt, answer in rows)
     classes = data.language.operator_class_GO[0]
@@ -411,7 +393,7 @@ def test_the_probe_holds_answers_to_unsafe_evaluation_prompts(make, carry_out):
 
 
 def test_all_stages_share_the_probe_of_a_seed():
-    assert _split(_alignment().probe_rows["harmful"]) == _split(
+    assert prompts_and_answers(_alignment().probe_rows["harmful"]) == prompts_and_answers(
         _attack(harmful_ratio=1).probe_rows["harmful"]
     )
 

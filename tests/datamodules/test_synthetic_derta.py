@@ -13,15 +13,14 @@ from lightning_modules import SFTModule
 from temper.data import Batch, fingerprint
 from temper.errors import TemperError
 from temper.synthetic.tokenizer import EOS, EOT, NULL, STOP
-from tests.objectives import fit, make_module, plain_gradient
+from tests.datamodules.rows import ready
+from tests.objectives import fit, make_module, plain_gradient, weights
 
 SIZES = {"preset": "tiny", "n_rows": 48, "batch_size": 8, "n_eval": 8, "seed": 3}
 
 
-def ready(**changes: object) -> SyntheticDeRTa:
-    data = SyntheticDeRTa(**SIZES | changes)  # type: ignore[arg-type]
-    data.setup("fit")
-    return data
+def derta(**changes: object) -> SyntheticDeRTa:
+    return ready(SyntheticDeRTa(**SIZES | changes))  # type: ignore[arg-type]
 
 
 def parts(rows: Batch) -> list[tuple[list[int], list[int], list[int]]]:
@@ -53,7 +52,7 @@ def test_the_three_kinds_have_exactly_the_asked_shares(helpful: float, rto: floa
     kinds = [
         kind_of(response, labels)
         for _, response, labels in parts(
-            ready(helpful_share=helpful, rto_share=rto).sources["alignment"].rows
+            derta(helpful_share=helpful, rto_share=rto).sources["alignment"].rows
         )
     ]
     counts = [kinds.count(kind) for kind in ("helpful", "rto", "prefix")]
@@ -65,7 +64,7 @@ def test_the_three_kinds_have_exactly_the_asked_shares(helpful: float, rto: floa
 
 
 def test_rows_of_every_kind_are_what_the_paper_says():
-    data = ready()
+    data = derta()
     answers = {}
     lengths = []
     for prompt, response, labels in (rows := parts(data.sources["alignment"].rows)):
@@ -88,7 +87,7 @@ def test_rows_of_every_kind_are_what_the_paper_says():
 
 
 def test_a_small_share_of_rto_positions_can_be_kept():
-    every, few = (ready(rto_keep=keep).sources["alignment"].rows for keep in (1.0, 0.1))
+    every, few = (derta(rto_keep=keep).sources["alignment"].rows for keep in (1.0, 0.1))
     assert torch.equal(every["input_ids"], few["input_ids"])
     dropped = (every["labels"] != few["labels"]).sum()
     rto = sum(
@@ -98,20 +97,20 @@ def test_a_small_share_of_rto_positions_can_be_kept():
 
 
 def test_rows_depend_on_the_seed_alone():
-    assert ready().fingerprints() == ready().fingerprints() != ready(seed=4).fingerprints()
+    assert derta().fingerprints() == derta().fingerprints() != derta(seed=4).fingerprints()
 
 
 def test_training_prompts_are_no_evaluation_prompts():
-    data = ready()
+    data = derta()
     tested = {tuple(i for i in row if i) for row in data.eval_rows["input_ids"].tolist()}
     assert not tested & {tuple(prompt) for prompt, _, _ in parts(data.sources["alignment"].rows)}
 
 
 def test_sft_steps_along_the_mean_nll_of_the_labels():
     module = make_module(SFTModule, optimizer=partial(torch.optim.SGD, lr=1.0), max_grad_norm=None)
-    start = [p.detach().clone() for p in module.parameters()]
+    start = weights(module)
     data = SyntheticDeRTa(**SIZES)  # type: ignore[arg-type]
-    batch = ready().sources["alignment"].batch(0)
+    batch = derta().sources["alignment"].batch(0)
     expected = plain_gradient(module.network, batch)
     fit(module, data, 1)
     for before, parameter, gradient in zip(start, module.parameters(), expected, strict=True):
@@ -128,7 +127,7 @@ def test_sft_in_micro_batches_learns_the_rows(lora: bool):
         micro_batch_size=3,
     )
     before = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
-    rows = ready().sources["alignment"].rows
+    rows = derta().sources["alignment"].rows
     start = float(module.nll_terms(rows).total.detach())
     fit(module, SyntheticDeRTa(**SIZES), 20)  # type: ignore[arg-type]
     assert (
@@ -178,9 +177,7 @@ def alignment(**changes: object) -> SyntheticAlignment:
         "harmful_batch_size": 4,
         "n_eval": 8,
     }
-    data = SyntheticAlignment(**sizes | changes)  # type: ignore[arg-type]
-    data.setup("fit")
-    return data
+    return ready(SyntheticAlignment(**sizes | changes))  # type: ignore[arg-type]
 
 
 def test_harmful_pairs_add_a_refusal_to_every_harmful_row():

@@ -9,42 +9,19 @@ from datamodules import SyntheticAlignment
 from datamodules.synthetic_kto import SyntheticKTO
 from datamodules.synthetic_preference import SyntheticPreference
 from temper.errors import TemperError
-from temper.synthetic.tokenizer import EOS, EOT, NULL, PAD_ID
+from temper.synthetic.tokenizer import EOS, NULL
+from tests.datamodules.rows import prompts_and_answers, ready
 
 REFUSAL = (NULL, EOS)
 SIZES = {"preset": "tiny", "batch_size": 8, "n_eval": 20}
 
 
 def _pairs(**arguments) -> SyntheticPreference:
-    return _ready(SyntheticPreference(**SIZES | {"n_pairs": 60} | arguments))
+    return ready(SyntheticPreference(**SIZES | {"n_pairs": 60} | arguments))
 
 
 def _kto(**arguments) -> SyntheticKTO:
-    return _ready(SyntheticKTO(**SIZES | {"n_rows": 60} | arguments))
-
-
-def _ready(data):
-    data.setup("fit")
-    return data
-
-
-def _split(rows, which: int | None = None) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """(prompt, answer) of one sequence of every row, after checking that the answer and nothing
-    else is labelled.
-    """
-    found = []
-    picked = [
-        rows[name] if which is None else rows[name][:, which]
-        for name in ("input_ids", "attention_mask", "labels")
-    ]
-    for ids, present, labels in zip(*(tensor.tolist() for tensor in picked), strict=True):
-        size = sum(present)
-        end = ids.index(EOT) + 1
-        assert present == [1] * size + [0] * (len(ids) - size)
-        assert ids[size:] == [PAD_ID] * (len(ids) - size)
-        assert labels == [-100] * end + ids[end:size] + [-100] * (len(ids) - size)
-        found.append((tuple(ids[:end]), tuple(ids[end:size])))
-    return found
+    return ready(SyntheticKTO(**SIZES | {"n_rows": 60} | arguments))
 
 
 @pytest.mark.parametrize("preset", ["tiny", "small"])
@@ -59,17 +36,17 @@ def test_prompts_and_chosen_answers_are_alignment_rows(preset, safe_share):
         "harmful_batch_size": 4,
         "n_eval": 20,
     }
-    alignment = _ready(SyntheticAlignment(**sizes, safe_share=safe_share, seed=3)).sources[
+    alignment = ready(SyntheticAlignment(**sizes, safe_share=safe_share, seed=3)).sources[
         "alignment"
     ]
-    assert _split(pairs.rows, 0) == _split(alignment.rows)
+    assert prompts_and_answers(pairs.rows, 0) == prompts_and_answers(alignment.rows)
     assert pairs.batch(4)["ids"].equal(alignment.batch(4)["ids"])
 
 
 def test_refusals_are_preferred_on_unsafe_prompts_alone():
     rows = _pairs(safe_share=0.25).sources["pairs"].rows
-    chosen = _split(rows, 0)
-    rejected = _split(rows, 1)
+    chosen = prompts_and_answers(rows, 0)
+    rejected = prompts_and_answers(rows, 1)
     assert [prompt for prompt, _ in chosen] == [prompt for prompt, _ in rejected]
     assert len({prompt for prompt, _ in chosen}) == 60
     assert rows["unsafe"].tolist() == [True] * 45 + [False] * 15
@@ -82,7 +59,9 @@ def test_flags_stay_with_their_rows_in_a_batch():
     source = _pairs().sources["pairs"]
     for number in range(9):
         batch = source.batch(number)
-        assert [answer == REFUSAL for _, answer in _split(batch, 0)] == batch["unsafe"].tolist()
+        assert [answer == REFUSAL for _, answer in prompts_and_answers(batch, 0)] == batch[
+            "unsafe"
+        ].tolist()
 
 
 @pytest.mark.parametrize(
@@ -95,13 +74,15 @@ def test_exactly_the_asked_shares_are_safe_and_desirable(safe_share, desirable_s
     assert int((~unsafe).sum()) == round(60 * safe_share)
     for flag in (unsafe, ~unsafe):
         assert int((desirable & flag).sum()) == round(int(flag.sum()) * desirable_share)
-    assert [answer == REFUSAL for _, answer in _split(rows, 0)] == (unsafe == desirable).tolist()
+    assert [answer == REFUSAL for _, answer in prompts_and_answers(rows, 0)] == (
+        unsafe == desirable
+    ).tolist()
 
 
 def test_mismatched_answers_are_a_permutation_without_own():
     rows = _kto(safe_share=0.5).sources["kto"].rows
-    own = _split(rows, 0)
-    mismatched = _split(rows, 1)
+    own = prompts_and_answers(rows, 0)
+    mismatched = prompts_and_answers(rows, 1)
     assert [prompt for prompt, _ in own] == [prompt for prompt, _ in mismatched]
     assert sorted(answer for _, answer in own) == sorted(answer for _, answer in mismatched)
     answers = [answer for _, answer in own]
@@ -158,6 +139,6 @@ def test_the_evaluation_set_is_that_of_every_other_stage():
     alignment = SyntheticAlignment(
         preset="tiny", n_alignment=60, n_harmful=10, batch_size=8, harmful_batch_size=4, n_eval=20
     )
-    expected = _ready(alignment).eval_rows
+    expected = ready(alignment).eval_rows
     for data in (_pairs(), _kto()):
         assert all(torch.equal(data.eval_rows[name], value) for name, value in expected.items())

@@ -12,58 +12,41 @@ from datamodules.unlearning_rows import synthetic_unlearning_rows
 from temper.data import Batch, PoolSource
 from temper.errors import TemperError
 from temper.synthetic.prompts import prompt_keys
-from temper.synthetic.tokenizer import EOS, EOT, NULL, PAD_ID, SPECIAL, STOP
+from temper.synthetic.tokenizer import EOS, EOT, NULL, SPECIAL, STOP
+from tests.datamodules.rows import prompts_and_answers, ready
 
 SIZES = {"n_forget": 40, "n_retain": 30, "batch_size": 8, "retain_batch_size": 8, "n_eval": 25}
 Prompt = tuple[int, ...]
 
 
 def _unlearning(**arguments) -> SyntheticUnlearning:
-    data = SyntheticUnlearning(**{"preset": "tiny"} | SIZES | arguments)
-    data.setup("fit")
-    return data
+    return ready(SyntheticUnlearning(**{"preset": "tiny"} | SIZES | arguments))
 
 
 def _alignment(**arguments) -> SyntheticAlignment:
-    data = SyntheticAlignment(
-        **{
-            "preset": "tiny",
-            "n_alignment": 60,
-            "n_harmful": 20,
-            "batch_size": 8,
-            "harmful_batch_size": 4,
-            "n_eval": 25,
-        }
-        | arguments
+    return ready(
+        SyntheticAlignment(
+            **{
+                "preset": "tiny",
+                "n_alignment": 60,
+                "n_harmful": 20,
+                "batch_size": 8,
+                "harmful_batch_size": 4,
+                "n_eval": 25,
+            }
+            | arguments
+        )
     )
-    data.setup("fit")
-    return data
 
 
 def _read(rows: Batch) -> list[tuple[Prompt, list[tuple[int, ...]]]]:
-    """(prompt, answers) of every row, after checking padding and that the answer and nothing else
-    is labelled.
-    """
+    """(prompt, answers) of every row."""
+    answers = [prompts_and_answers(rows, k) for k in range(rows["input_ids"].shape[1])]
     found = []
-    for row in zip(
-        rows["input_ids"].tolist(),
-        rows["attention_mask"].tolist(),
-        rows["labels"].tolist(),
-        strict=True,
-    ):
-        prompts = set()
-        answers = []
-        for ids, present, labels in zip(*row, strict=True):
-            size = sum(present)
-            end = ids.index(EOT) + 1
-            assert present == [1] * size + [0] * (len(ids) - size) and ids[size:] == [PAD_ID] * (
-                len(ids) - size
-            )
-            assert labels == [-100] * end + ids[end:size] + [-100] * (len(ids) - size)
-            prompts.add(tuple(ids[:end]))
-            answers.append(tuple(ids[end:size]))
+    for row in zip(*answers, strict=True):
+        prompts = {prompt for prompt, _ in row}
         assert len(prompts) == 1, "all answers of a row are answers to one prompt"
-        found.append((prompts.pop(), answers))
+        found.append((prompts.pop(), [answer for _, answer in row]))
     return found
 
 
@@ -212,8 +195,7 @@ def test_asking_leaves_the_data_as_they_were():
 
 
 def test_data_without_such_streams_are_refused():
-    data = SyntheticAttack(preset="tiny", n_rows=20, batch_size=5, n_eval=4)
-    data.setup("fit")
+    data = ready(SyntheticAttack(preset="tiny", n_rows=20, batch_size=5, n_eval=4))
     with pytest.raises(
         TemperError,
         match=(

@@ -88,7 +88,8 @@ def main() -> None:
     )
     if trainer.is_global_zero:
         torch.save(
-            [p.detach() for p in module.parameters() if p.requires_grad], options.out / "weights.pt"
+            {name: p.detach() for name, p in module.named_parameters() if p.requires_grad},
+            options.out / "weights.pt",
         )
         losses = {k: float(v) for k, v in trainer.callback_metrics.items()}
         (options.out / "report.json").write_text(

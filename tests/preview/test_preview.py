@@ -2,7 +2,6 @@
 
 import io
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ from temper.losses import IGNORE_INDEX
 from temper.preview import build_preview, print_preview, render_page
 from temper.preview.report import extract_prompts, scan_source
 from temper.preview.rows import make_histogram
+from tests.page import Page
 
 TRICKY = "[bold]Mix[/bold] [/] & <b onclick='x'>stir</b>"
 ROWS = (
@@ -63,28 +63,9 @@ def test_a_terminal_gets_colours_instead_of_brackets(shown):
     )
 
 
-class _Page(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict]] = []
-        self.text = ""
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag != "meta":
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
-
-
 def test_the_page_is_self_contained_and_says_the_same(shown):
-    page = _Page()
-    page.feed(source := render_page(shown))
+    source = render_page(shown)
+    page = Page(source)
     assert page.open == []
     tags = {tag for tag, _ in page.tags}
     assert (

@@ -3,7 +3,6 @@
 import html
 import io
 import re
-from html.parser import HTMLParser
 
 import pandas as pd
 import pytest
@@ -15,6 +14,7 @@ from temper.report.figures import COLOURS, _apart, panel_svg, study_figures
 from temper.report.html import main
 from temper.report.settings import read_settings
 from temper.report.table import latex_text, result_table
+from tests.page import Page
 
 HOSTILE = '<script>alert("x")</script> $\\frac{1}$ & [red]50%'
 
@@ -29,29 +29,6 @@ def hostile(tmp_path_factory, study_of, fabricate):
     runs, study = fabricate(tmp_path_factory.mktemp("hostile"), study)
     assert main([str(runs)]) == 0
     return runs, study
-
-
-class Page(HTMLParser):
-    """Tags and attributes of a page; complains about a tag closed out of order."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags = []
-        self.open = []
-        self.ids = []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        self.handle_startendtag(tag, attributes)
-        if tag != "meta":
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-        self.ids += [value for name, value in attributes if name == "id"]
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
 
 
 def test_a_build_leaves_every_file(hostile):

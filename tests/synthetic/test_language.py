@@ -84,9 +84,7 @@ def test_duplicates_copy_the_safety_of_their_originals(preset):
             assert classes[duplicate] == classes[original]
 
 
-def test_paper_grammars_have_the_papers_operator_counts(
-    paper,
-):
+def test_paper_grammars_have_the_papers_operator_counts(paper):
     assert paper.operator_class_GO.shape == (4, 20)
     for classes in paper.operator_class_GO:
         assert Counter(classes[:10].tolist()) == {CLASS_A: 2, CLASS_C: 5, CLASS_S: 2, CLASS_I: 1}
@@ -98,9 +96,7 @@ def test_safety_of_an_operator_depends_on_the_grammar(paper):
     assert len({tuple(classes) for classes in paper.operator_class_GO[:, 1:10].tolist()}) == 4
 
 
-@pytest.mark.parametrize("name", ["tiny", "two_pairs", "paper"])
-def test_unsafe_is_always_unsafe_or_contextual_on_unsafe_text(name, request):
-    language = request.getfixturevalue(name)
+def test_unsafe_is_always_unsafe_or_contextual_on_unsafe_text(language):
     texts = language.draw_texts(40, "instruct", np.random.default_rng(1))
     operators_BO = np.tile(np.arange(language.spec.n_operators), (40, 1))
     found = language.unsafe_BO(operators_BO, texts)
@@ -130,10 +126,8 @@ def test_apply_maps_letter_by_letter_and_leaves_padding(seed):
             assert found[row, position] == letter
 
 
-@pytest.mark.parametrize("name", ["tiny", "two_pairs", "paper"])
 @pytest.mark.parametrize("split", SPLITS)
-def test_texts_have_the_given_number_and_lengths(name, split, request):
-    language = request.getfixturevalue(name)
+def test_texts_have_the_given_number_and_lengths(language, split):
     texts = language.draw_texts(50, split, np.random.default_rng(2))
     shortest, longest = language.spec.text_length
     assert len(texts.letters_BT) == len(texts.dominance_B) == len(texts.grammar_B) == 50

@@ -10,14 +10,6 @@ from temper.synthetic import Kind, Language, Prompts, language_spec
 from temper.synthetic.language import CLASS_A, CLASS_C, MIXED, UNSAFE
 from temper.synthetic.prompts import draw_batch, draw_prompts, prompt_keys
 
-LANGUAGES = ("tiny", "two_pairs", "paper")
-
-
-@pytest.fixture(params=LANGUAGES)
-def language(request) -> Language:
-    """Each of the shared languages in turn."""
-    return request.getfixturevalue(request.param)
-
 
 def _drawn(language: Language, kind: Kind, n: int = 120) -> Prompts:
     return draw_batch(language, kind, n, "instruct", np.random.default_rng(11))
@@ -128,9 +120,7 @@ def test_instruction_shows_all_base_and_duplicate_operators(language):
     )
 
 
-def test_instruction_never_composes_duplicate_and_base(
-    language,
-):
+def test_instruction_never_composes_duplicate_and_base(language):
     duplicates = set(language.duplicate_operators.tolist())
     originals = set(language.base_operators.tolist()) - {0}
     rows = [

@@ -22,14 +22,6 @@ from temper.synthetic.tokenizer import (
     vocabulary,
 )
 
-LANGUAGES = ("tiny", "two_pairs", "paper")
-
-
-@pytest.fixture(params=LANGUAGES)
-def language(request) -> Language:
-    """Each of the shared languages in turn."""
-    return request.getfixturevalue(request.param)
-
 
 def _drawn(language: Language, kind: Kind = Kind.INSTRUCT):
     return draw_batch(language, kind, 60, "instruct", np.random.default_rng(3))
