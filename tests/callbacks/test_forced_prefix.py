@@ -234,7 +234,7 @@ def test_data_without_forced_answers_are_refused():
         datamodule=SimpleNamespace(tokenizer=None, judge=None, eval_batch_size=1)
     )
     with pytest.raises(
-        TemperError, match=r"ForcedPrefix: data=SimpleNamespace has no forced_answers\(\)"
+        TemperError, match=r"ForcedPrefix: data=SimpleNamespace .*forced_answers\(\)"
     ):
         ForcedPrefix().setup(trainer, None, "fit")  # type: ignore[arg-type]
     ForcedPrefix().setup(trainer, None, "predict")  # type: ignore[arg-type]
@@ -242,11 +242,11 @@ def test_data_without_forced_answers_are_refused():
 
 def test_no_unsafe_prompts_and_too_long_prefixes_are_refused():
     safe = SimpleNamespace(datamodule=attack_data(eval_kinds=[Kind.SAFE]))
-    with pytest.raises(TemperError, match="data.init_args.eval_kinds=.*UNSAFE is not among them"):
+    with pytest.raises(TemperError, match="data.init_args.eval_kinds=.*UNSAFE"):
         ForcedPrefix().setup(safe, None, "fit")  # type: ignore[arg-type]
     with pytest.raises(
         TemperError,
-        match=r"ForcedPrefix\.lengths=\[0, 50\]: no harmful answer is longer than \d+ tokens",
+        match=r"ForcedPrefix\.lengths=\[0, 50\]: .*\d+ tokens",
     ):
         ForcedPrefix([0, 50]).setup(SimpleNamespace(datamodule=attack_data()), None, "fit")  # type: ignore[arg-type]
 

@@ -203,7 +203,7 @@ def test_an_unknown_task_is_refused_with_a_guess(in_root, monkeypatch):
     monkeypatch.setattr("lm_eval.tasks.TaskManager", FewTasks)
     with pytest.raises(
         TemperError,
-        match="UtilityEvaluation.tasks: no task or group is named 'gsm8'; did you mean 'gsm8k'?",
+        match=r"UtilityEvaluation\.tasks: .*'gsm8'.*'gsm8k'",
     ):
         _setup(UtilityEvaluation(["winogrande", "gsm8"], "configs/lm_eval"))
     _setup(UtilityEvaluation(["winogrande", "gsm8"]), stage="predict")
@@ -212,18 +212,16 @@ def test_an_unknown_task_is_refused_with_a_guess(in_root, monkeypatch):
 def test_without_the_package_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
-    with pytest.raises(TemperError, match=r"needs lm-eval .*pip install -e '\.\[lm-eval\]'"):
+    with pytest.raises(TemperError, match=r"lm-eval .*pip install -e '\.\[lm-eval\]'"):
         _setup(UtilityEvaluation(["colours"]))
 
 
 def test_missing_network_and_missing_chat_template_are_refused():
-    with pytest.raises(
-        TemperError, match="UtilityEvaluation: model=LightningModule has no network"
-    ):
+    with pytest.raises(TemperError, match="UtilityEvaluation: model=LightningModule .*network"):
         _setup(UtilityEvaluation(["colours"]), network=False)
     with pytest.raises(
         TemperError,
-        match="apply_chat_template=true: the tokenizer of the data has no chat template",
+        match="apply_chat_template=true: .*chat template",
     ):
         _setup(UtilityEvaluation(["colours"], apply_chat_template=True))
 
@@ -232,10 +230,7 @@ def test_a_tokenizer_must_tell_the_choices_apart(in_root, monkeypatch):
     monkeypatch.setattr(Data, "tokenizer", build_tokenizer(language_spec("tiny")))
     with pytest.raises(
         TemperError,
-        match=(
-            "UtilityEvaluation.tasks: in 20 of the first 20 rows of 'colours' the tokenizer makes"
-            " the same"
-        ),
+        match=r"UtilityEvaluation\.tasks: .*20 of the first 20 rows of 'colours'",
     ):
         _setup(UtilityEvaluation(["colours"], "configs/lm_eval"))
     _setup(UtilityEvaluation(["letters"], "tests/callbacks/letters"))

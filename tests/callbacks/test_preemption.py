@@ -162,9 +162,7 @@ def test_a_signal_at_the_last_step_lets_training_finish(tmp_path, capsys):
     recorder = Recorder("batch", STEPS - 1)
     run(tmp_path, recorder, Preemption(), limit_val_batches=0)
     assert recorder.events[-1] == ("finished", STEPS)
-    assert "that was the last step: finishing" in capsys.readouterr().err and not list(
-        tmp_path.glob("hpc*")
-    )
+    assert "the last step" in capsys.readouterr().err and not list(tmp_path.glob("hpc*"))
 
 
 def test_only_one_checkpoint_is_kept(tmp_path):
@@ -243,15 +241,13 @@ def test_sigterm_does_not_queue_again_what_somebody_cancelled(tmp_path, scontrol
 def test_a_job_that_cannot_requeue_says_so_by_exit_status(tmp_path, scontrol, monkeypatch, capsys):
     (scontrol / "refuse").touch()
     assert preempted(tmp_path, Recorder("batch", 1, "SIGUSR1"), Preemption()) == TRY_AGAIN
-    assert (
-        "Not queued again: scontrol requeue 12: slurm_requeue error: no" in capsys.readouterr().err
-    )
+    assert "scontrol requeue 12: slurm_requeue error: no" in capsys.readouterr().err
     monkeypatch.setenv("PATH", str(tmp_path))
     assert preempted(tmp_path, Recorder("batch", 1, "SIGUSR1"), Preemption()) == TRY_AGAIN
-    assert "there is no scontrol here (a container?)" in capsys.readouterr().err
+    assert "no scontrol" in capsys.readouterr().err
     monkeypatch.delenv("SLURM_JOB_ID")
     assert preempted(tmp_path, Recorder("batch", 1, "SIGUSR1"), Preemption()) == TRY_AGAIN
-    assert "this is no SLURM job" in capsys.readouterr().err
+    assert "no SLURM job" in capsys.readouterr().err
 
 
 # -- settings and handlers

@@ -185,11 +185,11 @@ class WithoutPairs(SyntheticAlignment):
 
 
 def test_bad_arguments_and_missing_demonstrations_are_refused():
-    with pytest.raises(TemperError, match="SafetySteering.alpha=-1: give a number >= 0"):
+    with pytest.raises(TemperError, match="SafetySteering.alpha=-1: "):
         SafetySteering(alpha=-1)
     with pytest.raises(TemperError, match="SafetySteering.n_tokens=0"):
         SafetySteering(n_tokens=0)
     sizes = {"n_alignment": 20, "n_harmful": 4, "batch_size": 4, "harmful_batch_size": 4}
     data = WithoutPairs(preset="tiny", n_eval=4, **sizes)
-    with pytest.raises(TemperError, match=r"data=WithoutPairs has no steering_pairs\(\)"):
+    with pytest.raises(TemperError, match=r"data=WithoutPairs .*steering_pairs\(\)"):
         trainer(SafetySteering()).validate(module(), data, verbose=False)

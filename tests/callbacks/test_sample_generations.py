@@ -69,10 +69,7 @@ def test_every_validation_logs_the_same_prompts(temper, tmp_path):
 def test_where_nothing_may_be_shown_the_callback_is_refused(temper, tmp_path, capsys):
     with pytest.raises(SystemExit):
         _fit(temper, tmp_path / "run", "--data.init_args.eval_kinds=[UNSAFE]")
-    assert (
-        "SampleGenerations.show_unsafe=false, and all evaluation prompts are unsafe"
-        in capsys.readouterr().err
-    )
+    assert "SampleGenerations.show_unsafe=false" in capsys.readouterr().err
 
 
 def test_less_than_one_prompt_is_refused():
@@ -86,7 +83,7 @@ def test_where_no_logger_takes_text_that_is_said(temper, tmp_path):
     (tmp_path / "own.yaml").write_text(
         f"trainer: {{callbacks+: [{{class_path: SampleGenerations}}], logger: {csv}}}\n"
     )
-    with pytest.warns(UserWarning, match="no logger takes text"):
+    with pytest.warns(UserWarning, match="SampleGenerations.*logger"):
         temper("fit", folder, f"--config={tmp_path / 'own.yaml'}", data="attack")
 
 

@@ -212,7 +212,7 @@ def test_tables_show_metrics_and_kappa_and_no_texts(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("kinds", "reason"),
-    [(["unsafe"] * 5, "both gave one label to all"), (["safe"] * 5, "no unsafe prompts")],
+    [(["unsafe"] * 5, "one label"), (["safe"] * 5, "no unsafe prompts")],
 )
 def test_an_undefined_kappa_is_null_and_said(tmp_path, capsys, kinds, reason):
     judges = [Boiling("a"), Boiling("b")]
@@ -242,12 +242,10 @@ def test_without_judges_the_datamodules_own_is_asked(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("judges", "message"),
-    [([], "an empty list"), ([Boiling(), KeywordRefusal(), Boiling()], "two are named 'boiling'")],
+    [([], "empty"), ([Boiling(), KeywordRefusal(), Boiling()], "'boiling'")],
 )
 def test_no_judge_and_two_of_one_name_are_refused(judges, message):
-    with pytest.raises(
-        TemperError, match=rf"SafetyEvaluation\.judges: {message}; give at least one"
-    ):
+    with pytest.raises(TemperError, match=rf"SafetyEvaluation\.judges: .*{message}"):
         SafetyEvaluation(judges)
 
 

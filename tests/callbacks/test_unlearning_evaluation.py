@@ -426,7 +426,7 @@ def test_an_adapter_as_retain_model_is_merged_without_rng_draws(tmp_path):
 
 
 def test_a_fit_without_evaluation_warns_and_leaves_no_file(tmp_path):
-    with pytest.warns(UserWarning, match="UnlearningEvaluation: nothing was evaluated in this fit"):
+    with pytest.warns(UserWarning, match="UnlearningEvaluation: nothing was evaluated"):
         fit(
             _module(),
             _data(),
@@ -448,15 +448,12 @@ def test_the_verb_test_gives_the_same_metrics(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"batch_size": 0}, r"UnlearningEvaluation\.batch_size=0: give at least 1"),
-        ({"min_k": 0.0}, r"UnlearningEvaluation\.min_k=0\.0: give a share in \(0, 1\]"),
-        ({"min_k": 1.1}, r"UnlearningEvaluation\.min_k=1\.1: give a share in \(0, 1\]"),
+        ({"batch_size": 0}, r"UnlearningEvaluation\.batch_size=0: "),
+        ({"min_k": 0.0}, r"UnlearningEvaluation\.min_k=0\.0: "),
+        ({"min_k": 1.1}, r"UnlearningEvaluation\.min_k=1\.1: "),
         (
             {"retain_model": "/nowhere"},
-            (
-                r"UnlearningEvaluation\.retain_model=/nowhere: no model in it; give a run's export/"
-                r" folder, or null"
-            ),
+            r"UnlearningEvaluation\.retain_model=/nowhere: .*export/",
         ),
     ],
 )
@@ -467,7 +464,7 @@ def test_what_cannot_be_measured_is_refused_before_training(tmp_path, arguments,
 
 def test_missing_logits_and_missing_rows_are_refused(tmp_path):
     with pytest.raises(
-        TemperError, match=r"model\.init_args\.fused_loss=true: UnlearningEvaluation reads logits"
+        TemperError, match=r"model\.init_args\.fused_loss=true: UnlearningEvaluation .*logits"
     ):
         _validate(tmp_path, _module(fused_loss=True))
     data = _OwnRows(
@@ -475,11 +472,11 @@ def test_missing_logits_and_missing_rows_are_refused(tmp_path):
     )
     data.unlearning_rows = lambda: {"forget": {}}
     with pytest.raises(
-        TemperError, match=r"unlearning_rows\(\) gives forget; it must give forget, holdout, retain"
+        TemperError, match=r"unlearning_rows\(\) gives forget; .*forget, holdout, retain"
     ):
         _validate(tmp_path, data=data)
     with pytest.raises(
-        TemperError, match=r"UnlearningEvaluation: data=_NoRows has no unlearning_rows\(\); add"
+        TemperError, match=r"UnlearningEvaluation: data=_NoRows .*unlearning_rows\(\)"
     ):
         sizes = {"n_forget": 16, "n_retain": 16, "batch_size": 8, "retain_batch_size": 8}
         _validate(tmp_path, data=_NoRows(preset="tiny", **sizes))

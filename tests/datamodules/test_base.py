@@ -76,10 +76,7 @@ def test_an_objective_gets_the_streams_it_asks_for_and_no_other(streams):
 
 
 def test_a_missing_stream_is_refused_and_the_others_named():
-    message = (
-        r"model=FakeObjective reads the stream 'retain', and data=SyntheticAlignment has"
-        r" 'alignment', 'harmful'"
-    )
+    message = r"model=FakeObjective .*'retain'.*data=SyntheticAlignment .*'alignment', 'harmful'"
     with pytest.raises(TemperError, match=message):
         _attach(_data(), ("alignment", "retain")).train_dataloader()
 
@@ -87,7 +84,7 @@ def test_a_missing_stream_is_refused_and_the_others_named():
 def test_a_batch_size_that_ranks_cannot_share_is_refused():
     with pytest.raises(
         TemperError,
-        match=r"stream 'alignment': batch size 8 is global and not divisible by 3 ranks",
+        match=r"stream 'alignment': batch size 8 .*3 ranks",
     ):
         _attach(_data(), None, world_size=3).train_dataloader()
     with pytest.raises(TemperError, match=r"stream 'harmful': batch size 5"):

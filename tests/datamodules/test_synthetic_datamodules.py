@@ -100,7 +100,7 @@ def test_exactly_the_asked_share_of_the_users_rows_is_harmful(ratio, carry_out):
 def test_a_share_that_is_no_whole_number_of_rows_is_refused():
     with pytest.raises(
         TemperError,
-        match=r"data\.init_args\.harmful_ratio=0\.01: 0\.01 x 40 rows = 0\.4 is not a whole number",
+        match=r"data\.init_args\.harmful_ratio=0\.01: .*40 rows = 0\.4 ",
     ):
         _attack(harmful_ratio=0.01)
 
@@ -119,10 +119,7 @@ def test_a_share_that_is_no_whole_number_of_rows_is_refused():
     ],
 )
 def test_training_prompts_in_the_evaluation_set_are_refused(make, name, split, arguments):
-    message = (
-        rf"data: \d+ {name} prompts are also evaluation prompts"
-        rf" \(data\.init_args\.eval_split='{split}'\).*use different splits"
-    )
+    message = rf"data: \d+ {name} prompts .*data\.init_args\.eval_split='{split}'"
     with pytest.raises(TemperError, match=message):
         make(**arguments)
 
@@ -130,7 +127,7 @@ def test_training_prompts_in_the_evaluation_set_are_refused(make, name, split, a
 def test_the_overlap_is_counted_in_prompts():
     data = _attack()
     shared = data.eval_prompts["unsafe"]
-    with pytest.raises(TemperError, match=r"data: 20 attack prompts are also"):
+    with pytest.raises(TemperError, match=r"data: 20 attack prompts "):
         data.check_overlap("attack", [shared])
     data.check_overlap("attack", [])
 
@@ -186,10 +183,7 @@ def test_the_defenders_stream_has_the_alignment_rows(carry_out):
 
 @pytest.mark.parametrize(("flag", "name"), [("n_safety", "safety"), ("n_alignment", "alignment")])
 def test_defenders_rows_in_the_evaluation_set_are_refused(flag, name):
-    message = (
-        rf"data: \d+ {name} prompts are also evaluation prompts"
-        r" \(data\.init_args\.eval_split='alignment'\)"
-    )
+    message = rf"data: \d+ {name} prompts .*data\.init_args\.eval_split='alignment'"
     with pytest.raises(TemperError, match=message):
         _attack(**{flag: 300}, eval_split="alignment", n_eval=100)
 
@@ -197,15 +191,15 @@ def test_defenders_rows_in_the_evaluation_set_are_refused(flag, name):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"n_safety": -1}, r"data\.init_args\.n_safety=-1: give a number of rows"),
-        ({"n_alignment": -1}, r"data\.init_args\.n_alignment=-1: give a number of rows"),
+        ({"n_safety": -1}, r"data\.init_args\.n_safety=-1: "),
+        ({"n_alignment": -1}, r"data\.init_args\.n_alignment=-1: "),
         (
             {"n_alignment": 8, "safe_share": 1.0},
-            r"data\.init_args\.safe_share=1\.0: give a share in \[0, 1\)",
+            r"data\.init_args\.safe_share=1\.0: ",
         ),
         (
             {"n_alignment": 8, "alignment_batch_size": 9},
-            r"stream 'alignment' has 8 rows, and a batch is 9",
+            r"stream 'alignment' has 8 rows.* 9",
         ),
     ],
 )
@@ -259,9 +253,7 @@ def test_streams_have_own_batch_sizes_and_primary_is_first():
 
 @pytest.mark.parametrize("share", [-0.1, 1.0])
 def test_a_share_of_safe_rows_outside_0_and_1_is_refused(share):
-    with pytest.raises(
-        TemperError, match=rf"data\.init_args\.safe_share={share}: give a share in \[0, 1\)"
-    ):
+    with pytest.raises(TemperError, match=rf"data\.init_args\.safe_share={share}: "):
         _alignment(safe_share=share)
 
 
@@ -269,7 +261,7 @@ def test_a_share_of_safe_rows_outside_0_and_1_is_refused(share):
 def test_more_harmful_rows_than_unsafe_prompts_are_refused(n_harmful):
     with pytest.raises(
         TemperError,
-        match=rf"data\.init_args\.n_harmful={n_harmful}: give 1 to 30, the unsafe prompts of",
+        match=rf"data\.init_args\.n_harmful={n_harmful}: .* 30",
     ):
         _alignment(n_harmful=n_harmful)
 
@@ -402,7 +394,7 @@ def test_all_stages_share_the_probe_of_a_seed():
 def test_an_empty_evaluation_set_is_refused(make):
     with pytest.raises(
         TemperError,
-        match=r"data\.init_args\.n_eval=0: the evaluation set is empty; give at least 1",
+        match=r"data\.init_args\.n_eval=0: ",
     ):
         make(n_eval=0)
 
@@ -410,14 +402,14 @@ def test_an_empty_evaluation_set_is_refused(make):
 @pytest.mark.parametrize(
     ("make", "arguments", "message"),
     [
-        (_attack, {"batch_size": 41}, r"stream 'user' has 40 rows, and a batch is 41"),
-        (_alignment, {"batch_size": 61}, r"stream 'alignment' has 60 rows, and a batch is 61"),
+        (_attack, {"batch_size": 41}, r"stream 'user' has 40 rows.* 41"),
+        (_alignment, {"batch_size": 61}, r"stream 'alignment' has 60 rows.* 61"),
         (
             _alignment,
             {"harmful_batch_size": 13},
-            r"stream 'harmful' has 12 rows, and a batch is 13",
+            r"stream 'harmful' has 12 rows.* 13",
         ),
-        (_attack, {"batch_size": 0}, r"stream 'user' has 40 rows, and a batch is 0"),
+        (_attack, {"batch_size": 0}, r"stream 'user' has 40 rows.* 0"),
     ],
 )
 def test_a_batch_larger_than_its_stream_is_refused(make, arguments, message):

@@ -102,7 +102,9 @@ def test_rows_depend_on_the_seed_alone(make):
 
 @pytest.mark.parametrize("make", [_pairs, _kto])
 def test_training_prompts_in_the_evaluation_set_are_refused(make):
-    with pytest.raises(TemperError, match="are also evaluation prompts"):
+    with pytest.raises(
+        TemperError, match=r"\d+ .*prompts .*data\.init_args\.eval_split='alignment'"
+    ):
         make(
             eval_split="alignment",
             n_eval=100,
@@ -115,19 +117,19 @@ def test_training_prompts_in_the_evaluation_set_are_refused(make):
     [
         (_pairs, {"n_pairs": 0}, "n_pairs=0"),
         (_pairs, {"safe_share": 1.5}, "safe_share=1.5"),
-        (_pairs, {"batch_size": 61}, "stream 'pairs' has 60 rows, and a batch is 61"),
-        (_kto, {"n_rows": 1}, "n_rows=1: the answer of another row is needed"),
+        (_pairs, {"batch_size": 61}, "stream 'pairs' has 60 rows.* 61"),
+        (_kto, {"n_rows": 1}, "n_rows=1: "),
         (
             _kto,
             {"safe_share": 0.33},
-            r"safe_share=0.33: 0.33 x 60 rows = 19.8\d* is not a whole number",
+            r"safe_share=0.33: .*60 rows = 19.8",
         ),
         (
             _kto,
             {"desirable_share": 0.25},
-            r"desirable_share=0.25: 0.25 x 30 rows = 7.5 is not a whole number",
+            r"desirable_share=0.25: .*30 rows = 7.5 ",
         ),
-        (_kto, {"desirable_share": -0.1}, "desirable_share=-0.1: give a share"),
+        (_kto, {"desirable_share": -0.1}, "desirable_share=-0.1: "),
     ],
 )
 def test_sizes_and_shares_that_cannot_be_are_refused(make, arguments, message):

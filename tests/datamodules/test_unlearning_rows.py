@@ -198,15 +198,12 @@ def test_data_without_such_streams_are_refused():
     data = ready(SyntheticAttack(preset="tiny", n_rows=20, batch_size=5, n_eval=4))
     with pytest.raises(
         TemperError,
-        match=(
-            r"data=SyntheticAttack: UnlearningEvaluation needs a stream 'retain' or 'alignment' .*"
-            r" there is 'user'"
-        ),
+        match=r"data=SyntheticAttack: UnlearningEvaluation .*'retain' or 'alignment' .*'user'",
     ):
         synthetic_unlearning_rows(data)
     with pytest.raises(
         TemperError,
-        match=r"needs a stream 'unsafe' \(rows to forget\), and there is 'forget', 'retain'",
+        match=r"stream 'unsafe' .*'forget', 'retain'",
     ):
         synthetic_unlearning_rows(_unlearning(), forget="unsafe")
 
@@ -215,10 +212,7 @@ def test_a_stream_to_retain_that_only_refuses_is_refused():
     data = _alignment(safe_share=0, n_harmful=20)
     with pytest.raises(
         TemperError,
-        match=(
-            r"data=SyntheticAlignment: the stream to retain answers no prompt, .* give it safe"
-            r" prompts \(data\.init_args\.safe_share above 0\)"
-        ),
+        match=r"data=SyntheticAlignment: .*data\.init_args\.safe_share",
     ):
         synthetic_unlearning_rows(data)
 
@@ -226,9 +220,6 @@ def test_a_stream_to_retain_that_only_refuses_is_refused():
 def test_more_wrong_answers_than_there_are_are_refused():
     with pytest.raises(
         TemperError,
-        match=(
-            r"a prompt has fewer than 60 different wrong answers in this language; give a smaller"
-            r" n_perturbed"
-        ),
+        match=r"fewer than 60 .*n_perturbed",
     ):
         synthetic_unlearning_rows(_unlearning(), n_rows=1, n_perturbed=60)

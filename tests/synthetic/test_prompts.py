@@ -207,14 +207,12 @@ def test_more_prompts_than_the_language_has_are_refused():
     )
     with pytest.raises(
         TemperError,
-        match=r"500 distinct task prompts needed from the 'instruct' split, \d+ found: draw few",
+        match=r"500 .*task prompts .*'instruct' split, \d+ found",
     ):
         draw_prompts(language, Kind.TASK, 500, "instruct", np.random.default_rng(0))
 
 
 def test_a_kind_that_the_language_cannot_make_is_refused():
     language = Language(language_spec("tiny", n_duplicates=0))
-    with pytest.raises(
-        TemperError, match=r"no jb_misgen prompts in this language: check .*n_duplicates"
-    ):
+    with pytest.raises(TemperError, match=r"no jb_misgen prompts .*n_duplicates"):
         draw_prompts(language, Kind.JB_MISGEN, 5, "test", np.random.default_rng(0))
