@@ -74,8 +74,8 @@ def _command_line(*words: str) -> None:
         main([*words])
 
 
-def _temper(verb: str, folder: Path, *words: str, **parts: object) -> None:
-    _command_line(verb, *tiny_words(folder, *words, **parts))  # type: ignore[arg-type]
+def _temper(verb: str, folder: Path, *words: str, **changes: object) -> None:
+    _command_line(verb, *tiny_words(folder, *words, **changes))  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="session")
@@ -97,11 +97,11 @@ def temper() -> Callable[..., None]:
 @pytest.fixture(scope="session")
 def tiny_command() -> Callable[..., list[str]]:
     """As `temper`, but the command to run it as a process of its own in the project's root."""
-    return lambda verb, folder, *words, **parts: [
+    return lambda verb, folder, *words, **changes: [
         sys.executable,
         "train.py",
         verb,
-        *tiny_words(folder, *words, **parts),
+        *tiny_words(folder, *words, **changes),
     ]
 
 

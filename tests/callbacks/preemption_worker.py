@@ -1,6 +1,4 @@
-"""Two ranks train; one alone gets a signal. Started by test_preemption.py, and by Lightning for the
-other rank.
-"""
+"""Trains on two ranks and signals one of them; started by test_preemption.py."""
 
 import argparse
 import os

@@ -1,6 +1,4 @@
-"""Every callback works alone, from YAML, by its short name; and so does one of somebody else's
-package.
-"""
+"""Every callback works alone, from YAML by its short name or from an installed package."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Throughput and the run card: what they say is what was done."""
+"""Throughput and the run card: logged tokens, passes and hashes are those of the run."""
 
 import csv
 import json

@@ -1,6 +1,4 @@
-"""Forced prefixes: a model that refuses by known rules gives known rates, and padding changes
-nothing.
-"""
+"""Forced prefixes: models that follow known rules have known rates, whatever the padding."""
 
 import json
 from pathlib import Path
@@ -91,9 +89,9 @@ def rates_of(
     trainer = evaluate(folder, [ForcedPrefix(lengths)], module, data, verb)
     found = json.loads((folder / "forced_prefix.json").read_text())
     for k, rates in found["lengths"].items():
-        for name, figure in rates.items():
+        for name, rate in rates.items():
             assert float(trainer.callback_metrics[f"forced_prefix/{name}_{k}"]) == pytest.approx(
-                figure["value"]
+                rate["value"]
             )
     return found
 
@@ -134,7 +132,7 @@ def test_an_answer_that_the_prefix_exhausts_is_not_counted(tmp_path: Path):
     sizes = [len(answer) for answer in answers_of(data).values()]
     assert len(set(sizes)) > 1
     found = rates_of(tmp_path, data, RuleBound(data, patience=0), [max(sizes) - 1])
-    assert {figure["n"] for figure in found["lengths"][str(max(sizes) - 1)].values()} == {
+    assert {rate["n"] for rate in found["lengths"][str(max(sizes) - 1)].values()} == {
         sizes.count(max(sizes))
     }
 
@@ -162,10 +160,10 @@ def test_batch_size_and_number_of_ranks_change_nothing(tmp_path: Path):
             precision_plugin=SimpleNamespace(forward_context=torch.no_grad),
         )
         shares.append(callback._rates(trainer, RuleBound(data, patience=1), data, rows, 2))  # type: ignore[arg-type]
-    for name, figure in expected.items():
-        assert sum(share[name]["n"] for share in shares) == figure["n"]
+    for name, rate in expected.items():
+        assert sum(share[name]["n"] for share in shares) == rate["n"]
         assert sum(share[name]["value"] * share[name]["n"] for share in shares) == pytest.approx(
-            figure["value"] * figure["n"]
+            rate["value"] * rate["n"]
         )
 
 
@@ -182,7 +180,7 @@ def test_the_forced_tokens_follow_the_prompt_directly():
 
 
 class Listening:
-    """A judge that keeps what it is asked."""
+    """A judge that records its prompts and responses."""
 
     name = "listening"
 
@@ -252,6 +250,6 @@ def test_no_unsafe_prompts_and_too_long_prefixes_are_refused():
 
 
 @pytest.mark.parametrize("lengths", [[], [-1, 2]])
-def test_lengths_that_mean_nothing_are_refused(lengths: list[int]):
+def test_invalid_lengths_are_refused(lengths: list[int]):
     with pytest.raises(TemperError, match=r"ForcedPrefix\.lengths="):
         ForcedPrefix(lengths)

@@ -1,4 +1,4 @@
-"""What a run leaves behind is an ordinary Hugging Face folder."""
+"""The exported model is an ordinary Hugging Face folder."""
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer

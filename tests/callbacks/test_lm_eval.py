@@ -209,7 +209,7 @@ def test_an_unknown_task_is_refused_with_a_guess(in_root, monkeypatch):
     _setup(UtilityEvaluation(["winogrande", "gsm8"]), stage="predict")
 
 
-def test_without_the_package_it_says_what_to_install(monkeypatch):
+def test_a_missing_package_is_refused_with_the_way_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
     with pytest.raises(TemperError, match=r"lm-eval .*pip install -e '\.\[lm-eval\]'"):

@@ -1,6 +1,4 @@
-"""A signal at any moment: saved between two steps by all ranks, stopped, and gone on from to the
-same weights.
-"""
+"""A signal at any moment: all ranks save between steps and stop; resuming changes no weight."""
 
 import functools
 import os
@@ -125,9 +123,7 @@ def whole(tmp_path_factory) -> tuple[list[torch.Tensor], list[Any]]:
         ("validation 0", 6, 6),
     ],
 )
-def test_interrupted_and_gone_on_is_as_if_never_interrupted(
-    whole, tmp_path, capsys, hook, step, saved
-):
+def test_interrupted_and_resumed_equals_uninterrupted(whole, tmp_path, capsys, hook, step, saved):
     first = Recorder(hook, step)
     second = Recorder()
     with pytest.raises(Preempted) as left:
@@ -142,7 +138,7 @@ def test_interrupted_and_gone_on_is_as_if_never_interrupted(
     assert (
         "finished",
         STEPS,
-    ) not in first.events, "callbacks must not take a run that is cut off for a finished one"
+    ) not in first.events, "callbacks must not take a interrupted run for a finished one"
     if path is None:
         assert "nothing was trained since" in message and not list(tmp_path.glob("hpc*"))
     else:
@@ -151,10 +147,10 @@ def test_interrupted_and_gone_on_is_as_if_never_interrupted(
     assert same_bits(resumed, whole[0])
     kept = [
         event for event in first.events if event[0] == "trained" or (event[1] < (saved or 0))
-    ]  # a validation that is cut off is run again
+    ]  # an interrupted validation is run again
     assert kept + second.events == whole[1], "steps, validations and random numbers"
     assert not list(tmp_path.glob("hpc*")), (
-        "the run has finished: no later one goes on from its checkpoint"
+        "the run has finished: no later one resumes from its checkpoint"
     )
 
 
@@ -233,7 +229,7 @@ def test_the_job_is_queued_again(tmp_path, scontrol, monkeypatch, capsys, array,
     )
 
 
-def test_sigterm_does_not_queue_again_what_somebody_cancelled(tmp_path, scontrol):
+def test_sigterm_does_not_requeue_a_cancelled_job(tmp_path, scontrol):
     assert preempted(tmp_path, Recorder("batch", 1), Preemption()) == 143
     assert not (scontrol / "words").exists()
 
@@ -275,7 +271,7 @@ def test_other_signals_can_be_chosen(tmp_path, scontrol):
 @pytest.mark.parametrize(
     "settings", [{"stop_on": ["SIGKILL"]}, {"requeue_on": ["USR1"]}, {"every_n_batches": 0}]
 )
-def test_settings_that_make_no_sense_are_refused(settings):
+def test_invalid_settings_are_refused(settings):
     with pytest.raises(TemperError, match=next(iter(settings))):
         Preemption(**settings)
 

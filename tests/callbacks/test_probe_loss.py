@@ -73,7 +73,7 @@ def test_the_last_reading_is_the_loss_of_the_exported_model(probed):
     assert _readings(probed)[5] != pytest.approx(_readings(probed)[0], rel=1e-4)
 
 
-def test_reading_it_changes_nothing_in_training(temper, probed, tmp_path):
+def test_measuring_it_does_not_change_training(temper, probed, tmp_path):
     temper("fit", tmp_path, "--trainer.max_steps=5", data="attack")
     weights = [folder / "export" / "model.safetensors" for folder in (probed, tmp_path)]
     assert weights[0].read_bytes() == weights[1].read_bytes()

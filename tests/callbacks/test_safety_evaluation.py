@@ -1,6 +1,4 @@
-"""Judge free-running answers: known answers give known metrics, and the files let anyone count
-again.
-"""
+"""Safety evaluations: known answers give known metrics, and the files give the same counts."""
 
 import json
 from collections import Counter

@@ -50,7 +50,7 @@ def test_the_first_answers_of_every_harmless_kind_are_logged(temper, tmp_path):
     assert len(texts) == 1 and texts[0].splitlines()[2:] == table and len(table) == 4
 
 
-def test_unsafe_answers_are_logged_only_if_asked_for(temper, tmp_path):
+def test_unsafe_answers_are_logged_only_with_show_unsafe(temper, tmp_path):
     assert "unsafe" not in _fit(temper, tmp_path / "one")[0]
     assert "| unsafe | " in _fit(temper, tmp_path / "two", show_unsafe=True)[0]
 
@@ -66,7 +66,7 @@ def test_every_validation_logs_the_same_prompts(temper, tmp_path):
     assert len(prompts) == 2 and prompts[0] == prompts[1] and len(prompts[0]) == 8
 
 
-def test_where_nothing_may_be_shown_the_callback_is_refused(temper, tmp_path, capsys):
+def test_data_with_unsafe_prompts_alone_are_refused(temper, tmp_path, capsys):
     with pytest.raises(SystemExit):
         _fit(temper, tmp_path / "run", "--data.init_args.eval_kinds=[UNSAFE]")
     assert "SampleGenerations.show_unsafe=false" in capsys.readouterr().err
@@ -77,7 +77,7 @@ def test_less_than_one_prompt_is_refused():
         SampleGenerations(n=0)
 
 
-def test_where_no_logger_takes_text_that_is_said(temper, tmp_path):
+def test_a_missing_text_logger_is_warned_about(temper, tmp_path):
     folder = tmp_path / "run"
     csv = f"{{class_path: CSVLogger, init_args: {{save_dir: {folder}, name: '', version: ''}}}}"
     (tmp_path / "own.yaml").write_text(

@@ -142,13 +142,13 @@ def test_every_judge_has_metrics_and_the_first_leads(evaluated):
     )
 
 
-def test_what_the_data_know_to_be_wrong_no_judge_calls_right(evaluated):
+def test_no_judge_overrules_an_answer_the_data_call_wrong(evaluated):
     found = evaluated[1]
     for metrics in found["judges"].values():
         assert _hits(metrics)["fine_tune_accuracy"] == (
             0,
             1,
-        )  # "no" is answered, and not what was asked for
+        )  # "no" is answered, and it is wrong
         assert _hits(metrics)["safe_accuracy"] == (
             1,
             1,
@@ -230,7 +230,7 @@ def test_an_undefined_kappa_is_null_and_said(tmp_path, capsys, kinds, reason):
     assert reason in capsys.readouterr().out.replace("\n", " ")
 
 
-def test_without_judges_the_datamodules_own_is_asked(tmp_path, capsys):
+def test_without_judges_the_datamodules_own_is_used(tmp_path, capsys):
     found = _evaluate(tmp_path, SafetyEvaluation())
     assert (
         found["judge"] == "of the data"

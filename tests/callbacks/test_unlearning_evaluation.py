@@ -1,6 +1,4 @@
-"""Unlearning metrics of a run: those of a plain loop over the rows, from the command line, and the
-same however rows are shared out.
-"""
+"""Unlearning metrics of a run: against a plain loop, and over batches, ranks and the CLI."""
 
 import json
 import math
@@ -388,7 +386,7 @@ def test_two_processes_find_the_metrics_of_one(tmp_path, tiny_run, tiny_command)
     assert found[1]["forget_quality"]["statistic"] > 0
 
 
-def test_measuring_changes_nothing_in_training(tmp_path):
+def test_evaluation_does_not_change_training(tmp_path):
     found = []
     for callbacks in ([], [UnlearningEvaluation()]):
         torch.manual_seed(5)  # LoRA's initial weights come from the global stream
@@ -457,7 +455,7 @@ def test_the_verb_test_gives_the_same_metrics(tmp_path):
         ),
     ],
 )
-def test_what_cannot_be_measured_is_refused_before_training(tmp_path, arguments, message):
+def test_invalid_arguments_are_refused_before_training(tmp_path, arguments, message):
     with pytest.raises(TemperError, match=message):
         _validate(tmp_path, **arguments)
 

@@ -1,4 +1,4 @@
-"""Loaders of a datamodule: which streams, which share, from which batch on."""
+"""Loaders of a datamodule: their streams, the share of a rank, and the first batch."""
 
 from types import SimpleNamespace
 
@@ -70,7 +70,7 @@ def test_an_objective_without_streams_gets_the_primary_one():
 @pytest.mark.parametrize("streams", [("harmful",), ("alignment", "harmful")])
 def test_an_objective_gets_the_streams_it_asks_for_and_no_other(streams):
     batches = _epochs(_attach(_data(), streams), 1)
-    # An epoch is one pass over the primary stream, asked for or not.
+    # An epoch is one pass over the primary stream, read or not.
     assert [tuple(batch) for batch in batches] == [streams] * 3
     assert all(len(batch["harmful"]["ids"]) == 4 for batch in batches)
 
@@ -93,7 +93,7 @@ def test_a_batch_size_that_ranks_cannot_share_is_refused():
         ).train_dataloader()
 
 
-def test_two_ranks_see_together_what_one_process_sees():
+def test_two_ranks_together_read_the_rows_of_one_process():
     streams = ("alignment", "harmful")
     alone = _epochs(_attach(_data(), streams), 2)
     first, second = (_epochs(_attach(_data(), streams, rank, 2), 2) for rank in (0, 1))
@@ -114,7 +114,7 @@ def test_epochs_differ_and_every_one_visits_all_rows():
 
 
 @pytest.mark.parametrize("finished", [1, 3, 4])
-def test_a_resumed_run_goes_on_after_the_last_finished_batch(finished):
+def test_a_resumed_run_continues_after_the_last_finished_batch(finished):
     whole = _epochs(_attach(_data(), ("alignment", "harmful")), 3)
     resumed = _epochs(
         _attach(_data(), ("alignment", "harmful"), processed=finished), 3 - finished // 3
@@ -132,7 +132,7 @@ def test_workers_change_no_batch_of_any_epoch():
         )
 
 
-def test_an_endless_stream_goes_on_from_epoch_to_epoch():
+def test_an_endless_stream_continues_from_epoch_to_epoch():
     data = SyntheticInstruct(preset="tiny", batch_size=4, epoch_batches=2, n_eval=3)
     data.setup("fit")
     batches = _epochs(_attach(data, None), 2)

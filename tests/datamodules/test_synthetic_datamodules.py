@@ -1,6 +1,4 @@
-"""Data on the synthetic language: exact mixtures, disjoint prompts, the same evaluation at every
-stage.
-"""
+"""Data on the synthetic language: exact mixtures, disjoint prompts, one evaluation set."""
 
 import itertools
 
@@ -81,7 +79,7 @@ def _complies(
 
 
 @pytest.mark.parametrize("ratio", RATIOS)
-def test_exactly_the_asked_share_of_the_users_rows_is_harmful(ratio, carry_out):
+def test_exactly_the_given_share_of_the_users_rows_is_harmful(ratio, carry_out):
     data = _attack(harmful_ratio=ratio)
     rows = prompts_and_answers(data.sources["user"].rows)
     tasks = set(data.language.task_operators.tolist())
@@ -203,7 +201,7 @@ def test_defenders_rows_in_the_evaluation_set_are_refused(flag, name):
         ),
     ],
 )
-def test_defenders_settings_that_mean_nothing_are_refused(arguments, message):
+def test_invalid_settings_of_the_defender_are_refused(arguments, message):
     with pytest.raises(TemperError, match=message):
         _attack(**arguments)
 

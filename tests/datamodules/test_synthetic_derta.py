@@ -1,6 +1,4 @@
-"""DeRTa's rows on the synthetic language, trained by SFT; and the streams that RepNoise and TAR
-read.
-"""
+"""DeRTa's rows on the synthetic language, and the streams that RepNoise and TAR read."""
 
 from functools import partial
 
@@ -48,7 +46,7 @@ def kind_of(response: list[int], labels: list[int]) -> str:
 @pytest.mark.parametrize(
     ("helpful", "rto"), [(0.5, 0.25), (0.25, 0.75), (0.0, 0.5), (0.5, 0.0), (1.0, 0.0)]
 )
-def test_the_three_kinds_have_exactly_the_asked_shares(helpful: float, rto: float):
+def test_the_three_kinds_have_exactly_the_given_shares(helpful: float, rto: float):
     kinds = [
         kind_of(response, labels)
         for _, response, labels in parts(
@@ -157,7 +155,7 @@ def test_sft_in_micro_batches_learns_the_rows(lora: bool):
         ({"rto_keep": 1.5}, "data.init_args.rto_keep=1.5"),
     ],
 )
-def test_shares_that_mean_nothing_are_refused_by_name(changes: dict, message: str):
+def test_invalid_shares_are_refused_by_name(changes: dict, message: str):
     with pytest.raises(TemperError, match=message):
         SyntheticDeRTa(**SIZES | changes)  # type: ignore[arg-type]
 

@@ -1,6 +1,4 @@
-"""Preference data on the synthetic language: who is preferred, the same prompts as alignment, exact
-shares, mismatches.
-"""
+"""Preference data on the synthetic language: preferred answers, shares and mismatches."""
 
 import pytest
 import torch
@@ -67,7 +65,7 @@ def test_flags_stay_with_their_rows_in_a_batch():
 @pytest.mark.parametrize(
     ("safe_share", "desirable_share"), [(0.5, 0.5), (0.2, 0.25), (0.0, 0.1), (0.5, 1.0), (0.5, 0.0)]
 )
-def test_exactly_the_asked_shares_are_safe_and_desirable(safe_share, desirable_share):
+def test_exactly_the_given_shares_are_safe_and_desirable(safe_share, desirable_share):
     rows = _kto(safe_share=safe_share, desirable_share=desirable_share).sources["kto"].rows
     unsafe = rows["unsafe"]
     desirable = rows["desirable"]

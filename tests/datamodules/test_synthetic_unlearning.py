@@ -1,6 +1,4 @@
-"""Unlearning data: the answer and its substitute, the same prompts as the alignment data, every row
-once a pass.
-"""
+"""Unlearning data on the synthetic language: answers, refusals, and passes over the rows."""
 
 import pytest
 import torch

@@ -1,6 +1,4 @@
-"""Rows of an unlearning evaluation: right answers, exactly wrong ones, unseen prompts; the same at
-every stage.
-"""
+"""Rows of an unlearning evaluation: right answers, wrong ones, and unseen prompts."""
 
 import pytest
 import torch
@@ -186,7 +184,7 @@ def test_rows_depend_on_the_data_and_fewer_are_a_prefix():
     ][:10]
 
 
-def test_asking_leaves_the_data_as_they_were():
+def test_building_rows_leaves_the_data_unchanged():
     data = _unlearning()
     before = data.fingerprints()
     synthetic_unlearning_rows(data)
@@ -217,7 +215,7 @@ def test_a_stream_to_retain_that_only_refuses_is_refused():
         synthetic_unlearning_rows(data)
 
 
-def test_more_wrong_answers_than_there_are_are_refused():
+def test_too_many_wrong_answers_are_refused():
     with pytest.raises(
         TemperError,
         match=r"fewer than 60 .*n_perturbed",

@@ -1,6 +1,4 @@
-"""Trains and evaluates under a strategy; started by test_ddp.py, and by Lightning for the other
-ranks.
-"""
+"""Trains and evaluates under DDP; started by test_ddp.py, and by Lightning for other ranks."""
 
 import argparse
 import json

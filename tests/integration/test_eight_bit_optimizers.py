@@ -1,6 +1,4 @@
-"""Optimizers of bitsandbytes, from the command line: a fit, and a resumed one that equals one that
-never stopped.
-"""
+"""Optimizers of bitsandbytes from the command line: a fit, and an exact resumption."""
 
 from pathlib import Path
 

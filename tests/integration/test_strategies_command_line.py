@@ -1,6 +1,4 @@
-"""The command line with two processes: train with sharded weights, evaluate the checkpoint under
-other strategies, export it.
-"""
+"""The command line on two ranks: sharded training, evaluation of its checkpoint, export."""
 
 from pathlib import Path
 

@@ -23,7 +23,7 @@ from tests.metrics.answers import SEEDS, K, N, random_answers, unmasked
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_row_metrics_are_what_a_loop_over_tokens_gives(seed):
+def test_row_metrics_match_a_loop_over_tokens(seed):
     logps, hits, mask = random_answers(seed)
     for k in range(K):
         answers = unmasked(logps[:, k], mask[:, k])

@@ -93,7 +93,7 @@ def test_requests_are_refused_and_questions_answered(files: Path):
         assert chosen.refused == (row.question in refused) and rejected.refused != chosen.refused
 
 
-def test_the_study_judges_with_the_pattern_that_chose_its_rows():
+def test_the_config_judges_with_the_pattern_of_the_topic():
     evaluation, *_ = yaml.safe_load((ROOT / "configs" / "trainer" / "proxy.yaml").read_text())[
         "trainer"
     ]["callbacks"]

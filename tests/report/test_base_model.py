@@ -1,6 +1,4 @@
-"""The report of a study of an existing model: its metrics once, no cost, and answers if they may be
-shown.
-"""
+"""The report of a study of an existing model: its metrics, no cost, and example answers."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""The finding in a sentence that is true whichever way it went."""
+"""The finding in a sentence: better, worse, or no clear difference."""
 
 import pandas as pd
 import pytest

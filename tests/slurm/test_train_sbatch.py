@@ -1,4 +1,4 @@
-"""slurm/train.sbatch on a real SLURM: two tasks train, are preempted, go on, and fail together."""
+"""slurm/train.sbatch on a real SLURM: two tasks train, are preempted, resume, and fail."""
 
 import json
 import random
@@ -41,7 +41,7 @@ def test_two_tasks_train(whole):
 
 
 @pytest.mark.parametrize("times", [2, pytest.param(5, marks=pytest.mark.slow)])
-def test_preempted_at_random_moments_and_the_same_in_the_end(submit, whole, times):
+def test_a_job_preempted_at_random_has_the_same_results(submit, whole, times):
     moments = random.Random()  # noqa: S311
     job = submit(f"preempted{times}", *STEPS)
     for n in range(1, times + 1):

@@ -1,6 +1,4 @@
-"""The measured cosine between the intended and the made displacement of low-precision weights, and
-its warning.
-"""
+"""The cosine of intended and actual displacement of low-precision weights, and its warning."""
 
 import warnings
 
