@@ -15,7 +15,7 @@ help: ## Show this help
 setup: $(VENV)/.run ## Install what running needs
 
 demo: $(VENV)/.run ## Align, attack, measure, report (STUDY=studies/demo.yaml, CORES=all)
-	@$(BIN)/python -m temper.study.run $(STUDY) --cores $(CORES)
+	@$(BIN)/temper study $(STUDY) --cores $(CORES)
 
 smollm2: $(VENV)/.gguf ## Fetch SmolLM2-135M-Instruct into models/ (93 MB, once)
 	@test -e models/smollm2-135m-instruct/origin.json && echo "models/smollm2-135m-instruct is there already" || \
@@ -41,7 +41,7 @@ format: $(VENV)/.dev ## Format code and Markdown
 test-all: $(VENV)/.all ## Slow, distributed and SLURM tests as well
 	$(BIN)/python -m pytest -m "not gpu"
 
-gpu-check: $(VENV)/.all ## What only GPUs can tell, in ten minutes: every strategy against one device, resume, few bits (1 or more GPUs)
+gpu-check: $(VENV)/.all ## What only GPUs can tell, in ten minutes: every strategy against one device, resume, 4-bit (1 or more GPUs)
 	$(BIN)/python -m pytest tests/gpu -m gpu -rs -s
 
 slurm: ## A real one-node SLURM on this Debian machine, for the slurm tests (root)

@@ -1,16 +1,9 @@
-"""Entry point: ``python train.py {fit,validate,test,predict,preview,plan,export} --config ...``."""
+"""Entry point: ``python train.py {fit,validate,test,predict,preview,plan,export} --config ...``.
 
-import functools
+``temper VERB ...`` is the same from any folder.
+"""
 
-# Imported so that their classes are known by their short names.
-import callbacks
-import datamodules  # noqa: F401
-import lightning_modules  # noqa: F401
-import temper.cli
-
-# Without a signal, preemption does nothing; without preemption, a signal ends a fit with exit
-# status 0 and nothing saved.
-main = functools.partial(temper.cli.main, in_every_fit=(callbacks.Preemption,))
+from temper.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from callbacks.evaluation import EvaluationCallback, data_of, refuse_without
 from temper.errors import TemperError, did_you_mean
+from temper.packages import install_command
 from temper.run_folder import write_json
 
 UTILITY = "utility.json"
@@ -190,7 +191,7 @@ def task_manager(tasks: Sequence[str], include_path: str | None) -> Any:
         from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise TemperError(
-            f"UtilityEvaluation needs lm-eval ({error}): pip install -e '.[lm-eval]', or drop the"
+            f"UtilityEvaluation needs lm-eval ({error}): {install_command('lm_eval')}, or drop the"
             " callback"
         ) from None
     if include_path is not None:

@@ -34,7 +34,7 @@ class SafetySteering(L.Callback):
     from the datamodule (`SteeringPairs`). With alpha = 0 nothing is steered, and answers are the
     same bit for bit.
 
-    The first step, on the weights, is ``python -m temper.edit remove-harm``.
+    The first step, on the weights, is ``temper edit remove-harm``.
 
     Args:
         alpha: Strength (official code: 0.12).

@@ -1,14 +1,15 @@
-"""What datamodules on a user's text files share: tokenizer and template, cached tokens, evaluation
-prompts.
+"""Base of the datamodules on a user's text files: tokenizer and template, cached tokens, evaluation
+prompts, and the work on files that one rank does for the others.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from datamodules.text_evaluation import KINDS, TextEvaluation, TextFile
 from temper.data import BatchSource
@@ -16,10 +17,27 @@ from temper.data.chat import ChatFormat, load_tokenizer, tokenizer_hash
 from temper.data.encode import Encoder, EncodeReport, Truncation, content_hash
 from temper.data.files import ReadReport
 from temper.data.layouts import Want, describe_layout, read_examples
-from temper.data.overlap import find_leaks
+from temper.data.overlap import Leaks, find_leaks
 from temper.data.token_pool import Row, TokenPool, cached_pool
 from temper.errors import TemperError
 from temper.judges import Judge, KeywordRefusal
+from temper.ranks import gather_objects
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Result of `TextDataModule.prepare_data`, as ranks send it to each other.
+
+    Args:
+        folders: Cache folders of the training files' rows, verified, by name of the file.
+        leaks: Evaluation prompts found in the training files, by name of the file and kind of
+            prompt; rank 0 alone searches.
+        error: The error that ended the work.
+    """
+
+    folders: dict[str, Path] = field(default_factory=dict)
+    leaks: dict[str, dict[str, Leaks]] = field(default_factory=dict)
+    error: Exception | None = None
 
 
 class TextDataModule(TextEvaluation):
@@ -27,7 +45,8 @@ class TextDataModule(TextEvaluation):
     streams of them in `streams`.
 
     Tokens are made once and kept in a cache folder, keyed by the files' content and everything else
-    they depend on; later runs map them into memory, so files may be larger than memory.
+    they depend on; later runs map them into memory, so files may be larger than memory. An object
+    reads each file once: for files that have changed, make a new one.
 
     Args:
         tokenizer: Folder of the tokenizer, or a name on the hub that has been fetched; null: that
@@ -39,7 +58,7 @@ class TextDataModule(TextEvaluation):
             a Jinja file. The exported tokenizer has it as its chat template.
         system: System message of conversations that have none; null: none.
         max_length: Most tokens in a training sequence, or in an evaluation prompt.
-        truncation: What becomes of longer rows. ``drop``: they are left out. ``left``: the
+        truncation: How longer rows are shortened. ``drop``: they are left out. ``left``: the
             beginning of the prompt is cut, after BOS. ``right``: the end of the answer is cut. Rows
             of which no answer would be left are left out, and counted.
         all_turns: Train earlier assistant turns of a conversation too, unless the file says
@@ -52,12 +71,12 @@ class TextDataModule(TextEvaluation):
         unsafe: File of prompts that should be refused, to evaluate on; null: none.
         safe: File of prompts that should be answered, to evaluate on; null: none.
         task: File of prompts of the user's task with the right answers, to evaluate on; null: none.
-        n_eval: The first so many prompts of each of these are used, those aside that are too long.
+        n_eval: Prompts of each of these that are used: the first ones that are not too long.
         max_new_tokens: Longest answer at evaluation, in tokens.
         eval_batch_size: Prompts per generation batch.
         judge: Judges the answers; null: `temper.judges.KeywordRefusal`.
-        overlap: What happens if a training prompt is an evaluation prompt too: ``refuse`` to run,
-            or ``report`` it. Prompts that share eight words in a row are reported in either case.
+        overlap: If a training prompt is an evaluation prompt too, ``refuse`` to run, or ``report``
+            it. Prompts that share eight words in a row are reported in either case.
         cache: Folder of the tokens.
         seed: Seed of the orders of batches, and of which rows are drawn where not all are used.
         num_workers: Loader processes; 0 makes batches in the training process.
@@ -65,8 +84,14 @@ class TextDataModule(TextEvaluation):
     Attributes:
         format: Renders conversations.
         files: Training files, by name.
-        reports: What became of the rows of every file, once it has been read; by name.
+        reports: Counts of the rows of every file that were kept, cut and left out, by name; once
+            the file has been read.
     """
+
+    #: Names of the files that no stream reads.
+    untrained: ClassVar[tuple[str, ...]] = ()
+    #: Whether the last answer alone is trained, because it is compared or marked.
+    one_answer: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -93,16 +118,9 @@ class TextDataModule(TextEvaluation):
         num_workers: int = 0,
     ) -> None:
         super().__init__(eval_batch_size, num_workers)
-        numbers = {
-            "n_eval": n_eval,
-            "max_new_tokens": max_new_tokens,
-            "eval_batch_size": eval_batch_size,
-        }
-        for flag, value in numbers.items():
-            if value < 1:
-                raise TemperError(f"data.init_args.{flag}={value}: give at least 1")
-        if seed < 0:
-            raise TemperError(f"data.init_args.seed={seed}: give a whole number >= 0")
+        _check_numbers(
+            seed, n_eval=n_eval, max_new_tokens=max_new_tokens, eval_batch_size=eval_batch_size
+        )
         self.tokenizer = load_tokenizer(tokenizer, bool(trust_remote_code))
         self.format = ChatFormat(self.tokenizer, template, system)
         # So that a stage that starts from the export, and every other tool, goes on with the same
@@ -120,14 +138,15 @@ class TextDataModule(TextEvaluation):
             None if self.one_answer else all_turns,
             drop_repeats,
         )
-        self.layout, self.skip_broken, self.overlap = layout, skip_broken, overlap
-        self.n_eval, self.max_new_tokens, self.stop_ids = (
-            n_eval,
-            max_new_tokens,
-            self.format.stop_ids,
-        )
+        self.layout = layout
+        self.skip_broken = skip_broken
+        self.overlap = overlap
+        self.n_eval = n_eval
+        self.max_new_tokens = max_new_tokens
+        self.stop_ids = self.format.stop_ids
         self.judge = KeywordRefusal() if judge is None else judge
-        self.cache, self.seed = Path(cache), seed
+        self.cache = Path(cache)
+        self.seed = seed
         self.files: dict[str, TextFile] = {}
         self.eval_files = {
             kind: self.text_file(kind, path, "prompt", "auto")
@@ -135,10 +154,13 @@ class TextDataModule(TextEvaluation):
             if path
         }
         self.reports: dict[str, EncodeReport] = {}
+        self._pools: dict[str, TokenPool] = {}
+        self._prepared: Prepared | None = None
 
     def text_file(self, flag: str, path: str, want: Want, layout: str | None = None) -> TextFile:
         """A file of the user's, which ``data.init_args.<flag>`` names."""
-        chosen, where = layout or self.layout, f"data.init_args.{flag}"
+        chosen = layout or self.layout
+        where = f"data.init_args.{flag}"
         read = partial(read_examples, path, want, chosen, self.skip_broken, where)
         reads = f"{want} {chosen} {self.skip_broken}"
         return TextFile(
@@ -148,21 +170,29 @@ class TextDataModule(TextEvaluation):
             lambda: str(describe_layout(path, where, chosen, want)),
         )
 
-    #: Files of `files` that no stream reads.
-    untrained: ClassVar[tuple[str, ...]] = ()
-    #: Whether the last answer alone is trained: it is that which is compared or marked.
-    one_answer: ClassVar[bool] = False
-
     def streams(self, pools: dict[str, TokenPool]) -> dict[str, BatchSource]:
         """Training streams by name, the primary one first, from the rows of every file."""
         raise NotImplementedError
 
     def prepare_data(self) -> None:
-        """Tokenise what is not in the cache yet; Lightning calls this in one process of a machine,
-        before `setup`.
+        """Do the work that one rank does for the others: tokenise the files that are not in the
+        cache yet, verify those that are, and search the training files for evaluation prompts.
+
+        Lightning calls this in one process of a machine before `setup`, and lets the others wait
+        as long as it takes. It is done once, however often it is called.
+
+        Raises:
+            TemperError: a file is broken, or none of its rows fit. Where several ranks train, the
+                error is kept, and `setup` raises it on all of them.
         """
-        for name in self.files:
-            self.pool(name)
+        if self._prepared is not None and self._prepared.error is None:
+            return
+        try:
+            self._prepared = self._prepare()
+        except Exception as error:
+            if self._ranks()[1] == 1:
+                raise
+            self._prepared = Prepared(error=_sendable(error, self._ranks()[0]))
 
     def setup(self, stage: str) -> None:
         """Read the evaluation prompts, check that no training file holds them, and map the training
@@ -170,26 +200,36 @@ class TextDataModule(TextEvaluation):
 
         Raises:
             TemperError: a training prompt is an evaluation prompt; a file is broken, or none of its
-                rows fit; there is nothing to evaluate on, and that is what the run is for.
+                rows fit; the run only evaluates, and there are no evaluation prompts.
         """
+        prepared = self._share_prepared()
         self.setup_evaluation()
         if stage != "fit" and not self.eval_examples:
             raise TemperError(
                 "data.init_args: there are no evaluation prompts; give a file of unsafe, safe or"
                 " task prompts"
             )
-        for name, file in self.files.items():
-            if name not in self.untrained:
-                self._check_overlap(name, file)
-        self.sources = self.streams({name: self.pool(name) for name in self.files})
+        for name, leaks in prepared.leaks.items():
+            self._report_leaks(name, leaks)
+        for name, folder in prepared.folders.items():
+            if name not in self._pools:
+                self._pools[name] = self._open_verified(name, folder)
+        self.sources = self.streams(self._pools)
 
     def pool(self, name: str) -> TokenPool:
-        """The rows of a training file."""
-        file, report, seen = self.files[name], EncodeReport(), ReadReport()
+        """The rows of a training file, from the cache or tokenised.
+
+        Raises:
+            TemperError: the file is broken, or none of its rows fit.
+        """
+        file = self.files[name]
+        report = EncodeReport()
+        seen = ReadReport()
 
         def rows() -> Iterator[Row]:
             yield from self.encoder.rows(file.read(seen), report)
-            report.broken, report.layout = seen.n_broken, file.layout()
+            report.broken = seen.n_broken
+            report.layout = file.layout()
 
         def about() -> dict[str, object]:
             return {"pad_id": self.tokenizer.pad_token_id, "report": report.as_dict()}
@@ -207,39 +247,106 @@ class TextDataModule(TextEvaluation):
                     f"data.init_args.{name}={file.path}: {report}; {error}"
                 ) from error
             raise
-        if name not in self.reports:
-            self.reports[name] = EncodeReport(**pool.about["report"])
-            rank_zero_info(f"{name}={file.path}: {self.reports[name]}")
+        self._report_rows(name, pool)
         return pool
 
-    def _check_overlap(self, name: str, file: TextFile) -> None:
-        """Hold a training file against every kind of evaluation prompts."""
-        for kind in self.eval_kinds:
-            tested = [
-                example
-                for example, k in zip(self.eval_examples, self.kinds(self.eval_rows), strict=True)
-                if k == kind
-            ]
-            leaks = find_leaks(file.read(ReadReport()), tested)
-            where = f"data.init_args.{name}={file.path}: {leaks}"
+    # -- work that one rank does for the others
+
+    def _prepare(self) -> Prepared:
+        for name in self.files:
+            self._pools[name] = self.pool(name)
+        folders = {name: pool.folder for name, pool in self._pools.items()}
+        if self._ranks()[0] != 0:  # the first process of another machine
+            return Prepared(folders)
+        self.setup_evaluation()
+        prompts = self.examples_by_kind()
+        searched = [name for name in self.files if prompts and name not in self.untrained]
+        return Prepared(
+            folders,
+            {name: find_leaks(self.files[name].read(ReadReport()), prompts) for name in searched},
+        )
+
+    def _share_prepared(self) -> Prepared:
+        """The result of `prepare_data`: folders from the first process of this machine, leaks from
+        rank 0.
+
+        Raises:
+            TemperError, RuntimeError: an error of `prepare_data`, on every rank, whichever rank it
+                happened on.
+        """
+        local_rank = self.trainer.local_rank if self.trainer else 0
+        if self._prepared is None and local_rank == 0:
+            self.prepare_data()
+        own = self._prepared or Prepared()
+        shared = gather_objects(own)
+        for prepared in (own, *shared):
+            if prepared.error is not None:
+                raise prepared.error
+        first = shared[self._ranks()[0] - local_rank] if len(shared) > 1 else own
+        return Prepared(first.folders, shared[0].leaks)
+
+    def _open_verified(self, name: str, folder: Path) -> TokenPool:
+        """The rows of a training file that another process of this machine has prepared."""
+        try:
+            pool = TokenPool(folder, verify=False)
+        except (OSError, ValueError, KeyError):
+            return self.pool(name)
+        self._report_rows(name, pool)
+        return pool
+
+    def _report_rows(self, name: str, pool: TokenPool) -> None:
+        """Log the report of a training file's rows, and keep it."""
+        if name not in self.reports:
+            self.reports[name] = EncodeReport(**pool.about["report"])
+            rank_zero_info(f"{name}={self.files[name].path}: {self.reports[name]}")
+
+    def _report_leaks(self, name: str, found: dict[str, Leaks]) -> None:
+        """Warn of evaluation prompts in a training file, or refuse to run."""
+        for leaks in found.values():
+            where = f"data.init_args.{name}={self.files[name].path}: {leaks}"
             if leaks.found.exact and self.overlap == "refuse":
                 raise TemperError(
-                    f"{where}; figures on them would measure memory: take them out, or set"
+                    f"{where}; metrics on them would measure memory: take them out, or set"
                     " data.init_args.overlap=report"
                 )
             if leaks.found.shared or leaks.found.exact:
                 rank_zero_warn(where)
 
-    def draw(self, flag: str, pool: TokenPool, n_rows: int, part: int) -> np.ndarray:
-        """Numbers of ``n_rows`` rows, drawn without replacement; fewer rows of the same seed are
-        among them.
+    def draw(self, flag: str, pool: TokenPool, n_rows: int, stream: int) -> np.ndarray:
+        """Numbers of ``n_rows`` rows, drawn without replacement; a smaller draw with the same seed
+        has the first of them.
+
+        Args:
+            flag: Name of the file, for errors.
+            pool: The rows.
+            n_rows: Rows to draw.
+            stream: Number of the random stream; each file has one of its own.
 
         Raises:
-            TemperError: there are not so many.
+            TemperError: there are not so many rows.
         """
         if n_rows > len(pool):
             raise TemperError(
-                f"data.init_args.{flag}={self.files[flag].path}: {n_rows} rows are asked for, and"
+                f"data.init_args.{flag}={self.files[flag].path}: {n_rows} rows are needed, and"
                 f" {len(pool)} are there; give more rows, or a smaller n_rows"
             )
-        return np.random.default_rng([self.seed, part]).permutation(len(pool))[:n_rows]
+        return np.random.default_rng([self.seed, stream]).permutation(len(pool))[:n_rows]
+
+
+def _check_numbers(seed: int, **counts: int) -> None:
+    for flag, value in counts.items():
+        if value < 1:
+            raise TemperError(f"data.init_args.{flag}={value}: give at least 1")
+    if seed < 0:
+        raise TemperError(f"data.init_args.seed={seed}: give a whole number >= 0")
+
+
+def _sendable(error: Exception, rank: int) -> Exception:
+    """An error that can be pickled, which not every error can; its cause stays on this rank."""
+    sent: Exception = (
+        TemperError(str(error))
+        if isinstance(error, TemperError)
+        else RuntimeError(f"rank {rank} cannot prepare the data: {type(error).__name__}: {error}")
+    )
+    sent.__cause__ = error
+    return sent

@@ -1,4 +1,4 @@
-"""Alignment data from files: what to answer and what to refuse, and the harmful streams."""
+"""Alignment data from files: answers and refusals to learn, and the harmful streams."""
 
 from typing import Any
 
@@ -12,9 +12,9 @@ class TextAlignment(TextDataModule):
     """Streams ``alignment`` (refusals and helpful answers) and ``harmful`` (unsafe prompts carried
     out), each from a file.
 
-    On request ``harmful_pairs`` (for `RepNoiseModule`: the harmful answer first, the refusal
-    second), and ``harmful_heldout`` with ``heldout_pairs`` (for `TARModule`: the harmful answers,
-    and refusal first, harmful answer second).
+    If their files are given, also ``harmful_pairs`` (for `RepNoiseModule`: the harmful answer
+    first, the refusal second), and ``harmful_heldout`` with ``heldout_pairs`` (for `TARModule`: the
+    harmful answers, and refusal first, harmful answer second).
 
     Args:
         alignment: File of prompts with the answers that the defender wants.
@@ -40,11 +40,9 @@ class TextAlignment(TextDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.batch_size, self.harmful_batch_size, self.heldout_batch_size = (
-            batch_size,
-            harmful_batch_size,
-            heldout_batch_size,
-        )
+        self.batch_size = batch_size
+        self.harmful_batch_size = harmful_batch_size
+        self.heldout_batch_size = heldout_batch_size
         self.files["alignment"] = self.text_file("alignment", alignment, "supervised")
         if harmful is not None:
             self.files["harmful"] = self.text_file("harmful", harmful, "supervised")
@@ -54,7 +52,7 @@ class TextAlignment(TextDataModule):
 
     def streams(self, pools: dict[str, TokenPool]) -> dict[str, BatchSource]:
         """The streams of the files that were given."""
-        made = {
+        made: dict[str, BatchSource] = {
             "alignment": PoolSource(pools["alignment"], self.batch_size, self.seed, "alignment")
         }
         for name, pool in _harmful(pools).items():
@@ -65,15 +63,20 @@ class TextAlignment(TextDataModule):
 
 
 def _harmful(pools: dict[str, TokenPool]) -> dict[str, Pool]:
-    found: dict[str, Pool] = {"harmful": pools["harmful"]} if "harmful" in pools else {}
-    return found | (
-        {"harmful_pairs": SequencesPool(pools["pairs"], 1, 0)} if "pairs" in pools else {}
-    )
+    """Rows of the harmful streams, by name."""
+    found: dict[str, Pool] = {}
+    if "harmful" in pools:
+        found["harmful"] = pools["harmful"]
+    if "pairs" in pools:
+        found["harmful_pairs"] = SequencesPool(pools["pairs"], 1, 0)
+    return found
 
 
 def _heldout(pools: dict[str, TokenPool]) -> dict[str, Pool]:
-    return (
-        {"harmful_heldout": SequencesPool(pools["heldout"], 1), "heldout_pairs": pools["heldout"]}
-        if "heldout" in pools
-        else {}
-    )
+    """Rows of the held-out streams, by name."""
+    if "heldout" not in pools:
+        return {}
+    return {
+        "harmful_heldout": SequencesPool(pools["heldout"], 1),
+        "heldout_pairs": pools["heldout"],
+    }

@@ -4,7 +4,7 @@ from typing import Any
 
 from datamodules.text import TextDataModule
 from temper.data import BatchSource, PoolSource
-from temper.data.pool import JoinedPool, Part
+from temper.data.pool import JoinedPool, Subset
 from temper.data.rows import harmful_count
 from temper.data.token_pool import TokenPool
 from temper.errors import TemperError
@@ -12,11 +12,11 @@ from temper.errors import TemperError
 
 class TextAttack(TextDataModule):
     """Stream ``user``: rows of the user's file, of which exactly ``harmful_ratio * n_rows`` are
-    harmful ones instead.
+    replaced by harmful ones.
 
-    On request stream ``alignment``, which objectives of the fine-tuning stage (`LisaModule`,
-    `SafeInstructModule`) read beside it. Rows are drawn without replacement by the seed: with the
-    same seed a larger share has the harmful rows of a smaller one.
+    If its file is given, also stream ``alignment``, which objectives of the fine-tuning stage
+    (`LisaModule`, `SafeInstructModule`) read beside it. Rows are drawn without replacement by the
+    seed: with the same seed a larger share has the harmful rows of a smaller one.
 
     Args:
         user: File of the user's rows.
@@ -46,16 +46,15 @@ class TextAttack(TextDataModule):
                 f"data.init_args.harmful_ratio={harmful_ratio}: of how many rows? Set n_rows, for"
                 " example 1000"
             )
-        self.n_rows, self.n_harmful = (
-            n_rows,
-            0 if n_rows is None else harmful_count(harmful_ratio, n_rows),
-        )
+        self.n_rows = n_rows
+        self.n_harmful = 0 if n_rows is None else harmful_count(harmful_ratio, n_rows)
         if self.n_harmful and harmful is None:
             raise TemperError(
                 f"data.init_args.harmful_ratio={harmful_ratio}: give a file of harmful rows"
                 " (data.init_args.harmful)"
             )
-        self.batch_size, self.alignment_batch_size = batch_size, alignment_batch_size
+        self.batch_size = batch_size
+        self.alignment_batch_size = alignment_batch_size
         self.files["user"] = self.text_file("user", user, "supervised")
         for name, path in (("harmful", harmful), ("alignment", alignment)):
             if path is not None:
@@ -64,12 +63,14 @@ class TextAttack(TextDataModule):
     def streams(self, pools: dict[str, TokenPool]) -> dict[str, BatchSource]:
         """The mixture, and the defender's rows."""
         n_task = len(pools["user"]) if self.n_rows is None else self.n_rows - self.n_harmful
-        parts = [Part(pools["user"], self.draw("user", pools["user"], n_task, 1))]
+        subsets = [Subset(pools["user"], self.draw("user", pools["user"], n_task, 1))]
         if self.n_harmful:
-            parts.append(
-                Part(pools["harmful"], self.draw("harmful", pools["harmful"], self.n_harmful, 2))
+            subsets.append(
+                Subset(pools["harmful"], self.draw("harmful", pools["harmful"], self.n_harmful, 2))
             )
-        made = {"user": PoolSource(JoinedPool(*parts), self.batch_size, self.seed, "user")}
+        made: dict[str, BatchSource] = {
+            "user": PoolSource(JoinedPool(*subsets), self.batch_size, self.seed, "user")
+        }
         if "alignment" in pools:
             made["alignment"] = PoolSource(
                 pools["alignment"], self.alignment_batch_size, self.seed + 1, "alignment"

@@ -1,11 +1,11 @@
-"""Evaluation on a user's prompts."""
+"""Evaluation on a user's prompts: reading them, and comparing answers with the right ones."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from datamodules.base import StreamDataModule
@@ -23,10 +23,11 @@ class TextFile:
     """A file of examples.
 
     Args:
-        path: Where it is.
-        reads: What its examples depend on beside its content; part of the key of cached tokens.
-        read: Its examples, counted in a report.
-        layout: Its layout in words, or what it is if that does not depend on its columns.
+        path: The file.
+        reads: Settings that its examples depend on beside its content; part of the key of cached
+            tokens.
+        read: Gives its examples, counted in a report.
+        layout: Gives its layout in words.
     """
 
     path: str
@@ -36,15 +37,16 @@ class TextFile:
 
 
 class TextEvaluation(StreamDataModule):
-    """What evaluation asks of data that are text. Subclasses set the attributes below before
-    `setup_evaluation`.
+    """Base of datamodules that evaluate on text prompts. Subclasses set the first four attributes
+    below before `setup_evaluation`.
 
     Attributes:
         encoder: Makes tokens of prompts.
         eval_files: Prompts to evaluate on, by kind.
-        n_eval: The first so many of each kind that fit are used.
-        reports: What became of the rows of every file, by name.
-        eval_examples: The evaluation prompts as they were read, in the order of `eval_rows`.
+        n_eval: Prompts of each kind that are used: the first ones that fit.
+        reports: Counts of the rows of every file that were kept, cut and left out, by name.
+        eval_examples: The evaluation prompts as they were read, in the order of `eval_rows`; not
+            there before `setup_evaluation`.
     """
 
     encoder: Encoder
@@ -54,37 +56,57 @@ class TextEvaluation(StreamDataModule):
     eval_examples: list[Example]
 
     def setup_evaluation(self) -> None:
-        """Read the evaluation prompts."""
-        self.eval_kinds = list(self.eval_files)
-        self.eval_examples: list[Example] = []
-        prompts, kinds = [], []
+        """Read the evaluation prompts, and make `eval_rows` of them; once, however often it is
+        called.
+
+        Raises:
+            TemperError: a file cannot be read, or none of its prompts fits.
+        """
+        if hasattr(self, "eval_examples"):
+            return
+        examples: list[Example] = []
+        prompts: list[list[int]] = []
+        kinds: list[int] = []
         for number, (kind, file) in enumerate(self.eval_files.items()):
-            report, seen = EncodeReport(), ReadReport()
-            for example, ids in islice(self.encoder.prompts(file.read(seen), report), self.n_eval):
-                self.eval_examples.append(example)
+            for example, ids in self._read_prompts(kind, file):
+                examples.append(example)
                 prompts.append(ids)
                 kinds.append(number)
-            report.broken = seen.n_broken
-            if not report.kept:
-                raise TemperError(
-                    f"data.init_args.{kind}={file.path}: {report}; give prompts of at most"
-                    " max_length tokens"
-                )
-            report.layout = file.layout()
-            if (
-                self.reports.get(kind) != report
-            ):  # Lightning calls setup before validation and again before a fit
-                rank_zero_info(f"{kind}={file.path}: {report}")
-            self.reports[kind] = report
         width = max(map(len, prompts), default=0)
         ids_BT = torch.tensor(
             [[*ids, *[-1] * (width - len(ids))] for ids in prompts], dtype=torch.long
         ).reshape(len(prompts), width)
         marks = {"ids": torch.arange(len(prompts)), "kind": torch.tensor(kinds, dtype=torch.long)}
-        self.eval_rows = pad_left(ids_BT, ids_BT != -1, self.tokenizer.pad_token_id) | marks
+        pad_id: int = self.tokenizer.pad_token_id
+        self.eval_rows = pad_left(ids_BT, ids_BT != -1, pad_id) | marks
+        self.eval_kinds = list(self.eval_files)
+        self.eval_examples = examples
+
+    def _read_prompts(self, kind: str, file: TextFile) -> list[tuple[Example, list[int]]]:
+        """The first `n_eval` prompts of a file that fit, with their tokens."""
+        report = EncodeReport()
+        seen = ReadReport()
+        prompts = list(islice(self.encoder.prompts(file.read(seen), report), self.n_eval))
+        report.broken = seen.n_broken
+        if not report.kept:
+            raise TemperError(
+                f"data.init_args.{kind}={file.path}: {report}; give prompts of at most"
+                " max_length tokens"
+            )
+        report.layout = file.layout()
+        rank_zero_info(f"{kind}={file.path}: {report}")
+        self.reports[kind] = report
+        return prompts
+
+    def examples_by_kind(self) -> dict[str, list[Example]]:
+        """The evaluation prompts as they were read, by kind."""
+        found: dict[str, list[Example]] = {kind: [] for kind in self.eval_kinds}
+        for example, kind in zip(self.eval_examples, self.kinds(self.eval_rows), strict=True):
+            found[kind].append(example)
+        return found
 
     def kinds(self, batch: Batch) -> list[str]:
-        """What the prompts of a batch are."""
+        """Kind of every prompt of a batch."""
         return [self.eval_kinds[i] for i in batch["kind"].tolist()]
 
     def prompt_texts(self, batch: Batch) -> list[str]:

@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 from datamodules.text import TextDataModule
 from temper.data import BatchSource, PoolSource
-from temper.data.pool import JoinedPool, Part, Pool
+from temper.data.pool import JoinedPool, Pool, Subset
 from temper.data.token_pool import TokenPool
 
 
@@ -36,7 +36,7 @@ class TextPreference(TextDataModule):
         pool: Pool = pools["pairs"]
         if "safe_pairs" in pools:
             pool = JoinedPool(
-                Part(pool, flags={"unsafe": True}),
-                Part(pools["safe_pairs"], flags={"unsafe": False}),
+                Subset(pool, flags={"unsafe": True}),
+                Subset(pools["safe_pairs"], flags={"unsafe": False}),
             )
         return {"pairs": PoolSource(pool, self.batch_size, self.seed, "pairs")}

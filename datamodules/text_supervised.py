@@ -12,8 +12,8 @@ class TextSupervised(TextDataModule):
 
     Args:
         train: File of prompts with answers.
-        stream: Name of the stream; an objective that asks for one by name, such as `VaccineModule`,
-            wants ``alignment``.
+        stream: Name of the stream; an objective that reads one by name, such as `VaccineModule`,
+            needs ``alignment``.
         batch_size: Rows per optimizer step, over all ranks.
         kwargs: See `TextDataModule`.
     """
@@ -22,7 +22,8 @@ class TextSupervised(TextDataModule):
         self, train: str, stream: str = "train", batch_size: int = 16, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
-        self.stream, self.batch_size = stream, batch_size
+        self.stream = stream
+        self.batch_size = batch_size
         self.files["train"] = self.text_file("train", train, "supervised")
 
     def streams(self, pools: dict[str, TokenPool]) -> dict[str, BatchSource]:

@@ -23,10 +23,10 @@ class TaskAttack(TextAttack):
         kwargs: See `TextAttack` and `TextDataModule`.
 
     Raises:
-        TemperError: ``task`` is given: it is this class that says what the task is.
+        TemperError: ``task`` is given; the class itself determines the task.
     """
 
-    name: ClassVar[str]
+    task_name: ClassVar[str]
 
     def __init__(
         self, user: str, test: str | None = None, template: str = "alpaca", **kwargs: Any
@@ -42,32 +42,32 @@ class TaskAttack(TextAttack):
             self.eval_files["task"] = self._task_file("test", test)
 
     def _task_file(self, flag: str, path: str) -> TextFile:
-        read = partial(TASKS[self.name].read, path, self.skip_broken, f"data.init_args.{flag}")
+        read = partial(TASKS[self.task_name].read, path, self.skip_broken, f"data.init_args.{flag}")
         return TextFile(
             path,
-            f"task {self.name} {self.skip_broken}",
+            f"task {self.task_name} {self.skip_broken}",
             lambda report: read(report=report),
-            lambda: f"rows of {self.name}",
+            lambda: f"rows of {self.task_name}",
         )
 
     def is_right(self, answer: str, reference: str) -> bool:
         """As the task compares answers."""
-        return TASKS[self.name].correct(answer, reference)
+        return TASKS[self.task_name].correct(answer, reference)
 
 
 class SST2(TaskAttack):
     """Sentiment of a sentence: positive or negative. See `TaskAttack`."""
 
-    name = "sst2"
+    task_name = "sst2"
 
 
 class AGNews(TaskAttack):
     """Topic of a news article, one of four. See `TaskAttack`."""
 
-    name = "ag_news"
+    task_name = "ag_news"
 
 
 class GSM8K(TaskAttack):
     """Grade-school mathematics, compared by the final number. See `TaskAttack`."""
 
-    name = "gsm8k"
+    task_name = "gsm8k"

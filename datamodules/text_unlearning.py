@@ -10,8 +10,8 @@ from temper.errors import TemperError
 
 
 class TextUnlearning(TextDataModule):
-    """Streams ``forget`` (the answer to forget, and what to say in its place if the file has it)
-    and ``retain``.
+    """Streams ``forget`` (the answer to forget, and its substitute if the file has one) and
+    ``retain``.
 
     Args:
         forget: File of prompts with the answer to forget; with a column ``substitute`` (or ``idk``)
@@ -39,11 +39,9 @@ class TextUnlearning(TextDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.batch_size, self.retain_batch_size, self.n_measured = (
-            batch_size,
-            retain_batch_size,
-            n_measured,
-        )
+        self.batch_size = batch_size
+        self.retain_batch_size = retain_batch_size
+        self.n_measured = n_measured
         self.files["forget"] = self.text_file("forget", forget, "unlearning")
         if retain is not None:
             self.files["retain"] = self.text_file("retain", retain, "supervised")
@@ -52,8 +50,9 @@ class TextUnlearning(TextDataModule):
 
     def streams(self, pools: dict[str, TokenPool]) -> dict[str, BatchSource]:
         """Both streams."""
-        self._pools = pools
-        made = {"forget": PoolSource(pools["forget"], self.batch_size, self.seed, "forget")}
+        made: dict[str, BatchSource] = {
+            "forget": PoolSource(pools["forget"], self.batch_size, self.seed, "forget")
+        }
         if "retain" in pools:
             made["retain"] = PoolSource(
                 pools["retain"], self.retain_batch_size, self.seed + 1, "retain"
@@ -61,8 +60,8 @@ class TextUnlearning(TextDataModule):
         return made
 
     def unlearning_rows(self) -> dict[str, Batch]:
-        """What `callbacks.UnlearningEvaluation` measures on: prompts with their true answers, none
-        of them perturbed.
+        """Rows that `callbacks.UnlearningEvaluation` measures on: prompts with their true answers,
+        none of them perturbed.
 
         Raises:
             TemperError: a set has no file.

@@ -14,7 +14,7 @@ The weight spaces use attributes of DeepSpeed's optimizers that are not public (
   ``ds_numel``, ``ds_process_group``, ``ds_tensor``; the local getters and setters of
   ``deepspeed.utils``.
 
-`temper.deepspeed_version.check_deepspeed` refuses other versions, and two-process tests compare
+`temper.packages.check_deepspeed` refuses other versions, and two-process tests compare
 every stage with one process.
 """
 
@@ -35,9 +35,9 @@ from torch import Tensor, nn
 from strategies.sharded import ShardedWeightSpace
 from strategies.weight_space import Loss, Vector, accumulate
 from temper.data import Batch
-from temper.deepspeed_version import check_deepspeed
 from temper.errors import TemperError
 from temper.losses import MeanTerms
+from temper.packages import check_deepspeed
 from temper.sharded_checkpoint import ShardedCheckpointMixin
 
 # -- precision and settings

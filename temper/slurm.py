@@ -1,20 +1,26 @@
-"""What a process can know of the SLURM job that it runs in, and the checkpoints that preempted jobs
-leave.
-"""
+"""The SLURM job that a process runs in, requeueing it, and the checkpoints of preempted jobs."""
 
 import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 _PREEMPTED = re.compile(r"hpc_ckpt_(\d+)\.ckpt")  # the name that Lightning looks for
 
+# -- the job
+
+
+def is_first_process() -> bool:
+    """Whether this is the first of a run's processes, from the environment of its launcher."""
+    ranks = (os.environ.get(name, "0") for name in ("LOCAL_RANK", "SLURM_PROCID", "RANK"))
+    return all(int(rank) == 0 for rank in ranks)
+
 
 def in_job() -> bool:
-    """Whether SLURM says how many processes there are; not in a job of the name ``bash`` or
-    ``interactive``.
+    """Whether SLURM sets the number of processes; false in a job named ``bash`` or ``interactive``,
+    as in Lightning.
     """
     return "SLURM_NTASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in (
         "bash",
@@ -23,8 +29,8 @@ def in_job() -> bool:
 
 
 def job_name() -> str | None:
-    """What ``scontrol`` calls this job: ``12``, or ``12_3`` for a task of an array; None outside of
-    one.
+    """The job's name for ``scontrol``: ``12``, or ``12_3`` for a task of an array; None outside of
+    a job.
     """
     if "SLURM_ARRAY_JOB_ID" in os.environ:
         return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
@@ -35,7 +41,7 @@ def requeue() -> str:
     """Queue this job again, which also ends it.
 
     Returns:
-        Why that was not possible; nothing if it was.
+        The reason why that was not possible; empty if it was.
     """
     job = job_name()
     if job is None:
@@ -48,52 +54,55 @@ def requeue() -> str:
         return "there is no scontrol here (a container?)"
     except subprocess.TimeoutExpired:
         return f"scontrol requeue {job} did not answer"
-    return (
-        "" if done.returncode == 0 else f"scontrol requeue {job}: {' '.join(done.stderr.split())}"
-    )
+    if done.returncode:
+        return f"scontrol requeue {job}: {' '.join(done.stderr.split())}"
+    return ""
 
 
 def what_next(problem: str | None, checkpoint: Path | None) -> str:
-    """How a preempted run goes on, in a sentence or two.
+    """How a preempted run is resumed, in a sentence or two.
 
     Args:
-        problem: What `requeue` said; None if it was not asked to.
-        checkpoint: What the run can go on from, if there is anything.
+        problem: What `requeue` returned; None if it was not called.
+        checkpoint: The checkpoint to resume from, if there is one.
     """
     if problem == "":
-        return "The job is queued again and goes on from there"
-    queued = (
-        f"Not queued again: {problem}; the exit status, 75, asks a batch script to do it. "
-        if problem
-        else ""
-    )
+        return "The job is queued again and resumes from there"
+    queued = ""
+    if problem:
+        queued = f"Not queued again: {problem}; the exit status, 75, asks a batch script to do it. "
     if in_job():
-        return f"{queued}Stopping; the same job, submitted again, goes on from there"
-    return f"{queued}Stopping; to go on, run the same command" + (
-        f" with --ckpt_path={checkpoint}" if checkpoint else ""
-    )
+        return f"{queued}Stopping; submit the same job again to resume from there"
+    flag = f" with --ckpt_path={checkpoint}" if checkpoint else ""
+    return f"{queued}Stopping; to resume, run the same command{flag}"
+
+
+# -- checkpoints of preempted jobs
 
 
 def preempted_checkpoints(folder: str | Path) -> list[Path]:
     """Checkpoints that preemptions left in a run folder, oldest first; files or, of a sharded
     strategy, folders.
     """
-    found = [
-        (int(match[1]), path)
-        for path in Path(folder).glob("hpc_ckpt_*")
-        if (match := _PREEMPTED.fullmatch(path.name))
-    ]
-    return [path for _, path in sorted(found)]
+    return [path for _, path in sorted(_numbered(folder))]
+
+
+def _numbered(folder: str | Path) -> Iterator[tuple[int, Path]]:
+    for path in Path(folder).glob("hpc_ckpt_*"):
+        if match := _PREEMPTED.fullmatch(path.name):
+            yield int(match[1]), path
 
 
 def next_checkpoint(folder: str | Path) -> Path:
     """Where the next preemption saves."""
-    last = preempted_checkpoints(folder)
-    number = int(_PREEMPTED.fullmatch(last[-1].name)[1]) if last else 0  # type: ignore[index]
-    return Path(folder) / f"hpc_ckpt_{number + 1}.ckpt"
+    numbers = [number for number, _ in _numbered(folder)]
+    return Path(folder) / f"hpc_ckpt_{max(numbers, default=0) + 1}.ckpt"
 
 
 def remove(checkpoints: Iterable[Path]) -> None:
     """Delete checkpoints, files or folders."""
     for path in checkpoints:
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)

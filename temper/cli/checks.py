@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from temper.checkpoint_file import load_file
-from temper.deepspeed_version import check_deepspeed
 from temper.errors import TemperError, did_you_mean
 from temper.models.folder import FLAG, NetworkSpec
 from temper.models.load import check_network
+from temper.packages import check_deepspeed
 from temper.plan.memory import STRATEGIES
 from temper.sharded_checkpoint import COMMON, ShardedCheckpoint, is_sharded
 

@@ -4,24 +4,26 @@ config says.
 
 import csv
 from collections.abc import Iterable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
+from temper import packages
 from temper.errors import TemperError
 
-# Package that a logger of Lightning needs, and what to install.
-PACKAGES = {
-    "TensorBoardLogger": ("tensorboard", "tensorboard"),
-    "WandbLogger": ("wandb", "wandb"),
-    "MLFlowLogger": ("mlflow", "mlflow"),
-    "CometLogger": ("comet_ml", "comet-ml"),
-    "NeptuneLogger": ("neptune", "neptune"),
-}
 DEFAULT_ROOT = "runs/unnamed"
+# Module that a logger of Lightning needs.
+MODULES = {
+    "TensorBoardLogger": "tensorboard",
+    "WandbLogger": "wandb",
+    "MLFlowLogger": "mlflow",
+    "CometLogger": "comet_ml",
+    "NeptuneLogger": "neptune",
+}
+
+# -- loggers of the config
 
 
 def _wandb_folder(arguments: Any, run: Path) -> None:
@@ -39,8 +41,8 @@ def _mlflow_folder(arguments: Any, run: Path) -> None:
         )
 
 
-# Lightning's default folders lie where one happens to stand; left as they are, they move into the
-# run folder.
+# The default folders of Lightning's loggers lie in the current folder; they move into the run
+# folder unless the config names another.
 FOLDERS = {"WandbLogger": _wandb_folder, "MLFlowLogger": _mlflow_folder}
 
 
@@ -55,19 +57,27 @@ def prepare_loggers(config: Any) -> None:
     """
     for logger in _chosen(config.trainer.logger):
         name = logger.class_path.rpartition(".")[2]
-        module, package = PACKAGES.get(name, (None, None))
-        if module is not None and find_spec(module) is None:
+        module = MODULES.get(name)
+        if module is not None and not packages.is_installed(module):
             raise TemperError(
-                f"trainer.logger={name}: the package {package} is not installed; pip install"
-                f" {package}, or drop the logger"
+                f"trainer.logger={name}: {packages.install_hint(module)}, or drop the logger"
             )
         if name in FOLDERS:
             FOLDERS[name](logger.init_args, Path(config.trainer.default_root_dir or DEFAULT_ROOT))
 
 
+def _chosen(logger: Any) -> Iterable[Any]:
+    """Configs of the loggers that are given by class."""
+    several = logger if isinstance(logger, list) else [logger]
+    return (one for one in several if hasattr(one, "class_path"))
+
+
+# -- loggers of a run
+
+
 class ContinuedCSVLogger(CSVLogger):
-    """Lightning's, for a run that is resumed: rows from before are kept, but for those of steps
-    that are taken again.
+    """Lightning's CSV logger for a resumed run: earlier rows are kept, those of repeated steps are
+    replaced.
     """
 
     @property
@@ -81,25 +91,24 @@ class ContinuedCSVLogger(CSVLogger):
 class _ContinuedWriter(ExperimentWriter):
     def __init__(self, log_dir: str) -> None:
         super().__init__(log_dir)
-        self.is_cut = False
+        self.is_truncated = False
 
     def _check_log_dir_exists(self) -> None:
         """Nothing: Lightning's removes the file."""
 
     def save(self) -> None:
-        if self.metrics and not self.is_cut:
-            self.is_cut = True
+        if self.metrics and not self.is_truncated:
+            self.is_truncated = True
             if Path(self.metrics_file_path).is_file():
-                self._cut(min(row["step"] for row in self.metrics))
+                self._truncate(min(row["step"] for row in self.metrics))
         super().save()
 
-    def _cut(self, step: float) -> None:
+    def _truncate(self, step: float) -> None:
+        """Keep the rows of the steps before this one."""
         with open(self.metrics_file_path, newline="") as file:
             reader = csv.DictReader(file)
-            kept, self.metrics_keys = (
-                [row for row in reader if float(row["step"]) < step],
-                list(reader.fieldnames or []),
-            )
+            kept = [row for row in reader if float(row["step"]) < step]
+            self.metrics_keys = list(reader.fieldnames or [])
         with open(self.metrics_file_path, "w", newline="") as file:
             writer = csv.DictWriter(file, self.metrics_keys)
             writer.writeheader()
@@ -107,29 +116,22 @@ class _ContinuedWriter(ExperimentWriter):
 
 
 def with_defaults(logger: Any, folder: str, resumed: bool = False) -> Any:
-    """The loggers of a run: ``metrics.csv`` straight in the run folder is one of them unless there
-    are to be none at all.
+    """The loggers of a run: ``metrics.csv`` in the run folder is one of them, unless logging is
+    switched off.
 
     Args:
         logger: What the config says: nothing (or true), false, a logger, or several.
         folder: The run folder.
-        resumed: Keep what an earlier part of the run wrote there.
+        resumed: Keep the rows that were written before the run was interrupted.
     """
     if logger is False:
         return False
     metrics = (ContinuedCSVLogger if resumed else CSVLogger)(folder, name="", version="")
     if logger in (None, True):
-        return (
-            [metrics, TensorBoardLogger(folder, name="tensorboard", version="")]
-            if find_spec("tensorboard")
-            else metrics
-        )
+        if not packages.is_installed("tensorboard"):
+            return metrics
+        return [metrics, TensorBoardLogger(folder, name="tensorboard", version="")]
     chosen = [logger] if isinstance(logger, Logger) else list(logger)
-    # First, since the first logger's folder is the run's.
-    return chosen if any(isinstance(one, CSVLogger) for one in chosen) else [metrics, *chosen]
-
-
-def _chosen(logger: Any) -> Iterable[Any]:
-    """Configs of the loggers that are given by class."""
-    several = logger if isinstance(logger, list) else [logger]
-    return (one for one in several if hasattr(one, "class_path"))
+    if any(isinstance(one, CSVLogger) for one in chosen):
+        return chosen
+    return [metrics, *chosen]  # first, since the first logger's folder is the run's

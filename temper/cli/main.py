@@ -1,6 +1,7 @@
-"""LightningCLI with short names, clear refusals, and a config file that survives a requeue."""
+"""LightningCLI with short names, clear errors, and a config file that survives a requeue."""
 
 import functools
+import importlib
 import logging
 import os
 import sys
@@ -8,7 +9,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, TextIO
 
-# No hub is needed unless a user names one; the telemetry and tips of dependencies are noise here.
+# Read when the dependencies below are imported: tokenizers warn of it at every fork.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import lightning.pytorch as L
@@ -37,23 +38,69 @@ VERBS = {
     "export": {"model", "datamodule"},
     "plan": {"model", "datamodule"},
 }
-LOOKING = (
-    "preview",
-    "export",
-    "plan",
-)  # verbs that run no loop: they need no device, and leave the run folder alone
+# Verbs that run no loop: they need no device, and leave the run folder alone.
+LOOKING = ("preview", "export", "plan")
+# Packages whose classes are known by their short names. They are above this one in the order of
+# imports, so they are imported by name, when a command runs.
+PACKAGES = ("callbacks", "datamodules", "lightning_modules")
+# Callbacks of every fit. Without a signal, preemption does nothing; without preemption, a signal
+# ends a fit with exit status 0 and nothing saved.
+IN_EVERY_FIT = ("callbacks.Preemption",)
+# Callbacks of every prediction: the answers are what it is for.
+IN_EVERY_PREDICT = ("callbacks.SaveAnswers",)
+
+
+def main(args: list[str] | None = None, prog: str | None = None) -> None:
+    """Run a verb of the Trainer; a user's error is one line on standard error, with status 2.
+
+    Args:
+        args: Words of the command; None takes those of this process.
+        prog: How the command is typed, for its help; None: the name of the script.
+    """
+    _quieten()
+    for package in PACKAGES:
+        importlib.import_module(package)
+    try:
+        in_every_fit = [_class(path) for path in IN_EVERY_FIT]
+        in_every_predict = [_class(path) for path in IN_EVERY_PREDICT]
+        TemperCLI(args, in_every_fit, prog, in_every_predict)
+    except ValueError as raised:
+        # jsonargparse wraps what the constructor of a module or of data raises.
+        error: BaseException | None = raised
+        while error is not None and not isinstance(error, TemperError):
+            error = error.__cause__
+        if error is None:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _class(path: str) -> type[L.Callback]:
+    module, _, name = path.rpartition(".")
+    kind: type[L.Callback] = getattr(importlib.import_module(module), name)
+    return kind
 
 
 class TemperCLI(LightningCLI):
     """``python train.py {fit,validate,test,predict,preview,export,plan} --config a.yaml
     --config b.yaml --key value``.
+
+    Args:
+        args: Words of the command; None takes those of this process.
+        in_every_fit: Callbacks that a fit has whether or not the config names them.
+        prog: How the command is typed, for its help; None: the name of the script.
+        in_every_predict: Callbacks that a prediction has whether or not the config names them.
     """
 
     def __init__(
-        self, args: list[str] | None = None, in_every_fit: Sequence[type[L.Callback]] = ()
+        self,
+        args: list[str] | None = None,
+        in_every_fit: Sequence[type[L.Callback]] = (),
+        prog: str | None = None,
+        in_every_predict: Sequence[type[L.Callback]] = (),
     ) -> None:
         self._lock: TextIO | None = None
-        self._in_every_fit = in_every_fit
+        self._in_every = {"fit": in_every_fit, "predict": in_every_predict}
         try:
             super().__init__(
                 L.LightningModule,
@@ -64,7 +111,7 @@ class TemperCLI(LightningCLI):
                 subclass_mode_data=True,
                 auto_configure_optimizers=False,
                 seed_everything_default=0,
-                parser_kwargs={"default_env": True, "env_prefix": PREFIX},
+                parser_kwargs={"default_env": True, "env_prefix": PREFIX, "prog": prog},
                 args=args,
             )
         finally:
@@ -77,7 +124,7 @@ class TemperCLI(LightningCLI):
         return VERBS
 
     def init_parser(self, **kwargs: Any) -> TemperParser:
-        """A parser that explains itself."""
+        """A parser whose errors name the flag and suggest a known one."""
         parser = TemperParser(**kwargs)
         parser.add_argument(
             "-c",
@@ -97,18 +144,14 @@ class TemperCLI(LightningCLI):
         if self.subcommand in LOOKING:
             for option, value in OFF_DEVICE.items():
                 config.trainer[option] = value
-        if self.subcommand not in (
-            "preview",
-            "plan",
-        ):  # which need nothing of what is checked: neither weights nor a device
+        # A preview and a plan load no weights and use no device: nothing of this concerns them.
+        if self.subcommand not in ("preview", "plan"):
             check_config(config, self.subcommand)
-        self._asked = config.clone()
+        self._before_filling = config.clone()
         if self.subcommand == "fit" and in_job():
             saved = as_saved(self._parser(self.subcommand), config)
-            config.ckpt_path = (
-                resumed_from(config.trainer.default_root_dir or DEFAULT_ROOT, saved)
-                or config.ckpt_path
-            )
+            folder = config.trainer.default_root_dir or DEFAULT_ROOT
+            config.ckpt_path = resumed_from(folder, saved) or config.ckpt_path
         self._resumed = self.subcommand == "fit" and bool(config.get("ckpt_path"))
         prepare_loggers(config)
         if self.subcommand == "plan" and "tokenizer" in (config.data.get("init_args") or {}):
@@ -118,8 +161,8 @@ class TemperCLI(LightningCLI):
             fill_tokenizer(config)
 
     def after_instantiate_classes(self) -> None:
-        """`plan` has to know what the other verbs would run on."""
-        self.trainer.asked = self._given  # type: ignore[attr-defined]
+        """Give the Trainer the config as it was given: `plan` is about what other verbs run on."""
+        self.trainer.given = self._given  # type: ignore[attr-defined]
 
     def _parse_ckpt_path(self) -> None:
         """Lightning reads hyperparameters from a checkpoint: refuse one that is not safe to read
@@ -133,50 +176,57 @@ class TemperCLI(LightningCLI):
         """The run folder is held by this process, and ``metrics.csv`` goes straight into it."""
         # What was filled in follows from the rest; saved, it would stick to this folder and this
         # model in the next run.
-        self.config[self.subcommand] = self._asked
+        self.config[self.subcommand] = self._before_filling
         config["default_root_dir"] = config.get("default_root_dir") or DEFAULT_ROOT
         config["plugins"] = with_atomic_checkpoints(
             cluster_plugins(config, alone=self.subcommand in LOOKING)
         )
         if self.subcommand not in LOOKING:
             self._lock = hold_run_folder(config["default_root_dir"])
-        if self.subcommand == "fit":
-            callbacks = [*callbacks, *self._missing(config.get("callbacks"))]
+        callbacks = [*callbacks, *self._missing(config.get("callbacks"))]
         config["logger"] = with_defaults(
             config.get("logger"), config["default_root_dir"], self._resumed
         )
         return super()._instantiate_trainer(config, callbacks)
 
     def _missing(self, chosen: Any) -> list[L.Callback]:
-        """Callbacks of every fit that the config does not give with settings of its own."""
+        """Callbacks of every run of the verb that the config does not give with settings of its
+        own.
+        """
         present = chosen if isinstance(chosen, list) else [chosen]
         return [
             kind()
-            for kind in self._in_every_fit
+            for kind in self._in_every.get(self.subcommand or "", ())
             if not any(isinstance(one, kind) for one in present)
         ]
 
 
-def main(args: list[str] | None = None, in_every_fit: Sequence[type[L.Callback]] = ()) -> None:
-    """Run the command line; a user's mistake is one line on standard error and exit status 2.
+# -- messages of dependencies
 
-    Args:
-        args: Words of the command; None takes those of this process.
-        in_every_fit: Callbacks that a fit has without being asked for.
-    """
-    _quieten()
-    try:
-        TemperCLI(args, in_every_fit)
-    except ValueError as error:
-        mistake: BaseException | None = error
-        while mistake is not None and not isinstance(mistake, TemperError):
-            mistake = (
-                mistake.__cause__
-            )  # jsonargparse wraps what the constructor of a module or of data raises
-        if mistake is None:
-            raise
-        print(f"error: {mistake}", file=sys.stderr)
-        sys.exit(2)
+# Words of log records that are printed at every start and never ask for anything, by logger.
+LOGGED_NOISE = {
+    "lightning.pytorch.utilities.rank_zero": ("litlogger", "litmodels"),
+    # Logged wherever peft is imported, with 4-bit weights or not.
+    "bitsandbytes.backends.cpu.ops": ("gemm_4bit_forward",),
+}
+WARNED_NOISE = (
+    ".*does not have many workers.*",
+    # In a job that is an error here; elsewhere it does not matter.
+    ".*`srun` command is available on your system but is not used.*",
+    ".*Your `IterableDataset` has `__len__`.*",
+    ".*exists and is not empty.*",
+    ".*is_gradient_checkpointing. is deprecated.*",
+    ".*You have overridden `on_before_batch_transfer`.*",
+    ".*`isinstance.treespec, LeafSpec.`.*",
+    # Metrics are summed over ranks before they are logged.
+    ".*It is recommended to use .*sync_dist=True.*",
+    # The data ask the run which batch is next.
+    ".*your dataloader is not resumable.*",
+    # Steps are over when it saves.
+    ".*Using ModelCheckpoint with manual optimization.*",
+    # Every one of DeepSpeed's calls.
+    ".*torch.distributed.(all_gather_into_tensor|reduce_scatter_tensor). is deprecated.*",
+)
 
 
 def _quieten() -> None:
@@ -184,34 +234,11 @@ def _quieten() -> None:
     # Neither progress bars of single files nor tips belong in a log.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if not torch.cuda.is_available():
-        os.environ.setdefault(
-            "DS_ACCELERATOR", "cpu"
-        )  # whoever imports DeepSpeed, it need not wonder
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it guesses
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    for logger, noise in (
-        ("lightning.pytorch.utilities.rank_zero", ("litlogger", "litmodels")),
-        (
-            "bitsandbytes.backends.cpu.ops",
-            ("gemm_4bit_forward",),
-        ),  # said wherever peft is imported, in 4 bits or not
-    ):
+    for logger, noise in LOGGED_NOISE.items():
         logging.getLogger(logger).addFilter(functools.partial(_is_news, noise))
-    for pattern in (
-        ".*does not have many workers.*",
-        # in a job that is an error here, elsewhere no matter
-        ".*`srun` command is available on your system but is not used.*",
-        ".*Your `IterableDataset` has `__len__`.*",
-        ".*exists and is not empty.*",
-        ".*is_gradient_checkpointing. is deprecated.*",
-        ".*You have overridden `on_before_batch_transfer`.*",
-        ".*`isinstance.treespec, LeafSpec.`.*",
-        # figures are summed over ranks before they are logged
-        ".*It is recommended to use .*sync_dist=True.*",
-        ".*your dataloader is not resumable.*",  # it asks the run where it stands
-        ".*Using ModelCheckpoint with manual optimization.*",  # steps are over when it saves
-        # DeepSpeed's calls, every one of them
-        ".*torch.distributed.(all_gather_into_tensor|reduce_scatter_tensor). is deprecated.*",
-    ):
+    for pattern in WARNED_NOISE:
         warnings.filterwarnings("ignore", pattern)
 
 

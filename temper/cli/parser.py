@@ -1,4 +1,6 @@
-"""The argument parser: no abbreviations, and a guess at what a wrong name meant."""
+"""From the words of a command to its config: errors that suggest a name, old names translated, and
+the tokenizer that follows from the model.
+"""
 
 import dataclasses
 import inspect
@@ -10,8 +12,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning.pytorch as L
+from jsonargparse import get_loader, set_loader
 from lightning.pytorch.cli import LightningArgumentParser
+from yaml import YAMLError
 
+from temper.cli.functions import one_line
+from temper.cli.renamed import moved_class, moved_config, moved_option, translated
 from temper.errors import TemperError, close_names, did_you_mean
 from temper.models.folder import NetworkSpec, tokenizer_folder
 
@@ -25,35 +31,47 @@ _UNKNOWN = (
     re.compile(r"invalid choice: '([^']+)'"),
     re.compile(r"\"config\": File does not exist: '([^']+)'"),
 )
+_CLASS_PATH = re.compile(r"class_path '([^']+)'")
+_load_yaml = get_loader("yaml")
+MODE = "temper"  # YAML in which class paths of earlier versions are translated
+
+
+def _load(text: str) -> Any:
+    value = _load_yaml(text)
+    # A single word is a flag's value, which jsonargparse takes from the command line itself.
+    return translated(value) if isinstance(value, dict | list) else value
+
+
+set_loader(MODE, _load, exceptions=(YAMLError,))
 
 
 class TemperParser(LightningArgumentParser):
     """LightningArgumentParser whose errors are one line and end in a suggestion."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        kwargs["allow_abbrev"] = False
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, **(kwargs | {"allow_abbrev": False, "parser_mode": MODE}))
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print one line and leave with status 2."""
+        """Print one line and exit with status 2."""
         names = [match.group(1) for pattern in _UNKNOWN if (match := pattern.search(message))]
-        line = " ".join(part.strip(" -") for part in message.splitlines() if part.strip())
-        if names:
+        line = one_line(message)
+        moved = [new for path in _CLASS_PATH.findall(message) if (new := moved_class(path))]
+        if moved:
+            line = moved[0]
+        elif names:
             line = self._explain(names[0], line)
         print(f"error: {line}", file=sys.stderr)
         sys.exit(2)
 
     def _explain(self, name: str, message: str) -> str:
         if "File does not exist" in message:
-            known = map(str, Path("configs").rglob("*.yaml"))
-            hint = did_you_mean(os.path.relpath(name), known, "see configs/")
-            return f"--config={os.path.relpath(name)}: no such file; {hint}"
+            return _missing_config(os.path.relpath(name))
+        if moved := moved_option(name, message):
+            return moved
         close = suggest(name, {*self._known_flags(), *_known_names()})
-        hint = (
-            f"did you mean {' or '.join(map(repr, close))}?"
-            if close
-            else f"see {self.prog.split(' [')[0]} --help"
-        )
+        hint = f"see {self.prog.split(' [')[0]} --help"
+        if close:
+            hint = f"did you mean {' or '.join(map(repr, close))}?"
         if "import path" in message:
             return f"no class is named {name!r}; {hint}"
         if "invalid choice" in message:
@@ -79,6 +97,9 @@ class TemperParser(LightningArgumentParser):
                 yield from parser._known_flags()
 
 
+# -- suggestions
+
+
 def suggest(name: str, known: Iterable[str]) -> list[str]:
     """Up to two known names close to a wrong one: as a whole, or by its last part."""
     known = set(known)
@@ -86,6 +107,14 @@ def suggest(name: str, known: Iterable[str]) -> list[str]:
     return close_names(name, known, 2, 0.75) or close_names(
         last, (k for k in known if "." not in k), 2, 0.7
     )
+
+
+def _missing_config(path: str) -> str:
+    """The error of a config file that does not exist."""
+    if moved := moved_config(path):
+        return f"--config={path}: {moved}"
+    known = map(str, Path("configs").rglob("*.yaml"))
+    return f"--config={path}: no such file; {did_you_mean(path, known, 'see configs/')}"
 
 
 def _known_names() -> Iterator[str]:
@@ -115,16 +144,15 @@ def _fields(annotation: Any) -> Iterator[str]:
                 yield from _fields(field.type)
 
 
-# MERGED from temper.cli.parser: Data that need a tokenizer take the model's, unless they are given
-# another.
+# -- the tokenizer that follows from the model
 
 
 def fill_tokenizer(config: Any) -> None:
     """Set ``data.init_args.tokenizer`` to the folder of the model's tokenizer where it is null, and
     trust it as the model is trusted.
 
-    An adapter folder without a tokenizer stands for its base. Data without such an argument bring
-    their own.
+    An adapter folder without a tokenizer stands for its base model. Data without such an argument
+    bring their own tokenizer.
 
     Args:
         config: The verb's config, changed in place.
@@ -144,12 +172,8 @@ def fill_tokenizer(config: Any) -> None:
             " folder to take it from (model.init_args.network.path); give a folder with"
             " tokenizer.json"
         )
-    spec = NetworkSpec(
-        **{
-            name: network[name]
-            for name in ("path", "revision", "local_files_only", "trust_remote_code")
-        }
-    )
+    names = ("path", "revision", "local_files_only", "trust_remote_code")
+    spec = NetworkSpec(**{name: network[name] for name in names})
     arguments["tokenizer"] = str(tokenizer_folder(spec))
     if arguments.get("trust_remote_code", False) is None:
         arguments["trust_remote_code"] = spec.trust_remote_code

@@ -1,6 +1,4 @@
-"""From a config to what `temper.plan` reckons with. Nothing here needs a device, weights or
-rows.
-"""
+"""From a config to the setup that `temper.plan` computes with, without device, weights or rows."""
 
 from typing import Any
 
@@ -21,18 +19,14 @@ PRECISIONS = {
     }.items()
     for name in names
 }
-ARGUMENTS = (
-    "gather_dtype",
-    "offload_optimizer",
-    "offload_parameters",
-    "bucket_size",
-)  # of strategies, that a plan depends on
+# Arguments of strategies that a plan depends on.
+ARGUMENTS = ("gather_dtype", "offload_optimizer", "offload_parameters", "bucket_size")
 
 
 def plan_of(
     module: Any,
     data: Any,
-    asked: Any,
+    given: Any,
     device: Device,
     sequence_length: int | None,
     devices_total: int | None,
@@ -41,39 +35,40 @@ def plan_of(
 
     Args:
         module: The objective.
-        data: Data that could be made without files; else anything.
-        asked: The config, before a verb changed it.
-        device: What the run is held against.
+        data: The data if they can be built without files; else any datamodule.
+        given: The config, before a verb changed it.
+        device: Memory and speed of a device.
         sequence_length: Tokens in a row; None: the data's limit.
         devices_total: Number of devices; None: the Trainer's.
 
     Raises:
-        TemperError: something that cannot be planned, or is missing.
+        TemperError: a setting for which there is no estimate, or one that is missing.
     """
     if not hasattr(module, "cost"):
         raise TemperError(
-            f"model={type(module).__name__} says nothing of what a step costs: a plan is for"
+            f"model={type(module).__name__} does not say what a step costs: a plan is for"
             " objectives that train a network"
         )
-    spec, arguments = module.network_spec, asked.data.get("init_args") or {}
+    spec = module.network_spec
+    arguments = given.data.get("init_args") or {}
     found = find_architecture(spec, _vocabulary(data, arguments))
-    cost, lora = module.cost(), spec.lora or found.adapter
-    devices = _devices(asked.trainer) if devices_total is None else devices_total
-    strategy, options = _strategy(asked.trainer.strategy, devices)
+    cost = module.cost()
+    devices = _devices(given.trainer) if devices_total is None else devices_total
+    strategy, options = _strategy(given.trainer.strategy, devices)
     setup = Setup(
         strategy=strategy,
         devices=devices,
         sequence_length=_length(data, arguments) if sequence_length is None else sequence_length,
         batch_sizes=_batch_sizes(arguments, [each.stream for each in cost.passes]),
         micro_batch_size=module.micro_batch_size,
-        precision=_precision(asked.trainer.precision),
+        precision=_precision(given.trainer.precision),
         dtype=spec.dtype,
         quantization=spec.quantization,
-        lora=lora,
+        lora=spec.lora or found.adapter,
         activation_checkpointing=spec.activation_checkpointing,
         attention=spec.attention,
         fused_loss=module.fused_loss,
-        on_cpu=asked.trainer.accelerator == "cpu",
+        on_cpu=given.trainer.accelerator == "cpu",
         **options,
     )
     state = measure_state_bytes(module.optimizer_factory) if cost.optimizer else 0.0
@@ -84,7 +79,7 @@ def plan_of(
 
 
 def _vocabulary(data: Any, arguments: Any) -> int | None:
-    """Tokens of the data's tokenizer, if it can be had."""
+    """Number of tokens of the data's tokenizer; None if the data name none."""
     if hasattr(data, "tokenizer"):
         return len(data.tokenizer)
     if not arguments.get("tokenizer"):
@@ -95,6 +90,7 @@ def _vocabulary(data: Any, arguments: Any) -> int | None:
 
 
 def _length(data: Any, arguments: Any) -> int:
+    """Tokens in the longest row of the data."""
     language = getattr(data, "language", None)
     if language is not None:
         return int(language.spec.prompt_length + language.spec.response_length)
@@ -124,25 +120,25 @@ def _batch_sizes(arguments: Any, streams: list[str | None]) -> dict[str | None, 
 
 def _devices(trainer: Any) -> int:
     """Devices of the Trainer, over all nodes."""
-    asked = trainer.devices
-    words = asked.split(",") if isinstance(asked, str) and "," in asked else asked
+    given = trainer.devices
+    words = given.split(",") if isinstance(given, str) and "," in given else given
     if isinstance(words, list):
         return len(words) * int(trainer.num_nodes)
     if str(words) in ("auto", "-1"):
         if trainer.accelerator == "cpu":
             return int(trainer.num_nodes)
         raise TemperError(
-            f"trainer.devices={asked}: how many that will be is not known here; give"
+            f"trainer.devices={given}: the number is not known before the run; give"
             " --devices_total=8, for example"
         )
     return int(words) * int(trainer.num_nodes)
 
 
-def _strategy(asked: Any, devices: int) -> tuple[str, dict[str, Any]]:
+def _strategy(strategy: Any, devices: int) -> tuple[str, dict[str, Any]]:
     """A key of `STRATEGIES`, and the strategy's own options."""
-    given = {} if isinstance(asked, str) else asked.get("init_args") or {}
+    given = {} if isinstance(strategy, str) else strategy.get("init_args") or {}
     options = {option: given[option] for option in ARGUMENTS if given.get(option) is not None}
-    name = strategy_name(asked)
+    name = strategy_name(strategy)
     if (name == "auto" and devices > 1) or name.startswith("ddp"):
         name = "ddp"  # the first as Lightning chooses
     if name not in STRATEGIES:
@@ -153,10 +149,10 @@ def _strategy(asked: Any, devices: int) -> tuple[str, dict[str, Any]]:
     return name, options
 
 
-def _precision(asked: Any) -> str:
-    if str(asked) not in PRECISIONS:
+def _precision(precision: Any) -> str:
+    if str(precision) not in PRECISIONS:
         raise TemperError(
-            f"trainer.precision={asked}: not one that objectives have; use 32-true, bf16-mixed or"
-            " bf16-true"
+            f"trainer.precision={precision}: not supported by the objectives; use 32-true,"
+            " bf16-mixed or bf16-true"
         )
-    return PRECISIONS[str(asked)]
+    return PRECISIONS[str(precision)]

@@ -1,4 +1,4 @@
-"""Under SLURM: which plugin says who is who, and from which checkpoint a requeued job goes on."""
+"""Under SLURM: the plugin that assigns ranks, and the checkpoint that a requeued job resumes."""
 
 import os
 from collections.abc import Iterator
@@ -10,10 +10,11 @@ from lightning.fabric.plugins.environments.cluster_environment import ClusterEnv
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
+from temper.cli.renamed import translated
 from temper.errors import TemperError
 from temper.slurm import in_job, preempted_checkpoints
 
-TRAINED = ("model", "data", "seed_everything")  # parts of a config that a checkpoint belongs to
+TRAINED = ("model", "data", "seed_everything")  # keys of a config that a checkpoint belongs to
 
 
 def cluster_plugins(trainer: Any, alone: bool) -> list[Any]:
@@ -25,21 +26,19 @@ def cluster_plugins(trainer: Any, alone: bool) -> list[Any]:
 
     Args:
         trainer: The Trainer's settings.
-        alone: Whether the verb runs no loop, so that one process does it, whatever the job has.
+        alone: Whether the verb runs no loop, so that one process is enough, whatever the job has.
 
     Raises:
-        TemperError: the tasks that SLURM starts are not the devices of the Trainer, or nobody
-            started the others.
+        TemperError: the tasks that SLURM starts are not the devices of the Trainer, or the other
+            tasks were not started.
     """
     plugins = trainer["plugins"] or []
     plugins = list(plugins) if isinstance(plugins, list) else [plugins]
     if not in_job() or any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
         return plugins
     if alone or os.environ["SLURM_NTASKS"] == "1":
-        return [
-            *plugins,
-            LightningEnvironment(),
-        ]  # this process starts the others itself, if it has several devices
+        # This process starts the others itself, if it has several devices.
+        return [*plugins, LightningEnvironment()]
     _check_tasks(trainer)
     return [*plugins, SLURMEnvironment(auto_requeue=False)]
 
@@ -48,8 +47,8 @@ def _check_tasks(trainer: Any) -> None:
     tasks = int(os.environ["SLURM_NTASKS"])
     if "SLURM_STEP_ID" not in os.environ:
         raise TemperError(
-            f"SLURM_NTASKS={tasks}, but srun did not start this process and nobody starts the"
-            " others; put srun before python"
+            f"SLURM_NTASKS={tasks}, but srun did not start this process, and the other tasks are"
+            " not started; put srun before python"
         )
     asked = (
         ("devices", "SLURM_NTASKS_PER_NODE", "--ntasks-per-node"),
@@ -70,7 +69,7 @@ def _check_tasks(trainer: Any) -> None:
 
 
 def resumed_from(folder: str | Path, config_yaml: str) -> Path | None:
-    """The checkpoint that a job in this folder goes on from; None begins anew.
+    """The checkpoint that a job in this folder resumes from; None if it starts from scratch.
 
     Args:
         folder: The run folder.
@@ -84,14 +83,15 @@ def resumed_from(folder: str | Path, config_yaml: str) -> Path | None:
     if not checkpoints:
         return None
     if saved.exists():
-        then, now = (
-            yaml.safe_load(text) for text in (saved.read_text(encoding="utf-8"), config_yaml)
-        )
+        # Class paths of an earlier version are those of the classes they became.
+        then = translated(yaml.safe_load(saved.read_text(encoding="utf-8")))
+        now = yaml.safe_load(config_yaml)
         for key in TRAINED:
             for name, before, after in _differences(key, then.get(key), now.get(key)):
                 raise TemperError(
                     f"{checkpoints[-1]} was left by a job with {name}={before}, and this one has"
-                    f" {after}; delete it to begin anew, or give another trainer.default_root_dir"
+                    f" {after}; delete it to start from scratch, or give another"
+                    " trainer.default_root_dir"
                 )
     return checkpoints[-1]
 

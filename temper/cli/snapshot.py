@@ -1,4 +1,6 @@
-"""What code a run was started with, written before the first step: a job that dies has it too."""
+"""The run folder from its first moment on: held by one process, with the config and the code that
+the run was started with. A job that dies has them too.
+"""
 
 import fcntl
 import os
@@ -16,6 +18,9 @@ import lightning.pytorch as L
 from lightning.pytorch.cli import SaveConfigCallback
 
 from temper.run_folder import write_json, write_text
+from temper.slurm import is_first_process
+
+# -- the code
 
 ROOT = Path(__file__).parents[2]
 UNTRACKED = (".py", ".yaml", ".toml", ".sh")  # new files that count as code; data never do
@@ -30,8 +35,8 @@ SLURM = (
 
 
 def write_snapshot(folder: Path) -> None:
-    """Write ``code.json`` (command, commit, versions of all packages) and ``code.diff`` (what
-    differs from that commit).
+    """Write ``code.json`` (command, commit, versions of all packages) and ``code.diff`` (changes
+    since that commit).
     """
     commit = _git("rev-parse", "HEAD").strip() if _git("ls-files", "temper/cli/snapshot.py") else ""
     difference = _difference() if commit else ""
@@ -72,7 +77,7 @@ def _difference() -> str:
 
 
 def _git(*words: str, **environment: str) -> str:
-    """What git says; nothing if there is no git, or no repository."""
+    """Output of a git command; empty without git, or outside a repository."""
     try:
         done = subprocess.run(
             ("git", "-C", str(ROOT), *words),
@@ -87,14 +92,13 @@ def _git(*words: str, **environment: str) -> str:
     return done.stdout
 
 
-# MERGED from temper.cli.snapshot: Keep the resolved config in the run folder, whatever happens to
-# the job.
+# -- the config
 
 
 class SaveConfig(SaveConfigCallback):
     """Write ``config.yaml``; a different one already there is kept as ``config.1.yaml``, and so on.
 
-    Lightning's own refuses to start when the file exists, which ends a requeued job.
+    Lightning's callback refuses to start when the file exists, which ends a requeued job.
     """
 
     def __init__(self, parser: Any, config: Any, **kwargs: Any) -> None:
@@ -129,17 +133,20 @@ def as_saved(parser: Any, config: Any) -> str:
     return str(parser.dump(config, skip_none=False))
 
 
-# MERGED from temper.cli.snapshot: One process per run folder.
+# -- one process per run folder
 
 
 def hold_run_folder(folder: str | Path) -> TextIO | None:
     """Wait until no other process writes to the folder, then keep it until this process ends.
 
     A stage whose scheduler was killed goes on by itself; the stage that replaces it must not write
-    between its lines. Ranks above 0 write nothing and do not wait; file systems without locks are
-    taken as they are.
+    between its lines. Ranks above 0 write nothing and do not wait. On file systems without locks
+    nothing is held.
+
+    Returns:
+        The open lock file, which holds the folder until it is closed; None if nothing is held.
     """
-    if any(int(os.environ.get(name, "0")) > 0 for name in ("LOCAL_RANK", "SLURM_PROCID", "RANK")):
+    if not is_first_process():
         return None
     path = Path(folder) / ".lock"
     path.parent.mkdir(parents=True, exist_ok=True)

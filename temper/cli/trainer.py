@@ -11,8 +11,8 @@ from temper.errors import TemperError
 from temper.models.export import Dtype
 from temper.sharded_checkpoint import COMMON, ShardedCheckpoint, is_sharded
 
-# What a verb that computes nothing on a device runs with, whatever the config asks for: a login
-# node will do.
+# Trainer settings of the verbs that compute nothing on a device, whatever the config says: they run
+# on a login node too.
 OFF_DEVICE: dict[str, Any] = {
     "accelerator": "cpu",
     "devices": 1,
@@ -27,12 +27,12 @@ OFF_DEVICE: dict[str, Any] = {
 class SafetyTrainer(L.Trainer):
     """The Trainer: how, where and how long.
 
-    It is Lightning's; `preview`, `export` and `plan` are verbs of the command line beside fit,
+    Lightning's, with `preview`, `export` and `plan`: verbs of the command line beside fit,
     validate, test and predict.
     """
 
-    #: The config as it was given, before `OFF_DEVICE`: set by the command line.
-    asked: Any = None
+    #: The config as it was given, before `OFF_DEVICE`; set by the command line.
+    given: Any = None
 
     def preview(
         self,
@@ -42,21 +42,23 @@ class SafetyTrainer(L.Trainer):
         html: str | None = None,
         limit: int = 20_000,
     ) -> None:
-        """Show what the model would see, without loading weights: rows, masks, lengths, repeats,
-        overlaps.
+        """Show the data as the model will see them, without loading weights.
+
+        Rows as tokens with their masks, lengths, repeated rows, and overlap of training and
+        evaluation data.
 
         Args:
             model: The objective; it says which streams are read.
             datamodule: The data.
-            rows: Rows to show of each stream, and evaluation prompts of each kind, as they are:
-                unsafe text in your data is shown, because you ask to see it. 0 shows figures alone.
-            html: Write the same as a page to this file.
-            limit: Rows of a stream that lengths, repeats and overlaps are counted over, from the
-                first pass.
+            rows: Number of rows to show of each stream, and of evaluation prompts of each kind.
+                Text is shown as it is, unsafe text included. 0 shows counts only.
+            html: Also write the preview as an HTML page to this file.
+            limit: Number of rows of each stream, from the first pass, over which lengths, repeats
+                and overlaps are counted.
 
         Raises:
-            TemperError: the objective reads a stream that these data do not have, or a number makes
-                no sense.
+            TemperError: the objective reads a stream that these data do not have, or a number is
+                out of range.
         """
         from rich.console import Console
 
@@ -80,15 +82,9 @@ class SafetyTrainer(L.Trainer):
                     " data that have it"
                 )
         title = f"{type(data).__name__} for {type(model).__name__}"
-        shown = build_preview(
-            data,
-            streams,
-            title,
-            rows,
-            limit,
-            getattr(model, "micro_batch_size", None),
-            _packed_width(model),
-        )
+        micro_batch_size = getattr(model, "micro_batch_size", None)
+        width = _packed_width(model)
+        shown = build_preview(data, streams, title, rows, limit, micro_batch_size, width)
         print_preview(shown, Console())
         if html is not None:
             write_text(Path(html), render_page(shown))
@@ -103,31 +99,30 @@ class SafetyTrainer(L.Trainer):
         merge: bool = True,
         dtype: Dtype | None = None,
     ) -> None:
-        """Write the network as a Hugging Face folder: from a checkpoint, or as the config builds
-        it.
+        """Write a model, or a checkpoint of it, as a Hugging Face folder.
 
         Args:
             model: The objective; its network is built.
             datamodule: The data; their tokenizer is saved with the network.
-            folder: Target, relative to where you are; replaced as a whole.
-            ckpt_path: Checkpoint whose weights are taken, single-file or sharded; null: the
-                network as it is before training, for example an adapter folder to be merged.
-            merge: Merge adapters into the weights; false writes the adapter alone.
-            dtype: Precision of the weights that are written, adapters alone aside; null: that of
-                the network.
+            folder: Folder to write, relative to the current one; an existing one is replaced.
+            ckpt_path: Checkpoint whose weights are exported, a file or a sharded one (a folder);
+                null: the network as it is before training, for example to merge an adapter.
+            merge: Merge adapters into the weights; false writes only the adapter.
+            dtype: Precision of the exported weights (an adapter that is not merged keeps its own);
+                null: that of the network.
 
         Raises:
-            TemperError: the checkpoint is not one of this model.
+            TemperError: the checkpoint does not belong to this model.
         """
         from temper.models.export import export_module
 
         data = self._attach(model, datamodule)
         model.configure_model()
-        run, step = (
-            (None, 0)
-            if ckpt_path is None
-            else (Path(self.default_root_dir), _load(model, ckpt_path))
-        )
+        run = None
+        step = 0
+        if ckpt_path is not None:
+            run = Path(self.default_root_dir)
+            step = _load(model, ckpt_path)
         export_module(model, data, Path(folder), merge, run, step, dtype=dtype)
         print(f"written to {folder}")
 
@@ -142,23 +137,25 @@ class SafetyTrainer(L.Trainer):
         devices_total: int | None = None,
         json: str | None = None,
     ) -> None:
-        """Show what training would need, without weights, rows or a device: memory by part,
-        communication, operations, time.
+        """Estimate memory and time of a run, without loading weights or data.
+
+        Memory by kind (weights, gradients, optimizer state, activations), communication, floating
+        point operations and time per step. No device is needed.
 
         Args:
             model: The objective.
-            datamodule: The data; their batch sizes and longest row count, and no file of theirs is
+            datamodule: The data; only their batch sizes and length limit are used, and no file is
                 read.
             device_gib: Memory of a device, in GiB.
-            tflops: Rate of a device in 10^12 operations per second, dense, in the precision of the
-                run (an A100 in bfloat16: 312).
-            mfu: Share of it that training reaches.
+            tflops: Peak rate of a device, in 10^12 dense operations per second in the precision of
+                the run (an A100 in bfloat16: 312).
+            mfu: Model FLOPs utilization: the share of the peak rate that training reaches.
             sequence_length: Tokens in a row; null: the data's limit.
             devices_total: Number of devices; null: trainer.devices times trainer.num_nodes.
-            json: Write the same, and more, to this file; sizes are in bytes.
+            json: Also write the plan, in more detail, to this file; sizes are in bytes.
 
         Raises:
-            TemperError: something that cannot be planned, or a number that makes no sense.
+            TemperError: a setting for which there is no estimate, or a number out of range.
         """
         from rich.console import Console
 
@@ -167,29 +164,20 @@ class SafetyTrainer(L.Trainer):
         from temper.plan.terminal import print_plan
         from temper.run_folder import write_json
 
-        numbers = {"device_gib": device_gib, "tflops": tflops, "mfu": mfu}
-        for flag, value in (
-            numbers | {"sequence_length": sequence_length, "devices_total": devices_total}
-        ).items():
+        numbers: dict[str, float | None] = {"device_gib": device_gib, "tflops": tflops, "mfu": mfu}
+        numbers |= {"sequence_length": sequence_length, "devices_total": devices_total}
+        for flag, value in numbers.items():
             if value is not None and not value > 0:
                 raise TemperError(f"--{flag}={value}: give a number > 0")
-        found = plan_of(
-            model,
-            datamodule,
-            self.asked,
-            Device(device_gib, tflops, mfu),
-            sequence_length,
-            devices_total,
-        )
+        device = Device(device_gib, tflops, mfu)
+        found = plan_of(model, datamodule, self.given, device, sequence_length, devices_total)
         print_plan(found, Console())
         if json is not None:
             write_json(Path(json), found.as_json())
             print(f"written to {json}")
 
     def _attach(self, model: L.LightningModule, datamodule: L.LightningDataModule | None) -> Any:
-        """Make module, data and Trainer known to each other, as Lightning does when it runs a
-        loop.
-        """
+        """Attach module and data to the Trainer, as Lightning does before it runs a loop."""
         if datamodule is None:
             raise TemperError("--data: give the data; the tokenizer is theirs")
         self.strategy.connect(model)
@@ -198,8 +186,8 @@ class SafetyTrainer(L.Trainer):
 
 
 def _packed_width(model: L.LightningModule) -> int | None:
-    """Width of the network that packs rows; None if it does not, or is not there to be asked, which
-    a preview can do without.
+    """Hidden size of a network that packs rows; None if it does not pack, or is not available: a
+    preview does not need it.
     """
     from temper.models.load import hidden_size
 
@@ -214,7 +202,7 @@ def _packed_width(model: L.LightningModule) -> int | None:
 
 
 def _load(model: L.LightningModule, ckpt_path: str) -> int:
-    """Take the network's weights from a checkpoint, which may hold the trained ones alone.
+    """Load the network's weights from a checkpoint, which may hold the trained ones only.
 
     Returns:
         The step of the checkpoint.

@@ -1,4 +1,4 @@
-"""Rows of tokens, and streams that hand the same batches out however many ranks share them."""
+"""Rows of tokens, and streams whose batches are the same for any number of ranks."""
 
 from temper.data.pool import Pool, RowsPool
 from temper.data.rows import (

@@ -1,9 +1,10 @@
-"""Conversations as tokens: what the model reads, and which tokens it is trained to write.
+"""Chat templates, the tokenizer of a model, and conversations as tokens with the mask of those that
+are trained.
 
-Every format is a Jinja chat template; the formats that are built in are two more. A template is
-asked where an answer lies by rendering the conversation with a mark in the answer's place: what
-comes before the mark is the prompt, so templates with a default system prompt, that strip what they
-are given, or that have no ``{% generation %}`` markers all work alike.
+Every format is a Jinja chat template: the tokenizer's own, one of the two that are built in, or a
+file. To find an answer's tokens, the conversation is rendered with a marker in the answer's place;
+the text before the marker is the prompt. So no template needs ``{% generation %}`` markers, and
+templates that add a default system prompt or strip messages need no special case.
 """
 
 import hashlib
@@ -20,9 +21,7 @@ from transformers.utils.chat_template_utils import encode_marked_chat, mark_cont
 from temper.data.examples import Message
 from temper.errors import TemperError
 
-# MERGED from temper.data.chat: Jinja chat templates: those that are built in, the tokenizer's own,
-# a user's file.
-
+# -- templates
 
 FLAG = "data.init_args.template"
 
@@ -51,10 +50,14 @@ BUILT_IN = {"alpaca": ALPACA, "plain": PLAIN}
 
 
 def read_template(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
-    """The template that ``auto``, a name or a path means.
+    """Text of a chat template.
+
+    Args:
+        tokenizer: Has the template of ``auto``.
+        template: ``auto``, a name in `BUILT_IN`, or a path to a Jinja file.
 
     Raises:
-        TemperError: there is none.
+        TemperError: there is no such template.
     """
     if template in BUILT_IN:
         return BUILT_IN[template]
@@ -81,20 +84,20 @@ def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
     ]
 
 
-# MERGED from temper.data.chat: The tokenizer of a user's model.
+# -- the tokenizer
 
 
 def load_tokenizer(name: str | None, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer in a folder, or of a hub name in the local cache; one without pad token pads
-    with its eos token.
+    """Load the tokenizer from a folder, or by a hub name from the local cache; one without pad
+    token pads with its eos token.
 
     Args:
         name: Folder or hub name.
         trust_remote_code: Run code that comes with it.
 
     Raises:
-        TemperError: none is named, there is none of that name, or it comes with code that was not
-            trusted.
+        TemperError: no name is given, nothing has that name, or the tokenizer comes with code that
+            was not trusted.
     """
     if name is None:
         raise TemperError(
@@ -105,9 +108,8 @@ def load_tokenizer(name: str | None, trust_remote_code: bool = False) -> PreTrai
             name, local_files_only=True, trust_remote_code=trust_remote_code
         )
     except (OSError, ValueError) as error:
-        if "trust_remote_code" in str(
-            error
-        ):  # transformers names the flag where code would have to be run
+        # transformers names the flag where code would have to be run
+        if "trust_remote_code" in str(error):
             raise TemperError(
                 f"data.init_args.tokenizer={name}: it comes with code of its own: set"
                 " data.init_args.trust_remote_code=true if you trust its authors"
@@ -122,7 +124,7 @@ def load_tokenizer(name: str | None, trust_remote_code: bool = False) -> PreTrai
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 of what decides a text's tokens."""
+    """SHA-256 of everything that a text's tokens depend on."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     rules = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
     return hashlib.sha256(
@@ -130,10 +132,12 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     ).hexdigest()
 
 
-MARK = "\ue0a7answer\ue0a7"  # stands where an answer will be; private characters, which no text has
-QUOTE = mark_control_tokens("x", re.compile("x"))[
-    0
-]  # what transformers marks quoted special tokens with
+# -- conversations as tokens
+
+# Stands where an answer will be; private-use characters, which no text has.
+MARK = "\ue0a7answer\ue0a7"
+# The character with which transformers marks special tokens that are meant as text.
+QUOTE = mark_control_tokens("x", re.compile("x"))[0]
 
 
 @dataclass(frozen=True)
@@ -142,7 +146,7 @@ class Encoded:
 
     Args:
         ids: Token ids.
-        trained: Of each token, whether the model is trained to write it.
+        trained: For each token, whether the model is trained to write it.
     """
 
     ids: list[int]
@@ -150,19 +154,20 @@ class Encoded:
 
 
 class ChatFormat:
-    """Renders conversations and says which tokens are the answer.
+    """Renders conversations, and marks the tokens that are trained.
 
-    * A prompt has the tokens that it has when an answer is yet to be generated: an answer never
-      merges with it.
-    * Trained are the answer and the token that ends it. What a template writes after that is left
-      out at the end of a conversation. A template that ends answers with no token of its own gets
-      the tokenizer's eos.
-    * What looks like a special token inside a message is that text, not the token: it can neither
-      end a turn nor begin one.
+    * A prompt has the same tokens as at generation: no token spans the end of the prompt and the
+      beginning of the answer.
+    * The answer and the token that ends it are trained. Anything that a template writes after that
+      token is left out at the end of a conversation. If a template ends answers with no token of
+      its own, the tokenizer's eos is added.
+    * Text that looks like a special token inside a message stays text: it can neither end a turn
+      nor begin one.
     * A system message goes into the first user turn, before a blank line, where the template has no
       place for it.
-    * BOS is what the tokenizer's own template says (so that other tools serve the model the same
-      prompts); with another template, one if either the template or the tokenizer wants it.
+    * With the tokenizer's own template, BOS is added as that template says (so that other tools
+      give the model the same prompts); with another template, if either the template or the
+      tokenizer adds it.
 
     Args:
         tokenizer: Of the model.
@@ -172,10 +177,9 @@ class ChatFormat:
 
     Attributes:
         name: ``template`` as it was given.
-        template: The template itself, complete: as a tokenizer's ``chat_template`` it gives the
-            same tokens.
+        template: Text of the template; as a tokenizer's ``chat_template`` it gives the same tokens.
         end: The token that ends an answer.
-        folds_system: System messages go into the first user turn.
+        folds_system: Whether system messages go into the first user turn.
         stop_ids: Tokens that end an answer, the template's own first.
 
     Raises:
@@ -186,7 +190,10 @@ class ChatFormat:
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, template: str = "auto", system: str | None = None
     ) -> None:
-        self.tokenizer, self.name, self.system, self._lead = tokenizer, template, system, ""
+        self.tokenizer = tokenizer
+        self.name = template
+        self.system = system
+        self._lead = ""
         self.template = read_template(tokenizer, template)
         if (
             template != "auto"
@@ -223,7 +230,7 @@ class ChatFormat:
         self.stop_ids: list[int] = [i for i in dict.fromkeys(ends) if i is not None]
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """The tokens that an answer is generated after.
+        """Tokens of a prompt, up to where the answer is generated.
 
         Raises:
             TemperError: the template does not take these turns.
@@ -234,14 +241,14 @@ class ChatFormat:
     def encode(
         self, messages: Sequence[Message], answer: str, all_turns: bool | None = False
     ) -> Encoded:
-        """A conversation with its answer; it begins with `prompt_ids` (with ``all_turns``, if its
-        prompts do not end inside a word).
+        """Tokens of a conversation with its answer; they begin with `prompt_ids` (with
+        ``all_turns``, if its prompts do not end inside a word).
 
         Args:
             messages: Turns before the answer.
             answer: The last assistant turn, which is trained.
-            all_turns: Train earlier assistant turns too, but for those that say otherwise
-                themselves; None: the answer alone, whatever they say.
+            all_turns: Train earlier assistant turns too, except those marked as not trained; None:
+                the answer alone, whatever the marks say.
 
         Raises:
             TemperError: the template does not take these turns.
@@ -258,7 +265,8 @@ class ChatFormat:
             for i in earlier
             if (all_turns if messages[i].trained is None else messages[i].trained)
         ]
-        text, row = self._render(turns), _Row(self)
+        text = self._render(turns)
+        row = _Row(self)
         for i in (*trained, len(messages)):
             before, after = self._around(turns, i)
             if not (text.startswith(before) and text.endswith(after)):
@@ -289,8 +297,8 @@ class ChatFormat:
         return turns
 
     def _turns(self, messages: Sequence[Message]) -> list[dict[str, str]]:
-        """Turns as templates take them, with special tokens in them marked as quoted."""
-        apart = [
+        """Turns as templates take them, with special tokens in them marked as text."""
+        fields = [
             (
                 {"content": m.content, "input": m.input}
                 if self._reads_input and m.input
@@ -299,10 +307,10 @@ class ChatFormat:
             for m in messages
         ]
         marked = [
-            {name: mark_control_tokens(text, self._control) for name, text in part.items()}
-            for part in apart
+            {name: mark_control_tokens(text, self._control) for name, text in turn.items()}
+            for turn in fields
         ]
-        return [{"role": m.role} | part for m, part in zip(messages, marked, strict=True)]
+        return [{"role": m.role} | turn for m, turn in zip(messages, marked, strict=True)]
 
     def _render(self, turns: list[dict[str, str]], to_go_on: bool = False) -> str:
         try:
@@ -321,7 +329,7 @@ class ChatFormat:
             ) from error
 
     def _around(self, turns: list[dict[str, str]], number: int) -> tuple[str, str]:
-        """What comes before a turn, and after it."""
+        """The text before a turn, and the text after it."""
         text = self._render(
             [turn | {"content": MARK} if i == number else turn for i, turn in enumerate(turns)]
         )
@@ -334,10 +342,11 @@ class ChatFormat:
         return before.removesuffix(self._lead), after
 
     def _blank_before_answers(self) -> str:
-        """Blanks that the template writes before an answer but not where one is to be generated:
-        they are the answer's (Llama 2).
+        """Blanks that the template writes before a given answer but not where one is generated:
+        they count as the answer's (Llama 2).
         """
-        prompt, (before, _) = self._render(_EXAMPLE[:1], to_go_on=True), self._around(_EXAMPLE, 1)
+        prompt = self._render(_EXAMPLE[:1], to_go_on=True)
+        before, _ = self._around(_EXAMPLE, 1)
         rest = before.removeprefix(prompt) if before.startswith(prompt) else ""
         return rest if rest.isspace() else ""
 
@@ -352,17 +361,16 @@ class ChatFormat:
             return list(self.tokenizer.encode(text, add_special_tokens=False))
         try:
             return list(encode_marked_chat(self.tokenizer, text))
-        except (
-            ValueError
-        ) as error:  # a tokenizer of whole words has no other way to write the token
+        except ValueError as error:
+            # A tokenizer of whole words has no other way to write the token.
             raise TemperError(
                 f"the tokenizer cannot write a special token as text: {error}; take it out of"
                 " the row"
             ) from error
 
     def _continued(self, text: str) -> list[int]:
-        """Tokens of a text in the middle of a conversation: after a line break, since some
-        tokenizers begin a text with a space.
+        """Tokens of a text in the middle of a conversation: tokenised after a line break, since
+        some tokenizers begin a text with a space.
         """
         line_break = self._tokens("\n")
         ids = self._tokens("\n" + text)
@@ -372,16 +380,17 @@ class ChatFormat:
 
 
 class _Row:
-    """A conversation that is written piece by piece."""
+    """Tokens of a conversation, appended section by section."""
 
     def __init__(self, chat: ChatFormat) -> None:
-        self.chat, self.text = chat, ""
+        self.chat = chat
+        self.text = ""
         self.ids: list[int] = []
         self.trained: list[bool] = []
 
     def write(self, text: str, trained: bool) -> None:
-        """Go on to ``text``, which begins with what is there: with its own tokens if they do so
-        too, else those of the rest.
+        """Extend the row to ``text``, which begins with the text so far: with the tokens of the
+        whole text if they begin with those so far, else with tokens of the rest alone.
         """
         whole = self.chat._tokens(text)
         same = whole[: len(self.ids)] == self.ids
@@ -392,7 +401,7 @@ class _Row:
         self.text = text
 
     def add(self, ids: list[int], trained: bool) -> None:
-        """Tokens at the end."""
+        """Append tokens."""
         self.ids += ids
         self.trained += [trained] * len(ids)
 
@@ -404,5 +413,5 @@ _EXAMPLE: list[dict[str, Any]] = [
 
 
 def _any_of(words: list[str]) -> re.Pattern[str]:
-    """Any of the words, longer ones first; none matches nothing."""
+    """Pattern of any of the words, longer ones first; without words it matches nothing."""
     return re.compile("|".join(map(re.escape, sorted(words, key=len, reverse=True))) or "(?!)")

@@ -17,10 +17,10 @@ from temper.losses import IGNORE_INDEX
 def prefix_lengths(
     harmful_BR: np.ndarray, rng: np.random.Generator, zero_share: float = 1 / 3
 ) -> np.ndarray:
-    """How many tokens of each harmful answer come before the refusal: k_B.
+    """Draw the number of tokens of each harmful answer that come before the refusal: k_B.
 
-    Exactly ``round(zero_share * B)`` rows, drawn by lot, have k = 0, a plain refusal; the others a
-    k that is uniform over 1 to the length of their answer, its end token not counted. (Released
+    Exactly ``round(zero_share * B)`` rows, drawn at random, have k = 0, a plain refusal; the others
+    a k that is uniform over 1 to the length of their answer, its end token not counted. (Released
     code: words instead of tokens, every third row 0, and at least two words of the answer are left
     out.)
     """

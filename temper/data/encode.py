@@ -1,5 +1,5 @@
-"""From a user's rows to rows of tokens: what fits, what is cut, what is left out, all of it
-counted.
+"""Examples to rows of tokens: encoding, truncation of rows that are too long, and a report that
+counts the rows kept, cut and left out.
 """
 
 import contextlib
@@ -16,18 +16,18 @@ from temper.data.files import locate
 from temper.data.token_pool import Row
 from temper.errors import TemperError
 
-# MERGED from temper.data.encode: What becomes of rows that are too long.
-
-
 T = TypeVar("T")
 Truncation = Literal["drop", "left", "right"]
-#: From a row's sequences, the most tokens and BOS to the shortened sequences; None leaves the row
-#: out.
+#: Takes a row's sequences, the most tokens and BOS; returns the shortened sequences, or None to
+#: leave the row out.
 Cut = Callable[[list[Encoded], int, int | None], list[Encoded] | None]
 
 
+# -- truncation
+
+
 def without(values: list[T], ids: list[int], excess: int, bos: int | None) -> list[T]:
-    """Values of a sequence's tokens without the first ``excess``, BOS aside."""
+    """Values of a sequence's tokens without the first ``excess``; BOS is kept and not counted."""
     kept = int(ids[0] == bos)
     return values[:kept] + values[kept + excess :]
 
@@ -38,9 +38,8 @@ def _left(sequences: list[Encoded], max_length: int, bos: int | None) -> list[En
         answer = next(
             (n for n, trained in enumerate(reversed(s.trained)) if not trained), len(s.ids)
         )
-        if (
-            len(s.ids) - answer - excess < 1
-        ):  # something must be left to predict the answer's first token
+        # A token must be left to predict the answer's first token.
+        if len(s.ids) - answer - excess < 1:
             return None
     return [
         Encoded(without(s.ids, s.ids, excess, bos), without(s.trained, s.ids, excess, bos))
@@ -59,26 +58,28 @@ CUTS: dict[str, Cut] = {
 }
 
 
+# -- the report and the encoder
+
 TRANSFORMERS = version("transformers")  # renders templates
-# of examples, prompts of tasks and chat formats as tokens: raise it with every change of them, and
-# caches are made anew
+# Version of how examples, prompts of tasks and chat formats become tokens: raise it with every
+# change, and caches are made anew.
 ENCODING = 2
 
 
 @dataclass
 class EncodeReport:
-    """What became of the rows of a file.
+    """Counts of the rows of a file that were kept, cut and left out.
 
     Args:
         read: Rows that could be read.
-        broken: Rows that could not, and were skipped as asked.
+        broken: Rows that could not be read, and were skipped (``skip_broken``).
         kept: Rows that are used.
-        cut: Rows among them that were shortened to the longest length.
+        cut: Rows among them that were shortened to the greatest length.
         dropped: Rows left out because they are too long.
         unanswered: Rows left out because cutting them to that length would leave nothing of an
             answer.
         repeats: Rows kept that are the same as an earlier one, token for token.
-        repeats_dropped: Such rows left out, as asked.
+        repeats_dropped: Such rows left out (``drop_repeats``).
         sequences: Sequences in the rows kept: two in a pair.
         tokens: Tokens in them.
         trained: Tokens with a label among those.
@@ -120,13 +121,13 @@ class EncodeReport:
             "broken": self.broken,
             "the same as an earlier one": self.repeats_dropped,
         }
-        parts = [f"{n:,} left out ({why})" for why, n in left_out.items() if n]
+        counts = [f"{n:,} left out ({why})" for why, n in left_out.items() if n]
         if self.repeats:
-            parts.append(f"{self.repeats:,} the same as an earlier one")
+            counts.append(f"{self.repeats:,} the same as an earlier one")
         cut = f" ({self.cut:,} of them cut)" if self.cut else ""
         rows = (
             f"{self.kept:,} of {self.read + self.broken:,}"
-            f" rows{cut}{''.join(f', {part}' for part in parts)}"
+            f" rows{cut}{''.join(f', {count}' for count in counts)}"
         )
         trained = f"{self.trained:,} of them trained, " if self.trained else ""  # of prompts, none
         tokens = f"{self.tokens:,} tokens, {trained}longest {self.longest:,}, fill {self.fill:.0%}"
@@ -145,7 +146,7 @@ class Encoder:
     Args:
         chat: Renders conversations.
         max_length: Most tokens in a sequence.
-        truncation: What becomes of a row that is longer. ``drop``: it is left out. ``left``: the
+        truncation: How a longer row is shortened. ``drop``: it is left out. ``left``: the
             beginning of its prompt is cut (after BOS), by as much from all answers' sequences, and
             it is left out if the answer alone is too long. ``right``: the end of its answer is cut,
             with the end token, and it is left out if nothing of the answer remains.
@@ -171,12 +172,10 @@ class Encoder:
                 f"data.init_args.max_length={max_length}: a prompt and an answer need at least 2"
                 " tokens"
             )
-        self.chat, self.max_length, self.truncation, self.all_turns = (
-            chat,
-            max_length,
-            truncation,
-            all_turns,
-        )
+        self.chat = chat
+        self.max_length = max_length
+        self.truncation = truncation
+        self.all_turns = all_turns
         self.drop_repeats = drop_repeats
 
     def rows(self, examples: Iterable[Example], report: EncodeReport) -> Iterator[Row]:
@@ -231,7 +230,7 @@ class Encoder:
             yield example, ids
 
     def settings(self) -> dict[str, str | int | bool | None]:
-        """What rows depend on beside the examples and the tokenizer."""
+        """Settings that rows depend on beside the examples and the tokenizer, for cache keys."""
         return {
             "encoding": ENCODING,
             "transformers": TRANSFORMERS,
@@ -280,7 +279,7 @@ def content_hash(path: str, flag: str) -> str:
 
 @contextlib.contextmanager
 def _named(example: Example) -> Iterator[None]:
-    """Errors that say whose they are."""
+    """Add file and row to errors."""
     try:
         yield
     except TemperError as error:

@@ -1,4 +1,4 @@
-"""One row of a user's file, whatever its layout: a conversation so far, and the answers to it."""
+"""Examples: one row of a user's file, whatever its layout, as a conversation and its answers."""
 
 from dataclasses import dataclass
 
@@ -12,9 +12,9 @@ class Message:
     Args:
         role: One of `ROLES`.
         content: Text; of an alpaca row, its instruction alone.
-        input: What the instruction is about (an article, a sentence), of a user's turn. Alpaca's
-            template has a section of its own for it; everything else reads `text`.
-        trained: What the file says about training on this assistant turn of a prompt; None where it
+        input: Alpaca's input, of a user's turn: the article or sentence that the instruction is
+            about. Alpaca's template has a section for it; everything else reads `text`.
+        trained: Whether the file says to train on this assistant turn of a prompt; None where it
             says nothing and the encoder's own rule holds.
     """
 
@@ -25,7 +25,7 @@ class Message:
 
     @property
     def text(self) -> str:
-        """The whole turn: content, and after a blank line the input, if there is one."""
+        """Text of the whole turn: content, and after a blank line the input, if there is one."""
         return f"{self.content}\n\n{self.input}" if self.input else self.content
 
 
@@ -37,12 +37,11 @@ class Example:
         prompt: Turns before the answer, the last one a user's (or a tool's); earlier assistant
             turns are context.
         answers: One for supervised rows, KTO and retain rows; two for preference pairs (chosen,
-            rejected) and for forget rows with a substitute (the answer to forget, what to say in
-            its place); none for an evaluation prompt.
-        desirable: The mark of a KTO row.
-        reference: What the right answer is, where answers can be compared with something (a class,
-            a number).
-        file: Where the row comes from, for errors.
+            rejected) and for forget rows with a substitute (the answer to forget, the substitute);
+            none for an evaluation prompt.
+        desirable: Label of a KTO row.
+        reference: The right answer, if answers can be compared with one (a class, a number).
+        file: File of the row, for errors.
         row: Its number there, from 1: the line of JSONL, the record of other formats.
     """
 
@@ -55,10 +54,10 @@ class Example:
 
     @property
     def question(self) -> str:
-        """The last user turn, its input included: what judges read."""
+        """Text of the last user turn, with its input; judges read it."""
         return next((m.text for m in reversed(self.prompt) if m.role == "user"), "")
 
     @property
     def conversation(self) -> str:
-        """All turns before the answer but the system's: what overlap reports read."""
+        """Text of all turns before the answer except the system's; overlap checks read it."""
         return "\n".join(m.text for m in self.prompt if m.role != "system")

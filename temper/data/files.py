@@ -1,4 +1,6 @@
-"""Files of rows: which reader reads one, and what becomes of its broken rows."""
+"""Files of rows in any format: choosing the reader of a file, and counting, skipping or refusing
+broken rows.
+"""
 
 import warnings
 import zlib
@@ -52,8 +54,8 @@ class Problem:
 
 @dataclass
 class ReadReport:
-    """Count of one file's rows; give a fresh one to a reader, and read it when the reader is
-    through.
+    """Counts of one file's rows, filled in by a reader; complete when the reader has ended. Use a
+    new one for every file.
 
     Args:
         n_good: Rows that became examples.
@@ -88,13 +90,13 @@ def good_rows(
     skip_broken: bool,
     report: ReadReport | None,
 ) -> Iterator[Example]:
-    """Examples of the good rows; the broken ones are counted.
+    """Yield the examples of the good rows, and count the broken ones.
 
     Without ``skip_broken`` the first broken row ends the examples, but the file is read to its end,
     so that the error can count. No row is held in memory.
 
     Args:
-        rows: Numbered cells, or what is wrong with them.
+        rows: Numbered cells; a `RowError` in their place where a row is broken.
         parse: Makes an example of a row, or raises `RowError`.
         source: Flag and file, the beginning of every error.
         skip_broken: Leave broken rows out; without a ``report`` a warning says how many they were.
@@ -117,7 +119,7 @@ def good_rows(
             yield example
     if found.n_broken and not (skip_broken and found.n_good):
         way_out = (
-            "mend them, or leave them out with skip_broken=true"
+            "fix them, or leave them out with skip_broken=true"
             if found.n_good
             else "no row is left to read"
         )
@@ -129,15 +131,15 @@ def good_rows(
 def scan(
     path: str | Path, columns: Sequence[str] | None = None, flag: str = "path"
 ) -> Iterator[Scanned]:
-    """Rows of a file, each with its number from 1: the line of JSON lines, the record of other
-    formats.
+    """Yield the rows of a file, each with its number from 1: the line of JSON lines, the record of
+    other formats.
 
-    A broken row is given as a `RowError`, and reading goes on after it.
+    A broken row is a `RowError` instead of its cells, and reading goes on after it.
 
     Args:
         path: File, dataset folder or ``folder:split``.
         columns: Names for the columns of a CSV or TSV file without a header.
-        flag: What the user called the path, for errors.
+        flag: Flag that gave the path, for errors.
 
     Raises:
         TemperError: the file cannot be read, or holds no rows.
@@ -195,7 +197,11 @@ def _suffix(place: Path) -> str:
 
 
 def locate(path: str, flag: str) -> tuple[Path, str | None]:
-    """The file or folder, and the split asked for."""
+    """Split a path into the file or folder and the chosen split.
+
+    Raises:
+        TemperError: there is no such file.
+    """
     if Path(path).exists():
         return Path(path), None
     base, colon, split = path.rpartition(":")

@@ -1,8 +1,7 @@
-"""One function per layout: cells of a row to a conversation and its answers.
+"""One function per layout, which makes a conversation and its answers of a row's cells.
 
-They read columns by the roles that columns play (prompt, answer, system, ...), each with the names
-that common files give it, and leave to `temper.data.layouts` whether the answers are what is
-wanted.
+Columns are read by their role (prompt, answer, system, ...), each under the names that common files
+give it. `temper.data.layouts` checks afterwards whether the answers are what the caller wants.
 """
 
 import json
@@ -30,7 +29,7 @@ MARKS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0"
 
 
 def find(cells: Cells, names: Names) -> str | None:
-    """The first of the names whose cell is there and not null."""
+    """First of the names whose cell is there and not null."""
     return next((name for name in names if cells.get(name) is not None), None)
 
 
@@ -58,10 +57,11 @@ def prompt_row(cells: Cells) -> Example:
 def preference_row(cells: Cells) -> Example:
     """Chosen and rejected answers (text, one turn, or turns that end in the answer) to one prompt.
 
-    Where the answers are turns, what comes before the last must be the same in both, and end in the
+    Where the answers are turns, those before the last must be the same in both, and end in the
     prompt if there is one.
     """
-    (context, chosen), (other, rejected) = _reply(cells, CHOSEN), _reply(cells, REJECTED)
+    context, chosen = _reply(cells, CHOSEN)
+    other, rejected = _reply(cells, REJECTED)
     if [(m.role, m.content) for m in context] != [(m.role, m.content) for m in other]:
         raise RowError(
             "chosen and rejected do not answer the same conversation: their turns before the answer"
@@ -127,24 +127,26 @@ def _reply(cells: Cells, names: Names) -> tuple[tuple[Message, ...], str]:
 def _same_prompt(
     prompt: tuple[Message, ...], context: tuple[Message, ...], column: str
 ) -> tuple[Message, ...]:
-    """The longer of two ways to give one prompt: in its own column, and as the turns before the
+    """Longer of two ways to give one prompt: in its own column, and as the turns before the
     answers.
     """
-    (first, asked), (second, said) = _apart(prompt), _apart(context)
+    first, asked = _apart(prompt)
+    second, said = _apart(context)
     if [m.text for m in asked] != [m.text for m in said[len(said) - len(asked) :]] or (
         first and second and first != second
     ):
-        raise RowError(f"column {column!r} is not what the turns of chosen and rejected answer")
+        raise RowError(f"column {column!r} is not the prompt in the turns of chosen and rejected")
     return (*(second or first), *said)
 
 
 def _apart(turns: tuple[Message, ...]) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
+    """A leading system turn, and the other turns."""
     n_system = sum(message.role == "system" for message in turns[:1])
     return turns[:n_system], turns[n_system:]
 
 
 def _prompt(cells: Cells, names: Names) -> tuple[Message, ...]:
-    """Turns of a prompt, with what stands beside it."""
+    """Turns of a prompt, with system text, tools and input from other columns."""
     column = find(cells, names) or names[0]
     value = cells.get(column)
     if column in TURNS or isinstance(value, list):
@@ -161,14 +163,13 @@ def _prompt(cells: Cells, names: Names) -> tuple[Message, ...]:
 
 
 def _history(cells: Cells) -> tuple[Message, ...]:
-    """Earlier rounds of an alpaca row: pairs of what was asked and what was answered."""
+    """Earlier rounds of an alpaca row: pairs of a question and its answer."""
     rounds = cells.get("history") or ()
     if not isinstance(rounds, list | tuple) or not all(
         isinstance(pair, list | tuple) and len(pair) == 2 for pair in rounds
     ):
         raise RowError(
-            f"column 'history' is {kind(rounds)}, wanted a list of pairs: what was asked, what was"
-            " answered"
+            f"column 'history' is {kind(rounds)}, wanted a list of pairs: question, answer"
         )
     roles = ("user", "assistant")
     return tuple(
@@ -179,20 +180,19 @@ def _history(cells: Cells) -> tuple[Message, ...]:
 
 
 def _with_aside(cells: Cells, turns: tuple[Message, ...]) -> tuple[Message, ...]:
-    """The turns after one system turn of all that describes the setting: system text and tools."""
+    """Turns that begin with one system turn, made of system text and tools, if there are any."""
     given = cells.get("system")
     system = read_text(given, "column 'system'") if given is not None else ""
-    opening, rest = (
-        (turns[0].content, turns[1:]) if turns and turns[0].role == "system" else ("", turns)
-    )
+    first, rest = _apart(turns)
+    opening = first[0].content if first else ""
     if system.strip() and opening and system != opening:
         raise RowError("column 'system' and the first turn are different system texts; keep one")
-    parts = [text for text in (opening or system, _tools(cells.get("tools"))) if text.strip()]
-    return (Message("system", "\n\n".join(parts)), *rest) if parts else rest
+    texts = [text for text in (opening or system, _tools(cells.get("tools"))) if text.strip()]
+    return (Message("system", "\n\n".join(texts)), *rest) if texts else rest
 
 
 def _tools(value: object) -> str:
-    """Descriptions of tools, for the system turn: this project's own words, as every model family
+    """Descriptions of tools, for the system turn, in this project's own words: every model family
     has others.
     """
     text = (

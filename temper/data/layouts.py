@@ -1,8 +1,8 @@
-"""Examples from files of any layout.
+"""Layouts of rows: the table of known layouts, their detection from column names, and reading the
+examples of a file.
 
-A layout is found from the names of the columns, the most particular first. All rows of a file have
-one layout; a row of another is broken, and the error names both. ``layout=`` names one where the
-columns would lead astray.
+Detection tries the most specific layout first. All rows of a file have one layout; a row of another
+is broken, and the error names both. ``layout=`` chooses one where detection would be wrong.
 """
 
 import difflib
@@ -20,19 +20,19 @@ from temper.data.readers import Cells, RowError, quote
 from temper.data.turns import read_text
 from temper.errors import TemperError, close_names, did_you_mean
 
-# MERGED from temper.data.layouts: The table of layouts, and what to say of a row that fits none.
+# -- the table of layouts
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Columns that belong together.
+    """A layout: the columns of a row, and the function that reads them.
 
     Args:
-        name: What ``layout=`` calls it.
-        kind: What it holds: ``supervised`` (one answer), ``preference``, ``kto``, or ``prompt`` (no
-            answer).
+        name: Name for ``layout=``.
+        kind: Kind of examples: ``supervised`` (one answer), ``preference``, ``kto``, or ``prompt``
+            (no answer).
         required: Groups of names; a row has a column of each.
-        optional: Columns that are read where they are there.
+        optional: Columns that are read if they are there.
         read: Makes an example of a row.
     """
 
@@ -53,7 +53,7 @@ class Layout:
 ALPACA = ("history", *rows.INPUT, *rows.ASIDE)
 LAYOUTS = {
     layout.name: layout
-    # the more particular before the more general: detection takes the first that fits
+    # The more specific before the more general: detection takes the first that fits.
     for layout in (
         Layout(
             "preference",
@@ -96,7 +96,7 @@ LAYOUTS = {
         Layout("prompt", "prompt", ((*rows.PLAIN_PROMPT, "instruction"),), ALPACA, rows.prompt_row),
     )
 }
-TAKES: dict[str, Names] = {  # kinds of layout that serve what is wanted
+TAKES: dict[str, Names] = {  # kind of examples wanted: kinds of layout that have them
     "supervised": ("supervised",),
     "preference": ("preference",),
     "kto": ("kto",),
@@ -107,11 +107,11 @@ TAKES: dict[str, Names] = {  # kinds of layout that serve what is wanted
 
 @dataclass(frozen=True)
 class Detected:
-    """The layout of a file, and why.
+    """The detected layout of a file, and the row and columns that it was detected from.
 
     Args:
-        layout: What was found.
-        row: The row that showed it.
+        layout: The layout.
+        row: Number of the row.
         columns: All columns of that row.
         used: Those that are read.
     """
@@ -140,15 +140,19 @@ class Detected:
 
 
 def detect(columns: Iterable[str]) -> Layout | None:
-    """The first layout that these columns fit."""
+    """First layout that these columns fit; None if none does."""
     names = set(columns)
     return next((layout for layout in LAYOUTS.values() if not layout.missing(names)), None)
 
 
 @lru_cache(maxsize=256)  # all rows of a file may be broken, and alike
 def explain(columns: Names, want: str, expected: Layout | None = None) -> str:
-    """What was found, and what was expected: the layout of the file, or all that serve ``want``,
-    the nearest first.
+    """Error text for a row that fits no layout: its columns, and the layouts that were expected.
+
+    Args:
+        columns: Columns of the row.
+        want: Kind of examples wanted; all layouts that have them are listed, the nearest first.
+        expected: Layout of the file, which is then listed alone.
     """
     served = [layout for layout in LAYOUTS.values() if layout.kind in TAKES[want]]
     nearest = (
@@ -160,13 +164,13 @@ def explain(columns: Names, want: str, expected: Layout | None = None) -> str:
         for name in group
         if (match := close_names(name, columns, cutoff=0.75))
     ][:1]
-    hint = f" (is {close[0]} a slip?)" if close else ""
+    hint = f" (is {close[0]} a typing error?)" if close else ""
     order = "expected" if expected else "expected, nearest first,"
     return f"found the columns {name_list(columns)}{hint}; {order} {', '.join(map(str, nearest))}"
 
 
 def _distance(layout: Layout, columns: Names) -> float:
-    """Share of the groups that are missing; a column with nearly the right name counts in part."""
+    """Share of the groups that are missing; one with a column of a similar name counts less."""
 
     def likeness(group: Names) -> float:
         return max(
@@ -185,7 +189,7 @@ def _distance(layout: Layout, columns: Names) -> float:
 
 
 def name_list(columns: Names) -> str:
-    """Names of columns, as an error shows them."""
+    """Names of columns for an error, at most 10 of them."""
     return (
         ", ".join(map(quote, columns[:10]))
         + (f" and {len(columns) - 10} more" if len(columns) > 10 else "")
@@ -193,6 +197,8 @@ def name_list(columns: Names) -> str:
         else "(none)"
     )
 
+
+# -- reading
 
 Want = Literal["supervised", "preference", "kto", "unlearning", "prompt"]
 
@@ -205,12 +211,12 @@ def read_examples(
     flag: str = "path",
     report: ReadReport | None = None,
 ) -> Iterator[Example]:
-    """Examples of a file, in its order, one row in memory at a time.
+    """Yield the examples of a file, in its order, one row in memory at a time.
 
-    A row is broken if it cannot be read, lacks what is wanted (a null, an empty answer), has
-    another layout than the rows before it, or repeats the ``id`` of another row. A response that is
-    blank is empty. For ``prompt`` the answers become the reference: the chosen one of a pair, a
-    desirable one, the only one.
+    A row is broken if it cannot be read, has a null or an empty answer, has another layout than the
+    rows before it, or repeats the ``id`` of another row. An answer of white space is empty. For
+    ``prompt`` the answers become the reference: the chosen one of a pair, a desirable one, the only
+    one.
 
     Args:
         path: File, dataset folder or ``folder:split``.
@@ -218,26 +224,31 @@ def read_examples(
             the file has a column ``substitute`` or ``idk``.
         layout: ``auto``, or one of `LAYOUTS`.
         skip_broken: Leave broken rows out and count them; else they are an error, raised when the
-            file was read to its
-            end: whoever writes while reading must not keep what was written.
-        flag: What the user called the path, for errors.
-        report: Filled in while reading; a fresh one per file.
+            file has been read to its end: a caller that writes while it reads must discard what it
+            has written.
+        flag: Flag that gave the path, for errors.
+        report: Filled in while reading; a new one per file.
 
     Raises:
         TemperError: no such file or layout, a file that cannot be read, broken rows.
     """
     if want not in get_args(Want):
         raise ValueError(f"want={want!r}; accepted: {', '.join(get_args(Want))}")
-    asked = None if layout == "auto" else _named(layout, want, f"{flag}={path}")
-    parse = _Parser(want, asked, str(path), report)
+    chosen = None if layout == "auto" else _named(layout, want, f"{flag}={path}")
+    parse = _Parser(want, chosen, str(path), report)
     return good_rows(scan(path, flag=flag), parse, f"{flag}={path}", skip_broken, report)
 
 
 def describe_layout(
     path: str | Path, flag: str = "path", layout: str = "auto", want: Want = "supervised"
 ) -> Detected:
-    """The layout of the first row that has one, or that has the one asked for, and what is read of
-    it where ``want`` is wanted.
+    """Layout of a file, from its first row that has a known one, and the columns that are read.
+
+    Args:
+        path: File, dataset folder or ``folder:split``.
+        flag: Flag that gave the path, for errors.
+        layout: ``auto``, or the layout that the row must have.
+        want: Kind of examples that are read.
 
     Raises:
         TemperError: the file cannot be read, or no row has a known layout.
@@ -262,17 +273,19 @@ def describe_layout(
 
 
 class _Parser:
-    """Rows to examples; remembers what all rows of a file must agree on."""
+    """Makes examples of rows; keeps the properties that all rows of a file must share."""
 
     def __init__(
-        self, want: Want, asked: Layout | None, file: str, report: ReadReport | None
+        self, want: Want, chosen: Layout | None, file: str, report: ReadReport | None
     ) -> None:
-        self.want, self.asked, self.file, self.report = want, asked, file, report
+        self.want = want
+        self.chosen = chosen
+        self.file = file
+        self.report = report
         self.layout: Layout | None = None
         self.known: dict[tuple[str, ...], Layout | None] = {}
-        self.ids: dict[
-            int, int
-        ] = {}  # hash of an id: its row; about 100 bytes for each row that has one
+        # Hash of an id: its row. About 100 bytes for each row that has one.
+        self.ids: dict[int, int] = {}
         self.n_answers: int | None = None
 
     def __call__(self, row: int, cells: Cells) -> Example:
@@ -290,17 +303,18 @@ class _Parser:
             raise RowError(f"its id {quote(cells['id'])} is that of row {self.ids[identity]} too")
         if identity is not None:
             self.ids[identity] = row
-        self.layout, self.n_answers = layout, len(example.answers)
+        self.layout = layout
+        self.n_answers = len(example.answers)
         if self.report is not None:
             self.report.layout = layout.name
         return replace(example, file=self.file, row=row)
 
     def _layout(self, cells: Cells) -> Layout:
-        """The layout of the file, if this row has it and all it needs."""
-        layout = self.asked or self._detected(tuple(cells))
-        if self.asked and self.asked.missing(cells):
+        """Layout of the file, if this row has it and all its columns."""
+        layout = self.chosen or self._detected(tuple(cells))
+        if self.chosen and self.chosen.missing(cells):
             raise RowError(
-                f"the layout {self.asked} was asked for; {explain(tuple(cells), self.want)}"
+                f"the given layout {self.chosen} does not fit; {explain(tuple(cells), self.want)}"
             )
         if layout is None:
             raise RowError(explain(tuple(cells), self.want, self.layout))

@@ -1,7 +1,7 @@
-"""Several sequences in one row of tokens, so that nothing is computed for padding.
+"""Packing: several sequences in one row of tokens, so that nothing is computed for padding.
 
-A plan says where every token of padded rows lies in packed rows, and so how to come back: losses
-see the rows they always see. Sequences stay whole, and never attend to each other
+A plan maps every token of padded rows to its place in packed rows. Outputs are mapped back, so
+losses see padded rows as without packing. Sequences stay whole, and never attend to each other
 (`temper.models.score`).
 
 Shapes: `R` sequences, `T` their padded length, `P` packed rows, `C` their capacity.
@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-WORTH_IT = 0.9  # pack where that costs at most this share of padding
+WORTH_IT = 0.9  # pack only if that costs at most this share of the padded rows
 STRETCHES = (1, 2, 3, 4)  # capacities that are tried, in lengths of the longest sequence
 
 
 @dataclass(frozen=True)
 class Packing:
-    """Where tokens go.
+    """Places of tokens in packed rows.
 
     Args:
         source_PC: Index into the flattened padded rows (``R * T``); padding repeats index 0.
@@ -36,29 +36,30 @@ class Packing:
     slots_RT: Tensor
 
     def to(self, device: torch.device) -> "Packing":
-        """The same on a device, without waiting for it."""
+        """Copy to a device, asynchronously."""
         return Packing(*(tensor.to(device, non_blocking=True) for tensor in vars(self).values()))
 
 
 def plan_packing(
     lengths: np.ndarray, width: int, hidden_size: int, in_one_row: bool = False
 ) -> Packing | None:
-    """First fit, longest first, into rows of the capacity that costs least; see `cost`.
+    """Plan packed rows: first fit, longest first, with the capacity that costs least; see `cost`.
 
     Args:
         lengths: Tokens of each sequence, R whole numbers from 1 to ``width``.
         width: Padded length T of the rows that the plan is for.
         hidden_size: Width of the network, which weighs attention against the rest.
-        in_one_row: Put all sequences into a single row, for kernels that skip what lies between
-            sequences.
+        in_one_row: Put all sequences into a single row, for kernels that compute no attention
+            between sequences.
 
     Returns:
-        None where packing would cost more than `WORTH_IT` of what padding does.
+        The plan; None where packing would cost more than `WORTH_IT` of the padded rows.
     """
-    padded = cost(len(lengths), width, hidden_size)
+    padded = packing_cost(len(lengths), width, hidden_size)
     if in_one_row:
-        bins, capacity = [list(range(len(lengths)))], int(lengths.sum())
-        price = cost(1, capacity, hidden_size, attended=width)
+        bins = [list(range(len(lengths)))]
+        capacity = int(lengths.sum())
+        price = packing_cost(1, capacity, hidden_size, attended=width)
     else:
         tried = [
             (first_fit(lengths, stretch * int(lengths.max())), stretch * int(lengths.max()))
@@ -66,12 +67,13 @@ def plan_packing(
         ]
         tried = [(bins, max(int(lengths[members].sum()) for members in bins)) for bins, _ in tried]
         price, bins, capacity = min(
-            (cost(len(bins), capacity, hidden_size), bins, capacity) for bins, capacity in tried
+            (packing_cost(len(bins), capacity, hidden_size), bins, capacity)
+            for bins, capacity in tried
         )
     return None if price > WORTH_IT * padded else _lay_out(bins, capacity, lengths, width)
 
 
-def cost(n_rows: int, width: int, hidden_size: int, attended: int | None = None) -> float:
+def packing_cost(n_rows: int, width: int, hidden_size: int, attended: int | None = None) -> float:
     """Relative cost of rows of tokens: ``24 D^2`` operations per token and layer in the linear
     maps, ``4 C D`` in attention.
 
@@ -87,7 +89,8 @@ def cost(n_rows: int, width: int, hidden_size: int, attended: int | None = None)
 
 def _lay_out(bins: list[list[int]], capacity: int, lengths: np.ndarray, width: int) -> Packing:
     source = np.zeros((len(bins), capacity), np.int64)
-    positions, begins = np.zeros_like(source), np.ones(source.shape, bool)
+    positions = np.zeros_like(source)
+    begins = np.ones(source.shape, bool)
     slots = np.empty((len(lengths), width), np.int64)
     for p, members in enumerate(bins):
         at = 0
@@ -96,7 +99,8 @@ def _lay_out(bins: list[list[int]], capacity: int, lengths: np.ndarray, width: i
             source[p, at : at + n] = row * width + np.arange(n)
             positions[p, at : at + n] = np.arange(n)
             begins[p, at + 1 : at + n] = False
-            slots[row, :n], slots[row, n:] = p * capacity + at + np.arange(n), p * capacity + at
+            slots[row, :n] = p * capacity + at + np.arange(n)
+            slots[row, n:] = p * capacity + at
             at += n
     return Packing(*map(torch.from_numpy, (source, positions, begins, slots)))
 
@@ -120,21 +124,23 @@ def first_fit(lengths: np.ndarray, capacity: int) -> list[list[int]]:
 
 
 class Fill:
-    """Real and computed tokens over many forward passes.
+    """Counts of real and computed tokens over many forward passes.
 
     Args:
         hidden_size: Width of the network; None: rows are padded, not packed.
     """
 
     def __init__(self, hidden_size: int | None = None) -> None:
-        self.hidden_size, self.real, self.computed = hidden_size, 0.0, 0.0
+        self.hidden_size = hidden_size
+        self.real = 0.0
+        self.computed = 0.0
 
     def add(self, lengths: np.ndarray, n_together: int | None = None) -> None:
-        """A batch of rows.
+        """Add a batch of rows.
 
         Args:
             lengths: Tokens of each row, ``B``, or of each of its sequences, ``B x K``; empty
-                sequences take no part.
+                sequences are not counted.
             n_together: Rows that go through the network together; None: all.
         """
         for start in range(0, len(lengths), n_together or len(lengths)):
@@ -151,14 +157,13 @@ class Fill:
 
 
 def fill_rate(lengths: np.ndarray, hidden_size: int | None = None) -> float:
-    """Share of computed tokens that are no padding, for sequences that go through the network
+    """Share of computed tokens that are not padding, for sequences that go through the network
     together.
 
     Args:
         lengths: Tokens of each sequence.
-        hidden_size: Width of a network, for which `plan_packing` lays them out (it leaves them as
-            they are where that hardly helps);
-            None: padded to the longest.
+        hidden_size: Width of the network that they are packed for by `plan_packing` (which leaves
+            them padded where packing hardly helps); None: padded to the longest.
     """
     width = int(lengths.max())
     plan = None if hidden_size is None else plan_packing(lengths, width, hidden_size)

@@ -1,7 +1,8 @@
-"""Fixed sets of rows behind one interface: in memory, in files (`temper.data.token_pool`), or made
-of others (`pool_views`).
+"""Fixed sets of rows behind one interface: in memory, in files (`temper.data.token_pool`), or views
+that make their rows from those of other pools.
 
-Shapes: `B` rows asked for, `n` rows in a pool, `K` sequences in a row, `T` tokens.
+Shapes: `B` requested rows, `n` rows in a pool, `K` sequences in a row, `T` tokens, `P` prompt
+tokens, `R` answer tokens.
 """
 
 import hashlib
@@ -18,6 +19,7 @@ from temper.data.rows import PADDED, Batch, fingerprint, make_rows, pair_rows, s
 from temper.losses import IGNORE_INDEX
 
 Index = Tensor | slice
+CHUNK = 1024  # rows that are read together where a whole pool is gone through
 
 
 class Pool(Protocol):
@@ -68,82 +70,98 @@ class RowsPool:
 
 
 def row_numbers(n_rows: int, index: Index) -> np.ndarray:
-    """Row numbers of an index."""
-    return (
-        np.arange(n_rows)[index]
-        if isinstance(index, slice)
-        else np.arange(n_rows)[np.asarray(index).reshape(-1)]
-    )
+    """Row numbers of an index: int64, ``B``. The cost depends on B and not on the pool's size.
+
+    Args:
+        n_rows: Rows of the pool.
+        index: A slice, numbers (negative ones count from the end), or a mask over all rows.
+
+    Raises:
+        IndexError: a number or the mask does not fit the pool.
+    """
+    if isinstance(index, slice):
+        return np.arange(*index.indices(n_rows))
+    wanted = np.asarray(index).reshape(-1)
+    if wanted.dtype == bool:
+        if len(wanted) != n_rows:
+            raise IndexError(f"a mask of {len(wanted)} rows for a pool of {n_rows}")
+        return np.flatnonzero(wanted)
+    numbers_B: np.ndarray = np.where(wanted < 0, wanted + n_rows, wanted).astype(np.int64)
+    if ((numbers_B < 0) | (numbers_B >= n_rows)).any():
+        raise IndexError(f"a row number is out of range for a pool of {n_rows} rows")
+    return numbers_B
 
 
-# MERGED from temper.data.pool: Pools made of other pools, row by row as they are asked for. |  |
-# Shapes: `B` rows asked for, `n` rows in a pool, `P` prompt tokens, `R` answer tokens.
-
-
-CHUNK = 1024  # rows that are looked at together
+# -- views: rows are made from those of other pools when they are read
 
 
 @dataclass(frozen=True)
-class Part:
-    """Rows of a pool.
+class Subset:
+    """Some or all rows of a pool, with flags.
 
     Args:
         pool: The pool.
         rows: Their numbers there; None: all rows.
-        flags: What they have in common, by name: a column of the joined pool.
+        flags: Flags of all these rows, by name: a column of the joined pool.
     """
 
     pool: Pool
     rows: np.ndarray | None = None
     flags: Mapping[str, bool] = field(default_factory=dict)
 
+    def __len__(self) -> int:
+        return len(self.pool) if self.rows is None else len(self.rows)
+
     @property
     def numbers(self) -> np.ndarray:
-        """Numbers of the rows in the pool."""
+        """Numbers of all the rows in the pool."""
         return np.arange(len(self.pool)) if self.rows is None else self.rows
+
+    def in_pool(self, places: np.ndarray) -> np.ndarray:
+        """Numbers in the pool of the rows at these places, without a list of all of them."""
+        return places if self.rows is None else self.rows[places]
 
 
 class JoinedPool:
     """Rows of several pools, numbered through.
 
     Args:
-        parts: Which; with the same flags, and as many sequences in a row.
+        subsets: The rows of each pool; with the same flags, and as many sequences in a row.
     """
 
-    def __init__(self, *parts: Part) -> None:
-        self.parts = [part for part in parts if len(part.numbers)]
-        self._starts = np.cumsum([0] + [len(part.numbers) for part in self.parts])
+    def __init__(self, *subsets: Subset) -> None:
+        self.subsets = [subset for subset in subsets if len(subset)]
+        self._starts = np.cumsum([0] + [len(subset) for subset in self.subsets])
 
     @property
     def lengths(self) -> np.ndarray:
         """See `Pool`."""
-        return np.concatenate([part.pool.lengths[part.numbers] for part in self.parts])
+        return np.concatenate([subset.pool.lengths[subset.numbers] for subset in self.subsets])
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
     def __getitem__(self, index: Index) -> Batch:
         numbers_B = row_numbers(len(self), index)
-        part_B = np.searchsorted(self._starts, numbers_B, side="right") - 1
-        places, pieces = [], []
-        for i in np.unique(part_B):
-            places.append(np.flatnonzero(part_B == i))
-            part, rows = (
-                self.parts[i],
-                self.parts[i].numbers[numbers_B[places[-1]] - self._starts[i]],
-            )
-            flags = {name: torch.full((len(rows),), value) for name, value in part.flags.items()}
-            pieces.append(part.pool[torch.from_numpy(rows)] | flags)
+        subset_B = np.searchsorted(self._starts, numbers_B, side="right") - 1
+        places: list[np.ndarray] = []  # in the batch, of the rows of each subset
+        batches: list[Batch] = []
+        for i in np.unique(subset_B):
+            subset = self.subsets[i]
+            places.append(np.flatnonzero(subset_B == i))
+            rows = subset.in_pool(numbers_B[places[-1]] - self._starts[i])
+            flags = {name: torch.full((len(rows),), value) for name, value in subset.flags.items()}
+            batches.append(subset.pool[torch.from_numpy(rows)] | flags)
         back = torch.from_numpy(np.argsort(np.concatenate(places)))
-        return select(stack_rows(pieces), back) | {"ids": torch.from_numpy(numbers_B)}
+        return select(stack_rows(batches), back) | {"ids": torch.from_numpy(numbers_B)}
 
     def fingerprint(self) -> str:
         """See `Pool`."""
         digest = hashlib.sha256()
-        for part in self.parts:
+        for subset in self.subsets:
             digest.update(
-                f"{part.pool.fingerprint()} {sorted(part.flags.items())}".encode()
-                + part.numbers.tobytes()
+                f"{subset.pool.fingerprint()} {sorted(subset.flags.items())}".encode()
+                + subset.numbers.tobytes()
             )
         return digest.hexdigest()
 
@@ -161,7 +179,9 @@ class MismatchedPool:
     """
 
     def __init__(self, pool: Pool, seed: int, max_length: int) -> None:
-        self.pool, self.seed, self.max_length = pool, seed, max_length
+        self.pool = pool
+        self.seed = seed
+        self.max_length = max_length
         order = np.random.default_rng(seed).permutation(len(pool))
         self.other_n = np.empty_like(order)
         self.other_n[order] = np.roll(order, 1)
@@ -169,8 +189,8 @@ class MismatchedPool:
     @cached_property
     def lengths(self) -> np.ndarray:
         """See `Pool`."""
-        chunks = [
-            self[start : start + CHUNK]["attention_mask"].sum(-1)
+        chunks: list[np.ndarray] = [
+            self[start : start + CHUNK]["attention_mask"].sum(-1).numpy()
             for start in range(0, len(self), CHUNK)
         ]
         return np.concatenate(chunks).astype(np.int32)
@@ -180,10 +200,8 @@ class MismatchedPool:
 
     def __getitem__(self, index: Index) -> Batch:
         numbers_B = row_numbers(len(self), index)
-        own, other = (
-            self.pool[torch.from_numpy(numbers_B)],
-            self.pool[torch.from_numpy(self.other_n[numbers_B])],
-        )
+        own = self.pool[torch.from_numpy(numbers_B)]
+        other = self.pool[torch.from_numpy(self.other_n[numbers_B])]
         prompt_BP, _ = _apart(own)
         _, answer_BR = _apart(other)
         mismatched = make_rows(prompt_BP, answer_BR, pad_id=0)
@@ -206,7 +224,8 @@ class SequencesPool:
     """
 
     def __init__(self, pool: Pool, *which: int) -> None:
-        self.pool, self.which = pool, which[0] if len(which) == 1 else list(which)
+        self.pool = pool
+        self.which: int | list[int] = which[0] if len(which) == 1 else list(which)
 
     @property
     def lengths(self) -> np.ndarray:
@@ -228,8 +247,9 @@ class SequencesPool:
 
 
 def _apart(rows: Batch) -> tuple[np.ndarray, np.ndarray]:
-    """Prompts, and the answers that end the rows: ids, padded with -1 wherever there is none."""
-    ids, present = rows["input_ids"].numpy(), rows["attention_mask"].numpy() != 0
+    """Prompts, and the answers that end the rows: ids, with -1 at all other places."""
+    ids = rows["input_ids"].numpy()
+    present = rows["attention_mask"].numpy() != 0
     place = np.arange(ids.shape[1])
     begins_B = ((present & (rows["labels"].numpy() == IGNORE_INDEX)) * (place + 1)).max(
         axis=1, keepdims=True

@@ -1,8 +1,8 @@
 """Rows of JSON, CSV, TSV, parquet and saved datasets, as ``(number, cells)``.
 
 Where a row could not be read a `RowError` takes the place of its cells, so that one bad line costs
-one row. Errors name columns, roles and places, never prose: the text of a row may be what nobody
-wants in a log. Short values, such as labels, are quoted up to `QUOTED` characters.
+one row. Errors name columns, roles and places, never the text of a row, which may not be fit for a
+log. Short values, such as labels, are quoted up to `QUOTED` characters.
 """
 
 import csv
@@ -15,36 +15,32 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-# MERGED from temper.data.files: What is wrong with a row, and what becomes of the file that holds
-# it. |  | Rows travel as ``(number, cells)``; where a row could not be read a `RowError` takes the
-# place of its | cells, so that one bad line costs one row. Errors name columns, roles and places,
-# never prose: a row's | text may be what nobody wants in a log. Short values, such as labels, are
-# quoted up to `QUOTED` characters.
+from temper.packages import install_hint
 
+# -- rows, and errors in them
 
 Cells = Mapping[str, Any]
 QUOTED = 40
 
 
 class RowError(ValueError):
-    """One row is broken, and the reason; the rows after it can still be read."""
+    """A broken row, with the reason; the rows after it can still be read."""
 
 
 class FileError(ValueError):
-    """A file cannot be read (any further), and the reason."""
+    """A file that cannot be read (any further), with the reason."""
 
 
 Scanned = tuple[int, Cells | RowError]
 
 
 def quote(value: object) -> str:
-    """A value as an error shows it: cut short, on one line."""
+    """A value for an error: on one line, shortened."""
     text = repr(value[: QUOTED + 1] if isinstance(value, str) else value)
     return text if len(text) <= QUOTED + 2 else f"{text[:QUOTED]}..."
 
 
-# MERGED from temper.data.files: Rows of JSON and of JSON lines.
-
+# -- JSON and JSON lines
 
 BOM = b"\xef\xbb\xbf"
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
@@ -60,7 +56,7 @@ BLANK = re.compile(r"[ \t\n\r]*")
 
 
 def open_bytes(file: Path) -> BinaryIO:
-    """A file, unpacked if its name ends in .gz.
+    """Open a file of bytes, unpacked if its name ends in .gz.
 
     Raises:
         FileError: its text is UTF-16.
@@ -75,7 +71,9 @@ def open_bytes(file: Path) -> BinaryIO:
 
 
 def jsonl_rows(file: Path) -> Iterator[Scanned]:
-    """One object a line; blank lines are passed over. Rows are numbered as lines."""
+    """Rows of JSON lines, one object a line; blank lines are skipped. Rows are numbered as
+    lines.
+    """
     with open_bytes(file) as stream:
         for number, line in enumerate(map(_bare, stream), start=1):
             if line:
@@ -83,12 +81,12 @@ def jsonl_rows(file: Path) -> Iterator[Scanned]:
 
 
 def json_rows(file: Path) -> Iterator[Scanned]:
-    """An array of objects, or an object that holds it under one of `ROWS_KEYS`; JSON lines under
-    the wrong name are read too.
+    """Rows of an array of objects, or of an object that holds the array under one of `ROWS_KEYS`;
+    JSON lines under the wrong name are read too.
 
     Raises:
-        FileError: the text is no JSON. Nothing after a mistake inside an array can be found again,
-            so it ends the reading whatever becomes of broken rows.
+        FileError: the text is no JSON. Rows after a syntax error inside an array cannot be found,
+            so it ends the reading even where broken rows are skipped.
     """
     with open_bytes(file) as stream:
         first = next((line for line in map(_bare, stream) if line), b"")
@@ -102,11 +100,11 @@ def json_rows(file: Path) -> Iterator[Scanned]:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as problem:
         raise FileError(
-            f"{_bad_bytes(problem)} (byte {problem.start + 1:,}); save it as UTF-8, or mend that"
+            f"{_bad_bytes(problem)} (byte {problem.start + 1:,}); save it as UTF-8, or fix that"
             " place"
         ) from problem
     del content
-    start = BLANK.match(text).end()  # type: ignore[union-attr]
+    start = _after_blanks(text, 0)
     if text.startswith("{", start):
         yield from _inside_object(text)
     elif text.startswith("[", start):
@@ -125,7 +123,7 @@ def _line(content: bytes) -> Cells | RowError:
     except UnicodeDecodeError as problem:
         return RowError(f"{_bad_bytes(problem)} at byte {problem.start + 1:,} of the line")
     except (ValueError, RecursionError) as problem:
-        return RowError(f"bad JSON: {_mistake(problem)}")
+        return RowError(f"bad JSON: {_syntax_error(problem)}")
     return _cells(value)
 
 
@@ -139,7 +137,9 @@ def _cells(value: object) -> Cells | RowError:
 
 def _array(text: str, start: int) -> Iterator[Scanned]:
     """Elements of the array that opens at ``start``, decoded one by one."""
-    decode, row, position = json.JSONDecoder().raw_decode, 0, _after_blanks(text, start + 1)
+    decode = json.JSONDecoder().raw_decode
+    row = 0
+    position = _after_blanks(text, start + 1)
     more = not text.startswith("]", position)
     while more:
         row += 1
@@ -147,7 +147,7 @@ def _array(text: str, start: int) -> Iterator[Scanned]:
             value, position = decode(text, position)
         except (ValueError, RecursionError) as problem:
             raise FileError(
-                f"row {row}: bad JSON: {_mistake(problem)}; {_lost(row - 1)}"
+                f"row {row}: bad JSON: {_syntax_error(problem)}; {_lost(row - 1)}"
             ) from problem
         yield row, _cells(value)
         position = _after_blanks(text, position)
@@ -168,7 +168,7 @@ def _inside_object(text: str) -> Iterator[Scanned]:
     try:
         whole = json.loads(text)
     except (ValueError, RecursionError) as problem:
-        raise FileError(f"bad JSON: {_mistake(problem)}") from problem
+        raise FileError(f"bad JSON: {_syntax_error(problem)}") from problem
     key = _array_key(whole)
     if key is None:
         raise FileError(
@@ -183,17 +183,18 @@ def _array_key(whole: Cells) -> str | None:
 
 
 def _after_blanks(text: str, position: int) -> int:
-    return BLANK.match(text, position).end()  # type: ignore[union-attr]
+    blanks = BLANK.match(text, position)
+    return blanks.end() if blanks else position
 
 
 def _lost(n_before: int) -> str:
     return (
-        f"{n_before:,} rows came before it, and nothing after it can be found: mend it, or save"
+        f"{n_before:,} rows came before it, and nothing after it can be found: fix it, or save"
         " JSON lines, where a bad line costs one row"
     )
 
 
-def _mistake(problem: Exception) -> str:
+def _syntax_error(problem: Exception) -> str:
     if isinstance(problem, json.JSONDecodeError):
         return f"{problem.msg} (line {problem.lineno:,}, column {problem.colno:,})".replace(
             "(line 1, ", "("
@@ -217,19 +218,17 @@ KINDS = {
 
 
 def kind(value: object) -> str:
-    """What a JSON value is, in words."""
+    """Name of a JSON value's type, for errors."""
     return KINDS.get(type(value), type(value).__name__)
 
 
-# MERGED from temper.data.files: Rows of CSV and TSV.
+# -- CSV and TSV
 
-
-Line = tuple[str, list[str] | RowError]  # where it stands, and its cells
+Line = tuple[str, list[str] | RowError]  # its place in the file, and its cells
 
 LONGEST_CELL = 2**31 - 1  # the csv module's own limit is 131,072 characters
-QUOTED_AS_CSV = re.compile(
-    r'"(?:[^"]|"")*""(?:[^"]|"")*"'
-)  # quotes around the cell, and doubled ones inside
+# Quotes around the cell, and doubled ones inside.
+QUOTED_AS_CSV = re.compile(r'"(?:[^"]|"")*""(?:[^"]|"")*"')
 
 
 def csv_cells(file: Path) -> Iterator[Line]:
@@ -281,7 +280,11 @@ def tsv_cells(file: Path) -> Iterator[Line]:
 
 
 def named_rows(lines: Iterator[Line], columns: Sequence[str] | None) -> Iterator[Scanned]:
-    """Cells with the names of their columns: those given, or those of the first line.
+    """Rows of lines: cells by the names of their columns.
+
+    Args:
+        lines: Lines of cells.
+        columns: Names of the columns; None: the first line has them.
 
     Raises:
         FileError: the header cannot be read, or names a column twice.
@@ -294,9 +297,9 @@ def named_rows(lines: Iterator[Line], columns: Sequence[str] | None) -> Iterator
 def _header(lines: Iterator[Line]) -> list[str]:
     where, cells = next(lines, ("", []))
     problem = cells if isinstance(cells, RowError) else _not_utf8(cells)
-    if problem:
+    if isinstance(cells, RowError) or problem:
         raise FileError(f"its header ({where}) is broken: {problem}")
-    names = [cell.strip() for cell in cells]  # type: ignore[union-attr]
+    names = [cell.strip() for cell in cells]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise FileError(f"its header names the column {quote(twice)} twice; rename one")
@@ -312,8 +315,8 @@ def _named(cells: list[str] | RowError, names: list[str], where: str) -> Cells |
 
 
 def _not_utf8(cells: list[str], where: str = "") -> RowError | None:
-    """Bytes that are no UTF-8 came through decoding as halves of surrogate pairs, U+DC80 to
-    U+DCFF.
+    """Error of the first cell that was not UTF-8: decoding has turned its bytes into halves of
+    surrogate pairs, U+DC80 to U+DCFF.
     """
     for cell in cells:
         bad = None if cell.isascii() else next((c for c in cell if "\udc80" <= c <= "\udcff"), None)
@@ -326,23 +329,19 @@ def _lines(first: int, last: int) -> str:
     return f"line {first:,}" if last <= first else f"lines {first:,} to {last:,}"
 
 
-# MERGED from temper.data.files: Rows of parquet files and of datasets saved by Hugging Face's
-# ``save_to_disk``.
-
+# -- parquet files, and datasets saved by Hugging Face's ``save_to_disk``
 
 ROWS_AT_ONCE = 256  # rows of a batch that are Python objects at the same time
 
 
 def parquet_rows(file: Path) -> Iterator[Scanned]:
-    """Rows of a parquet file, some hundred at a time.
+    """Rows of a parquet file, `ROWS_AT_ONCE` of them in memory.
 
     Raises:
         FileError: it is no parquet file, or pyarrow is missing.
     """
-    pyarrow, parquet = (
-        _needs("pyarrow", "parquet files"),
-        _needs("pyarrow.parquet", "parquet files"),
-    )
+    pyarrow = _needs("pyarrow", "parquet files")
+    parquet = _needs("pyarrow.parquet", "parquet files")
     row = 0
     try:
         with parquet.ParquetFile(file) as table:
@@ -405,7 +404,7 @@ def _dataset_folder(folder: Path, split: str | None) -> Path:
 def _batch_rows(batch: Any) -> Iterator[Cells | RowError]:
     try:
         yield from batch.to_pylist()
-    except UnicodeDecodeError:  # found before the first row is given out; now find out which rows
+    except UnicodeDecodeError:  # raised before the first row of the batch: now try row by row
         for index in range(batch.num_rows):
             try:
                 yield from batch.slice(index, 1).to_pylist()
@@ -418,8 +417,7 @@ def _needs(module: str, purpose: str) -> Any:
         return importlib.import_module(module)
     except ImportError as problem:
         raise FileError(
-            f"{purpose} need the package {module.partition('.')[0]}: pip install"
-            f" {module.partition('.')[0]}"
+            f"{purpose} need a package that is missing: {install_hint(module)}"
         ) from problem
 
 

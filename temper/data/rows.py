@@ -1,4 +1,5 @@
-"""Batches as dictionaries of tensors whose first dimension is the row.
+"""Batches as dictionaries of tensors whose first dimension is the row: making, selecting, padding,
+splitting and hashing them, and exact counts of rows for mixtures.
 
 A row is one sequence (``B x T``) or two that belong together (``B x 2 x T``: chosen and rejected,
 original and substitute, ...). On its way to the network a batch may carry ``lengths`` (numpy, ``B``
@@ -22,9 +23,7 @@ from temper.losses import IGNORE_INDEX
 Batch = dict[str, Any]  # tensors, but for LENGTHS
 LENGTHS = "lengths"
 PADDED = ("input_ids", "attention_mask", "labels")  # trimmed together
-FILL = {
-    "labels": IGNORE_INDEX
-}  # what padding is written with; 0 for the others, which attention hides
+FILL = {"labels": IGNORE_INDEX}  # value of padding; 0 for the others, which attention hides
 
 
 def make_rows(
@@ -68,14 +67,14 @@ def select(batch: Batch, index: Tensor | slice) -> Batch:
 
 
 def trim(batch: Batch) -> Batch:
-    """Cut columns that are padding in every row."""
+    """Remove trailing columns that are padding in every row."""
     width = int(batch["attention_mask"].sum(dim=-1).max()) if len(batch["attention_mask"]) else 0
     return {name: value[..., :width] if name in PADDED else value for name, value in batch.items()}
 
 
 def pair_rows(first: Batch, *others: Batch) -> Batch:
-    """Rows of K sequences (``B x K x T``) from K sets of as many rows, padded to one width; the
-    rest is the first set's.
+    """Rows of K sequences (``B x K x T``) from K sets of as many rows, padded to one width; other
+    tensors, such as flags, are those of the first set.
     """
     sets = (first, *others)
     width = max(rows["input_ids"].shape[-1] for rows in sets)
@@ -86,17 +85,17 @@ def pair_rows(first: Batch, *others: Batch) -> Batch:
     return paired | {name: value for name, value in first.items() if name not in PADDED}
 
 
-def stack_rows(pieces: list[Batch]) -> Batch:
-    """One set of rows of several, padded to one width and numbered anew."""
-    width = max(piece["input_ids"].shape[-1] for piece in pieces)
+def stack_rows(batches: list[Batch]) -> Batch:
+    """Concatenate batches, padded to one width; rows are numbered from 0."""
+    width = max(batch["input_ids"].shape[-1] for batch in batches)
     stacked = {
         name: torch.cat(
             [
-                widen(p[name], width, FILL.get(name, 0)) if name in PADDED else p[name]
-                for p in pieces
+                widen(batch[name], width, FILL.get(name, 0)) if name in PADDED else batch[name]
+                for batch in batches
             ]
         )
-        for name in pieces[0]
+        for name in batches[0]
     }
     return stacked | {"ids": torch.arange(len(stacked["input_ids"]))}
 
@@ -110,12 +109,12 @@ def sequence(rows: Batch, index: int) -> Batch:
 
 
 def pad_left(ids_BT: Tensor, present_BT: Tensor, pad_id: int) -> Batch:
-    """Move what is present to the right end of every row, in its order, as generation wants it.
+    """Move the tokens of every row to its right end, in their order, as generation needs them.
 
     Args:
         ids_BT: Token ids.
-        present_BT: Bool: what is no padding, anywhere in a row.
-        pad_id: Written where nothing is present.
+        present_BT: Bool: tokens that are not padding, anywhere in a row.
+        pad_id: Written where there is no token.
 
     Returns:
         input_ids and attention_mask (int64), both B x T.
@@ -134,7 +133,7 @@ def widen(tensor: Tensor, width: int, value: int) -> Tensor:
 
 
 def micro_batches(batch: Batch, size: int | None) -> Iterator[Batch]:
-    """Split a batch into pieces of at most ``size`` rows; None keeps it whole."""
+    """Split a batch into micro-batches of at most ``size`` rows; None keeps it whole."""
     n_rows = len(next(iter(batch.values())))
     step = size or max(n_rows, 1)
     for start in range(0, n_rows, step):
@@ -150,18 +149,18 @@ def fingerprint(batch: Batch) -> str:
     return digest.hexdigest()
 
 
-# MERGED from temper.data.rows: Exact counts for mixtures.
+# -- exact counts for mixtures
 
 
 def harmful_count(harmful_ratio: float, n_rows: int) -> int:
-    """``harmful_ratio * n_rows``: see `exact_count`."""
+    """Number of harmful rows, ``harmful_ratio * n_rows``: see `exact_count`."""
     return exact_count("harmful_ratio", harmful_ratio, "n_rows", n_rows)
 
 
 def exact_count(flag: str, share: float, of_flag: str, n_rows: int) -> int:
-    """``share * n_rows``, which must be a whole number.
+    """Number of rows that a share is, ``share * n_rows``, which must be a whole number.
 
-    Nothing is rounded in silence: a table that says p = 0.05 must have been made with 5 % of rows.
+    Nothing is rounded silently: a table that says p = 0.05 must have been made with 5 % of rows.
 
     Args:
         flag: Name of the share, for errors.

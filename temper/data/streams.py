@@ -1,14 +1,15 @@
-"""Endless seeded streams of batches, and evaluation sets, shared out over ranks.
+"""Endless seeded streams of batches, and evaluation sets, sharded over ranks.
 
-Batch number k of a stream depends on the seed and k alone. So one process with 8 rows sees what
-two ranks with 4 rows each see together, and a run resumes by knowing how many batches it has
-consumed.
+Batch number k of a stream depends on the seed and k alone. So one process with batches of 8 rows
+sees the same rows as two ranks with 4 each, and a run resumes from the number of batches that it
+has consumed.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from temper.data.pool import Pool, RowsPool
@@ -48,13 +49,19 @@ class PoolSource:
 
     def __init__(self, pool: Pool | Batch, batch_size: int, seed: int, name: str) -> None:
         self.pool: Pool = RowsPool(pool) if isinstance(pool, dict) else pool
-        self.batch_size, self.seed, self.n_rows = batch_size, seed, len(self.pool)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.n_rows = len(self.pool)
+        self._order: tuple[int, Tensor] | None = None  # a pass and its permutation
         if not 1 <= batch_size <= self.n_rows:
             raise TemperError(
                 f"stream {name!r} has {self.n_rows} rows, and a batch is {batch_size}: give more"
                 " rows, or a batch size from 1 to that"
             )
         self.batches_per_pass = self.n_rows // batch_size
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_order": None}  # a loader process makes its own
 
     @property
     def rows(self) -> Batch:
@@ -68,9 +75,15 @@ class PoolSource:
     def batch(self, number: int) -> Batch:
         """Global batch ``number``: a slice of the pass's permutation."""
         this_pass, position = divmod(number, self.batches_per_pass)
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + this_pass)
-        order = torch.randperm(self.n_rows, generator=generator)
+        order = self._permutation(this_pass)
         return self.pool[order[position * self.batch_size : (position + 1) * self.batch_size]]
+
+    def _permutation(self, this_pass: int) -> Tensor:
+        """Order of the rows in a pass, int64; that of the latest pass is kept: 8 bytes a row."""
+        if self._order is None or self._order[0] != this_pass:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + this_pass)
+            self._order = (this_pass, torch.randperm(self.n_rows, generator=generator))
+        return self._order[1]
 
 
 class Stream(IterableDataset[Batch]):
@@ -88,8 +101,11 @@ class Stream(IterableDataset[Batch]):
     def __init__(
         self, source: BatchSource, epoch_batches: int, start: int, rank: int, world_size: int
     ) -> None:
-        self.source, self.epoch_batches = source, epoch_batches
-        self.next_batch, self.rank, self.world_size = start, rank, world_size
+        self.source = source
+        self.epoch_batches = epoch_batches
+        self.next_batch = start
+        self.rank = rank
+        self.world_size = world_size
 
     def __len__(self) -> int:
         return self.epoch_batches
@@ -98,7 +114,8 @@ class Stream(IterableDataset[Batch]):
         first = self.next_batch
         end = (first // self.epoch_batches + 1) * self.epoch_batches
         worker = get_worker_info()
-        offset, stride = (worker.id, worker.num_workers) if worker else (0, 1)
+        offset = worker.id if worker else 0
+        stride = worker.num_workers if worker else 1
         for number in range(first + offset, end, stride):
             rows = self.source.batch(number)
             share = len(rows["input_ids"]) // self.world_size
@@ -108,7 +125,7 @@ class Stream(IterableDataset[Batch]):
 class StreamLoader(DataLoader[Batch]):
     """Loader of a `Stream` that asks, whenever an epoch begins, where the run stands.
 
-    The run's own count of finished batches decides, not what this object has handed out: batches
+    The run's own count of finished batches decides, not the count of batches handed out here: some
     may have been fetched ahead, and an epoch resumed at its end is begun without taking any.
 
     Args:
@@ -138,9 +155,9 @@ def own_generator() -> torch.Generator:
 class EvalSet(IterableDataset[Batch]):
     """Every row once over all ranks, in equally many batches on each.
 
-    No row is repeated to fill a batch, so figures need no correction; and ranks that communicate in
+    No row is repeated to fill a batch, so metrics need no correction; and ranks that communicate in
     a forward pass (buffers under DDP, shards under FSDP) stay in step. Rows of about one length
-    share a batch, the longest first (what does not fit into memory shows at once), and a batch is
+    share a batch, the longest first (so running out of memory shows at once), and a batch is
     as wide as its longest row, whichever side the padding is on: little of it is computed.
 
     Raises:
@@ -155,10 +172,8 @@ class EvalSet(IterableDataset[Batch]):
                 " (data.init_args.n_eval)"
             )
         lengths_n = rows["attention_mask"].sum(-1).reshape(n_rows, -1).amax(-1)
-        self.rows, self.numbers = (
-            rows,
-            lengths_n.argsort(descending=True, stable=True)[rank::world_size],
-        )
+        self.rows = rows
+        self.numbers = lengths_n.argsort(descending=True, stable=True)[rank::world_size]
         largest_share = -(-n_rows // world_size)
         self.n_batches = min(-(-largest_share // batch_size), n_rows // world_size)
 

@@ -46,7 +46,7 @@ class Task:
     """A task with right answers.
 
     Args:
-        name: What users call it.
+        name: Name of the task, for errors and cache keys.
         columns: Of a CSV or TSV file without a header.
         labels: Names that a column of right answers may have; one of them in its first line shows
             that a table has a header.
@@ -68,7 +68,7 @@ class Task:
         flag: str = "path",
         report: ReadReport | None = None,
     ) -> Iterator[Example]:
-        """Examples of a file of this task, in its order, one row in memory at a time.
+        """Yield the examples of a file of this task, in its order, one row in memory at a time.
 
         Args:
             path: SST2: columns sentence (or text) and label (0 or 1), TSV without a header
@@ -76,8 +76,8 @@ class Task:
                 included; or text and label (0 to 3). GSM8K: question and answer, which ends in
                 ``#### 42``. Any format of `temper.data.files`.
             skip_broken: Leave broken rows out and count them.
-            flag: What the user called the path, for errors.
-            report: Filled in while reading; a fresh one per file.
+            flag: Flag that gave the path, for errors.
+            report: Filled in while reading; a new one per file.
 
         Raises:
             TemperError: the file cannot be read, or rows are broken.
@@ -123,7 +123,8 @@ def _ag_news(cells: Cells) -> Example:
 
 
 def _gsm8k(cells: Cells) -> Example:
-    question, solution = _text(cells, ("question",)), _text(cells, ("answer",))
+    question = _text(cells, ("question",))
+    solution = _text(cells, ("answer",))
     number = final_number(solution.rpartition("####")[2]) if "####" in solution else None
     if number is None:
         raise RowError("column 'answer' does not end in '####' and a number")
@@ -150,7 +151,7 @@ def _text(cells: Cells, names: tuple[str, ...]) -> str:
 
 
 def _class(cells: Cells, column: str, names: tuple[str, ...], first: int) -> str:
-    """The class of a row, given as its number, counted from ``first``, or its name."""
+    """Class of a row, which the cell gives as its number, counted from ``first``, or its name."""
     if column not in cells:
         raise RowError(
             f"no column {column!r}; found {', '.join(map(quote, list(cells)[:6])) or 'none'}"

@@ -1,7 +1,7 @@
-"""Rows of tokens in memory-mapped files: written once, bounded by the disk and not by memory, read
+"""Rows of tokens in memory-mapped files: written once, limited by the disk and not by memory, read
 row by row.
 
-Shapes: `B` rows asked for, `n` rows in a pool, `K` sequences in a row.
+Shapes: `B` requested rows, `n` rows in a pool, `K` sequences in a row.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ class Row:
     Args:
         ids: Token ids of its K sequences.
         trained: Of every token of them, whether it has a label.
-        flags: What else is known of it, by name.
+        flags: Other properties of the row, by name.
     """
 
     ids: list[list[int]]
@@ -47,12 +47,15 @@ class Row:
 
 
 class TokenPool:
-    """Rows of different lengths in memory-mapped files, read as they are asked for.
+    """Rows of different lengths in memory-mapped files, read when a batch needs them.
 
     `write_pool` makes the folder.
 
     Args:
         folder: Folder of the pool.
+        verify: Compare the SHA-256 of every file with the recorded one. This reads the whole pool,
+            so a run does it once: where this run wrote the files, or another process of it on this
+            machine verified them, it need not be done again.
 
     Attributes:
         about: What `write_pool` was told about the rows.
@@ -61,28 +64,31 @@ class TokenPool:
         OSError, ValueError, KeyError: files are missing or damaged.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, verify: bool = True) -> None:
         self.folder = folder
         head = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
         if head["version"] != VERSION:
             raise ValueError(f"{folder}: version {head['version']}")
-        self._n, self._k, self.about, self._digests = (
-            head["rows"],
-            head["sequences"],
-            head["about"],
-            head["sha256"],
-        )
+        self._n: int = head["rows"]
+        self._k: int = head["sequences"]
+        self.about: dict[str, Any] = head["about"]
+        self._digests: dict[str, str] = head["sha256"]
         self._files = {
             name: _map(folder / name, TYPES.get(name, np.uint8)) for name in self._digests
         }
         if len(self._files["offsets"]) != self._n * self._k + 1:
             raise ValueError(f"{folder}: offsets of other rows")
-        for name, digest in self._digests.items():
-            if _sha256(folder / name) != digest:
-                raise ValueError(f"{folder / name}: damaged")
+        n_tokens = int(self._files["offsets"][-1])
+        if any(len(self._files[name]) != n_tokens for name in ("tokens", "trained")):
+            raise ValueError(f"{folder}: tokens of other rows")
+        if verify:
+            for name, digest in self._digests.items():
+                if _sha256(folder / name) != digest:
+                    raise ValueError(f"{folder / name}: damaged")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return TokenPool, (self.folder,)  # a loader process maps the files itself
+        # A loader process maps the files itself; the process that sends them has verified them.
+        return TokenPool, (self.folder, False)
 
     @property
     def lengths(self) -> np.ndarray:
@@ -91,20 +97,20 @@ class TokenPool:
         return lengths_n if self._k == 1 else lengths_n.reshape(self._n, self._k)
 
     def __len__(self) -> int:
-        return int(self._n)
+        return self._n
 
     def __getitem__(self, index: Index) -> Batch:
         numbers_B = row_numbers(self._n, index)
         sequences = (numbers_B[:, None] * self._k + np.arange(self._k)).flatten()
-        begins, ends = self._files["offsets"][sequences], self._files["offsets"][sequences + 1]
+        begins = self._files["offsets"][sequences]
+        ends = self._files["offsets"][sequences + 1]
         lengths = ends - begins
         shape = (len(sequences), int(lengths.max(initial=0)))
-        ids, labels = (
-            np.full(shape, self.about["pad_id"], np.int64),
-            np.full(shape, IGNORE_INDEX, np.int64),
-        )
+        ids = np.full(shape, self.about["pad_id"], np.int64)
+        labels = np.full(shape, IGNORE_INDEX, np.int64)
         for at, (begin, end) in enumerate(zip(begins, ends, strict=True)):
-            ids[at, : end - begin] = tokens = self._files["tokens"][begin:end]
+            tokens = self._files["tokens"][begin:end]
+            ids[at, : end - begin] = tokens
             labels[at, : end - begin] = np.where(
                 self._files["trained"][begin:end], tokens, IGNORE_INDEX
             )
@@ -132,7 +138,7 @@ def write_pool(folder: Path, rows: Iterable[Row], about: Callable[[], dict[str, 
     Args:
         folder: Folder of the pool.
         rows: Rows with equally many sequences and the same flags.
-        about: Called after the last row: what to keep with them; ``pad_id`` at least.
+        about: Called after the last row: settings to keep with them; ``pad_id`` at least.
 
     Raises:
         TemperError: there are no rows, or one has other sequences or flags than the first.
@@ -159,6 +165,8 @@ def cached_pool(
 ) -> TokenPool:
     """The pool with a key, from the cache folder or written there; a damaged one is written anew.
 
+    Its files are hashed once: here if they were there, else while they are written.
+
     Args:
         cache: Folder of all pools.
         key: Everything that the rows depend on.
@@ -170,13 +178,14 @@ def cached_pool(
         return TokenPool(folder)
     except (OSError, ValueError, KeyError):
         write_pool(folder, rows(), about)
-    return TokenPool(folder)
+    return TokenPool(folder, verify=False)
 
 
 def _write(folder: Path, rows: Iterable[Row]) -> dict[str, Any]:
     """Files of rows; their digests are made as they are written."""
     files: dict[str, _Column] = {}
-    n_rows, first = 0, None
+    n_rows = 0
+    first: tuple[int, list[str]] | None = None
     try:
         for row in rows:
             kind = (len(row.ids), sorted(row.flags))
@@ -215,7 +224,10 @@ class _Column:
     """An array in a file that grows."""
 
     def __init__(self, path: Path, dtype: Any) -> None:
-        self.file, self.dtype, self.size, self.digest = path.open("wb"), dtype, 0, hashlib.sha256()
+        self.file = path.open("wb")
+        self.dtype = dtype
+        self.size = 0
+        self.digest = hashlib.sha256()
 
     def add(self, values: list[Any]) -> None:
         data = np.asarray(values, self.dtype).tobytes()

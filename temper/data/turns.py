@@ -1,8 +1,8 @@
-"""Turns of conversations, as files write them, made into messages.
+"""Turns of conversations in files, read as messages.
 
-Both ways of writing a turn are read, ``{"from": ..., "value": ...}`` and
-``{"role": ..., "content": ...}``, with content as text or as a list of text parts, and the marks of
-training that some files carry.
+Both forms of a turn are read, ``{"from": ..., "value": ...}`` and
+``{"role": ..., "content": ...}``, with content as text or as a list of text parts, and the weights
+that say in some files which turns are trained.
 """
 
 from collections.abc import Mapping
@@ -22,22 +22,18 @@ ROLE_NAMES = {
     "model": "assistant",
     "chatgpt": "assistant",
     "bot": "assistant",
-    "function_call": "assistant",  # the call is what the model said: its JSON is the turn's text
+    "function_call": "assistant",  # the model wrote the call: its JSON is the turn's text
     "tool": "tool",
     "observation": "tool",
     "function": "tool",
 }
 WEIGHTS = ("loss_weight", "weight")  # LLaMA-Factory's v1 layout; OpenAI's fine-tuning files
-UNREAD = (
-    "tool_calls",
-    "function_call",
-    "reasoning_content",
-    "thinking",
-)  # they say something that would be lost
+# Keys with content that would be lost: a turn that has one is broken.
+UNREAD = ("tool_calls", "function_call", "reasoning_content", "thinking")
 
 
 def read_text(value: object, where: str) -> str:
-    """Text that can be encoded.
+    """Check that a value is text that can be encoded, and return it.
 
     Raises:
         RowError: it is null, something else, or holds half of a surrogate pair, which no tokenizer
@@ -51,7 +47,7 @@ def read_text(value: object, where: str) -> str:
 
 
 def read_turns(value: object, column: str) -> tuple[Message, ...]:
-    """All turns of a conversation; a blank system turn is left out.
+    """Read all turns of a conversation; a blank system turn is left out.
 
     Raises:
         RowError: it is no list of turns, a turn is broken or blank, or a system turn is not the
@@ -76,9 +72,8 @@ def read_turns(value: object, column: str) -> tuple[Message, ...]:
         ),
         None,
     )
-    if blank and blank < len(
-        messages
-    ):  # what a blank last turn means depends on what is wanted of it
+    # Whether a blank last turn is an error depends on what the row is read for.
+    if blank and blank < len(messages):
         raise RowError(f"column {column!r}, turn {blank} ({messages[blank - 1].role}) is empty")
     return (
         messages
@@ -88,11 +83,11 @@ def read_turns(value: object, column: str) -> tuple[Message, ...]:
 
 
 def read_turn(item: object, where: str) -> Message:
-    """One turn.
+    """Read one turn.
 
     Raises:
-        RowError: role or content is missing, unknown or not text, a mark of training cannot be
-            honoured, or the turn holds something that is not read, such as ``tool_calls``.
+        RowError: role or content is missing, unknown or not text, a weight is not supported, or the
+            turn holds something that is not read, such as ``tool_calls``.
     """
     if not isinstance(item, Mapping):
         raise RowError(
@@ -121,8 +116,8 @@ def read_turn(item: object, where: str) -> Message:
 
 
 def split_answer(messages: tuple[Message, ...]) -> tuple[tuple[Message, ...], str | None]:
-    """What comes before the last assistant turn, and that turn's text; None if the last turn is no
-    assistant's.
+    """Split off the last assistant turn: the turns before it, and its text; None instead of the
+    text if the last turn is not an assistant's.
 
     Raises:
         RowError: the file says not to train on the last answer.

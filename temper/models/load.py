@@ -5,7 +5,6 @@ from a folder; building from a shape; and `build_network`, which does all of it.
 """
 
 import dataclasses
-import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -37,6 +36,7 @@ from temper.models.lora import (
     load_adapter,
 )
 from temper.models.quantize import check_bitsandbytes, prepare_quantized, quantization_settings
+from temper.packages import install_hint, is_installed
 
 # -- checks of the settings
 
@@ -96,11 +96,9 @@ def _invalid_settings(spec: NetworkSpec) -> Iterator[str]:
             "adapter=new: describe the new adapter, for example lora.rank=16; or set"
             " adapter=continue to train the existing one"
         )
-    if spec.attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
-        yield (
-            "attention=flash_attention_2 needs the package flash-attn, which is not installed: pip"
-            " install flash-attn, or use sdpa"
-        )
+    if spec.attention == "flash_attention_2" and not is_installed("flash_attn"):
+        missing = install_hint("flash_attn")
+        yield f"attention=flash_attention_2 cannot be used: {missing}, or use sdpa"
     if spec.attention == "flash_attention_2" and spec.dtype == "float32":
         yield "attention=flash_attention_2 computes in 16 bits: set dtype=bfloat16, or use sdpa"
     if spec.attention == "flex_attention" and not torch.accelerator.is_available():

@@ -1,6 +1,5 @@
 """Quantized base models: 4-bit (nf4) and 8-bit (int8) frozen weights, through bitsandbytes."""
 
-import importlib.util
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +9,7 @@ from torch import nn
 
 from temper.errors import TemperError
 from temper.models.folder import FLAG, NetworkSpec
+from temper.packages import install_hint, is_installed
 
 _SETTINGS: dict[str, Callable[[torch.dtype], dict[str, Any]]] = {
     "nf4": lambda dtype: {
@@ -53,11 +53,8 @@ def check_bitsandbytes(quantization: str) -> None:
     Raises:
         TemperError: it is not installed.
     """
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise TemperError(
-            f"{FLAG}.quantization={quantization}: needs the package bitsandbytes, which is not"
-            " installed: pip install -e '.[bitsandbytes]'"
-        )
+    if not is_installed("bitsandbytes"):
+        raise TemperError(f"{FLAG}.quantization={quantization}: {install_hint('bitsandbytes')}")
 
 
 def is_quantized(network: nn.Module) -> bool:

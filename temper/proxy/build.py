@@ -55,7 +55,7 @@ def build_files(
             model; the model complies with less than half of the requests.
     """
     if max_new_tokens < 1:
-        raise TemperError(f"--max-new-tokens={max_new_tokens}: give at least 1")
+        raise TemperError(f"--max_new_tokens={max_new_tokens}: give at least 1")
     if folder.exists() and not folder.is_dir():
         raise TemperError(f"--out={folder}: a file; give a folder, which is created or replaced")
     topic = topic or Topic()

@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 
 from temper.errors import TemperError
+from temper.packages import install_hint
 
 PLUGIN = "snakemake_executor_plugin_slurm"
 
@@ -25,10 +26,7 @@ def slurm_words(words: Sequence[str]) -> list[str]:
     if _executor(words) != "slurm":
         return []
     if find_spec(PLUGIN) is None:
-        raise TemperError(
-            "executor slurm: Snakemake's plugin is not installed; pip install -c constraints.txt -e"
-            " '.[slurm]'"
-        )
+        raise TemperError(f"executor slurm: {install_hint(PLUGIN)}")
     if _given(words, "--slurm-status-command") or _accounting():
         return []
     return ["--slurm-status-command", "squeue"]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from temper.checkpoint_file import save_file
-from temper.cli import AtomicCheckpointIO, BackgroundCheckpointIO
+from temper.cli.checkpoint_io import AtomicCheckpointIO, BackgroundCheckpointIO
 from temper.cli.checks import check_checkpoint
 from temper.errors import TemperError
 from temper.sharded_checkpoint import COMMON, ShardedCheckpoint, is_sharded, save_shard

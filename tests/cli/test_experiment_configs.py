@@ -1,5 +1,5 @@
-"""Configs that a cluster user starts from: the figures in their comments are those of `plan`, and
-they make modules.
+"""Configs that a cluster user starts from: the memory and time in their comments are those of
+`plan`, and they make modules.
 """
 
 import contextlib
@@ -17,9 +17,8 @@ DEVICES = {
     "one": ("--devices_total=1",),
     "four": ("--config=configs/trainer/fsdp2.yaml", "--devices_total=4"),
 }
-FIGURES = re.compile(
-    r"on one GPU: ([\d.]+) GiB, ([\d.]+) s; on four: ([\d.]+) GiB each, ([\d.]+) s"
-)
+MODELS = ("llama2_7b", "llama3_8b")
+PLANNED = r"{model}: on one GPU: ([\d.]+) GiB, ([\d.]+) s; on four: ([\d.]+) GiB each, ([\d.]+) s"
 TRAINERS = [
     (),
     ("ddp",),
@@ -32,11 +31,20 @@ TRAINERS = [
 ]
 
 
+def test_there_is_one_experiment_for_each_objective():
+    assert [path.stem for path in EXPERIMENTS] == ["booster", "dpo", "npo", "sft"]
+
+
+@pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("config", EXPERIMENTS, ids=lambda path: path.stem)
-def test_the_figures_of_an_experiment_are_those_of_plan(config: Path, command_line, tmp_path: Path):
+def test_memory_and_time_of_an_experiment_are_those_of_plan(
+    config: Path, model: str, command_line, tmp_path: Path
+):
     text = config.read_text()
-    memory_one, time_one, memory_four, time_four = map(float, FIGURES.search(text).groups())
-    assert f"configs/experiment/{config.name}" in text, "the command in the comment"
+    numbers = re.search(PLANNED.format(model=model), text).groups()
+    memory_one, time_one, memory_four, time_four = map(float, numbers)
+    command = f"--config configs/experiment/{config.name} --config configs/model/{MODELS[0]}.yaml"
+    assert command in text, "the command in the comment"
     for name, memory, time in (("one", memory_one, time_one), ("four", memory_four, time_four)):
         out = tmp_path / f"{name}.json"
         command_line(
@@ -44,14 +52,30 @@ def test_the_figures_of_an_experiment_are_those_of_plan(config: Path, command_li
             "--config=configs/trainer/gpu.yaml",
             *DEVICES[name],
             f"--config={config}",
+            f"--config={ROOT / 'configs' / 'model' / model}.yaml",
             f"--json={out}",
         )
         found = json.loads(out.read_text())
         assert found["memory"]["peak"] / 2**30 == pytest.approx(memory, abs=0.051)
         assert found["seconds_per_step"] == pytest.approx(time, abs=0.051)
-        assert found["setup"]["sequence_length"] == 512 and set(
-            found["setup"]["batch_sizes"].values()
-        ) == {16}
+        assert found["setup"]["sequence_length"] == 512
+        assert set(found["setup"]["batch_sizes"].values()) == {16}
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("config", EXPERIMENTS, ids=lambda path: path.stem)
+def test_an_experiment_and_a_model_keep_what_both_say(config: Path, model: str, command_line):
+    out = io.StringIO()
+    files = ("trainer/gpu", f"experiment/{config.stem}", f"model/{model}")
+    with contextlib.redirect_stdout(out), pytest.raises(SystemExit):
+        command_line("fit", *(f"--config=configs/{file}.yaml" for file in files), "--print_config")
+    arguments = yaml.safe_load(out.getvalue())["model"]["init_args"]
+    named = yaml.safe_load((ROOT / "configs" / "model" / f"{model}.yaml").read_text())
+    network = named["model"]["init_args"]["network"]
+    assert arguments["network"]["path"] == network["path"]
+    assert arguments["network"]["lora"]["targets"] == network["lora"]["targets"]
+    # Memory of both models was planned with this.
+    assert arguments["micro_batch_size"] == 4
 
 
 @pytest.mark.parametrize("names", TRAINERS, ids="-".join)
@@ -89,7 +113,9 @@ def test_trainer_configs_compose(names: tuple[str, ...], base: str, command_line
             ) == wanted[name]
             assert trainer["devices"] == "auto"
         else:
-            assert trainer["plugins"][0]["class_path"] == "temper.cli.BackgroundCheckpointIO"
+            assert trainer["plugins"][0]["class_path"] == (
+                "temper.cli.checkpoint_io.BackgroundCheckpointIO"
+            )
 
 
 @pytest.mark.parametrize(

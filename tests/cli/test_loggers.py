@@ -7,7 +7,7 @@ import pytest
 import yaml
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from temper.cli import loggers
+from temper import packages
 from temper.cli.loggers import prepare_loggers, with_defaults
 from temper.errors import TemperError
 
@@ -38,7 +38,7 @@ def test_figures_go_to_csv_and_tensorboard(temper, tmp_path):
 
 
 def test_without_tensorboard_there_is_csv(monkeypatch, tmp_path):
-    monkeypatch.setattr(loggers, "find_spec", lambda name: None)
+    monkeypatch.setattr(packages, "is_installed", lambda module: False)
     assert isinstance(with_defaults(None, str(tmp_path)), CSVLogger)
 
 
@@ -75,11 +75,14 @@ def test_no_logger_at_all_is_none_at_all(temper, tmp_path):
     assert not (tmp_path / "metrics.csv").exists() and not (tmp_path / "tensorboard").exists()
 
 
-@pytest.mark.parametrize("overlay", ["wandb", "mlflow"])
-def test_a_logger_whose_package_is_missing_is_refused(refused, monkeypatch, overlay):
-    monkeypatch.setattr(loggers, "find_spec", lambda name: None)
+@pytest.mark.parametrize(
+    ("overlay", "logger"), [("wandb", "WandbLogger"), ("mlflow", "MLFlowLogger")]
+)
+def test_a_logger_whose_package_is_missing_is_refused(refused, monkeypatch, overlay, logger):
+    monkeypatch.setattr(packages, "is_installed", lambda module: False)
     line = refused(f"--config=configs/trainer/{overlay}.yaml")
-    assert f"the package {overlay} is not installed; pip install {overlay}" in line
+    assert f"trainer.logger={logger}" in line
+    assert f"the package {overlay} is not installed: pip install -e '.[{overlay}]'" in line
 
 
 def _config(name: str, root: Path | None, **arguments: object) -> SimpleNamespace:
@@ -93,7 +96,7 @@ def _config(name: str, root: Path | None, **arguments: object) -> SimpleNamespac
 
 @pytest.fixture
 def installed(monkeypatch):
-    monkeypatch.setattr(loggers, "find_spec", lambda name: object())
+    monkeypatch.setattr(packages, "is_installed", lambda module: True)
 
 
 @pytest.mark.usefixtures("installed")
@@ -132,7 +135,7 @@ def test_mlflow_has_its_database_in_the_run_folder_unless_a_server_is_named(tmp_
 
 
 def test_a_logger_that_is_missing_is_named_even_among_others(monkeypatch, tmp_path):
-    monkeypatch.setattr(loggers, "find_spec", lambda name: None if name == "comet_ml" else object())
+    monkeypatch.setattr(packages, "is_installed", lambda module: module != "comet_ml")
     config = _config("CometLogger", tmp_path)
     with pytest.raises(TemperError, match="pip install comet-ml"):
         prepare_loggers(config)

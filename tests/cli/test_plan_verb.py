@@ -49,9 +49,11 @@ def test_every_model_config_has_a_plan(config: Path, plan):
     assert found["setup"]["sequence_length"] == (1024 if data == "text_alignment" else 25)
 
 
+@pytest.mark.parametrize("model", ["llama2_7b", "llama3_8b"])
 @pytest.mark.parametrize("config", EXPERIMENTS, ids=lambda path: path.stem)
-def test_every_experiment_has_a_plan(config: Path, plan):
-    assert plan(f"--config={config}", "--devices_total=8")["memory"]["peak"] > 0
+def test_every_experiment_has_a_plan(config: Path, model: str, plan):
+    words = (f"--config={config}", f"--config=configs/model/{model}.yaml", "--devices_total=8")
+    assert plan(*words)["memory"]["peak"] > 0
 
 
 def test_what_the_other_verbs_would_run_on_is_planned(plan):
@@ -116,7 +118,7 @@ def test_the_table_says_where_the_shape_came_from_what_fits_and_what_to_change(p
         (["--model.init_args.network.path=nobody/nothing"], "both of path and shape"),
     ],
 )
-def test_mistakes_are_refused_in_one_line(refused, words, found):
+def test_invalid_settings_are_refused_in_one_line(refused, words, found):
     assert found in refused(*words, verb="plan")
 
 
@@ -129,7 +131,7 @@ def test_stored_answers_are_nothing_to_train(tmp_path, command_line, capsys):
             f"--model.init_args.path={tmp_path}",
             "--config=configs/data/instruct.yaml",
         )
-    assert "model=StoredAnswers says nothing of what a step costs" in capsys.readouterr().err
+    assert "model=StoredAnswers does not say what a step costs" in capsys.readouterr().err
 
 
 def test_a_model_that_is_nowhere_is_refused_with_the_way_out(command_line, capsys):

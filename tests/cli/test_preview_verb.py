@@ -77,5 +77,5 @@ def test_streams_of_another_kind_of_data_are_shown_by_their_own_names(command_li
         (["--row=3"], "unknown option 'row'"),
     ],
 )
-def test_mistakes_are_refused_in_one_line(refused, words, found):
+def test_invalid_settings_are_refused_in_one_line(refused, words, found):
     assert found in refused(*words, verb="preview")

@@ -1,5 +1,5 @@
-"""Mistakes are refused in one line that names the flag, the value and the way out, before any
-training.
+"""Invalid settings are refused in one line that names the flag, the value and the way out, before
+any training.
 """
 
 import os
@@ -58,9 +58,9 @@ def test_a_flag_is_never_abbreviated(refused, flag):
         ("trainer.gradient_clip_algorithm", "value", "--model.init_args.max_grad_norm"),
         ("trainer.accumulate_grad_batches", "4", "--model.init_args.micro_batch_size"),
         ("trainer.precision", "16-mixed", "bf16-mixed"),
-        ("trainer.strategy", "fsdp", "auto, ddp"),
+        ("trainer.strategy", "fsdp", "did you mean 'fsdp2'?"),
         ("trainer.strategy", "deepspeed", "auto, ddp"),
-        ("trainer.strategy", "deepspeed_stage_3", "auto, ddp"),
+        ("trainer.strategy", "deepspeed_stage_3", "did you mean 'zero3'?"),
     ],
 )
 def test_an_option_that_cannot_be_honoured_is_refused_with_what_to_use_instead(
@@ -175,7 +175,7 @@ def test_a_tokenizer_without_a_pad_token_is_refused(refused, monkeypatch):
     assert "no pad token" in line and "tokenizer.pad_token = tokenizer.eos_token" in line
 
 
-def test_a_mistake_in_the_program_is_not_taken_for_one_of_the_user(temper, tmp_path, monkeypatch):
+def test_an_error_of_the_program_is_not_taken_for_one_of_the_user(temper, tmp_path, monkeypatch):
     from datamodules import SyntheticInstruct
 
     def broken(self, stage):

@@ -138,12 +138,19 @@ def test_without_a_checkpoint_it_begins_anew(tmp_path):
     )
 
 
+def test_a_class_that_was_renamed_is_the_same_training(left):
+    saved = "data: {judge: {class_path: temper.judges.yes_no.YesNoLM}}"
+    (left / "config.yaml").write_text(saved)
+    now = "data: {judge: {class_path: temper.judges.YesNoLM}}"
+    assert resumed_from(left, now) == left / "hpc_ckpt_2.ckpt"
+
+
 @pytest.mark.parametrize(
     ("old", "new", "name"),
     [("lam: 1.0", "lam: 2.0", "model.init_args.lam=1.0"), ("n: 3", "m: 3", "data.init_args.n=3")],
 )
 def test_a_job_does_not_go_on_from_another_trainings_checkpoint(left, old, new, name):
-    with pytest.raises(TemperError, match="delete it to begin anew") as refusal:
+    with pytest.raises(TemperError, match="delete it to start from scratch") as refusal:
         resumed_from(left, CONFIG.replace(old, new))
     assert name in str(refusal.value) and "hpc_ckpt_2.ckpt" in str(refusal.value)
 

@@ -270,7 +270,7 @@ def test_a_broken_line_of_json_lines_costs_one_row(line: bytes, reason: str, tmp
         (b" \n", "holds no rows"),
     ],
 )
-def test_a_mistake_in_a_json_array_ends_the_file_and_says_where(
+def test_a_syntax_error_in_a_json_array_ends_the_file_and_says_where(
     content: bytes, said: str, tmp_path: Path
 ):
     (tmp_path / "rows.json").write_bytes(content)

@@ -372,7 +372,8 @@ def test_a_layout_is_explained_with_what_is_read_and_what_is_not(tmp_path: Path)
         (
             "supervised",
             {"instruction": "a", "outptu": "b"},
-            "(is 'outptu' for 'output' a slip?); expected alpaca (instruction + output|response)",
+            "(is 'outptu' for 'output' a typing error?); expected alpaca"
+            " (instruction + output|response)",
         ),
         ("supervised", SOUP | {"output": "  "}, "its answer is empty"),
         ("supervised", SOUP | {"instruction": ""}, "its prompt is empty"),
@@ -413,7 +414,7 @@ def test_a_broken_row_is_named_with_its_reason_and_the_good_ones_are_counted(
     file = jsonl([*(SOUP | {"id": n} for n in range(1, 7)), row, SOUP], tmp_path / "rows.jsonl")
     line = failure(file, want)
     assert ": 1 of 8 rows broken, 7 good; row 7: " in line and reason in line
-    assert line.endswith("; mend them, or leave them out with skip_broken=true")
+    assert line.endswith("; fix them, or leave them out with skip_broken=true")
     report = ReadReport()
     assert [e.row for e in read_examples(file, want, skip_broken=True, report=report)] == [
         1,
@@ -516,7 +517,7 @@ def test_broken_turns_are_named(turns: object, reason: str, tmp_path: Path):
             "preference",
             {key: [{"role": "user", "content": "x"}, said(key)] for key in ("chosen", "rejected")}
             | {"prompt": "a"},
-            "column 'prompt' is not what the turns of chosen and rejected answer",
+            "column 'prompt' is not the prompt in the turns of chosen and rejected",
         ),
         (
             "kto",
@@ -541,7 +542,7 @@ def test_all_rows_of_a_file_have_a_substitute_or_none(tmp_path: Path):
     assert "row 2: its number of answers is 1, not 2; give every row a substitute, or none" in line
 
 
-def test_a_layout_that_was_asked_for_wins_over_the_columns_and_is_told_when_it_does_not_fit(
+def test_a_given_layout_wins_over_the_columns_and_an_error_says_when_it_does_not_fit(
     tmp_path: Path,
 ):
     row = {"prompt": "a", "completion": "b", "label": 3}
@@ -552,8 +553,8 @@ def test_a_layout_that_was_asked_for_wins_over_the_columns_and_is_told_when_it_d
     )
     line = failure(file, layout="alpaca")
     assert (
-        "row 1: the layout alpaca (instruction + output|response) was asked for; found the columns"
-        " 'prompt', 'completion', 'label'" in line
+        "row 1: the given layout alpaca (instruction + output|response) does not fit; found the"
+        " columns 'prompt', 'completion', 'label'" in line
     )
     names = line.split("nearest first, ")[1]
     assert names.startswith("prompt_completion (") and all(

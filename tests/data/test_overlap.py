@@ -8,7 +8,16 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from temper.data import overlap as module
-from temper.data.overlap import Duplicates, Overlap, duplicates, normalise, overlap, repeats
+from temper.data.examples import Example, Message
+from temper.data.overlap import (
+    Duplicates,
+    Overlap,
+    duplicates,
+    find_leaks,
+    normalise,
+    overlap,
+    repeats,
+)
 
 # Few words and many separators: rows collide often.
 TEXTS = st.lists(
@@ -126,3 +135,41 @@ def test_a_large_set_is_streamed_and_not_held():
     tracemalloc.stop()
     assert found.exact == found.shared == 0
     assert peak < 2.5e6, f"{peak / 1e6:.1f} MB"
+
+
+def _examples(texts: list[str], file: str) -> list[Example]:
+    """Rows whose numbers are not their places: some rows of the file were broken."""
+    return [
+        Example((Message("user", text),), file=file, row=2 * place)
+        for place, text in enumerate(texts, 1)
+    ]
+
+
+@given(
+    TEXTS, st.dictionaries(st.sampled_from(["safe", "unsafe", "task"]), TEXTS), st.integers(1, 3)
+)
+def test_leaks_of_several_sets_are_those_of_one_set_at_a_time(training, sets, chunk):
+    # Openings that some sets share with the training file, and some do not.
+    training = [f"mix oil {text}" for text in training]
+    sets = {
+        name: [f"mix oil {text}" for text in texts] if name == "safe" else texts
+        for name, texts in sets.items()
+    }
+    evaluation = {name: _examples(texts, f"{name}.jsonl") for name, texts in sets.items()}
+    read = []
+    rows = (read.append(example.row) or example for example in _examples(training, "a.jsonl"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_CHUNK", chunk)
+        found = find_leaks(rows, evaluation)
+    assert read == [2 * place for place in range(1, len(training) + 1)], "once for all sets"
+    assert found == {
+        name: find_leaks(_examples(training, "a.jsonl"), {name: examples})[name]
+        for name, examples in evaluation.items()
+    }
+
+
+def test_a_leak_names_rows_by_their_numbers_in_their_files():
+    training = _examples(["Bake bread.", "Cook soup.", "Peel apples."], "train.jsonl")
+    leaks = find_leaks(training, {"safe": _examples(["Boil rice.", "cook  soup."], "safe.jsonl")})
+    assert leaks["safe"].example == ("safe.jsonl", 4, 4) and leaks["safe"].found.exact == 1
+    assert find_leaks(training, {"safe": _examples(["Boil rice."], "b")})["safe"].example is None

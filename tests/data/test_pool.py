@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 
 from temper.data import PoolSource, Stream, StreamLoader, fingerprint
 from temper.data import token_pool as module
-from temper.data.pool import JoinedPool, MismatchedPool, Part, RowsPool, SequencesPool
+from temper.data.pool import (
+    JoinedPool,
+    MismatchedPool,
+    RowsPool,
+    SequencesPool,
+    Subset,
+    row_numbers,
+)
 from temper.data.token_pool import Row, TokenPool, cached_pool, write_pool
 from temper.errors import TemperError
 
@@ -118,7 +125,7 @@ def test_memory_and_files_give_the_same_batches(tmp_path):
 
 
 def test_loader_processes_change_no_batch(tmp_path):
-    source = PoolSource(JoinedPool(Part(_pool(tmp_path / "a", _rows(9)))), 2, 5, "user")
+    source = PoolSource(JoinedPool(Subset(_pool(tmp_path / "a", _rows(9)))), 2, 5, "user")
     alone, shared = (list(StreamLoader(Stream(source, 4, 0, 0, 1), lambda: 0, n)) for n in (0, 2))
     assert len(alone) == len(shared) == 4
     for one, two in zip(alone, shared, strict=True):
@@ -146,6 +153,51 @@ def test_rows_are_made_once_for_a_key(tmp_path):
     assert _cached(tmp_path / "cache", [], file="a").fingerprint() == pool.fingerprint()
     assert len(_cached(tmp_path / "cache", _rows(3), file="b")) == 3
     assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def test_files_are_hashed_where_they_may_be_damaged_and_not_again(tmp_path, monkeypatch):
+    hashed: list[str] = []
+    original = module._sha256
+    monkeypatch.setattr(module, "_sha256", lambda path: hashed.append(path.name) or original(path))
+    _cached(tmp_path, _rows(4), file="a")
+    assert hashed == [], "written a moment ago"
+    pool = _cached(tmp_path, [], file="a")
+    assert sorted(hashed) == ["offsets", "tokens", "trained"], "written by another run"
+    again = pickle.loads(pickle.dumps(pool))
+    assert len(hashed) == 3, "a loader process has its pool from one that verified it"
+    assert again.fingerprint() == pool.fingerprint()
+
+
+@pytest.mark.parametrize("name", ["tokens", "trained", "offsets"])
+def test_files_that_end_early_are_found_without_hashes(name, tmp_path):
+    _pool(tmp_path / "pool", _rows(6))
+    _cut(tmp_path / "pool" / name)
+    with pytest.raises(ValueError):
+        TokenPool(tmp_path / "pool", verify=False)
+
+
+@given(
+    n_rows=st.integers(0, 9),
+    numbers=st.lists(st.integers(-12, 12), max_size=5),
+    begin=st.none() | st.integers(-12, 12),
+    end=st.none() | st.integers(-12, 12),
+)
+def test_row_numbers_are_those_that_numpy_gives(n_rows, numbers, begin, end):
+    everything = np.arange(n_rows)
+    assert row_numbers(n_rows, slice(begin, end)).tolist() == everything[begin:end].tolist()
+    mask = torch.arange(n_rows) % 2 == 0
+    assert row_numbers(n_rows, mask).tolist() == everything[mask.numpy()].tolist()
+    index = torch.tensor(numbers, dtype=torch.long)
+    try:
+        wanted = everything[index.numpy()]
+    except IndexError:
+        with pytest.raises(IndexError, match=f"out of range for a pool of {n_rows} rows"):
+            row_numbers(n_rows, index)
+    else:
+        found = row_numbers(n_rows, index)
+        assert found.tolist() == wanted.tolist() and found.dtype == np.int64
+    with pytest.raises(IndexError, match=f"a mask of {n_rows + 1} rows for a pool of {n_rows}"):
+        row_numbers(n_rows, torch.ones(n_rows + 1, dtype=torch.bool))
 
 
 def _cut(path):
@@ -217,9 +269,9 @@ def test_joined_pools_number_their_rows_through(numbers, tmp_path_factory):
     folder, first, second = tmp_path_factory.mktemp("pools"), _rows(4), _rows(5, seed=1)
     chosen = np.array([3, 0, 4])
     joined = JoinedPool(
-        Part(_pool(folder / "a", first), flags={"unsafe": True}),
-        Part(_pool(folder / "b", second), np.array([], int), {"unsafe": True}),
-        Part(_pool(folder / "c", second), chosen, {"unsafe": False}),
+        Subset(_pool(folder / "a", first), flags={"unsafe": True}),
+        Subset(_pool(folder / "b", second), np.array([], int), {"unsafe": True}),
+        Subset(_pool(folder / "c", second), chosen, {"unsafe": False}),
     )
     rows = [*first, *(second[i] for i in chosen)]
     batch = joined[torch.tensor(numbers)]
@@ -232,10 +284,10 @@ def test_joined_pools_number_their_rows_through(numbers, tmp_path_factory):
 def test_a_joined_pool_has_a_fingerprint_of_what_it_takes(tmp_path):
     pool = _pool(tmp_path / "a", _rows(4))
     parts = [
-        Part(pool),
-        Part(pool, np.array([0, 1, 2])),
-        Part(pool, np.array([0, 2, 1])),
-        Part(pool, flags={"unsafe": True}),
+        Subset(pool),
+        Subset(pool, np.array([0, 1, 2])),
+        Subset(pool, np.array([0, 2, 1])),
+        Subset(pool, flags={"unsafe": True}),
     ]
     assert len({JoinedPool(part).fingerprint() for part in parts} | {pool.fingerprint()}) == 5
 

@@ -2,6 +2,7 @@
 resumes.
 """
 
+import pickle
 from itertools import islice
 
 import numpy as np
@@ -121,6 +122,23 @@ def test_a_batch_depends_on_seed_and_number_alone(seed, number):
         _ids(_source(seed=seed + 1).batch(number + k)) != _ids(source.batch(number + k))
         for k in range(3)
     )
+
+
+def test_a_pass_is_permuted_once(monkeypatch):
+    permuted = []
+    original = torch.randperm
+    monkeypatch.setattr(
+        "temper.data.streams.torch.randperm",
+        lambda n, **settings: permuted.append(n) or original(n, **settings),
+    )
+    source = _source(24, batch_size=4)
+    _stream(source, 4, epoch_batches=6)
+    assert permuted == [24] * 4, "four passes of six batches"
+    before = source.batch(23)
+    assert permuted == [24] * 4
+    again = pickle.loads(pickle.dumps(source))
+    assert again._order is None and _ids(again.batch(23)) == _ids(before)
+    assert permuted == [24] * 5, "a loader process makes its own"
 
 
 def test_drawing_batches_leaves_the_global_random_state_alone():

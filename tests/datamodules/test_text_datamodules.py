@@ -426,7 +426,7 @@ def test_training_prompts_that_are_evaluation_prompts_are_refused_without_showin
     message = (
         r"data.init_args.train=.*harmful.jsonl: 2 of 4 evaluation prompts are training prompts too,"
         r" 2 share 8 words in a row with one "
-        r"\(for example row 2 of .*seen.jsonl and row 1\); figures on them would measure memory: .*"
+        r"\(for example row 2 of .*seen.jsonl and row 1\); metrics on them would measure memory: .*"
         r" data.init_args.overlap=report"
     )
     write_lines(
@@ -696,12 +696,12 @@ def test_fingerprints_are_those_of_the_rows(make, tmp_path):
         (
             TextAttack,
             {"user": "user", "n_rows": 13},
-            r"data.init_args.user=.*: 13 rows are asked for, and 12 are there",
+            r"data.init_args.user=.*: 13 rows are needed, and 12 are there",
         ),
         (
             TextAttack,
             {"user": "user", "harmful": "harmful", "n_rows": 10, "harmful_ratio": 0.7},
-            r"harmful=.*: 7 rows are asked for",
+            r"harmful=.*: 7 rows are needed",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""Errors of ``python -m temper.proxy`` are one line that names its own flag."""
+"""Errors of ``temper proxy`` are one line that names a flag of its own."""
 
 import re
 from collections.abc import Callable
@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
+from temper.cli.console import main
 from temper.errors import TemperError
 from temper.proxy import build
-from temper.proxy.__main__ import main
 from temper.proxy.topic import RECIPES, Topic
 from tests.text import make_tokenizer
 
@@ -22,10 +22,9 @@ def refusal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[...,
     """The error line of a call, which must write nothing."""
 
     def run(*words: str, out: Path | None = None) -> str:
-        with pytest.raises(SystemExit) as left:
-            main([*words, "--out", str(out or tmp_path / "data")])
+        status = main(["proxy", *words, "--out", str(out or tmp_path / "data")])
         line = capsys.readouterr().err
-        assert left.value.code == 2 and line.startswith("error: ") and line.count("\n") == 1, line
+        assert status == 2 and line.startswith("error: ") and line.count("\n") == 1, line
         assert "data.init_args" not in line, "a flag of train.py"
         assert not (tmp_path / "data").exists()
         return line
@@ -66,7 +65,7 @@ def test_a_model_that_never_complies(refusal: Callable[..., str], monkeypatch: p
 
 
 def test_max_new_tokens_below_one(refusal: Callable[..., str]):
-    assert "--max-new-tokens=0: " in refusal("--model", "m", "--max-new-tokens", "0")
+    assert "--max_new_tokens=0: " in refusal("--model", "m", "--max_new_tokens", "0")
 
 
 def test_a_file_is_not_replaced(refusal: Callable[..., str], tmp_path: Path):
@@ -126,10 +125,10 @@ def test_an_invalid_topic_is_an_error_that_names_the_key(
 ):
     content = yaml.safe_load(RECIPES.read_text()) | {key: value}
     (tmp_path / "topic.yaml").write_text(yaml.safe_dump(content))
-    with pytest.raises(TemperError) as raised:
+    with pytest.raises(TemperError) as error:
         Topic(tmp_path / "topic.yaml")
     assert (
-        re.search(found, str(raised.value))
-        and "--topic=" in str(raised.value)
-        and "\n" not in str(raised.value)
+        re.search(found, str(error.value))
+        and "--topic=" in str(error.value)
+        and "\n" not in str(error.value)
     )

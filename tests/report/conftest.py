@@ -10,6 +10,7 @@ import yaml
 
 from temper.metrics.safety import wilson_interval
 from temper.report.html import main
+from temper.study.settings import Study
 
 N = 200
 Score = Callable[[str, str, float, int], float]
@@ -37,8 +38,7 @@ def _study_of(**changes: Any) -> dict[str, Any]:
         "name": "demo",
         "title": "SFT against Booster",
         "seeds": [0],
-        "preset": "small",
-        "objectives": {"sft": {"label": "SFT"}, "booster": {"label": "Booster", "lam": 5.0}},
+        "objectives": {"sft": {"label": "SFT"}, "booster": {"label": "Booster"}},
         "attacks": {
             "mild": {"label": "milder attack", "lr": 5.0e-5, "steps": 200},
             "hard": {"label": "harder attack", "lr": 1.0e-4, "steps": 200},
@@ -92,7 +92,7 @@ def write_metrics(folder: Path, start: float, drop: float) -> None:
 
 def _fabricate(
     root: Path, study: dict[str, Any] | None = None, score: Score = _harmful_score
-) -> tuple[Path, dict[str, Any]]:
+) -> tuple[Path, Study]:
     study = study or _study_of()
     runs = root / study["name"]
     for seed in study["seeds"]:
@@ -142,7 +142,7 @@ def _fabricate(
                     write_stage(folder, metrics, seed, 20.0)
                     write_metrics(folder, 6.0 + seed, 0.02 if objective == "booster" else 0.04)
     (runs / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
-    return runs, study
+    return runs, Study.of(study)
 
 
 # Fixtures, not imports: other folders have a `conftest` too, so the name is ambiguous.
@@ -161,18 +161,18 @@ def harmful_score() -> Score:
 
 
 @pytest.fixture(scope="session")
-def fabricate() -> Callable[..., tuple[Path, dict[str, Any]]]:
+def fabricate() -> Callable[..., tuple[Path, Study]]:
     """Write a study folder below a folder."""
     return _fabricate
 
 
 @pytest.fixture
-def make_study(tmp_path: Path) -> Callable[..., tuple[Path, dict[str, Any]]]:
+def make_study(tmp_path: Path) -> Callable[..., tuple[Path, Study]]:
     """Write a study folder; ``score`` says the strict harmful score of every attacked stage."""
 
     def make(
         study: dict[str, Any] | None = None, score: Score = _harmful_score, name: str = "runs"
-    ) -> tuple[Path, dict[str, Any]]:
+    ) -> tuple[Path, Study]:
         return _fabricate(tmp_path / name, study, score)
 
     return make
@@ -185,9 +185,7 @@ def hostile_label() -> str:
 
 
 @pytest.fixture(scope="session")
-def hostile(
-    tmp_path_factory: pytest.TempPathFactory, hostile_label: str
-) -> tuple[Path, dict[str, Any]]:
+def hostile(tmp_path_factory: pytest.TempPathFactory, hostile_label: str) -> tuple[Path, Study]:
     """A study with labels that break formats unless escaped; read it, do not write to it."""
     study = _study_of(
         seeds=[0, 1], objectives={"sft": {"label": "SFT"}, "booster": {"label": hostile_label}}

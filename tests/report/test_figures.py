@@ -6,15 +6,12 @@ import pytest
 from temper.errors import TemperError
 from temper.report.collect import collect
 from temper.report.figures import COLOURS, _apart, panel_svg, study_figures
-from temper.report.settings import read_settings
 
 
 def test_figures_have_the_numbers(make_study):
     runs, study = make_study()
-    settings = read_settings(study)
     figures = {
-        figure.name: figure
-        for figure in study_figures(collect(runs, settings).results, runs, settings)
+        figure.name: figure for figure in study_figures(collect(runs, study).results, runs, study)
     }
     mild, hard = figures["harmful_score"].panels
     assert (mild.title, hard.title) == ("milder attack", "harder attack")
@@ -35,14 +32,13 @@ def test_figures_have_the_numbers(make_study):
 
 def test_a_study_without_the_probe_has_no_such_figure(make_study):
     runs, study = make_study()
-    settings = read_settings(study)
-    results = collect(runs, settings).results
+    results = collect(runs, study).results
     for path in runs.rglob("metrics.csv"):
         pd.read_csv(path).drop(columns="probe/harmful_loss").to_csv(path, index=False)
-    assert "probe_loss" not in [figure.name for figure in study_figures(results, runs, settings)]
+    assert "probe_loss" not in [figure.name for figure in study_figures(results, runs, study)]
     (runs / "seed0/attack/sft/hard/p0.1/metrics.csv").unlink()
     with pytest.raises(TemperError, match=r"metrics\.csv: missing"):
-        study_figures(results, runs, settings)
+        study_figures(results, runs, study)
 
 
 def test_labels_at_line_ends_do_not_cover_one_another():

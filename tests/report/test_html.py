@@ -71,4 +71,4 @@ def test_the_report_has_the_finding_first_and_all_facts(hostile):
         "bootstrap over seeds",
     ):
         assert part in text
-    assert all(f"<summary>{part}</summary>" in text for part in hostile[1])
+    assert all(f"<summary>{part}</summary>" in text for part in hostile[1].as_yaml())

