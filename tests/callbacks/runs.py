@@ -27,6 +27,11 @@ def evaluate(
     return trainer
 
 
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """Rows of a JSON-lines file."""
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
 def read_generations(folder: Path) -> list[dict[str, Any]]:
-    """Rows of generations.jsonl."""
-    return [json.loads(line) for line in (folder / "generations.jsonl").read_text().splitlines()]
+    """Rows of a run's generations.jsonl."""
+    return read_rows(folder / "generations.jsonl")
