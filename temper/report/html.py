@@ -16,7 +16,7 @@ from temper.report.figures import Figure, panel_svg, study_figures, write_png
 from temper.report.findings import Headline, headline
 from temper.report.table import after_table, before_table, jailbreak_rows, latex_table, whole_table
 from temper.run_folder import write_text
-from temper.study.settings import Study
+from temper.study.settings import STUDY_FILE, Study
 
 RESULTS_FILE = "results.csv"
 COSTS_FILE = "costs.csv"
@@ -108,7 +108,11 @@ def render(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Build the report of a study folder; exit status 2 for an error that the user can fix."""
+    """Build the report of a study folder; exit status 2 for an error that the user can fix.
+
+    The workflow gives ``--study``: the settings are then written into the folder first, so that it
+    can be read without the file.
+    """
     parser = argparse.ArgumentParser(
         prog="temper report", description="Build the report of a finished study."
     )
@@ -118,9 +122,16 @@ def main(arguments: list[str] | None = None) -> int:
         type=Path,
         help="the study's folder, runs/<study>, with study.yaml in it",
     )
-    folder: Path = parser.parse_args(arguments).runs_folder
+    parser.add_argument("--study", help="the study's YAML (default: study.yaml of the folder)")
+    options = parser.parse_args(arguments)
+    folder: Path = options.runs_folder
     try:
-        print(build_report(folder, Study.of_runs(folder)))
+        if options.study:
+            study = Study.load(options.study)
+            write_text(folder / STUDY_FILE, study.as_text())
+        else:
+            study = Study.of_runs(folder)
+        print(build_report(folder, study))
     except TemperError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

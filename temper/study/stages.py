@@ -1,4 +1,4 @@
-"""What each stage of a study runs, where its files go, and what makes it run again.
+"""Stages of a study: their commands and files, and the code that makes them run again.
 
 pretrain -> instruct -> align/<objective> -> attack/<objective>/<attack>/p<ratio> (-> repair/...)
 
@@ -438,7 +438,7 @@ def report_hash() -> str:
     """Hash of the code that makes tables and reports of finished stages: a change makes them
     anew.
     """
-    return CODE(Path()).digest(["temper.study.report"])
+    return CODE(Path()).digest(["temper.report.html"])
 
 
 # -- hashes

@@ -82,7 +82,8 @@ class Study:
         command = [
             sys.executable,
             "-m",
-            "temper.study.run",
+            "temper.cli.console",
+            "study",
             str(self.file),
             "--runs",
             str(self.runs),

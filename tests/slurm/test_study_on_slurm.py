@@ -47,7 +47,7 @@ def test_a_study_of_four_stages_runs_as_jobs(tmp_path):
     )
     logs = ("--slurm-logdir", str(tmp_path / "logs"), "--slurm-keep-successful-logs")
     environment = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}
-    command = (sys.executable, "-m", "temper.study.run", str(file), *words, *logs)
+    command = (sys.executable, "-m", "temper.cli.console", "study", str(file), *words, *logs)
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=550
     )

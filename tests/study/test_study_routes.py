@@ -167,7 +167,7 @@ def test_a_route_that_leads_nowhere_is_refused(write_study, part, words):
 
 
 def test_snakemake_plans_every_route_once(study, write_study, tmp_path, capfd):
-    from temper.study.run import main
+    from temper.cli.verbs.study import main
 
     assert (
         main(

@@ -1,12 +1,12 @@
-"""The runner: one at a time, and a mistake is one line."""
+"""`temper study`: one process per study; an error is one line."""
 
 import fcntl
 
 import pytest
 
-import temper.study.report
-import temper.study.run
-from temper.study.run import main
+import temper.cli.verbs.study
+from temper.cli.verbs.study import main
+from temper.report import html
 
 
 @pytest.fixture
@@ -14,7 +14,7 @@ def snakemake(monkeypatch) -> list[list[str]]:
     """Records what Snakemake would be told, and runs nothing."""
     calls: list[list[str]] = []
     monkeypatch.setattr(
-        temper.study.run,
+        temper.cli.verbs.study,
         "_snakemake",
         lambda options, words: calls.append([options.cores, *words]) or 7,
     )
@@ -44,7 +44,7 @@ def test_the_folder_is_held_while_the_study_runs(monkeypatch, tmp_path):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return 0
 
-    monkeypatch.setattr(temper.study.run, "_snakemake", second)
+    monkeypatch.setattr(temper.cli.verbs.study, "_snakemake", second)
     assert main(["studies/ci.yaml", "--runs", str(tmp_path)]) == 0
 
 
@@ -64,17 +64,14 @@ def test_everything_after_the_study_goes_to_snakemake(snakemake, tmp_path):
     assert snakemake == [["3", "--retries", "2", "--keep-going", "--logger", "temper"]]
 
 
-def test_a_mistake_in_the_study_is_one_line_and_runs_nothing(
-    snakemake, write_study, tmp_path, capsys
-):
+def test_an_error_in_the_study_is_one_line(snakemake, write_study, tmp_path, capsys):
     assert main([str(write_study(seed=[1])), "--runs", str(tmp_path / "runs")]) == 2
     line = capsys.readouterr().err
     assert line.startswith("error: ") and line.count("\n") == 1 and "'seeds'" in line
     assert snakemake == [] and not (tmp_path / "runs").exists()
 
 
-def test_the_report_step_says_a_mistake_in_one_line(monkeypatch, write_study, tmp_path):
-    monkeypatch.setattr("sys.argv", ["report", str(write_study(seed=[1])), str(tmp_path)])
-    with pytest.raises(SystemExit) as left:
-        temper.study.report.main()
-    assert str(left.value.code).startswith("error: ") and "\n" not in str(left.value.code)
+def test_an_error_of_the_report_is_one_line(write_study, tmp_path, capsys):
+    assert html.main([str(tmp_path), "--study", str(write_study(seed=[1]))]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("error: ") and line.count("\n") == 1
