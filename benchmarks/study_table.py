@@ -10,9 +10,9 @@ import argparse
 from pathlib import Path
 
 import pandas as pd
-import yaml
 
 from temper.metrics.table import SAFETY_METRICS
+from temper.study import Study
 
 SHOWN_BEFORE = ("refusal_rate", "over_refusal_rate", "safe_accuracy")
 AFTER = {entry.key: entry.column for entry in SAFETY_METRICS}
@@ -54,8 +54,8 @@ def median_cost(frame: pd.DataFrame, name: str) -> float:
 
 def main(folder: Path, mean_only: bool) -> None:
     """Print the tables."""
-    study = yaml.safe_load((folder / "study.yaml").read_text())
-    labels = {name: each.get("label", name) for name, each in study["objectives"].items()}
+    study = Study.of_runs(folder)
+    labels = study.objectives
     results = pd.read_csv(folder / "results.csv")
     costs = pd.read_csv(folder / "costs.csv")
     alignment_costs = ["passes", "forward passes", "seconds", "peak MiB"]
@@ -81,8 +81,9 @@ def main(folder: Path, mean_only: bool) -> None:
     attacked = results[results["stage"] == "attacked"]
     settings = ["attack", "attack_lr", "harmful_ratio"]
     for (attack, lr, ratio), group in attacked.groupby(settings, sort=False):
-        attack_label = study["attacks"][attack].get("label", attack)
-        print(f"\n{attack_label}: lr {lr:g}, p = {ratio:g}\n\n{header(list(AFTER.values()))}")
+        print(
+            f"\n{study.attacks[attack]}: lr {lr:g}, p = {ratio:g}\n\n{header(list(AFTER.values()))}"
+        )
         for name, label in labels.items():
             rows = group[group["objective"] == name]
             print(f"| {label} | {metric_cells(rows, AFTER, mean_only)} |")

@@ -1,5 +1,6 @@
 """The callbacks, one per file; each works alone, from YAML, with any objective."""
 
+from callbacks.answers import SaveAnswers
 from callbacks.forced_prefix import ForcedPrefix
 from callbacks.hf_export import HFExport
 from callbacks.lm_eval import UtilityEvaluation
@@ -21,6 +22,7 @@ __all__ = [
     "SafetyEvaluation",
     "SafetySteering",
     "SampleGenerations",
+    "SaveAnswers",
     "Throughput",
     "UnlearningEvaluation",
     "UtilityEvaluation",

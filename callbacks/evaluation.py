@@ -99,7 +99,7 @@ class EvaluationCallback(L.Callback):
         """Warn if nothing was evaluated: Lightning silently skips a validation that is due after
         the last step.
         """
-        if not self.evaluated:
+        if not self.evaluated and trainer.limit_val_batches != 0:  # 0: switched off by name
             rank_zero_warn(
                 f"{type(self).__name__}: nothing was evaluated in this fit; give"
                 " --trainer.val_check_interval (at most the number of steps), or run `validate` on"

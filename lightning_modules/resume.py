@@ -58,7 +58,7 @@ class Work:
         }
 
     @classmethod
-    def joined(cls, states: Sequence[dict[str, Any]], rank: int) -> Self:
+    def from_ranks(cls, states: Sequence[dict[str, Any]], rank: int) -> Self:
         """This rank's share of the work of another number of ranks.
 
         Tokens are summed over ranks in the end, so rank 0 carries those of all earlier ranks.
@@ -109,7 +109,7 @@ class ResumeState(L.Callback):
             f"the checkpoint is of {len(ranks)} ranks, and there are {trainer.world_size} now:"
             " dropout goes on with other random numbers"
         )
-        pl_module.work = Work.joined([each["work"] for each in ranks], rank)
+        pl_module.work = Work.from_ranks([each["work"] for each in ranks], rank)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int

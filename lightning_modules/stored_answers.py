@@ -8,19 +8,19 @@ import lightning.pytorch as L
 
 from temper.data import Batch
 from temper.errors import TemperError
-from temper.run_folder import GENERATIONS
+from temper.run_folder import ANSWERS, GENERATIONS
 
 
 class StoredAnswers(L.LightningModule):
     """Judge kept answers anew, without a model:
     ``python train.py test --model StoredAnswers --model.init_args.path=runs/x``.
 
-    Reads ``generations.jsonl``, which `SafetyEvaluation` wrote, and hands its answers out for the
-    prompts of the same data. Give another ``trainer.default_root_dir`` to keep the earlier
-    judgements.
+    Reads ``answers.jsonl``, which ``predict`` wrote, or ``generations.jsonl``, which
+    `SafetyEvaluation` wrote, and hands the answers out for the prompts of the same data. Give
+    another ``trainer.default_root_dir`` to keep the earlier judgements.
 
     Args:
-        path: Run folder, or its ``generations.jsonl``.
+        path: One of these files, or a run folder, of which the newer one is taken.
 
     Raises:
         TemperError: no such file, or a broken line; when it runs, prompts that are not those of the
@@ -29,7 +29,7 @@ class StoredAnswers(L.LightningModule):
 
     def __init__(self, path: str) -> None:
         super().__init__()
-        self.file = Path(path) / GENERATIONS if Path(path).is_dir() else Path(path)
+        self.file = _file(Path(path))
         self.stored = _read(self.file)
 
     def setup(self, stage: str) -> None:
@@ -75,12 +75,20 @@ class StoredAnswers(L.LightningModule):
         """None: there is nothing to train."""
 
 
+def _file(path: Path) -> Path:
+    """The file of a run folder that was written last."""
+    if not path.is_dir():
+        return path
+    written = [file for name in (ANSWERS, GENERATIONS) if (file := path / name).is_file()]
+    return max(written, key=lambda file: file.stat().st_mtime_ns, default=path / GENERATIONS)
+
+
 def _read(file: Path) -> dict[int, dict[str, Any]]:
     """Rows by number."""
     if not file.is_file():
         raise TemperError(
-            f"model.init_args.path={file}: no such file; give a run folder that SafetyEvaluation"
-            f" wrote {GENERATIONS} to"
+            f"model.init_args.path={file}: no such file; give a run folder with {ANSWERS} (written"
+            f" by `predict`) or {GENERATIONS} (by SafetyEvaluation)"
         )
     rows: dict[int, dict[str, Any]] = {}
     with file.open(encoding="utf-8") as lines:

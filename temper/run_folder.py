@@ -8,6 +8,8 @@ from typing import Any
 
 EVALUATION = "evaluation.json"
 GENERATIONS = "generations.jsonl"
+ANSWERS = "answers.jsonl"
+JUDGED = "judged.json"  # what the judgements of a study's stage were made of
 CARD = "card.json"
 
 

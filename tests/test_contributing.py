@@ -127,11 +127,11 @@ def test_the_judge_tells_refusals_from_answers(example):
 
 
 def test_the_study_loads(tmp_path, monkeypatch):
-    from temper.study import load_study
+    from temper.study import Study
 
     monkeypatch.chdir(ROOT)
     content = yaml.safe_load(block("Add a study", "yaml"))
     content["base"] = str(ROOT / "studies" / content["base"])
     path = tmp_path / "long_alignment.yaml"
     path.write_text(yaml.safe_dump(content))
-    assert set(load_study(path)["objectives"]) == {"short", "long"}
+    assert set(Study.load(path).objectives) == {"short", "long"}

@@ -46,6 +46,8 @@ PACKAGES = ("callbacks", "datamodules", "lightning_modules")
 # Callbacks of every fit. Without a signal, preemption does nothing; without preemption, a signal
 # ends a fit with exit status 0 and nothing saved.
 IN_EVERY_FIT = ("callbacks.Preemption",)
+# Callbacks of every prediction: the answers are what it is for.
+IN_EVERY_PREDICT = ("callbacks.SaveAnswers",)
 
 
 def main(args: list[str] | None = None, prog: str | None = None) -> None:
@@ -59,7 +61,9 @@ def main(args: list[str] | None = None, prog: str | None = None) -> None:
     for package in PACKAGES:
         importlib.import_module(package)
     try:
-        TemperCLI(args, [_class(path) for path in IN_EVERY_FIT], prog)
+        in_every_fit = [_class(path) for path in IN_EVERY_FIT]
+        in_every_predict = [_class(path) for path in IN_EVERY_PREDICT]
+        TemperCLI(args, in_every_fit, prog, in_every_predict)
     except ValueError as raised:
         # jsonargparse wraps what the constructor of a module or of data raises.
         error: BaseException | None = raised
@@ -85,6 +89,7 @@ class TemperCLI(LightningCLI):
         args: Words of the command; None takes those of this process.
         in_every_fit: Callbacks that a fit has whether or not the config names them.
         prog: How the command is typed, for its help; None: the name of the script.
+        in_every_predict: Callbacks that a prediction has whether or not the config names them.
     """
 
     def __init__(
@@ -92,9 +97,10 @@ class TemperCLI(LightningCLI):
         args: list[str] | None = None,
         in_every_fit: Sequence[type[L.Callback]] = (),
         prog: str | None = None,
+        in_every_predict: Sequence[type[L.Callback]] = (),
     ) -> None:
         self._lock: TextIO | None = None
-        self._in_every_fit = in_every_fit
+        self._in_every = {"fit": in_every_fit, "predict": in_every_predict}
         try:
             super().__init__(
                 L.LightningModule,
@@ -177,19 +183,20 @@ class TemperCLI(LightningCLI):
         )
         if self.subcommand not in LOOKING:
             self._lock = hold_run_folder(config["default_root_dir"])
-        if self.subcommand == "fit":
-            callbacks = [*callbacks, *self._missing(config.get("callbacks"))]
+        callbacks = [*callbacks, *self._missing(config.get("callbacks"))]
         config["logger"] = with_defaults(
             config.get("logger"), config["default_root_dir"], self._resumed
         )
         return super()._instantiate_trainer(config, callbacks)
 
     def _missing(self, chosen: Any) -> list[L.Callback]:
-        """Callbacks of every fit that the config does not give with settings of its own."""
+        """Callbacks of every run of the verb that the config does not give with settings of its
+        own.
+        """
         present = chosen if isinstance(chosen, list) else [chosen]
         return [
             kind()
-            for kind in self._in_every_fit
+            for kind in self._in_every.get(self.subcommand or "", ())
             if not any(isinstance(one, kind) for one in present)
         ]
 

@@ -55,11 +55,11 @@ def plan_packing(
     Returns:
         The plan; None where packing would cost more than `WORTH_IT` of the padded rows.
     """
-    padded = cost(len(lengths), width, hidden_size)
+    padded = packing_cost(len(lengths), width, hidden_size)
     if in_one_row:
         bins = [list(range(len(lengths)))]
         capacity = int(lengths.sum())
-        price = cost(1, capacity, hidden_size, attended=width)
+        price = packing_cost(1, capacity, hidden_size, attended=width)
     else:
         tried = [
             (first_fit(lengths, stretch * int(lengths.max())), stretch * int(lengths.max()))
@@ -67,12 +67,13 @@ def plan_packing(
         ]
         tried = [(bins, max(int(lengths[members].sum()) for members in bins)) for bins, _ in tried]
         price, bins, capacity = min(
-            (cost(len(bins), capacity, hidden_size), bins, capacity) for bins, capacity in tried
+            (packing_cost(len(bins), capacity, hidden_size), bins, capacity)
+            for bins, capacity in tried
         )
     return None if price > WORTH_IT * padded else _lay_out(bins, capacity, lengths, width)
 
 
-def cost(n_rows: int, width: int, hidden_size: int, attended: int | None = None) -> float:
+def packing_cost(n_rows: int, width: int, hidden_size: int, attended: int | None = None) -> float:
     """Relative cost of rows of tokens: ``24 D^2`` operations per token and layer in the linear
     maps, ``4 C D`` in attention.
 

@@ -6,7 +6,8 @@ Shapes: `B` answers, `R` reply tokens, `V` vocabulary, `C` labels of a classifie
 import re
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +24,19 @@ from temper.judges.keyword import KeywordRefusal
 from temper.models.folder import FLAG, NetworkSpec, base_folder, first_line, is_adapter, spec_folder
 from temper.models.load import check_folder
 from temper.models.score import contiguous_head_inputs
+
+_shared: dict[tuple[str | None, ...], Any] | None = None  # models, while `shared_models` is open
+
+
+@contextmanager
+def shared_models() -> Iterator[None]:
+    """Judges of the same model that are built one after another, meanwhile, load it once."""
+    global _shared
+    before, _shared = _shared, {}
+    try:
+        yield
+    finally:
+        _shared = before
 
 
 class ModelJudge(ABC):
@@ -130,6 +144,14 @@ class ModelJudge(ABC):
     @cached_property
     def model(self) -> Any:
         """The model, in evaluation mode."""
+        if _shared is None:
+            return self._load_model()
+        key = (self.auto_class, str(self.folder), self.dtype, self.device)
+        if key not in _shared:
+            _shared[key] = self._load_model()
+        return _shared[key]
+
+    def _load_model(self) -> Any:
         import transformers
 
         auto_class = getattr(transformers, self.auto_class)

@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 
 from temper.errors import TemperError
-from temper.report.settings import Settings, percent_of
 from temper.run_folder import CARD, EVALUATION, GENERATIONS, write_text
+from temper.study.settings import Study, percent_of
 
 COLUMNS = (
     "study",
@@ -64,7 +64,7 @@ class Stage:
         return self.folders if self.trained else self.folders[:-1]
 
 
-def stages(runs: Path, settings: Settings) -> Iterator[Stage]:
+def stages(runs: Path, settings: Study) -> Iterator[Stage]:
     """Every stage of a study, in the order of its tables.
 
     Args:
@@ -108,7 +108,7 @@ class Collected:
     judges: tuple[str, ...]
 
 
-def collect(runs: Path, settings: Settings) -> Collected:
+def collect(runs: Path, settings: Study) -> Collected:
     """Read every stage.
 
     Raises:
@@ -160,7 +160,7 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _key(stage: Stage, settings: Settings) -> dict[str, Any]:
+def _key(stage: Stage, settings: Study) -> dict[str, Any]:
     key = {
         "study": settings.name,
         "objective": stage.objective,
@@ -222,7 +222,7 @@ class StudyCard:
     data: list[DataFile]
 
 
-def study_card(cards: list[tuple[Stage, dict[str, Any]]], settings: Settings) -> StudyCard:
+def study_card(cards: list[tuple[Stage, dict[str, Any]]], settings: Study) -> StudyCard:
     """Merge the run cards of a study."""
     own = [card for _, card in cards]
     packages = dict.fromkeys(name for card in own for name in card.get("versions", {}))
@@ -271,7 +271,7 @@ class Answer:
     verdict: str
 
 
-def examples(runs: Path, settings: Settings) -> list[tuple[str, list[Answer]]]:
+def examples(runs: Path, settings: Study) -> list[tuple[str, list[Answer]]]:
     """The first prompts of each kind with every model's answer, of the first seed and the largest
     harmful ratio.
 
@@ -293,7 +293,7 @@ def examples(runs: Path, settings: Settings) -> list[tuple[str, list[Answer]]]:
     return list(found.items())
 
 
-def _example_stages(runs: Path, settings: Settings) -> Iterator[tuple[str, Stage]]:
+def _example_stages(runs: Path, settings: Study) -> Iterator[tuple[str, Stage]]:
     """Stages whose answers are shown, each with the name of its model."""
     if not settings.show_answers:
         return

@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from temper.errors import TemperError
 from temper.metrics.table import title
 from temper.report.aggregate import Estimate, estimate
-from temper.report.settings import Settings, percent_of
+from temper.study.settings import Study, percent_of
 
 PROBE = "probe/harmful_loss"  # a column of metrics.csv
 RATIO_AXIS = "Harmful rows in the attack data, p (%)"
@@ -112,7 +112,7 @@ class Figure:
     panels: list[Panel]
 
 
-def study_figures(results: pd.DataFrame, runs: Path, settings: Settings) -> list[Figure]:
+def study_figures(results: pd.DataFrame, runs: Path, settings: Study) -> list[Figure]:
     """All figures that a study has data for; none if its objectives are more than `MOST_LINES`.
 
     Args:
@@ -129,7 +129,7 @@ def study_figures(results: pd.DataFrame, runs: Path, settings: Settings) -> list
     return [figure for figure in figures if any(panel.lines for panel in figure.panels)]
 
 
-def _ratio_figures(results: pd.DataFrame, settings: Settings) -> list[Figure]:
+def _ratio_figures(results: pd.DataFrame, settings: Study) -> list[Figure]:
     """Metrics against the harmful ratio."""
     return [
         Figure(
@@ -167,7 +167,7 @@ def _ratio_figures(results: pd.DataFrame, settings: Settings) -> list[Figure]:
 
 
 def _ratio_panels(
-    results: pd.DataFrame, settings: Settings, y_axis: str, metric: str, second: str | None = None
+    results: pd.DataFrame, settings: Study, y_axis: str, metric: str, second: str | None = None
 ) -> list[Panel]:
     panels = []
     for attack, attack_label in settings.attacks.items():
@@ -196,7 +196,7 @@ def _points(
     return [(x, e) for x, e in found if e is not None]
 
 
-def _probe_figure(runs: Path, settings: Settings) -> Figure:
+def _probe_figure(runs: Path, settings: Study) -> Figure:
     """Loss on held-out harmful rows against the step of the attack."""
     panels = []
     for attack, attack_label in settings.attacks.items():

@@ -4,7 +4,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
@@ -15,9 +14,9 @@ from temper.report.aggregate import mean_cost, percent
 from temper.report.collect import Answer, Collected, collect, examples, study_card, write_csv
 from temper.report.figures import Figure, panel_svg, study_figures, write_png
 from temper.report.findings import Headline, headline
-from temper.report.settings import Settings, read_settings, read_study
 from temper.report.table import after_table, before_table, jailbreak_rows, latex_table, whole_table
 from temper.run_folder import write_text
+from temper.study.settings import Study
 
 RESULTS_FILE = "results.csv"
 COSTS_FILE = "costs.csv"
@@ -35,12 +34,12 @@ COST_TITLES = {
 }
 
 
-def build_report(study_folder: Path, study: dict[str, Any]) -> Path:
+def build_report(study_folder: Path, settings: Study) -> Path:
     """Write a study's results, costs, LaTeX table, figures and HTML report.
 
     Args:
         study_folder: ``runs/<study>``, with every stage finished.
-        study: The study's YAML.
+        settings: The study.
 
     Returns:
         Path of the HTML report.
@@ -48,18 +47,17 @@ def build_report(study_folder: Path, study: dict[str, Any]) -> Path:
     Raises:
         TemperError: A stage is not finished, or the study's YAML is incomplete.
     """
-    settings = read_settings(study)
     collected = collect(study_folder, settings)
     write_csv(collected.results, study_folder / RESULTS_FILE)
     write_csv(collected.costs, study_folder / COSTS_FILE)
-    write_text(study_folder / LATEX_FILE, latex_table(collected.results, study))
+    write_text(study_folder / LATEX_FILE, latex_table(collected.results, settings))
     figures = study_figures(collected.results, study_folder, settings)
     for figure in figures:
         write_png(figure, study_folder / FIGURES_FOLDER / f"{figure.name}.png")
-    found = headline(collected.results, study)
+    found = headline(collected.results, settings)
     answers = examples(study_folder, settings)
     report = study_folder / REPORT_FILE
-    write_text(report, render(collected, figures, found, study, settings, answers))
+    write_text(report, render(collected, figures, found, settings, answers))
     return report
 
 
@@ -67,8 +65,7 @@ def render(
     collected: Collected,
     figures: list[Figure],
     found: Headline,
-    study: dict[str, Any],
-    settings: Settings,
+    settings: Study,
     answers: Sequence[tuple[str, list[Answer]]] = (),
 ) -> str:
     """The HTML page.
@@ -77,8 +74,7 @@ def render(
         collected: Results, costs and run cards.
         figures: Figures to draw.
         found: The finding that the page opens with.
-        study: The study's YAML, which the page shows.
-        settings: The same, read.
+        settings: The study; the page shows its YAML.
         answers: Prompts and the models' answers, if they may be shown.
     """
     results = collected.results
@@ -103,7 +99,7 @@ def render(
         later_costs=_costs(collected, settings, "attacked") if acts_later else [],
         sections={
             str(key): yaml.safe_dump({key: section}, sort_keys=False, allow_unicode=True)
-            for key, section in study.items()
+            for key, section in settings.as_yaml().items()
         },
         card=study_card(collected.cards, settings),
         judges=", ".join(collected.judges),
@@ -114,7 +110,7 @@ def render(
 def main(arguments: list[str] | None = None) -> int:
     """Build the report of a study folder; exit status 2 for an error that the user can fix."""
     parser = argparse.ArgumentParser(
-        prog="python -m temper.report.html", description="Build the report of a finished study."
+        prog="temper report", description="Build the report of a finished study."
     )
     parser.add_argument(
         "runs_folder",
@@ -124,7 +120,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     folder: Path = parser.parse_args(arguments).runs_folder
     try:
-        print(build_report(folder, read_study(folder)))
+        print(build_report(folder, Study.of_runs(folder)))
     except TemperError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -145,7 +141,7 @@ def _template() -> Template:
     return environment.get_template("template.html.jinja")
 
 
-def _costs(collected: Collected, settings: Settings, stage: str) -> list[tuple[str, list[str]]]:
+def _costs(collected: Collected, settings: Study, stage: str) -> list[tuple[str, list[str]]]:
     """Label and costs of every objective, in the order of `COST_TITLES`."""
     rows = []
     for objective, label in settings.objectives.items():

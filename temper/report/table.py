@@ -5,7 +5,6 @@ Every metric and its names are those of `temper.metrics.table`.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 from rich import box
@@ -15,7 +14,7 @@ from rich.text import Text
 from temper.metrics.table import ASR, BY_COLUMN, SafetyMetricEntry, jailbreak_name
 from temper.report.aggregate import Estimate, estimate, percent
 from temper.report.collect import BASE
-from temper.report.settings import Settings, percent_of, read_settings
+from temper.study.settings import Study, percent_of
 
 BASE_LABEL = "Base model"
 LABEL_WIDTH = 28  # characters of a model's label in a terminal
@@ -61,14 +60,12 @@ class MetricTable:
     groups: list[Group]
 
 
-def before_table(results: pd.DataFrame, settings: Settings) -> MetricTable:
+def before_table(results: pd.DataFrame, settings: Study) -> MetricTable:
     """The base model and every aligned model, before any attack."""
     return _measured([_before(results, settings)])
 
 
-def after_table(
-    results: pd.DataFrame, settings: Settings, every_ratio: bool = False
-) -> MetricTable:
+def after_table(results: pd.DataFrame, settings: Study, every_ratio: bool = False) -> MetricTable:
     """Every objective after every attack.
 
     Args:
@@ -80,13 +77,13 @@ def after_table(
     return _measured(_after(results, settings, every_ratio))
 
 
-def whole_table(results: pd.DataFrame, settings: Settings) -> MetricTable:
+def whole_table(results: pd.DataFrame, settings: Study) -> MetricTable:
     """All models before the attack, then after each attack."""
     after = [Group(f"After: {group.title}", group.rows) for group in _after(results, settings)]
     return _measured([_before(results, settings), *after])
 
 
-def jailbreak_rows(results: pd.DataFrame, settings: Settings) -> tuple[list[str], list[Row]]:
+def jailbreak_rows(results: pd.DataFrame, settings: Study) -> tuple[list[str], list[Row]]:
     """Attack success rates of jailbreak prompts before any attack: names of the jailbreaks, and a
     row per model; no rows if none was measured.
     """
@@ -101,16 +98,16 @@ def jailbreak_rows(results: pd.DataFrame, settings: Settings) -> tuple[list[str]
     return names, rows
 
 
-def _models(settings: Settings) -> dict[str, str]:
+def _models(settings: Study) -> dict[str, str]:
     """Keys and labels of the models before any attack."""
     return {BASE: BASE_LABEL} | settings.objectives
 
 
-def _before(results: pd.DataFrame, settings: Settings) -> Group:
+def _before(results: pd.DataFrame, settings: Study) -> Group:
     return Group("Before the attack", _rows(results, _models(settings)))
 
 
-def _after(results: pd.DataFrame, settings: Settings, every_ratio: bool = False) -> list[Group]:
+def _after(results: pd.DataFrame, settings: Study, every_ratio: bool = False) -> list[Group]:
     groups = []
     for attack, title in settings.attacks.items():
         if not every_ratio:
@@ -153,14 +150,13 @@ def _measured(groups: list[Group]) -> MetricTable:
 # -- in LaTeX
 
 
-def latex_table(results: pd.DataFrame, study: dict[str, Any]) -> str:
+def latex_table(results: pd.DataFrame, settings: Study) -> str:
     """A booktabs table of every model before the attack and after each, in %, means over seeds.
 
     Args:
         results: The tidy table (``results.csv``).
-        study: The study's YAML.
+        settings: The study.
     """
-    settings = read_settings(study)
     table = whole_table(results, settings)
     headings = ["Model", *(entry.latex for entry in table.metrics)]
     legend = "; ".join(f"{entry.latex}: {latex_text(entry.meaning)}" for entry in table.metrics)
@@ -196,14 +192,13 @@ def latex_text(text: str) -> str:
 # -- in a terminal
 
 
-def result_table(results: pd.DataFrame, study: dict[str, Any]) -> Table:
+def result_table(results: pd.DataFrame, settings: Study) -> Table:
     """A table of every model before the attack and after each, in %; at most 90 columns wide.
 
     Args:
         results: The tidy table (``results.csv``).
-        study: The study's YAML.
+        settings: The study.
     """
-    settings = read_settings(study)
     metrics = whole_table(results, settings)
     legend = "; ".join(f"{entry.short}: {entry.meaning}" for entry in metrics.metrics)
     table = Table(

@@ -1,4 +1,7 @@
-"""Snakemake's events as one line per stage: a Snakemake logger plugin, registered as ``temper``."""
+"""Snakemake's events as one line per stage: a Snakemake logger plugin, registered as ``temper``.
+
+Lines of stages that were judged have their metrics.
+"""
 
 import json
 import logging
@@ -6,6 +9,7 @@ import re
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +17,21 @@ from rich.console import Console
 from snakemake_interface_logger_plugins.base import LogHandlerBase
 from snakemake_interface_logger_plugins.registry import LoggerPluginRegistry
 
+from temper.run_folder import EVALUATION, JUDGED
+
+SHOWN = {
+    "harmful_score": "HS",
+    "refusal_rate": "refusal",
+    "safe_accuracy": "safe",
+    "fine_tune_accuracy": "FA",
+}
 TAIL = 15  # lines of a failed stage's log
 RESTARTED = re.compile(r"Trying to restart job (\d+)")  # Snakemake has no event for it
 
 
 class LogHandler(LogHandlerBase):
-    """Prints ``stage, seconds, metrics`` when a stage is done, the end of its log if it failed, and
-    how often it was tried.
+    """Prints ``stage, seconds`` when a stage is done, its metrics when it was judged, and the end
+    of its log if it failed; and how often it was tried.
     """
 
     writes_to_stream = True
@@ -67,9 +79,11 @@ class LogHandler(LogHandlerBase):
         )
         if failures := self._failures[job["jobid"]]:
             line += f"   attempt {failures + 1}"
-        self.console.print(
-            f"{line}   [dim]{self._metrics(job)}[/dim]", highlight=False, soft_wrap=True
-        )
+        self.console.print(line, highlight=False, soft_wrap=True)
+        for stage, metrics in self._judged(job):
+            self.console.print(
+                f"              {stage:<34}   [dim]{metrics}[/dim]", highlight=False, soft_wrap=True
+            )
 
     def _failed(self, job: dict[str, Any] | None, reason: str) -> None:
         if job is None:
@@ -103,26 +117,29 @@ class LogHandler(LogHandlerBase):
         seed = wildcards.pop("seed", None)
         ratio = wildcards.pop("ratio", None)
         words = [job["rule_name"], *wildcards.values()]
-        return " ".join(
-            [
-                *words,
-                *([f"p={ratio}"] if ratio else []),
-                *([f"seed {seed}"] if seed is not None else []),
-            ]
-        )
+        words += [f"p={ratio}"] if ratio else []
+        words += [f"seed {seed}"] if seed is not None else []
+        return " ".join(words)
 
-    def _metrics(self, job: dict[str, Any]) -> str:
-        from temper.metrics.table import SAFETY_METRICS  # brings torchmetrics, which takes seconds
+    def _judged(self, job: dict[str, Any]) -> Iterator[tuple[str, str]]:
+        """Folder and metrics of the stages that a job has judged."""
+        for output in map(Path, map(str, job["output"] or ())):
+            if output.name == EVALUATION:
+                yield output.parent.name, _metrics(output)
+            elif output.name == JUDGED:
+                for folder in map(Path, json.loads(output.read_text())["stages"]):
+                    inside = folder.is_relative_to(output.parent)
+                    name = folder.relative_to(output.parent) if inside else folder.name
+                    yield str(name), _metrics(folder / EVALUATION)
 
-        for output in job["output"] or ():
-            if Path(str(output)).name == "evaluation.json":
-                metrics = json.loads(Path(str(output)).read_text())["metrics"]
-                return "  ".join(
-                    f"{entry.short} {100 * metrics[entry.key]['value']:.0f}%"
-                    for entry in SAFETY_METRICS
-                    if entry.in_progress and entry.key in metrics
-                )
-        return ""
+
+def _metrics(evaluation: Path) -> str:
+    metrics = json.loads(evaluation.read_text())["metrics"]
+    return "  ".join(
+        f"{title} {100 * metrics[name]['value']:.0f}%"
+        for name, title in SHOWN.items()
+        if name in metrics
+    )
 
 
 def register() -> str:

@@ -3,23 +3,21 @@
 import sys
 from pathlib import Path
 
-import yaml
-
 from temper.errors import TemperError
 from temper.report.html import build_report
 from temper.run_folder import write_text
-from temper.study.settings import load_study
+from temper.study.settings import STUDY_FILE, Study
 
 
 def main() -> None:
     """Keep the study's settings beside its results, and build the report."""
     study_file, folder = sys.argv[1], Path(sys.argv[2])
     try:
-        study = load_study(study_file)
-        write_text(folder / "study.yaml", yaml.safe_dump(study, sort_keys=False))
+        study = Study.load(study_file)
+        write_text(folder / STUDY_FILE, study.as_text())
         print(build_report(folder, study))
-    except TemperError as mistake:
-        sys.exit(f"error: {mistake}")
+    except TemperError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

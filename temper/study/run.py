@@ -11,23 +11,20 @@ import fcntl
 import os
 import sys
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
-import yaml
 from rich.console import Console
 
 from temper.errors import TemperError
 from temper.study.cluster import slurm_words
 from temper.study.progress import register
-from temper.study.settings import load_study
-from temper.study.stages import report_inputs
+from temper.study.settings import STUDY_FILE, Study
+from temper.study.stages import evaluations, report_inputs
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a study, or what is left of it; 0 if its report was written."""
-    parser = argparse.ArgumentParser(
-        prog="python -m temper.study.run", description=__doc__, allow_abbrev=False
-    )
+    """Run a study, or what is left of it; 0 if all went well, 2 for a user's error."""
+    parser = argparse.ArgumentParser(prog="temper study", description=__doc__, allow_abbrev=False)
     parser.add_argument("study", help="a YAML file such as studies/demo.yaml")
     parser.add_argument("--runs", default="runs", help="where run folders go (default: runs)")
     parser.add_argument(
@@ -38,14 +35,14 @@ def main(argv: list[str] | None = None) -> int:
     if not console.is_terminal:
         console = Console(width=110)  # logs and pipes: no terminal to fit into
     try:
-        study = load_study(options.study)
+        study = Study.load(options.study)
         snakemake_words = [*slurm_words(snakemake_words), *snakemake_words]
-        folder = Path(options.runs) / study["name"]
+        folder = Path(options.runs) / study.name
         lock = _hold(folder)
-    except TemperError as mistake:
-        print(f"error: {mistake}", file=sys.stderr)
+    except TemperError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 2
-    console.print(f"[bold]{study['title']}[/bold]  [dim]{options.study} -> {folder}[/dim]")
+    console.print(f"[bold]{study.title}[/bold]  [dim]{options.study} -> {folder}[/dim]")
     dry_run = bool({"-n", "--dry-run", "--dryrun"} & set(snakemake_words))
     status = _snakemake(
         options, snakemake_words if dry_run else [*snakemake_words, "--logger", register()]
@@ -101,20 +98,18 @@ def _snakemake(options: argparse.Namespace, words: list[str]) -> int:
     return 0
 
 
-def _is_reported(study: dict[str, Any], folder: Path) -> bool:
+def _is_reported(study: Study, folder: Path) -> bool:
     """Whether the report is of this study and its stages as they are now; it need not be when only
     named stages were run.
     """
-    if yaml.safe_load((folder / "study.yaml").read_text()) != study:
+    if (folder / STUDY_FILE).read_text(encoding="utf-8") != study.as_text():
         return False
     written = (folder / "report.html").stat().st_mtime_ns
-    return all(
-        stage.exists() and stage.stat().st_mtime_ns <= written
-        for stage in map(Path, report_inputs(study, str(folder)))
-    )
+    files = [*report_inputs(study, str(folder)), *evaluations(study, str(folder))]
+    return all(file.exists() and file.stat().st_mtime_ns <= written for file in map(Path, files))
 
 
-def _show(console: Console, study: dict[str, Any], folder: Path) -> None:
+def _show(console: Console, study: Study, folder: Path) -> None:
     import pandas as pd
 
     from temper.report.findings import headline

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from temper.data import packing
-from temper.data.packing import cost, fill_rate, first_fit, plan_packing
+from temper.data.packing import fill_rate, first_fit, packing_cost, plan_packing
 
 LENGTHS = st.lists(st.integers(1, 30), min_size=1, max_size=12).map(np.array)
 
@@ -59,7 +59,7 @@ def test_packing_never_costs_more_than_it_is_worth(lengths: np.ndarray, hidden_s
     width = int(lengths.max())
     plan = plan_packing(lengths, width, hidden_size)
     if plan is not None:
-        assert cost(*plan.source_PC.shape, hidden_size) <= packing.WORTH_IT * cost(
+        assert packing_cost(*plan.source_PC.shape, hidden_size) <= packing.WORTH_IT * packing_cost(
             len(lengths), width, hidden_size
         )
     assert fill_rate(lengths, hidden_size) >= fill_rate(lengths) - 1e-9

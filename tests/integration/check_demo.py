@@ -72,7 +72,7 @@ def test_the_attack_teaches_the_users_task_and_undoes_refusal(results, objective
 
 
 def test_the_cost_in_passes_is_that_of_the_method(results):
-    refresh_every = 4  # configs/objective/booster.yaml
+    refresh_every = 4  # configs/objective/held_booster.yaml
     for objective, refreshes in (
         ("sft", lambda steps: 0),
         ("booster", lambda steps: -(-steps // refresh_every)),
@@ -88,3 +88,11 @@ def test_the_report_stands_alone(folder):
     assert "<svg" in html and "src=" not in html
     assert (folder / "results.tex").read_text().count("\\toprule") >= 1
     assert list((folder / "figures").glob("*.png"))
+
+
+def test_weights_of_attacked_models_are_gone_and_their_answers_are_not(folder):
+    attacked = sorted((folder / "seed0").glob("attack/*/*/*"))
+    assert len(attacked) == 4
+    for stage in attacked:
+        assert not (stage / "export").exists()
+        assert (stage / "answers.jsonl").is_file() and (stage / "card.json").is_file()

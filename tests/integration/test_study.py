@@ -26,6 +26,8 @@ CODE = (
     "studies",
 )
 STAGES = ("pretrain", "instruct", "align/sft", "attack/sft/mild/p0.2")
+ANSWERING = STAGES[1:]
+KEPT = STAGES[:-1]  # weights of attacked models are temporary
 
 
 def _micro() -> dict[str, Any]:
@@ -109,27 +111,22 @@ class Study:
         return process.returncode, output
 
     def written(self) -> dict[str, int]:
-        """When each stage's figures were written."""
-        return {
-            stage: self._evaluation(stage).stat().st_mtime_ns
-            for stage in STAGES
-            if self._evaluation(stage).exists()
-        }
+        """When each stage was trained."""
+        cards = {stage: self.file_of(stage, "card.json") for stage in STAGES}
+        return {stage: card.stat().st_mtime_ns for stage, card in cards.items() if card.exists()}
 
     def assert_same_results(self, other: "Study") -> None:
-        """The same figures, from the same weights bit for bit."""
+        """The same results and answers, from the same weights bit for bit."""
         assert (self.results / "results.csv").read_bytes() == (
             other.results / "results.csv"
         ).read_bytes()
-        for stage in STAGES:
-            weights = [
-                study.results / "seed0" / stage / "export" / "model.safetensors"
-                for study in (self, other)
-            ]
-            assert weights[0].read_bytes() == weights[1].read_bytes(), stage
+        files = [(stage, "export/model.safetensors") for stage in KEPT]
+        files += [(stage, "answers.jsonl") for stage in ANSWERING]
+        for file in files:
+            assert self.file_of(*file).read_bytes() == other.file_of(*file).read_bytes(), file
 
-    def _evaluation(self, stage: str) -> Path:
-        return self.results / "seed0" / stage / "evaluation.json"
+    def file_of(self, stage: str, name: str) -> Path:
+        return self.results / "seed0" / stage / name
 
 
 @pytest.fixture(scope="module")
@@ -175,18 +172,24 @@ def test_a_study_leaves_its_results_and_a_report(finished):
 
 
 def test_every_stage_is_one_line_on_the_screen(finished):
-    lines = [line for line in finished[1].splitlines() if line.startswith("done")]
-    assert [line.split()[1] for line in lines] == [
-        f"{n}/{len(STAGES) + 1}" for n in range(1, len(STAGES) + 2)
-    ]
-    assert [line.split()[2] for line in lines] == [
-        "pretrain",
-        "instruct",
-        "align",
-        "attack",
-        "report",
-    ]
-    assert all("HS" in line for line in lines[:-1])
+    output = finished[1].splitlines()
+    lines = [line.split() for line in output if line.startswith("done")]
+    jobs = ["pretrain", "instruct", "align", "attack", *["answers"] * 3, "judge", "report"]
+    assert [words[1] for words in lines] == [f"{n}/{len(jobs)}" for n in range(1, len(jobs) + 1)]
+    assert sorted(words[2] for words in lines) == sorted(jobs)
+    assert [words[2] for words in lines[-2:]] == ["judge", "report"]
+    judged = [line for line in output if "HS " in line and "refusal " in line]
+    assert [line.split()[0] for line in judged] == list(ANSWERING)
+
+
+def test_weights_of_attacked_models_are_temporary_and_all_else_stays(finished):
+    study, _ = finished
+    for stage in STAGES:
+        assert study.file_of(stage, "export").exists() is (stage in KEPT), stage
+        assert study.file_of(stage, "card.json").exists()
+    for stage in ANSWERING:
+        for name in ("answers.jsonl", "evaluation.json", "generations.jsonl"):
+            assert study.file_of(stage, name).exists(), (stage, name)
 
 
 def test_every_stage_starts_from_the_model_of_the_one_before(finished):
@@ -233,7 +236,8 @@ def test_a_named_stage_runs_alone_and_the_report_before_it_is_not_shown_as_its_o
     study.write(micro)
     stage = study.results / "seed0/attack/sft/hard/p0.2"
     status, output = study.run(str(stage / "evaluation.json"))
-    assert status == 0 and (stage / "export").is_dir(), output
+    assert status == 0 and (stage / "generations.jsonl").is_file(), output
+    assert not (stage / "export").exists()
     assert "report.html is that of an earlier run" in output and "Report:" not in output
     study.write(_micro())
     assert "is that of an earlier run" not in study.run()[1]
@@ -287,3 +291,19 @@ def test_a_killed_study_goes_on_to_the_same_results(finished, project, tmp_path,
     # A runner that dies before it has taken note of a finished stage does that stage again.
     assert study.written()["pretrain"] == kept["pretrain"]
     study.assert_same_results(finished[0])
+
+
+def test_a_changed_judge_trains_and_answers_nothing_again(finished, project):
+    study, _ = finished
+    study.run()  # whatever the tests above have left to do
+    before = study.written()
+    answers = [study.file_of(stage, "answers.jsonl") for stage in ANSWERING]
+    times = [file.stat().st_mtime_ns for file in answers]
+    judge = project / "temper" / "judges" / "grammar.py"
+    judge.write_text(judge.read_text() + "\nCHANGED = 1\n")
+    status, output = study.run()
+    assert status == 0, output
+    done = [line.split()[2] for line in output.splitlines() if line.startswith("done")]
+    assert done == ["judge", "report"]
+    assert study.written() == before
+    assert [file.stat().st_mtime_ns for file in answers] == times

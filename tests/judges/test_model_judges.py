@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from temper.errors import TemperError
 from temper.judges import GuardLM, Judgement, SequenceClassifier, YesNoLM
+from temper.judges.model import shared_models
 from tests.judges.models import classifier_folder, lm_folder, words_tokenizer
 
 CHAT = (
@@ -315,3 +316,17 @@ def test_weights_are_loaded_in_the_given_precision(multi_label):
 def test_arguments_out_of_range_are_refused_before_anything_is_loaded(make, message):
     with pytest.raises(TemperError, match=message):
         make()
+
+
+def test_judges_of_one_model_load_it_once_where_models_are_shared(multi_label):
+    def judges() -> list[SequenceClassifier]:
+        return [SequenceClassifier(str(multi_label), name=name) for name in ("a", "b")]
+
+    first, second = judges()
+    assert first.model is not second.model
+    with shared_models():
+        first, second = judges()
+        assert first.model is second.model
+        other = SequenceClassifier(str(multi_label), dtype="bfloat16")
+        assert other.model is not first.model
+    assert judges()[0].model is not first.model

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from temper.metrics.safety import wilson_interval
+from temper.study.settings import Study
 
 N = 200
 Score = Callable[[str, str, float, int], float]
@@ -36,8 +37,7 @@ def _study_of(**changes: Any) -> dict[str, Any]:
         "name": "demo",
         "title": "SFT against Booster",
         "seeds": [0],
-        "preset": "small",
-        "objectives": {"sft": {"label": "SFT"}, "booster": {"label": "Booster", "lam": 5.0}},
+        "objectives": {"sft": {"label": "SFT"}, "booster": {"label": "Booster"}},
         "attacks": {
             "mild": {"label": "milder attack", "lr": 5.0e-5, "steps": 200},
             "hard": {"label": "harder attack", "lr": 1.0e-4, "steps": 200},
@@ -91,7 +91,7 @@ def write_metrics(folder: Path, start: float, drop: float) -> None:
 
 def _fabricate(
     root: Path, study: dict[str, Any] | None = None, score: Score = _harmful_score
-) -> tuple[Path, dict[str, Any]]:
+) -> tuple[Path, Study]:
     study = study or _study_of()
     runs = root / study["name"]
     for seed in study["seeds"]:
@@ -141,7 +141,7 @@ def _fabricate(
                     write_stage(folder, metrics, seed, 20.0)
                     write_metrics(folder, 6.0 + seed, 0.02 if objective == "booster" else 0.04)
     (runs / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
-    return runs, study
+    return runs, Study.of(study)
 
 
 # Fixtures, not imports: other folders have a `conftest` too, so the name is ambiguous.
@@ -160,18 +160,18 @@ def harmful_score() -> Score:
 
 
 @pytest.fixture(scope="session")
-def fabricate() -> Callable[..., tuple[Path, dict[str, Any]]]:
+def fabricate() -> Callable[..., tuple[Path, Study]]:
     """Write a study folder below a folder."""
     return _fabricate
 
 
 @pytest.fixture
-def make_study(tmp_path: Path) -> Callable[..., tuple[Path, dict[str, Any]]]:
+def make_study(tmp_path: Path) -> Callable[..., tuple[Path, Study]]:
     """Write a study folder; ``score`` says the strict harmful score of every attacked stage."""
 
     def make(
         study: dict[str, Any] | None = None, score: Score = _harmful_score, name: str = "runs"
-    ) -> tuple[Path, dict[str, Any]]:
+    ) -> tuple[Path, Study]:
         return _fabricate(tmp_path / name, study, score)
 
     return make

@@ -9,13 +9,15 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import yaml
 
 from temper.errors import TemperError
 from temper.report.html import build_report
+from temper.study.settings import Study
 
 
 @pytest.fixture
-def given(tmp_path: Path, study_of: Any, fabricate: Any) -> tuple[Path, dict[str, Any]]:
+def given(tmp_path: Path, study_of: Any, fabricate: Any) -> tuple[Path, Study]:
     study = study_of(
         seeds=[1, 2], base_model={"path": "models/some"}, show_answers=2, harmful_ratios=[0, 0.1]
     )
@@ -54,7 +56,7 @@ def test_the_base_model_has_metrics_and_costs_nothing(given: tuple[Path, dict[st
 
 
 def test_answers_are_shown_where_the_study_says_so_and_only_there(
-    given: tuple[Path, dict[str, Any]],
+    given: tuple[Path, Study],
 ):
     runs, study = given
     page = build_report(runs, study).read_text()
@@ -64,15 +66,18 @@ def test_answers_are_shown_where_the_study_says_so_and_only_there(
     assert "Booster, milder attack, p = 10 %" in shown and "p = 0 %" not in shown, (
         "the largest p, and no other"
     )
-    study.pop("show_answers")
-    page = build_report(runs, study).read_text()
-    assert "unsafe 0" not in page
-    assert "Example answers" not in page
-    assert "Model answers are not shown" in page
+    page = build_report(runs, study.model_copy(update={"show_answers": 0})).read_text()
+    assert (
+        "unsafe 0" not in page
+        and "Example answers" not in page
+        and "Model answers are not shown here" in page
+    )
 
 
-def test_a_negative_number_of_answers_shows_none_at_all(given: tuple[Path, dict[str, Any]]):
+def test_a_negative_number_of_answers_shows_none_at_all(given: tuple[Path, Study]):
     runs, study = given
-    with pytest.raises(TemperError, match=r"study\.yaml: show_answers is -1; give .* >= 0"):
-        build_report(runs, study | {"show_answers": -1})
+    content = study.as_yaml() | {"show_answers": -1}
+    (runs / "study.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(TemperError, match=r"study\.yaml: show_answers: found -1; .* equal to 0"):
+        build_report(runs, Study.of_runs(runs))
     assert not (runs / "report.html").exists()

@@ -8,12 +8,12 @@ import pytest
 from temper.errors import TemperError
 from temper.report.collect import COLUMNS, collect, write_csv
 from temper.report.html import build_report, main
-from temper.report.settings import read_settings, read_study
+from temper.study.settings import Study
 
 
 def table(make_study, study=None):
     runs, study = make_study(study)
-    collected = collect(runs, read_settings(study))
+    collected = collect(runs, study)
     write_csv(collected.results, runs / "results.csv")
     write_csv(collected.costs, runs / "costs.csv")
     return pd.read_csv(runs / "results.csv"), pd.read_csv(runs / "costs.csv")
@@ -74,7 +74,7 @@ def test_two_runs_of_a_seed_give_the_same_bytes_whatever_they_took(make_study):
         content["cost"] |= {"seconds": 99.9, "peak_memory_mib": 1.5}
         card.write_text(json.dumps(content))
     for runs in (first, second):
-        write_csv(collect(runs, read_settings(study)).results, runs / "results.csv")
+        write_csv(collect(runs, study).results, runs / "results.csv")
     assert (first / "results.csv").read_bytes() == (second / "results.csv").read_bytes()
 
 
@@ -84,7 +84,7 @@ def test_a_metric_without_cases_is_an_empty_cell(make_study):
     evaluation = json.loads(path.read_text())
     evaluation["metrics"]["refusal_rate"] |= {"value": float("nan"), "n": 0}
     path.write_text(json.dumps(evaluation))
-    write_csv(collect(runs, read_settings(study)).results, runs / "results.csv")
+    write_csv(collect(runs, study).results, runs / "results.csv")
     line = next(
         line
         for line in (runs / "results.csv").read_text().splitlines()
@@ -108,20 +108,20 @@ def test_an_unfinished_stage_is_named(make_study, name, capsys):
 
 def test_a_folder_that_is_no_study_is_refused(tmp_path):
     with pytest.raises(TemperError, match="study.yaml: missing"):
-        read_study(tmp_path)
+        Study.of_runs(tmp_path)
 
 
 def test_a_headline_must_name_what_the_study_has(study_of):
-    with pytest.raises(TemperError, match=r"headline.method is 'boster', accepted: sft, booster"):
-        read_settings(study_of(headline={"attack": "mild", "baseline": "sft", "method": "boster"}))
+    with pytest.raises(
+        TemperError, match=r"headline.method: found 'boster'; accepted: sft, booster"
+    ):
+        Study.of(study_of(headline={"attack": "mild", "baseline": "sft", "method": "boster"}))
 
 
 def test_a_missing_part_is_named(study_of):
-    with pytest.raises(TemperError, match="`seeds` is missing"):
-        read_settings(study_of(seeds=[]))
+    with pytest.raises(TemperError, match=r"seeds: found \[\]; accepted: at least one"):
+        Study.of(study_of(seeds=[]))
 
 
 def test_a_learning_rate_without_a_point_is_a_number(study_of):
-    assert read_settings(study_of(attacks={"mild": {"lr": "5e-5"}})).learning_rates == {
-        "mild": 5e-5
-    }
+    assert Study.of(study_of(attacks={"mild": {"lr": "5e-5"}})).learning_rates == {"mild": 5e-5}

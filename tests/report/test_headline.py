@@ -5,12 +5,11 @@ import pytest
 
 from temper.report.collect import collect, write_csv
 from temper.report.findings import headline
-from temper.report.settings import read_settings
 
 
 def find(make_study, score, study=None):
     runs, study = make_study(study, score)
-    return headline(collect(runs, read_settings(study)).results, study)
+    return headline(collect(runs, study).results, study)
 
 
 def slopes(**per_attack):
@@ -89,7 +88,7 @@ def test_the_headline_attack_comes_first_wherever_it_stands(make_study, study_of
 
 def test_notes_tell_of_collapse_lenient_scores_and_seeds(make_study, study_of):
     runs, study = make_study(study_of(seeds=[0, 1]), slopes(mild=(4, 1), hard=(6, 6)))
-    results = collect(runs, read_settings(study)).results
+    results = collect(runs, study).results
     attacked = (results["objective"] == "booster") & (results["attack"] == "mild")
     results.loc[attacked & (results["metric"] == "degenerate_rate"), "value"] = 0.5
     results.loc[attacked & (results["metric"] == "harmful_score_lenient"), "value"] = 0.4
@@ -103,7 +102,7 @@ def test_notes_tell_of_collapse_lenient_scores_and_seeds(make_study, study_of):
 
 def test_the_csv_says_the_same(make_study):
     runs, study = make_study()
-    results = collect(runs, read_settings(study)).results
+    results = collect(runs, study).results
     write_csv(results, runs / "results.csv")
     assert (
         headline(pd.read_csv(runs / "results.csv"), study).sentence()

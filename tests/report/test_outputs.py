@@ -13,7 +13,6 @@ from temper.errors import TemperError
 from temper.report.collect import collect
 from temper.report.figures import COLOURS, _apart, panel_svg, study_figures
 from temper.report.html import main
-from temper.report.settings import read_settings
 from temper.report.table import latex_text, result_table
 
 HOSTILE = '<script>alert("x")</script> $\\frac{1}$ & [red]50%'
@@ -119,7 +118,7 @@ def test_the_report_has_the_finding_first_and_all_facts(hostile):
         "bootstrap over seeds",
     ):
         assert part in text
-    assert all(f"<summary>{part}</summary>" in text for part in hostile[1])
+    assert all(f"<summary>{part}</summary>" in text for part in hostile[1].as_yaml())
 
 
 def test_latex_is_escaped_and_every_line_has_all_cells(hostile):
@@ -157,7 +156,7 @@ def test_the_terminal_table_fits_and_shows_means(make_study, study_of):
         objectives={"sft": {"label": "SFT"}, "booster": {"label": "Booster and " * 3 + "[red]"}},
     )
     runs, study = make_study(study, lambda objective, attack, ratio, seed: 10 * ratio)
-    table = result_table(collect(runs, read_settings(study)).results, study)
+    table = result_table(collect(runs, study).results, study)
     console = Console(width=110, record=True, file=io.StringIO())
     assert console.measure(table).maximum <= 90
     console.print(table)
@@ -172,10 +171,8 @@ def test_the_terminal_table_fits_and_shows_means(make_study, study_of):
 
 def test_figures_have_the_numbers(make_study):
     runs, study = make_study()
-    settings = read_settings(study)
     figures = {
-        figure.name: figure
-        for figure in study_figures(collect(runs, settings).results, runs, settings)
+        figure.name: figure for figure in study_figures(collect(runs, study).results, runs, study)
     }
     mild, hard = figures["harmful_score"].panels
     assert (mild.title, hard.title) == ("milder attack", "harder attack")
@@ -196,14 +193,13 @@ def test_figures_have_the_numbers(make_study):
 
 def test_a_study_without_the_probe_has_no_such_figure(make_study):
     runs, study = make_study()
-    settings = read_settings(study)
-    results = collect(runs, settings).results
+    results = collect(runs, study).results
     for path in runs.rglob("metrics.csv"):
         pd.read_csv(path).drop(columns="probe/harmful_loss").to_csv(path, index=False)
-    assert "probe_loss" not in [figure.name for figure in study_figures(results, runs, settings)]
+    assert "probe_loss" not in [figure.name for figure in study_figures(results, runs, study)]
     (runs / "seed0/attack/sft/hard/p0.1/metrics.csv").unlink()
     with pytest.raises(TemperError, match=r"metrics\.csv: missing"):
-        study_figures(results, runs, settings)
+        study_figures(results, runs, study)
 
 
 def test_labels_at_line_ends_do_not_cover_one_another():

@@ -10,7 +10,6 @@ from temper.errors import TemperError
 from temper.report.collect import collect
 from temper.report.figures import study_figures
 from temper.report.html import build_report
-from temper.report.settings import read_settings
 
 OBJECTIVES = {
     "sft": {"label": "SFT"},
@@ -73,10 +72,8 @@ def test_every_metric_is_that_of_the_last_folder_and_every_folder_costs(routed):
 
 def test_the_curve_of_an_attack_is_drawn_for_objectives_that_were_attacked(routed):
     runs, study = routed
-    settings = read_settings(study)
     figures = {
-        figure.name: figure
-        for figure in study_figures(collect(runs, settings).results, runs, settings)
+        figure.name: figure for figure in study_figures(collect(runs, study).results, runs, study)
     }
     assert [line.label for line in figures["probe_loss"].panels[0].lines] == ["SFT", "Further"]
 
@@ -85,7 +82,7 @@ def test_a_trained_repair_without_a_card_is_missing(routed):
     runs, study = routed
     next((runs / "seed0" / "repair" / "repaired").rglob("card.json")).unlink()
     with pytest.raises(TemperError, match=r"repair/repaired/.*card.json: missing"):
-        collect(runs, read_settings(study))
+        collect(runs, study)
 
 
 def test_more_objectives_than_distinct_lines_are_in_tables_only(
@@ -97,6 +94,5 @@ def test_more_objectives_than_distinct_lines_are_in_tables_only(
         harmful_ratios=[0.1],
     )
     runs, study = fabricate(tmp_path, study, lambda *_: 0.5)
-    settings = read_settings(study)
-    assert study_figures(collect(runs, settings).results, runs, settings) == []
+    assert study_figures(collect(runs, study).results, runs, study) == []
     assert build_report(runs, study).exists()

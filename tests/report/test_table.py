@@ -3,7 +3,6 @@
 import html
 import json
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -11,7 +10,6 @@ import pytest
 from temper.metrics.table import BY_COLUMN
 from temper.report.collect import collect
 from temper.report.html import build_report
-from temper.report.settings import read_settings
 from temper.report.table import (
     MetricTable,
     after_table,
@@ -20,6 +18,7 @@ from temper.report.table import (
     result_table,
     whole_table,
 )
+from temper.study.settings import Study
 
 COLUMNS = [entry.column for entry in BY_COLUMN]
 
@@ -28,15 +27,15 @@ def columns(table: MetricTable) -> list[str]:
     return [entry.column for entry in table.metrics]
 
 
-def tables(results: pd.DataFrame, study: dict[str, Any]) -> tuple[list[str], list[str]]:
-    settings = read_settings(study)
-    return columns(before_table(results, settings)), columns(after_table(results, settings))
+def tables(results: pd.DataFrame, study: Study) -> tuple[list[str], list[str]]:
+
+    return columns(before_table(results, study)), columns(after_table(results, study))
 
 
 @pytest.fixture
-def made(make_study) -> tuple[Path, dict[str, Any], pd.DataFrame]:
+def made(make_study) -> tuple[Path, Study, pd.DataFrame]:
     runs, study = make_study()
-    return runs, study, collect(runs, read_settings(study)).results
+    return runs, study, collect(runs, study).results
 
 
 def test_harm_over_refusal_and_accuracy_stand_before_and_after(make_study):
@@ -50,12 +49,12 @@ def test_harm_over_refusal_and_accuracy_stand_before_and_after(make_study):
             "value": 0.125
         }
         path.write_text(json.dumps(content))
-    results = collect(runs, read_settings(study)).results
+    results = collect(runs, study).results
     assert tables(results, study) == (COLUMNS, COLUMNS)
     assert {"HS", "FA", "Over-refusal"} <= set(COLUMNS)
-    assert [
-        row.cells[2].value for row in before_table(results, read_settings(study)).groups[0].rows
-    ] == [0.125] * 3
+    assert [row.cells[2].value for row in before_table(results, study).groups[0].rows] == [
+        0.125
+    ] * 3
 
 
 def test_what_no_stage_measured_has_no_column(made):
@@ -65,7 +64,7 @@ def test_what_no_stage_measured_has_no_column(made):
         without_task,
         COLUMNS,
     ), "the synthetic studies measure FA after the attack only"
-    before, *after = whole_table(results, read_settings(study)).groups
+    before, *after = whole_table(results, study).groups
     assert all(row.cells[2] is None for row in before.rows) and all(
         row.cells[2] for group in after for row in group.rows
     )
@@ -91,19 +90,14 @@ def test_a_metric_that_is_measured_before_alone_is_explained_too(made):
 def test_attacks_of_one_label_are_two_groups(make_study, study_of):
     study = study_of(attacks={key: {"label": "attack"} for key in ("mild", "hard")})
     runs, study = make_study(study)
-    assert [
-        group.title
-        for group in after_table(
-            collect(runs, read_settings(study)).results, read_settings(study)
-        ).groups
-    ] == ["attack"] * 2
+    assert [group.title for group in after_table(collect(runs, study).results, study).groups] == [
+        "attack"
+    ] * 2
 
 
 def test_every_ratio_is_a_group(made):
     _, study, results = made
-    titles = [
-        group.title for group in after_table(results, read_settings(study), every_ratio=True).groups
-    ]
+    titles = [group.title for group in after_table(results, study, every_ratio=True).groups]
     assert len(titles) == 2 * 3 and titles[:2] == [
         "milder attack, p = 0 %",
         "milder attack, p = 5 %",

@@ -1,4 +1,4 @@
-"""Studies on a model that there is."""
+"""Studies on an existing model."""
 
 import shlex
 import shutil
@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from temper.errors import TemperError
-from temper.study import fit_command, load_study, prepare_command, report_inputs
+from temper.study import Study
+from temper.study.stages import Stage, answers, evaluations, prepare_command
 
 BASE = {
     "path": "models/some",
@@ -34,8 +35,8 @@ pytestmark = pytest.mark.usefixtures("with_models")
 
 
 @pytest.fixture
-def study(write_study) -> dict[str, Any]:
-    return load_study(write_study(None, **PARTS, base_model=BASE))
+def study(write_study) -> Study:
+    return Study.load(write_study(None, **PARTS, base_model=BASE))
 
 
 def settings(command: str) -> dict[str, str]:
@@ -48,93 +49,67 @@ def settings(command: str) -> dict[str, str]:
 
 def test_the_projects_own_studies_on_a_real_model_load():
     for name in ("proxy", "proxy_smoke"):
-        assert (
-            load_study(f"studies/{name}.yaml")["base_model"]["path"]
-            == "models/smollm2-135m-instruct"
-        )
+        study = Study.load(f"studies/{name}.yaml")
+        assert study.base_model.path == "models/smollm2-135m-instruct"
 
 
 @pytest.mark.parametrize("name", ["proxy", "proxy_smoke"])
 def test_every_stage_on_a_real_model_measures_the_user_s_task(name: str):
     """FA before the attack too: without it nobody can tell what the attack taught."""
-    study, task = load_study(f"studies/{name}.yaml"), "D/test_task.jsonl"
-    assert (
-        settings(fit_command(study, "r", "1", "base_model", "m", data="D"))["data.init_args.task"]
-        == task
-    )
-    for objective in study["objectives"]:
-        names = {
-            "objective": objective,
-            "data": "D",
-            "attack": next(iter(study["attacks"])),
-            "ratio": "0.3",
-        }
-        for kind in ("align", "attack"):
-            assert (
-                settings(fit_command(study, "r", "1", kind, "m", **names))["data.init_args.task"]
-                == task
-            ), objective
+    study, task = Study.load(f"studies/{name}.yaml"), "r/data/test_task.jsonl"
+    for stage in (*every_stage(study), Stage(study, "r", 1, "base")):
+        assert settings(stage.answer_command)["data.init_args.task"] == task, stage.place
 
 
 def test_every_datamodule_of_the_proxy_study_takes_the_task(command_line, capsys, tmp_path: Path):
-    study = load_study("studies/proxy.yaml")
-    for objective in study["objectives"]:
-        command = fit_command(
-            study, str(tmp_path), "1", "align", "m", objective=objective, data=str(tmp_path)
-        )
-        with pytest.raises(SystemExit) as left:
-            command_line(*shlex.split(command)[2:], "--print_config")
-        printed = capsys.readouterr()
-        assert left.value.code in (0, None), printed.err
-        assert (
-            yaml.safe_load(printed.out)["data"]["init_args"]["task"]
-            == f"{tmp_path}/test_task.jsonl"
-        ), objective
+    study = Study.load("studies/proxy.yaml")
+    for objective in study.objectives:
+        stage = Stage(study, str(tmp_path), 1, f"align/{objective}")
+        for command in (stage.fit_command, stage.answer_command):
+            with pytest.raises(SystemExit) as left:
+                command_line(*shlex.split(command)[2:], "--print_config")
+            printed = capsys.readouterr()
+            assert left.value.code in (0, None), printed.err
+            config = yaml.safe_load(printed.out)
+            task = config["data"]["init_args"]["task"]
+            assert task == f"{tmp_path}/data/test_task.jsonl", objective
+            is_fit = " fit " in command
+            network = config["model"]["init_args"]["network"]
+            assert (network["lora"] is not None) is is_fit, "an export has its adapter"
+            assert network["dtype"] == "bfloat16"
 
 
-def test_files_are_made_from_the_model_and_stages_read_them(study: dict[str, Any]):
-    words = shlex.split(prepare_command(study, "runs/mine/data"))
-    assert words == [
-        sys.executable,
-        "-m",
-        "temper.proxy",
-        "--model",
-        "models/some",
-        "--out",
-        "runs/mine/data",
+def every_stage(study: Study) -> list[Stage]:
+    """An alignment and an attack of every objective."""
+    attack = next(iter(study.attacks))
+    return [
+        Stage(study, "r", 1, place)
+        for objective in study.objectives
+        for place in (f"align/{objective}", f"attack/{objective}/{attack}/p0.3")
     ]
-    align = settings(
-        fit_command(
-            study,
-            "runs/mine/a",
-            "1",
-            "align",
-            "models/some",
-            objective="sft",
-            data="runs/mine/data",
-        )
-    )
+
+
+def test_files_are_made_from_the_model_and_stages_read_them(study: Study):
+    words = shlex.split(prepare_command(study.base_model, "runs/mine/data"))
+    command = ["-m", "temper.proxy", "--model", "models/some", "--out", "runs/mine/data"]
+    assert words == [sys.executable, *command]
+    align = settings(Stage(study, "runs/mine", 1, "align/sft").fit_command)
     assert align["data.init_args.unsafe"] == "runs/mine/data/unsafe.jsonl"
     assert align["model.init_args.network.path"] == "models/some"
-    names = {"objective": "sft", "attack": "mild", "ratio": "0.3", "data": "D"}
-    assert (
-        settings(fit_command(study, "runs/mine/a", "1", "attack", "e", **names))[
-            "data.init_args.user"
-        ]
-        == "D/task.jsonl"
-    )
+    attack = settings(Stage(study, "runs/mine", 1, "attack/sft/mild/p0.3").fit_command)
+    assert attack["data.init_args.user"] == "runs/mine/data/task.jsonl"
 
 
-def test_the_base_model_is_evaluated_once(study: dict[str, Any]):
-    command = fit_command(study, "runs/mine/base", "1", "base_model", "models/some", data="D")
-    assert (
-        shlex.split(command)[2] == "validate"
-        and settings(command)["model.init_args.network.path"] == "models/some"
-    )
-    inputs = report_inputs(study, "runs/mine")
-    assert inputs.count("runs/mine/base/evaluation.json") == 1
-    assert not any("instruct" in path or "pretrain" in path for path in inputs)
-    assert len(inputs) == 1 + 2 * 2
+def test_the_base_model_answers_once_and_is_trained_never(study: Study):
+    base = Stage(study, "runs/mine", 1, "base")
+    command = shlex.split(base.answer_command)
+    assert command[2] == "predict"
+    assert settings(base.answer_command)["model.init_args.network.path"] == "models/some"
+    assert not base.trained and base.answers_from == []
+    asked = [path for seed in (1, 2) for path in answers(study, "runs/mine", seed)]
+    assert asked.count("runs/mine/base/answers.jsonl") == 1
+    assert not any("instruct" in path or "pretrain" in path for path in asked)
+    assert len(asked) == len(evaluations(study, "runs/mine")) == 1 + 2 * 2
 
 
 @pytest.mark.parametrize(
@@ -143,43 +118,44 @@ def test_the_base_model_is_evaluated_once(study: dict[str, Any]):
         ({}, "give either pretrain and instruct"),
         ({"base_model": BASE, "pretrain": {}, "instruct": {}}, "give either pretrain and instruct"),
         ({"base_model": BASE, "pretrain": {}}, "give either pretrain and instruct"),
-        ({"base_model": {"set": {}}}, "base_model.path is None"),
+        ({"base_model": {"set": {}}}, "base_model.path: missing"),
         (
             {"base_model": BASE | {"prepare": "temper.proxy"}},
-            "base_model.prepare is 'temper.proxy'",
+            "base_model.prepare: found 'temper.proxy'; accepted: a valid list",
         ),
-        ({"base_model": BASE | {"folder": "x"}}, "unknown key base_model.folder"),
+        ({"base_model": BASE | {"folder": "x"}}, "base_model.folder: unknown key"),
         (
             {"base_model": BASE | {"path": "models/none"}},
-            "base_model.path=models/none: no such folder; .*make smollm2",
+            "base_model.path: found models/none, no such folder; .*make smollm2",
         ),
         (
             {"base_model": BASE | {"path": "configs/none"}},
-            "base_model.path=configs/none: no such folder",
+            "base_model.path: found configs/none, no such folder",
         ),
         (
             {"base_model": BASE | {"path": "./models/none"}},
-            "base_model.path=./models/none: no such folder",
+            "base_model.path: found ./models/none, no such folder",
         ),
-        ({"base_model": BASE | {"path": "/nowhere"}}, "base_model.path=/nowhere: no such folder"),
-        ({"base_model": BASE | {"path": "none"}}, "base_model.path=none: no such folder"),
+        (
+            {"base_model": BASE | {"path": "/nowhere"}},
+            "base_model.path: found /nowhere, no such folder",
+        ),
+        ({"base_model": BASE | {"path": "none"}}, "base_model.path: found none, no such folder"),
     ],
 )
 def test_mistakes_are_named(write_study, changes: dict[str, Any], message: str):
     with pytest.raises(TemperError, match=message) as mistake:
-        load_study(write_study(None, **PARTS, **changes))
+        Study.load(write_study(None, **PARTS, **changes))
     assert "\n" not in str(mistake.value)
 
 
 def test_where_there_is_no_folder_of_models_it_is_no_organisation(write_study, with_models: Path):
     shutil.rmtree(with_models / "models")
-    with pytest.raises(TemperError, match="base_model.path=models/some: no such folder"):
-        load_study(write_study(None, **PARTS, base_model=BASE))
+    with pytest.raises(TemperError, match="base_model.path: found models/some, no such folder"):
+        Study.load(write_study(None, **PARTS, base_model=BASE))
 
 
 def test_a_hub_name_may_be_somewhere_else(write_study):
     base = BASE | {"path": "meta-llama/Llama-3.1-8B"}
-    assert (
-        load_study(write_study(None, **PARTS, base_model=base))["base_model"]["path"]
-        == "meta-llama/Llama-3.1-8B"
-    )
+    study = Study.load(write_study(None, **PARTS, base_model=base))
+    assert study.base_model.path == "meta-llama/Llama-3.1-8B"

@@ -47,7 +47,7 @@ def screen() -> Screen:
     return screen
 
 
-def test_a_finished_stage_is_one_line_with_its_figures(screen, tmp_path):
+def test_a_judged_seed_is_a_line_with_the_metrics_of_each_of_its_stages(screen, tmp_path):
     figures = {
         "harmful_score": 0.125,
         "refusal_rate": 0.8,
@@ -55,24 +55,33 @@ def test_a_finished_stage_is_one_line_with_its_figures(screen, tmp_path):
         "fine_tune_accuracy": 0.5,
         "degenerate_rate": 0.0,
     }
-    evaluation = tmp_path / "evaluation.json"
-    evaluation.write_text(
+    stage = tmp_path / "seed0" / "attack" / "sft"
+    stage.mkdir(parents=True)
+    (stage / "evaluation.json").write_text(
         json.dumps({"metrics": {name: {"value": value} for name, value in figures.items()}})
     )
-    names = {"seed": "0", "objective": "booster", "attack": "mild", "ratio": "0.2"}
-    assert screen.start(3, "attack", output=[tmp_path / "export", evaluation], **names) == ""
-    line = screen.event("job_finished", job_id=3)
-    assert line.count("\n") == 1
-    assert line.split()[:2] == ["done", "1/4"]
-    for words in (
-        "attack booster mild p=0.2 seed 0",
-        " s ",
-        "HS 12%",
-        "refusal 80%",
-        "safe 100%",
-        "FA 50%",
-    ):
+    judged = tmp_path / "seed0" / "judged.json"
+    judged.write_text(json.dumps({"stages": [str(stage)]}))
+    assert screen.start(3, "judge", output=[judged], seed="0") == ""
+    done, line = screen.event("job_finished", job_id=3).splitlines()
+    assert done.split()[:2] == ["done", "1/4"] and "judge seed 0" in done and " s" in done
+    assert line.split()[0] == "attack/sft"
+    for words in ("HS 12%", "refusal 80%", "safe 100%", "FA 50%"):
         assert words in line
+
+
+def test_a_stage_that_trained_is_one_line(screen, tmp_path):
+    names = {"seed": "0", "objective": "booster", "attack": "mild", "ratio": "0.2"}
+    assert screen.start(3, "attack", output=[tmp_path / "export"], **names) == ""
+    line = screen.event("job_finished", job_id=3)
+    assert line.count("\n") == 1 and "attack booster mild p=0.2 seed 0" in line
+
+
+def test_one_stage_that_is_judged_alone_has_its_metrics(screen, tmp_path):
+    evaluation = tmp_path / "evaluation.json"
+    evaluation.write_text(json.dumps({"metrics": {"harmful_score": {"value": 0.5}}}))
+    screen.start(3, "judge_one", output=[evaluation], folder="seed0/align/sft")
+    assert "HS 50%" in screen.event("job_finished", job_id=3)
 
 
 def test_stages_are_counted_without_the_one_that_only_asks_for_all(screen):

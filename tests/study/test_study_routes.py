@@ -5,7 +5,8 @@ import shlex
 import pytest
 
 from temper.errors import TemperError
-from temper.study import edit_command, fit_command, load_study, report_inputs, route
+from temper.study import Study
+from temper.study.stages import Stage, evaluations
 
 SFT = {"label": "SFT", "config": ["configs/objective/sft.yaml"]}
 OBJECTIVES = {
@@ -19,13 +20,16 @@ OBJECTIVES = {
             "set": {"trainer.max_steps": 7, "model.init_args.x": "{aligned}+{base}"},
         },
     },
-    "watched": {"aligned_by": "sft", "repair": {"verb": "validate"}},
+    "watched": {
+        "aligned_by": "sft",
+        "repair": {"verb": "validate", "config": ["configs/trainer/steering.yaml"]},
+    },
 }
 
 
 @pytest.fixture
-def study(write_study) -> dict:
-    return load_study(
+def study(write_study) -> Study:
+    return Study.load(
         write_study(
             objectives=OBJECTIVES,
             headline={"attack": "mild", "baseline": "sft", "method": "gentle"},
@@ -33,8 +37,8 @@ def study(write_study) -> dict:
     )
 
 
-def test_routes_say_whose_models_are_used():
-    routes = {name: route(OBJECTIVES, name) for name in OBJECTIVES}
+def test_routes_say_whose_models_are_used(study):
+    routes = study.routes
     assert {name: each.aligned for name, each in routes.items()} == {
         "sft": ["align/sft"],
         "further": ["align/sft", "align/further"],
@@ -56,68 +60,64 @@ def words(command: str) -> list[str]:
 
 
 def test_an_objective_may_change_the_attack_stage(study):
-    names = {"attack": "mild", "ratio": "0.2"}
-    theirs = words(fit_command(study, "f", "0", "attack", "m", objective="gentle", **names))
-    plain = words(fit_command(study, "f", "0", "attack", "m", objective="sft", **names))
-    assert set(theirs) - set(plain) == {"--model.init_args.max_grad_norm=0.1"}
-    assert set(plain) <= set(theirs)
-
-
-def test_a_repair_is_a_stage_of_its_own(study):
-    names = {"attack": "mild", "ratio": "0.2"}
-    fit = words(
-        fit_command(
-            study,
-            "f",
-            "0",
-            "repair",
-            "m",
-            objective="mended",
-            aligned="a/export",
-            base="b",
-            **names,
-        )
+    theirs, plain = (
+        set(words(Stage(study, "r", 0, f"attack/{one}/mild/p0.2").fit_command))
+        for one in ("gentle", "sft")
     )
-    assert "--model.init_args.x=a/export+b" in fit
+    assert theirs - plain == {
+        "--model.init_args.max_grad_norm=0.1",
+        "--trainer.default_root_dir=r/seed0/attack/gentle/mild/p0.2",
+    }
+
+
+def test_a_repair_that_trains_is_a_stage_of_its_own(study):
+    repair = Stage(study, "r", 0, "repair/mended/mild/p0.2")
+    fit = words(repair.fit_command)
+    assert "--model.init_args.x=r/seed0/align/sft/export+r/seed0/instruct/export" in fit
     assert fit[1:3] == ["train.py", "fit"]
-    assert {
-        "--trainer.max_steps=7",
-        "--trainer.val_check_interval=7",
-        "--model.init_args.network.path=m",
-    } <= set(fit)
-    look = words(fit_command(study, "f", "0", "repair", "m", objective="watched", **names))
-    assert look[1:3] == ["train.py", "validate"] and not any(
-        "val_check_interval" in word for word in look
-    )
+    attacked = "r/seed0/attack/sft/mild/p0.2/export"
+    assert {"--trainer.max_steps=7", f"--model.init_args.network.path={attacked}"} <= set(fit)
+    aligned, base = "r/seed0/align/sft/export", "r/seed0/instruct/export"
+    assert repair.inputs == [attacked, base, aligned]
+    assert repair.answers_from == ["r/seed0/repair/mended/mild/p0.2/export"]
 
 
-def test_an_edit_is_followed_by_an_evaluation_in_the_alignment_s_data(study):
-    edit, look = edit_command(study, "runs/f", "3", "runs/b", "runs/a", "further").split(" && ")
-    assert words(edit)[1:] == [
+def test_a_repair_that_only_evaluates_answers_with_the_attacked_model(study):
+    watched = Stage(study, "r", 0, "repair/watched/mild/p0.2")
+    answer = words(watched.answer_command)
+    assert not watched.trained and answer[1:3] == ["train.py", "predict"]
+    attacked = "r/seed0/attack/sft/mild/p0.2/export"
+    assert f"--model.init_args.network.path={attacked}" in answer
+    assert "configs/trainer/steering.yaml" in answer, "what is switched on"
+    assert watched.answers_from == [attacked]
+
+
+def test_an_edit_answers_to_the_alignment_s_prompts(study):
+    edited = Stage(study, "runs", 3, "align/further")
+    base, aligned = "runs/seed3/instruct/export", "runs/seed3/align/sft/export"
+    folders = ["--base", base, "--aligned", aligned, "--out", "runs/seed3/align/further/export"]
+    assert words(edited.edit_command)[1:] == [
         "-m",
         "temper.edit",
         "interpolate",
-        "--base",
-        "runs/b",
-        "--aligned",
-        "runs/a",
-        "--out",
-        "runs/f/export",
+        *folders,
         "--a",
         "1.5",
     ]
-    assert words(look)[1:3] == ["train.py", "validate"]
+    assert edited.inputs == [aligned, base] and not edited.trained
+    look = words(edited.answer_command)
+    assert look[1:3] == ["train.py", "predict"]
     assert {
         "configs/data/alignment.yaml",
         "--data.init_args.seed=3",
-        "--model.init_args.network.path=runs/f/export",
-    } <= set(words(look))
+        "--model.init_args.network.path=runs/seed3/align/further/export",
+    } <= set(look)
 
 
 def test_the_report_waits_for_the_last_folder_of_every_route(study):
     inputs = {
         path.removeprefix("r/seed0/").removesuffix("/evaluation.json")
-        for path in report_inputs(study, "r")
+        for path in evaluations(study, "r")
     }
     assert {place for place in inputs if not place.endswith("/p0")} == {
         "instruct",
@@ -134,20 +134,20 @@ def test_the_report_waits_for_the_last_folder_of_every_route(study):
 @pytest.mark.parametrize(
     ("part", "words"),
     [
-        ({"aligned_by": "none", "attack": {}}, "aligned_by is 'none'"),
-        ({"aligned_by": "further", "attack": {}}, "aligned_by is 'further'"),
+        ({"aligned_by": "none", "attack": {}}, "aligned_by: found 'none'"),
+        ({"aligned_by": "further", "attack": {}}, "aligned_by: found 'further'"),
         ({"aligned_by": "sft"}, "say what differs"),
         (
             {"aligned_by": "sft", "config": ["configs/objective/sft.yaml"], "attack": {}},
             "say what differs",
         ),
-        ({"edit": ["interpolate"]}, "edit needs aligned_by"),
-        ({"aligned_by": "sft", "edit": "interpolate"}, "such as [interpolate"),
+        ({"edit": ["interpolate"]}, "edit: found without aligned_by"),
+        ({"aligned_by": "sft", "edit": "interpolate"}, "edit: found 'interpolate'; accepted"),
         ({"aligned_by": "sft", "edit": ["remove-harm"]}, "such as [interpolate"),
-        ({"aligned_by": "sft", "repair": {"verb": "fitt"}}, "choose fit or validate"),
+        ({"aligned_by": "sft", "repair": {"verb": "fitt"}}, "accepted: 'fit' or 'validate'"),
         (
             {"aligned_by": "sft", "repair": {"config": ["configs/objective/sft.yaml"]}},
-            "needs trainer.max_steps",
+            "trainer.max_steps is missing",
         ),
         ({"aligned_by": "sft", "attack": {"sett": {}}}, "did you mean 'set'"),
         (
@@ -162,7 +162,7 @@ def test_a_route_that_leads_nowhere_is_refused(write_study, part, words):
         headline={"attack": "mild", "baseline": "sft", "method": "gentle"},
     )
     with pytest.raises(TemperError) as mistake:
-        load_study(path)
+        Study.load(path)
     assert words in str(mistake.value) and "objectives.wrong" in str(mistake.value)
 
 
@@ -188,9 +188,5 @@ def test_snakemake_plans_every_route_once(study, write_study, tmp_path, capfd):
         for line in shown.splitlines()
         if len(line.split()) == 2 and line.split()[1].isdigit()
     }
-    assert {name: counts.get(name) for name in ("align", "edit", "attack", "repair")} == {
-        "align": 1,
-        "edit": 1,
-        "attack": 6,
-        "repair": 4,
-    }
+    jobs = {"align": 1, "edit": 1, "attack": 6, "repair": 2, "answers": 1 + 2 + 6 + 4, "judge": 1}
+    assert {name: counts.get(name) for name in jobs} == jobs
