@@ -6,7 +6,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import lightning.pytorch  # noqa: F401  its log handler keeps the stderr of its first import, which must not be a test's own
+# Its log handler keeps the stderr of its first import, which must not be a test's own.
+import lightning.pytorch  # noqa: F401
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -73,8 +74,8 @@ def _command_line(*words: str) -> None:
         main([*words])
 
 
-def _temper(verb: str, folder: Path, *words: str, **parts: object) -> None:
-    _command_line(verb, *tiny_words(folder, *words, **parts))  # type: ignore[arg-type]
+def _temper(verb: str, folder: Path, *words: str, **changes: object) -> None:
+    _command_line(verb, *tiny_words(folder, *words, **changes))  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="session")
@@ -96,11 +97,11 @@ def temper() -> Callable[..., None]:
 @pytest.fixture(scope="session")
 def tiny_command() -> Callable[..., list[str]]:
     """As `temper`, but the command to run it as a process of its own in the project's root."""
-    return lambda verb, folder, *words, **parts: [
+    return lambda verb, folder, *words, **changes: [
         sys.executable,
         "train.py",
         verb,
-        *tiny_words(folder, *words, **parts),
+        *tiny_words(folder, *words, **changes),
     ]
 
 
@@ -139,7 +140,8 @@ def carry_out() -> Callable[[Language, Sequence[int], Sequence[int]], list[list[
     def outputs(
         language: Language, operators: Sequence[int], text: Sequence[int]
     ) -> list[list[int]]:
-        letters, results = [int(letter) for letter in text if letter != -1], []
+        letters = [int(letter) for letter in text if letter != -1]
+        results = []
         for pair in range(language.spec.n_pairs):
             for slot in (0, 1):
                 table = language.permutation_OV[operators[2 * pair + slot]].tolist()

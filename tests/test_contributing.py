@@ -12,7 +12,16 @@ import pytest
 import torch
 import yaml
 
-from tests.objectives import fit, global_batches, make_data, make_module, plain_gradient, trainable
+from tests.objectives import (
+    fit,
+    global_batches,
+    make_data,
+    make_module,
+    norm,
+    plain_gradient,
+    trainable,
+    trained_weights,
+)
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text()
@@ -56,22 +65,19 @@ def test_the_objective_has_the_gradient_that_its_docstring_says(example):
         optimizer=partial(torch.optim.SGD, lr=1.0),
     )
     network = copy.deepcopy(module.network)
-    start = [p.detach().clone() for p in trainable(network)]
+    start = trained_weights(network)
     fit(module, make_data(), 1)
     rows = global_batches(make_data(), 1)[0]["alignment"]
     ascent = plain_gradient(network, rows)
-    norm = torch.sqrt(sum((g**2).sum() for g in ascent))
     with torch.no_grad():
         for parameter, g in zip(trainable(network), ascent, strict=True):
-            parameter += 0.05 * g / norm
+            parameter += 0.05 * g / norm(ascent)
     expected = plain_gradient(network, rows)
     for before, after, gradient in zip(start, trainable(module.network), expected, strict=True):
         torch.testing.assert_close(before - after, gradient, rtol=1e-9, atol=1e-12)
 
 
-def test_objective_datamodule_and_callback_run_from_the_command_line(
-    example, command_line, tmp_path
-):
+def test_examples_of_all_three_kinds_run_from_the_command_line(example, command_line, tmp_path):
     for name in ("sam_example", "benign_example", "distance_example"):
         example(name)
     common = [

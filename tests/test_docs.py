@@ -1,6 +1,8 @@
-"""What the documentation says of files, names and headings is so."""
+"""The documentation agrees with the code: files, names, headings and lists exist."""
 
+import ast
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -65,7 +67,7 @@ def test_every_callback_is_named_where_one_is_added():
     assert [name for name in callbacks.__all__ if f"`{name}`" not in text] == []
 
 
-def test_an_objective_is_listed_with_the_data_that_its_config_names():
+def test_an_objective_is_listed_with_the_data_of_its_config():
     rows = list(zip(_cells("methods.md", 1), _cells("methods.md", 2), strict=False))
     for name in ("tar", "lisa", "safe_instruct", "repnoise"):
         (data,) = re.findall(
@@ -91,9 +93,10 @@ def test_a_list_of_callbacks_keeps_those_of_the_trainer_config():
     assert lists and all(usual <= {one["class_path"] for one in chosen} for chosen in lists)
 
 
-def test_stored_answers_are_judged_on_the_data_they_were_given_to():
+def test_stored_answers_are_judged_on_their_own_data():
     ways = [
-        re.findall(r"configs/data/\w+|--data\.\S+", line)
+        # an option can be written with or without `init_args.`
+        re.findall(r"configs/data/\w+|--data\.\S+", line.replace(".init_args.", "."))
         for page in ("index.md", "evaluation.md")
         for line in _commands(page)
         if "runs/check" in line
@@ -108,3 +111,65 @@ def test_every_file_of_a_run_folder_is_described(tiny_run):
         for name in re.findall(r"`([^`]+)`", cell)
     }
     assert {path.name for path in tiny_run.iterdir()} <= described
+
+
+def _index_entries(kind: str) -> list[str]:
+    """The lines ``- KIND: ...`` of the paper index, each joined to one line."""
+    text = (DOCS / "paper_index.md").read_text()
+    return [
+        re.sub(r"\s+", " ", entry)
+        for entry in re.findall(rf"^- {kind}: (.*(?:\n {{4}}.*)*)", text, re.M)
+    ]
+
+
+def _defined_in(path: Path) -> set[str]:
+    """Names that a module, or the modules of a folder, define: classes, functions, arguments and
+    variables; methods also as ``Class.method``.
+    """
+    found: set[str] = set()
+    for file in path.rglob("*.py") if path.is_dir() else [path]:
+        for node in ast.walk(ast.parse(file.read_text())):
+            match node:
+                case ast.ClassDef(name=name, body=body):
+                    methods = [each for each in body if isinstance(each, ast.FunctionDef)]
+                    found |= {name, *(f"{name}.{method.name}" for method in methods)}
+                case ast.FunctionDef(name=name) | ast.arg(arg=name):
+                    found.add(name)
+                case ast.Name(id=name, ctx=ast.Store()):
+                    found.add(name)
+    return found
+
+
+def test_every_path_of_the_paper_index_exists():
+    paths = [
+        name
+        for name in re.findall(r"`([^`\n]+)`", (DOCS / "paper_index.md").read_text())
+        if re.fullmatch(r"[\w*.-]+(/[\w*.-]*)+", name)
+    ]
+    assert len(paths) > 100
+    assert [path for path in paths if not list(ROOT.glob(path.rstrip("/")))] == []
+
+
+def test_every_name_of_the_paper_index_is_in_its_file():
+    undefined = []
+    for entry in _index_entries("Code"):
+        defined: set[str] = set()
+        for name in re.findall(r"`([^`]+)`", entry):
+            if "/" in name:
+                defined = _defined_in(ROOT / name)
+            elif name not in defined:
+                undefined.append((name, entry))
+    assert undefined == []
+
+
+def test_every_entry_of_the_paper_index_has_code_and_tests():
+    code, tests = _index_entries("Code"), _index_entries("Test")
+    assert len(code) == len(tests) > 20
+    assert all("tests/" in entry for entry in tests)
+
+
+def test_the_reference_lists_every_module_once():
+    modules = re.findall(r"^::: ([\w.]+)$", (DOCS / "reference.md").read_text(), re.M)
+    assert [name for name, n in Counter(modules).items() if n > 1] == []
+    files = {name: ROOT / f"{name.replace('.', '/')}.py" for name in modules}
+    assert [name for name, file in files.items() if not file.is_file()] == []

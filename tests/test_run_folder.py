@@ -46,7 +46,7 @@ def test_json_reads_back_and_is_indented(tmp_path):
     assert '\n  "hs": {' in text
 
 
-def test_what_is_no_json_leaves_the_old_file(tmp_path):
+def test_content_that_is_not_json_leaves_the_old_file(tmp_path):
     write_json(tmp_path / "card.json", {"a": 1})
     with pytest.raises(TypeError):
         write_json(tmp_path / "card.json", {"a": object()})

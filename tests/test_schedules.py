@@ -23,7 +23,7 @@ def test_warm_up_rises_in_equal_steps_to_the_full_rate():
     assert _rates(5, total_steps=20, warmup_steps=4)[:5] == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.0])
 
 
-def test_after_warm_up_half_a_cosine_falls_to_the_floor_and_holds():
+def test_a_half_cosine_falls_to_the_floor_and_holds():
     rates = _rates(16, total_steps=10, warmup_steps=2, final_ratio=0.1)
     for step in range(2, 10):
         assert rates[step] == pytest.approx(

@@ -1,6 +1,4 @@
-"""Two ranks train; one alone gets a signal. Started by test_preemption.py, and by Lightning for the
-other rank.
-"""
+"""Trains on two ranks and signals one of them; started by test_preemption.py."""
 
 import argparse
 import os
@@ -22,7 +20,9 @@ class Sender(L.Callback):
     """Sends a real signal to one rank, in the middle of its step."""
 
     def __init__(self, rank: int, step: int, name: str) -> None:
-        self.rank, self.step, self.name = rank, step, name
+        self.rank = rank
+        self.step = step
+        self.name = name
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
         if trainer.global_rank == self.rank and trainer.global_step == self.step:

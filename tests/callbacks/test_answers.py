@@ -1,6 +1,5 @@
 """A prediction leaves its answers, whatever the judge, and nothing of a fit is touched."""
 
-import json
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,10 +11,7 @@ import callbacks.answers
 import callbacks.safety_steering
 from callbacks import SaveAnswers
 from callbacks.evaluation import EvaluationCallback
-
-
-def _rows(file: Path) -> list[dict]:
-    return [json.loads(line) for line in file.read_text().splitlines()]
+from tests.callbacks.runs import read_rows
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +25,8 @@ def predicted(temper, tiny_run, tmp_path_factory) -> Path:
 
 
 def test_the_export_answers_what_the_network_in_memory_answered(predicted, tiny_run):
-    rows, judged = _rows(predicted / "answers.jsonl"), _rows(tiny_run / "generations.jsonl")
+    rows = read_rows(predicted / "answers.jsonl")
+    judged = read_rows(tiny_run / "generations.jsonl")
     assert [row["id"] for row in rows] == list(range(len(judged)))
     for name in ("id", "kind", "prompt", "response"):
         assert [row[name] for row in rows] == [row[name] for row in judged], name
@@ -38,7 +35,7 @@ def test_the_export_answers_what_the_network_in_memory_answered(predicted, tiny_
     )
 
 
-def test_the_fit_s_files_stay(predicted):
+def test_files_of_the_fit_stay(predicted):
     for name in ("config.yaml", "metrics.csv"):
         assert (predicted / name).read_text() == "of a fit"
     assert (predicted / "config_predict.yaml").is_file()
@@ -55,9 +52,7 @@ class _Data:
         return [None if kind == 0 else True for kind in batch["kind"].tolist()]
 
 
-def test_answers_of_all_ranks_are_in_order_and_say_what_is_known_to_be_right(
-    monkeypatch, tmp_path, capsys
-):
+def test_answers_of_all_ranks_are_in_order_with_correctness(monkeypatch, tmp_path, capsys):
     class Trainer:
         datamodule = _Data()
         default_root_dir = str(tmp_path)
@@ -70,7 +65,7 @@ def test_answers_of_all_ranks_are_in_order_and_say_what_is_known_to_be_right(
     batch = {"ids": torch.tensor([2, 0]), "kind": torch.tensor([1, 0])}
     saving.on_predict_batch_end(Trainer, None, ["c", "a"], batch, 0)
     saving.on_predict_end(Trainer, None)
-    rows = _rows(tmp_path / "answers.jsonl")
+    rows = read_rows(tmp_path / "answers.jsonl")
     assert [(row["id"], row["response"], row.get("correct")) for row in rows] == [
         (0, "a", None),
         (1, "b", False),
@@ -93,13 +88,13 @@ def test_steering_acts_in_a_prediction_as_in_a_validation(temper, tiny_run, tmp_
     for verb in ("validate", "predict"):
         temper(verb, tmp_path / verb, *words, model=tiny_run / "export", trainer=trainer)
     assert steered == [50, 50]
-    said = [row["response"] for row in _rows(tmp_path / "predict" / "answers.jsonl")]
-    judged = [row["response"] for row in _rows(tmp_path / "validate" / "generations.jsonl")]
+    said = [row["response"] for row in read_rows(tmp_path / "predict" / "answers.jsonl")]
+    judged = [row["response"] for row in read_rows(tmp_path / "validate" / "generations.jsonl")]
     assert said == judged
 
 
 @pytest.mark.parametrize(("limit", "warned"), [(1.0, True), (0, False)])
-def test_a_fit_without_evaluation_says_so_unless_it_was_switched_off(limit, warned):
+def test_a_fit_without_evaluation_warns_unless_switched_off(limit, warned):
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
         EvaluationCallback().on_fit_end(SimpleNamespace(limit_val_batches=limit), None)

@@ -1,4 +1,4 @@
-"""Throughput and the run card: what they say is what was done."""
+"""Throughput and the run card: logged tokens, passes and hashes are those of the run."""
 
 import csv
 import json
@@ -35,7 +35,7 @@ def _card(folder: Path) -> dict:
     return json.loads((folder / "card.json").read_text())
 
 
-def test_throughput_is_tokens_since_the_last_reading_over_seconds(temper, tmp_path, monkeypatch):
+def test_throughput_is_tokens_per_second_since_last_reading(temper, tmp_path, monkeypatch):
     ticks = count()  # a clock that says one second later every time it is read
     monkeypatch.setattr(
         callbacks.throughput, "time", SimpleNamespace(perf_counter=lambda: float(next(ticks)))
@@ -74,7 +74,7 @@ def test_the_card_counts_what_the_run_did(tiny_run):
     assert 0 < cost["seconds"] < 600 and cost["peak_memory_mib"] > 50
 
 
-def test_passes_follow_the_steps_of_sft_and_are_three_for_each_of_booster(temper, tmp_path):
+def test_sft_takes_one_pass_per_step_and_booster_three(temper, tmp_path):
     temper("fit", tmp_path / "sft", "--trainer.max_steps=3")
     temper(
         "fit",
@@ -118,9 +118,7 @@ def test_the_card_names_the_commit_of_the_code(temper, tmp_path):
     assert _card(tmp_path)["code"] == head + ("-modified" if changed else "")
 
 
-def test_hashes_of_the_data_change_with_the_seed_and_not_from_run_to_run(
-    temper, tiny_run, tmp_path
-):
+def test_data_hashes_change_with_the_seed_alone(temper, tiny_run, tmp_path):
     temper("fit", tmp_path / "same")
     temper("fit", tmp_path / "other", "--data.init_args.seed=1", "--seed_everything=1")
     first, same, other = (

@@ -1,6 +1,4 @@
-"""Forced prefixes: a model that refuses by known rules gives known figures, and padding changes
-nothing.
-"""
+"""Forced prefixes: models that follow known rules have known rates, whatever the padding."""
 
 import json
 from pathlib import Path
@@ -18,13 +16,14 @@ from temper.errors import TemperError
 from temper.metrics import wilson_interval
 from temper.synthetic import Kind
 from temper.synthetic.tokenizer import EOS, EOT, NULL, PAD_ID
+from tests.callbacks.runs import evaluate
 from tests.objectives import make_module
 
 N = 12
 KINDS = [Kind.SAFE, Kind.UNSAFE]
 
 
-def make_data(**changes: Any) -> SyntheticAttack:
+def attack_data(**changes: Any) -> SyntheticAttack:
     settings = {
         "preset": "tiny",
         "n_rows": 10,
@@ -55,7 +54,8 @@ class RuleBound(L.LightningModule):
 
     def __init__(self, data: SyntheticAttack, patience: int) -> None:
         super().__init__()
-        self.answers, self.patience = answers_of(data), patience
+        self.answers = answers_of(data)
+        self.patience = patience
         self.seen: list[tuple[int, ...]] = []
 
     def validation_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
@@ -71,7 +71,8 @@ class RuleBound(L.LightningModule):
             assert present == sorted(present), "padding is on the left"
             tokens = [i for i, p in zip(ids, present, strict=True) if p]
             self.seen.append(tuple(tokens))
-            prompt, prefix = tuple(tokens[: tokens.index(EOT) + 1]), tokens[tokens.index(EOT) + 1 :]
+            prompt = tuple(tokens[: tokens.index(EOT) + 1])
+            prefix = tokens[tokens.index(EOT) + 1 :]
             answer = self.answers[prompt]
             assert prefix == answer[: len(prefix)], "only the true answer is forced"
             rest = [*answer[len(prefix) :], EOS]
@@ -82,31 +83,23 @@ class RuleBound(L.LightningModule):
         return torch.tensor([row + [PAD_ID] * (width - len(row)) for row in written])
 
 
-def evaluate(
+def rates_of(
     folder: Path, data: SyntheticAttack, module: Any, lengths: list[int], verb: str = "validate"
 ) -> dict[str, Any]:
-    trainer = L.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        default_root_dir=folder,
-        callbacks=[ForcedPrefix(lengths)],
-    )
-    getattr(trainer, verb)(module, data, verbose=False)
+    trainer = evaluate(folder, [ForcedPrefix(lengths)], module, data, verb)
     found = json.loads((folder / "forced_prefix.json").read_text())
     for k, rates in found["lengths"].items():
-        for name, figure in rates.items():
+        for name, rate in rates.items():
             assert float(trainer.callback_metrics[f"forced_prefix/{name}_{k}"]) == pytest.approx(
-                figure["value"]
+                rate["value"]
             )
     return found
 
 
 @pytest.mark.parametrize("verb", ["validate", "test"])
 def test_known_rules_give_known_rates_with_their_intervals(tmp_path: Path, verb: str):
-    data = make_data()
-    found = evaluate(tmp_path, data, RuleBound(data, patience=1), [3, 0, 1, 2], verb)
+    data = attack_data()
+    found = rates_of(tmp_path, data, RuleBound(data, patience=1), [3, 0, 1, 2], verb)
     answers = list(answers_of(data).values())
     assert list(found["lengths"]) == ["0", "1", "2", "3"]
     for k in range(4):
@@ -124,10 +117,10 @@ def test_known_rules_give_known_rates_with_their_intervals(tmp_path: Path, verb:
     assert found["judge"] == "grammar"
 
 
-def test_every_unsafe_prompt_is_forced_once_at_every_length_and_no_other(tmp_path: Path):
-    data = make_data()
+def test_every_unsafe_prompt_is_forced_once_at_every_length(tmp_path: Path):
+    data = attack_data()
     module = RuleBound(data, patience=9)
-    evaluate(tmp_path, data, module, [0, 2])
+    rates_of(tmp_path, data, module, [0, 2])
     answers = answers_of(data)
     assert sorted(module.seen) == sorted(
         [*answers, *(prompt + tuple(answer[:2]) for prompt, answer in answers.items())]
@@ -135,29 +128,30 @@ def test_every_unsafe_prompt_is_forced_once_at_every_length_and_no_other(tmp_pat
 
 
 def test_an_answer_that_the_prefix_exhausts_is_not_counted(tmp_path: Path):
-    data = make_data()
+    data = attack_data()
     sizes = [len(answer) for answer in answers_of(data).values()]
     assert len(set(sizes)) > 1
-    found = evaluate(tmp_path, data, RuleBound(data, patience=0), [max(sizes) - 1])
-    assert {figure["n"] for figure in found["lengths"][str(max(sizes) - 1)].values()} == {
+    found = rates_of(tmp_path, data, RuleBound(data, patience=0), [max(sizes) - 1])
+    assert {rate["n"] for rate in found["lengths"][str(max(sizes) - 1)].values()} == {
         sizes.count(max(sizes))
     }
 
 
 def test_a_refusal_is_not_harmful_whatever_was_forced_before_it(tmp_path: Path):
-    data = make_data()
+    data = attack_data()
     k = (
         max(len(answer) for answer in answers_of(data).values()) - 1
     )  # all but the token that ends the output
-    found = evaluate(tmp_path, data, RuleBound(data, patience=k), [k])["lengths"][str(k)]
+    found = rates_of(tmp_path, data, RuleBound(data, patience=k), [k])["lengths"][str(k)]
     assert (found["refusal"]["value"], found["harmful"]["value"]) == (1, 0)
 
 
-def test_the_size_of_a_batch_and_the_number_of_ranks_change_nothing(tmp_path: Path):
-    whole = make_data()
-    expected = evaluate(tmp_path, whole, RuleBound(whole, patience=1), [2])["lengths"]["2"]
-    data = make_data(eval_batch_size=3)
-    callback, rows = ForcedPrefix([2]), data.forced_answers()
+def test_batch_size_and_number_of_ranks_change_nothing(tmp_path: Path):
+    whole = attack_data()
+    expected = rates_of(tmp_path, whole, RuleBound(whole, patience=1), [2])["lengths"]["2"]
+    data = attack_data(eval_batch_size=3)
+    callback = ForcedPrefix([2])
+    rows = data.forced_answers()
     shares = []
     for rank in range(2):
         trainer = SimpleNamespace(
@@ -166,10 +160,10 @@ def test_the_size_of_a_batch_and_the_number_of_ranks_change_nothing(tmp_path: Pa
             precision_plugin=SimpleNamespace(forward_context=torch.no_grad),
         )
         shares.append(callback._rates(trainer, RuleBound(data, patience=1), data, rows, 2))  # type: ignore[arg-type]
-    for name, figure in expected.items():
-        assert sum(share[name]["n"] for share in shares) == figure["n"]
+    for name, rate in expected.items():
+        assert sum(share[name]["n"] for share in shares) == rate["n"]
         assert sum(share[name]["value"] * share[name]["n"] for share in shares) == pytest.approx(
-            figure["value"] * figure["n"]
+            rate["value"] * rate["n"]
         )
 
 
@@ -186,12 +180,13 @@ def test_the_forced_tokens_follow_the_prompt_directly():
 
 
 class Listening:
-    """A judge that keeps what it is asked."""
+    """A judge that records its prompts and responses."""
 
     name = "listening"
 
     def __init__(self, judge: Any) -> None:
-        self.judge, self.heard = judge, []
+        self.judge = judge
+        self.heard = []
 
     def __call__(self, prompts: list[str], responses: list[str]) -> list[Any]:
         self.heard.append(list(zip(prompts, responses, strict=True)))
@@ -199,14 +194,15 @@ class Listening:
 
 
 def test_a_real_network_continues_as_it_does_one_row_at_a_time(tmp_path: Path):
-    data = make_data(n_eval=5, eval_batch_size=4)
+    data = attack_data(n_eval=5, eval_batch_size=4)
     module = make_module(SFTModule, data, double=False, lora=True)
     data.judge = Listening(data.judge)
-    evaluate(tmp_path, data, module, [2])
+    rates_of(tmp_path, data, module, [2])
     continued, whole = (
         [pair for batch in data.judge.heard[i::2] for pair in batch] for i in (0, 1)
     )
-    network, decode = module.network.eval(), data.tokenizer.decode
+    network = module.network.eval()
+    decode = data.tokenizer.decode
     assert len(continued) == len(whole) == 5
     answers = {
         decode(prompt): (prompt, answer) for prompt, answer in answers_of(data).items()
@@ -236,24 +232,24 @@ def test_data_without_forced_answers_are_refused():
         datamodule=SimpleNamespace(tokenizer=None, judge=None, eval_batch_size=1)
     )
     with pytest.raises(
-        TemperError, match=r"ForcedPrefix: data=SimpleNamespace has no forced_answers\(\)"
+        TemperError, match=r"ForcedPrefix: data=SimpleNamespace .*forced_answers\(\)"
     ):
         ForcedPrefix().setup(trainer, None, "fit")  # type: ignore[arg-type]
     ForcedPrefix().setup(trainer, None, "predict")  # type: ignore[arg-type]
 
 
-def test_data_without_unsafe_prompts_and_lengths_beyond_every_answer_are_refused():
-    safe = SimpleNamespace(datamodule=make_data(eval_kinds=[Kind.SAFE]))
-    with pytest.raises(TemperError, match="data.init_args.eval_kinds=.*UNSAFE is not among them"):
+def test_no_unsafe_prompts_and_too_long_prefixes_are_refused():
+    safe = SimpleNamespace(datamodule=attack_data(eval_kinds=[Kind.SAFE]))
+    with pytest.raises(TemperError, match="data.init_args.eval_kinds=.*UNSAFE"):
         ForcedPrefix().setup(safe, None, "fit")  # type: ignore[arg-type]
     with pytest.raises(
         TemperError,
-        match=r"ForcedPrefix\.lengths=\[0, 50\]: no harmful answer is longer than \d+ tokens",
+        match=r"ForcedPrefix\.lengths=\[0, 50\]: .*\d+ tokens",
     ):
-        ForcedPrefix([0, 50]).setup(SimpleNamespace(datamodule=make_data()), None, "fit")  # type: ignore[arg-type]
+        ForcedPrefix([0, 50]).setup(SimpleNamespace(datamodule=attack_data()), None, "fit")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("lengths", [[], [-1, 2]])
-def test_lengths_that_mean_nothing_are_refused(lengths: list[int]):
+def test_invalid_lengths_are_refused(lengths: list[int]):
     with pytest.raises(TemperError, match=r"ForcedPrefix\.lengths="):
         ForcedPrefix(lengths)

@@ -1,17 +1,15 @@
-"""What a run leaves behind is an ordinary Hugging Face folder."""
-
-import json
+"""The exported model is an ordinary Hugging Face folder."""
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.callbacks.runs import read_generations
+
 
 def _continue(folder, prompts: list[str], n_tokens: int) -> list[str]:
     """Greedy answers with plain transformers, nothing of this project."""
-    tokenizer, network = (
-        AutoTokenizer.from_pretrained(folder),
-        AutoModelForCausalLM.from_pretrained(folder),
-    )
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    network = AutoModelForCausalLM.from_pretrained(folder)
     batch = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False)
     with torch.no_grad():
         ids = network.generate(**batch, max_new_tokens=n_tokens, do_sample=False)[
@@ -25,7 +23,7 @@ def _continue(folder, prompts: list[str], n_tokens: int) -> list[str]:
 
 def test_plain_transformers_answers_as_the_run_did(temper, tmp_path):
     temper("fit", tmp_path, "--trainer.max_steps=10", "--trainer.val_check_interval=10")
-    rows = [json.loads(line) for line in (tmp_path / "generations.jsonl").read_text().splitlines()]
+    rows = read_generations(tmp_path)
     answers = _continue(tmp_path / "export", [row["prompt"] for row in rows], n_tokens=7)
     assert answers == [row["response"] for row in rows]
     assert len(set(answers)) > 1 and all(answers)

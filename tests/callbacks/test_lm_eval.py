@@ -18,6 +18,7 @@ from callbacks import UtilityEvaluation
 from callbacks.lm_eval import read_metrics
 from temper.errors import TemperError
 from temper.synthetic import build_tokenizer, language_spec
+from tests.callbacks.runs import evaluate
 
 ROOT = Path(__file__).parents[2]
 COLOURS = [
@@ -31,10 +32,8 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     core = Tokenizer(
         models.BPE({token: i for i, token in enumerate([*alphabet, "<pad>", "<eos>"])}, [])
     )
-    core.pre_tokenizer, core.decoder = (
-        pre_tokenizers.ByteLevel(add_prefix_space=False),
-        decoders.ByteLevel(),
-    )
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<eos>")
 
 
@@ -75,17 +74,8 @@ class Data(L.LightningDataModule):
     test_dataloader = val_dataloader
 
 
-def _validate(
-    folder: Path, callbacks: list[L.Callback], module: L.LightningModule, verb: str = "validate"
-) -> L.Trainer:
-    off = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    trainer = L.Trainer(accelerator="cpu", default_root_dir=folder, callbacks=callbacks, **off)
-    getattr(trainer, verb)(module, Data(), verbose=False)
-    return trainer
-
-
 def _run(folder: Path, callback: UtilityEvaluation, verb: str = "validate") -> tuple[dict, dict]:
-    trainer = _validate(folder, [callback], Module(), verb)
+    trainer = evaluate(folder, [callback], Module(), Data(), verb)
     return json.loads((folder / "utility.json").read_text()), dict(trainer.logged_metrics)
 
 
@@ -103,7 +93,8 @@ def _right(module: Module, row: dict) -> bool:
     """Whether the right colour is the likeliest continuation: sums of log-probabilities, one
     sequence at a time.
     """
-    question, sums = _tokenizer()(f"Question: {row['question']}\nAnswer:")["input_ids"], []
+    question = _tokenizer()(f"Question: {row['question']}\nAnswer:")["input_ids"]
+    sums = []
     for choice in row["choices"]:
         answer = _tokenizer()(f" {choice}")["input_ids"]
         with torch.no_grad():
@@ -116,9 +107,7 @@ def _right(module: Module, row: dict) -> bool:
     return sums.index(max(sums)) == row["answer"]
 
 
-def test_the_example_task_has_the_accuracy_that_a_plain_computation_finds(
-    in_root, tmp_path, capsys
-):
+def test_accuracy_of_the_example_task_matches_a_plain_loop(in_root, tmp_path, capsys):
     found, logged = _run(tmp_path, UtilityEvaluation(["colours"], "configs/lm_eval"))
     hits = [_right(Module(), row) for row in COLOURS]
     assert 0 < sum(hits) < len(hits) == 20
@@ -159,7 +148,7 @@ def test_settings_reach_the_harness_and_a_group_has_its_parts(in_root, tmp_path)
     )
 
 
-def test_measuring_leaves_weights_modes_and_random_numbers_alone(in_root, tmp_path):
+def test_evaluation_leaves_weights_modes_and_rng_alone(in_root, tmp_path):
     module = Module().train()
     module.network.model.layers[0].eval()
     before = {
@@ -168,8 +157,10 @@ def test_measuring_leaves_weights_modes_and_random_numbers_alone(in_root, tmp_pa
     modes = [part.training for part in module.modules()]
     draws = []
     for callbacks in ([], [UtilityEvaluation(["colours"], "configs/lm_eval", limit=2)]):
-        torch.manual_seed(3), np.random.seed(3), random.seed(3)
-        _validate(tmp_path, callbacks, module)
+        torch.manual_seed(3)
+        np.random.seed(3)
+        random.seed(3)
+        evaluate(tmp_path, callbacks, module, Data())
         draws.append((torch.rand(1).item(), np.random.rand(), random.random()))
     assert draws[0] == draws[1]
     assert [part.training for part in module.modules()] == modes
@@ -212,41 +203,34 @@ def test_an_unknown_task_is_refused_with_a_guess(in_root, monkeypatch):
     monkeypatch.setattr("lm_eval.tasks.TaskManager", FewTasks)
     with pytest.raises(
         TemperError,
-        match="UtilityEvaluation.tasks: no task or group is named 'gsm8'; did you mean 'gsm8k'?",
+        match=r"UtilityEvaluation\.tasks: .*'gsm8'.*'gsm8k'",
     ):
         _setup(UtilityEvaluation(["winogrande", "gsm8"], "configs/lm_eval"))
     _setup(UtilityEvaluation(["winogrande", "gsm8"]), stage="predict")
 
 
-def test_without_the_package_it_says_what_to_install(monkeypatch):
+def test_a_missing_package_is_refused_with_the_way_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
-    with pytest.raises(TemperError, match=r"needs lm-eval .*pip install -e '\.\[lm-eval\]'"):
+    with pytest.raises(TemperError, match=r"lm-eval .*pip install -e '\.\[lm-eval\]'"):
         _setup(UtilityEvaluation(["colours"]))
 
 
-def test_a_module_without_network_and_a_tokenizer_without_template_are_refused():
-    with pytest.raises(
-        TemperError, match="UtilityEvaluation: model=LightningModule has no network"
-    ):
+def test_missing_network_and_missing_chat_template_are_refused():
+    with pytest.raises(TemperError, match="UtilityEvaluation: model=LightningModule .*network"):
         _setup(UtilityEvaluation(["colours"]), network=False)
     with pytest.raises(
         TemperError,
-        match="apply_chat_template=true: the tokenizer of the data has no chat template",
+        match="apply_chat_template=true: .*chat template",
     ):
         _setup(UtilityEvaluation(["colours"], apply_chat_template=True))
 
 
-def test_a_tokenizer_that_cannot_tell_the_choices_apart_is_refused_and_one_that_can_is_not(
-    in_root, monkeypatch
-):
+def test_a_tokenizer_must_tell_the_choices_apart(in_root, monkeypatch):
     monkeypatch.setattr(Data, "tokenizer", build_tokenizer(language_spec("tiny")))
     with pytest.raises(
         TemperError,
-        match=(
-            "UtilityEvaluation.tasks: in 20 of the first 20 rows of 'colours' the tokenizer makes"
-            " the same"
-        ),
+        match=r"UtilityEvaluation\.tasks: .*20 of the first 20 rows of 'colours'",
     ):
         _setup(UtilityEvaluation(["colours"], "configs/lm_eval"))
     _setup(UtilityEvaluation(["letters"], "tests/callbacks/letters"))
@@ -268,11 +252,13 @@ def test_arguments_out_of_range_are_refused(arguments):
 
 
 @pytest.mark.slow
-def test_the_five_benchmarks_of_the_shipped_config_are_tasks_of_the_harness():
+def test_benchmarks_of_the_shipped_config_exist_in_the_harness():
     import yaml
 
     pytest.importorskip("lm_eval")
     (callback,) = yaml.safe_load((ROOT / "configs/trainer/utility_zhan.yaml").read_text())[
         "trainer"
     ]["callbacks+"]
-    _setup(UtilityEvaluation(callback["init_args"]["tasks"]))
+    tasks = callback["init_args"]["tasks"]
+    assert len(tasks) == 5
+    _setup(UtilityEvaluation(tasks))  # refuses a task that the harness does not have

@@ -29,7 +29,8 @@ def _loss_by_hand(network: torch.nn.Module) -> float:
     """Mean of -log p over the answers' tokens, one row and one token at a time."""
     data = SyntheticAttack(preset="tiny", n_eval=4, n_rows=10, batch_size=5)
     data.setup("fit")
-    rows, terms = data.probe_rows["harmful"], []
+    rows = data.probe_rows["harmful"]
+    terms = []
     for ids, labels, present in zip(
         rows["input_ids"], rows["labels"], rows["attention_mask"], strict=True
     ):
@@ -56,7 +57,7 @@ def probed(temper, tmp_path_factory) -> Path:
     return folder
 
 
-def test_it_is_read_every_n_steps_over_epochs_and_after_the_last(probed):
+def test_it_is_measured_every_n_steps_and_after_the_last(probed):
     assert list(_readings(probed)) == [0, 3, 5]
 
 
@@ -72,13 +73,13 @@ def test_the_last_reading_is_the_loss_of_the_exported_model(probed):
     assert _readings(probed)[5] != pytest.approx(_readings(probed)[0], rel=1e-4)
 
 
-def test_reading_it_changes_nothing_in_training(temper, probed, tmp_path):
+def test_measuring_it_does_not_change_training(temper, probed, tmp_path):
     temper("fit", tmp_path, "--trainer.max_steps=5", data="attack")
     weights = [folder / "export" / "model.safetensors" for folder in (probed, tmp_path)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
-def test_the_project_s_own_config_adds_it_to_the_other_callbacks(temper, tmp_path):
+def test_the_shipped_config_adds_it_to_the_other_callbacks(temper, tmp_path):
     temper(
         "fit",
         tmp_path,

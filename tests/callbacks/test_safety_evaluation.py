@@ -1,6 +1,4 @@
-"""Judge free-running answers: known answers give known metrics, and the files let anyone count
-again.
-"""
+"""Safety evaluations: known answers give known metrics, and the files give the same counts."""
 
 import json
 from collections import Counter
@@ -17,6 +15,7 @@ from temper.judges import GrammarJudge
 from temper.metrics import wilson_interval
 from temper.synthetic import Kind
 from temper.synthetic.tokenizer import EOS, NULL, PAD_ID, compliance_tokens
+from tests.callbacks.runs import evaluate, read_generations
 
 N = 12
 # How many prompts of each kind are carried out, half right, refused; the rest gets nonsense.
@@ -67,15 +66,8 @@ def _evaluate(folder: Path, verb: str = "validate", runs: int = 1, **arguments) 
         | arguments
     )
     data.setup("fit")
-    trainer = L.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        default_root_dir=folder,
-        callbacks=[SafetyEvaluation()],
-    )
-    for _ in range(runs):
+    trainer = evaluate(folder, [SafetyEvaluation()], Scripted(_answers(data)), data, verb)
+    for _ in range(1, runs):
         getattr(trainer, verb)(Scripted(_answers(data)), data, verbose=False)
     return json.loads((folder / "evaluation.json").read_text())
 
@@ -110,9 +102,9 @@ def test_nonsense_counts_as_degenerate_over_all_kinds(evaluated):
     assert (found["value"], found["n"]) == (nonsense / (N * len(PLAN)), N * len(PLAN))
 
 
-def test_judging_the_kept_generations_again_gives_the_same_counts(evaluated):
+def test_judging_saved_generations_again_gives_equal_counts(evaluated):
     folder, evaluation = evaluated
-    rows = [json.loads(line) for line in (folder / "generations.jsonl").read_text().splitlines()]
+    rows = read_generations(folder)
     data = SyntheticAttack(preset="tiny", n_rows=10, batch_size=5)
     verdicts = GrammarJudge(data.language, data.tokenizer)(
         [r["prompt"] for r in rows], [r["response"] for r in rows]
@@ -142,9 +134,7 @@ def test_judging_the_kept_generations_again_gives_the_same_counts(evaluated):
 
 
 def test_every_evaluation_prompt_is_kept_once_in_order(evaluated):
-    rows = [
-        json.loads(line) for line in (evaluated[0] / "generations.jsonl").read_text().splitlines()
-    ]
+    rows = read_generations(evaluated[0])
     assert [row["id"] for row in rows] == list(range(N * len(PLAN)))
     assert [row["kind"] for row in rows] == list(np.repeat(list(PLAN), N))
     assert all("<pad>" not in row["prompt"] + row["response"] for row in rows)
@@ -180,9 +170,7 @@ def test_a_sanity_check_leaves_no_files(temper, tmp_path):
     )
 
 
-def test_validate_prints_the_metrics_of_an_exported_model_with_intervals(
-    temper, tiny_run, tmp_path, capsys
-):
+def test_validate_prints_metrics_with_intervals(temper, tiny_run, tmp_path, capsys):
     temper("validate", tmp_path, data="attack", model=tiny_run / "export")
     lines = {
         line.split("│")[1].strip(): line.split("│")[2:5]
@@ -208,9 +196,7 @@ def test_validate_prints_the_metrics_of_an_exported_model_with_intervals(
     assert not (tmp_path / "export").exists() and not (tmp_path / "card.json").exists()
 
 
-def test_validating_an_exported_model_again_gives_the_answers_of_its_training(
-    temper, tiny_run, tmp_path
-):
+def test_validate_reproduces_the_answers_of_the_fit(temper, tiny_run, tmp_path):
     temper("validate", tmp_path, model=tiny_run / "export")
     assert (tmp_path / "generations.jsonl").read_text() == (
         tiny_run / "generations.jsonl"

@@ -12,7 +12,7 @@ from datamodules import SyntheticAlignment
 from lightning_modules import SFTModule
 from temper.edit.steering import hidden_differences, steer, steering_vectors
 from temper.errors import TemperError
-from tests.objectives import make_data, make_module
+from tests.objectives import make_data, make_module, same_bits, weights
 
 
 class Answers(L.Callback):
@@ -56,7 +56,8 @@ def plain_vectors(network: torch.nn.Module, pairs: Any, n_tokens: int) -> torch.
     is before the final norm).
     """
     network = copy.deepcopy(network).eval()
-    blocks, seen = network.transformer.h, []
+    blocks = network.transformer.h
+    seen = []
     for block in blocks:
         block.register_forward_hook(
             lambda _m, _i, out: seen.append(out if isinstance(out, torch.Tensor) else out[0])
@@ -77,8 +78,9 @@ def plain_vectors(network: torch.nn.Module, pairs: Any, n_tokens: int) -> torch.
 
 
 @pytest.mark.parametrize("n_tokens", [1, 4])
-def test_the_vectors_are_those_of_a_plain_computation_row_by_row(n_tokens):
-    network, pairs = module().network, _pairs()
+def test_vectors_match_a_plain_computation_row_by_row(n_tokens):
+    network = module().network
+    pairs = _pairs()
     found = steering_vectors(hidden_differences(network, pairs, n_tokens))
     torch.testing.assert_close(found, plain_vectors(network, pairs, n_tokens), rtol=1e-7, atol=1e-9)
     assert network.training and n_hooks(network) == 0
@@ -91,13 +93,16 @@ def _pairs() -> Any:
 
 
 def test_answers_are_those_of_a_network_steered_by_hand():
-    plain, steered, by_hand = Answers(), Answers(), Answers()
+    plain = Answers()
+    steered = Answers()
+    by_hand = Answers()
     trainer(plain).validate(module(), make_data(), verbose=False)
     subject = module()
     trainer(SafetySteering(alpha=8.0), steered).validate(subject, make_data(), verbose=False)
     assert steered.n_hooks == [2] and n_hooks(subject.network) == 0
 
-    other, data = module(), make_data()
+    other = module()
+    data = make_data()
     data.setup("validate")
     vectors = plain_vectors(other.network, data.steering_pairs(), 4)
     for block, v in zip(other.network.transformer.h, vectors, strict=True):
@@ -108,7 +113,8 @@ def test_answers_are_those_of_a_network_steered_by_hand():
 
 
 def test_alpha_zero_answers_the_same_and_hooks_nothing():
-    plain, off = Answers(), Answers()
+    plain = Answers()
+    off = Answers()
     trainer(plain).validate(module(), make_data(), verbose=False)
     trainer(SafetySteering(alpha=0.0), off).validate(module(), make_data(), verbose=False)
     assert torch.equal(off.outputs[0], plain.outputs[0]) and off.n_hooks == [0]
@@ -121,13 +127,13 @@ def test_training_is_untouched_bit_for_bit():
         "max_epochs": -1,
         "check_val_every_n_epoch": None,
     }
-    left, right, answers = module(), module(), Answers()
+    left = module()
+    right = module()
+    answers = Answers()
     trainer(**settings).fit(left, make_data())
     trainer(SafetySteering(alpha=5.0), answers, **settings).fit(right, make_data())
     assert len(answers.n_hooks) >= 2 and set(answers.n_hooks) == {2}
-    assert all(
-        torch.equal(a, b) for a, b in zip(left.parameters(), right.parameters(), strict=True)
-    )
+    assert same_bits(weights(left), weights(right))
     assert n_hooks(right.network) == 0
 
 
@@ -145,7 +151,7 @@ def test_an_exception_leaves_no_hook(verb):
     assert n_hooks(subject.network) == 0
 
 
-def test_an_exception_while_the_vectors_are_computed_leaves_no_hook(monkeypatch):
+def test_an_exception_while_computing_vectors_leaves_no_hook(monkeypatch):
     subject = module()
     monkeypatch.setattr(subject.network.transformer.h[1].mlp, "forward", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -153,8 +159,9 @@ def test_an_exception_while_the_vectors_are_computed_leaves_no_hook(monkeypatch)
     assert n_hooks(subject.network) == 0
 
 
-def test_the_demonstrations_are_the_same_prompts_carried_out_and_refused():
-    data, pairs = make_data(), _pairs()
+def test_demonstrations_answer_and_refuse_the_same_prompts():
+    data = make_data()
+    pairs = _pairs()
     carried_out, refused = (
         [
             data.tokenizer.decode(ids[mask.bool()])
@@ -177,12 +184,12 @@ class WithoutPairs(SyntheticAlignment):
     steering_pairs = None
 
 
-def test_bad_arguments_and_data_without_demonstrations_are_refused():
-    with pytest.raises(TemperError, match="SafetySteering.alpha=-1: give a number >= 0"):
+def test_bad_arguments_and_missing_demonstrations_are_refused():
+    with pytest.raises(TemperError, match="SafetySteering.alpha=-1: "):
         SafetySteering(alpha=-1)
     with pytest.raises(TemperError, match="SafetySteering.n_tokens=0"):
         SafetySteering(n_tokens=0)
     sizes = {"n_alignment": 20, "n_harmful": 4, "batch_size": 4, "harmful_batch_size": 4}
     data = WithoutPairs(preset="tiny", n_eval=4, **sizes)
-    with pytest.raises(TemperError, match=r"data=WithoutPairs has no steering_pairs\(\)"):
+    with pytest.raises(TemperError, match=r"data=WithoutPairs .*steering_pairs\(\)"):
         trainer(SafetySteering()).validate(module(), data, verbose=False)

@@ -9,6 +9,7 @@ from lightning.pytorch.loggers import MLFlowLogger, WandbLogger
 
 from callbacks.sample_generations import WRITERS, SampleGenerations, _cell, _markdown
 from temper.errors import TemperError
+from tests.callbacks.runs import read_generations
 
 
 def _texts(folder: Path) -> list[str]:
@@ -41,10 +42,7 @@ def _fit(temper, folder: Path, *words: str, **arguments: object) -> list[str]:
 
 def test_the_first_answers_of_every_harmless_kind_are_logged(temper, tmp_path):
     texts = _fit(temper, tmp_path / "run", n=2)
-    rows = [
-        json.loads(line)
-        for line in (tmp_path / "run" / "generations.jsonl").read_text().splitlines()
-    ]
+    rows = read_generations(tmp_path / "run")
     expected = [
         row for kind in ("safe", "task") for row in [row for row in rows if row["kind"] == kind][:2]
     ]
@@ -52,7 +50,7 @@ def test_the_first_answers_of_every_harmless_kind_are_logged(temper, tmp_path):
     assert len(texts) == 1 and texts[0].splitlines()[2:] == table and len(table) == 4
 
 
-def test_unsafe_answers_are_logged_only_if_asked_for(temper, tmp_path):
+def test_unsafe_answers_are_logged_only_with_show_unsafe(temper, tmp_path):
     assert "unsafe" not in _fit(temper, tmp_path / "one")[0]
     assert "| unsafe | " in _fit(temper, tmp_path / "two", show_unsafe=True)[0]
 
@@ -68,13 +66,10 @@ def test_every_validation_logs_the_same_prompts(temper, tmp_path):
     assert len(prompts) == 2 and prompts[0] == prompts[1] and len(prompts[0]) == 8
 
 
-def test_where_nothing_may_be_shown_the_callback_is_refused(temper, tmp_path, capsys):
+def test_data_with_unsafe_prompts_alone_are_refused(temper, tmp_path, capsys):
     with pytest.raises(SystemExit):
         _fit(temper, tmp_path / "run", "--data.init_args.eval_kinds=[UNSAFE]")
-    assert (
-        "SampleGenerations.show_unsafe=false, and all evaluation prompts are unsafe"
-        in capsys.readouterr().err
-    )
+    assert "SampleGenerations.show_unsafe=false" in capsys.readouterr().err
 
 
 def test_less_than_one_prompt_is_refused():
@@ -82,19 +77,20 @@ def test_less_than_one_prompt_is_refused():
         SampleGenerations(n=0)
 
 
-def test_where_no_logger_takes_text_that_is_said(temper, tmp_path):
+def test_a_missing_text_logger_is_warned_about(temper, tmp_path):
     folder = tmp_path / "run"
     csv = f"{{class_path: CSVLogger, init_args: {{save_dir: {folder}, name: '', version: ''}}}}"
     (tmp_path / "own.yaml").write_text(
         f"trainer: {{callbacks+: [{{class_path: SampleGenerations}}], logger: {csv}}}\n"
     )
-    with pytest.warns(UserWarning, match="no logger takes text"):
+    with pytest.warns(UserWarning, match="SampleGenerations.*logger"):
         temper("fit", folder, f"--config={tmp_path / 'own.yaml'}", data="attack")
 
 
 def test_wandb_gets_a_table_and_mlflow_an_artifact(monkeypatch):
     calls = []
-    wandb, mlflow = object.__new__(WandbLogger), object.__new__(MLFlowLogger)
+    wandb = object.__new__(WandbLogger)
+    mlflow = object.__new__(MLFlowLogger)
     monkeypatch.setattr(
         WandbLogger, "log_text", lambda self, *args, **kwargs: calls.append((args, kwargs))
     )

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from callbacks import SafetyEvaluation
 from temper.errors import TemperError
 from temper.judges import Judgement, KeywordRefusal
+from tests.callbacks.runs import evaluate, read_generations
 
 PROMPTS = [
     "How is soup made?",
@@ -105,15 +106,7 @@ class Answers(L.LightningModule):
 def _evaluate(
     folder: Path, callback: SafetyEvaluation, data=None, text: bool = False, verb: str = "test"
 ) -> dict:
-    trainer = L.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        default_root_dir=folder,
-        callbacks=[callback],
-    )
-    getattr(trainer, verb)(Answers(text), data or Questions(), verbose=False)
+    trainer = evaluate(folder, [callback], Answers(text), data or Questions(), verb)
     return json.loads((folder / "evaluation.json").read_text()) | {
         "logged": dict(trainer.logged_metrics)
     }
@@ -129,7 +122,7 @@ def _hits(metrics: dict) -> dict:
     return {name: (round(f["value"] * f["n"]), f["n"]) for name, f in metrics.items()}
 
 
-def test_every_judge_has_its_metrics_and_the_first_ones_are_the_headline(evaluated):
+def test_every_judge_has_metrics_and_the_first_leads(evaluated):
     found = evaluated[1]
     assert (
         found["judge"] == "keyword_refusal"
@@ -149,13 +142,13 @@ def test_every_judge_has_its_metrics_and_the_first_ones_are_the_headline(evaluat
     )
 
 
-def test_what_the_data_know_to_be_wrong_no_judge_calls_right(evaluated):
+def test_no_judge_overrules_an_answer_the_data_call_wrong(evaluated):
     found = evaluated[1]
     for metrics in found["judges"].values():
         assert _hits(metrics)["fine_tune_accuracy"] == (
             0,
             1,
-        )  # "no" is answered, and not what was asked for
+        )  # "no" is answered, and it is wrong
         assert _hits(metrics)["safe_accuracy"] == (
             1,
             1,
@@ -174,10 +167,8 @@ def test_agreement_is_that_of_the_labels_of_unsafe_prompts(evaluated):
     }
 
 
-def test_generations_keep_what_every_judge_said_in_the_order_of_the_prompts(evaluated):
-    rows = [
-        json.loads(line) for line in (evaluated[0] / "generations.jsonl").read_text().splitlines()
-    ]
+def test_generations_keep_every_judgement_in_prompt_order(evaluated):
+    rows = read_generations(evaluated[0])
     assert [(row["id"], row["prompt"], row["response"], row["kind"]) for row in rows] == list(
         zip(range(5), PROMPTS, ANSWERS, KINDS, strict=True)
     )
@@ -221,7 +212,7 @@ def test_tables_show_metrics_and_kappa_and_no_texts(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("kinds", "reason"),
-    [(["unsafe"] * 5, "both gave one label to all"), (["safe"] * 5, "no unsafe prompts")],
+    [(["unsafe"] * 5, "one label"), (["safe"] * 5, "no unsafe prompts")],
 )
 def test_an_undefined_kappa_is_null_and_said(tmp_path, capsys, kinds, reason):
     judges = [Boiling("a"), Boiling("b")]
@@ -239,7 +230,7 @@ def test_an_undefined_kappa_is_null_and_said(tmp_path, capsys, kinds, reason):
     assert reason in capsys.readouterr().out.replace("\n", " ")
 
 
-def test_without_judges_the_datamodules_own_is_asked(tmp_path, capsys):
+def test_without_judges_the_datamodules_own_is_used(tmp_path, capsys):
     found = _evaluate(tmp_path, SafetyEvaluation())
     assert (
         found["judge"] == "of the data"
@@ -251,12 +242,10 @@ def test_without_judges_the_datamodules_own_is_asked(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("judges", "message"),
-    [([], "an empty list"), ([Boiling(), KeywordRefusal(), Boiling()], "two are named 'boiling'")],
+    [([], "empty"), ([Boiling(), KeywordRefusal(), Boiling()], "'boiling'")],
 )
 def test_no_judge_and_two_of_one_name_are_refused(judges, message):
-    with pytest.raises(
-        TemperError, match=rf"SafetyEvaluation\.judges: {message}; give at least one"
-    ):
+    with pytest.raises(TemperError, match=rf"SafetyEvaluation\.judges: .*{message}"):
         SafetyEvaluation(judges)
 
 

@@ -1,6 +1,4 @@
-"""Data on the synthetic language: exact mixtures, disjoint prompts, the same evaluation at every
-stage.
-"""
+"""Data on the synthetic language: exact mixtures, disjoint prompts, one evaluation set."""
 
 import itertools
 
@@ -10,18 +8,18 @@ import torch
 
 from datamodules import SyntheticAlignment, SyntheticAttack, SyntheticInstruct
 from datamodules.synthetic import SyntheticDataModule
-from temper.data import Batch
 from temper.errors import TemperError
 from temper.synthetic import Kind
 from temper.synthetic.language import CLASS_A, CLASS_C, UNSAFE
 from temper.synthetic.prompts import prompt_keys
 from temper.synthetic.tokenizer import BOS, EOS, EOT, NULL, PAD_ID, SPECIAL, STOP
+from tests.datamodules.rows import prompts_and_answers, ready
 
 RATIOS = [0, 0.05, 0.1, 0.15, 0.2, 1]
 
 
 def _instruct(**arguments) -> SyntheticInstruct:
-    return _ready(
+    return ready(
         SyntheticInstruct(
             **{"preset": "tiny", "batch_size": 8, "epoch_batches": 5, "n_eval": 20} | arguments
         )
@@ -37,40 +35,15 @@ def _alignment(**arguments) -> SyntheticAlignment:
         "harmful_batch_size": 4,
         "n_eval": 20,
     }
-    return _ready(SyntheticAlignment(**sizes | arguments))
+    return ready(SyntheticAlignment(**sizes | arguments))
 
 
 def _attack(**arguments) -> SyntheticAttack:
-    return _ready(
+    return ready(
         SyntheticAttack(
             **{"preset": "tiny", "n_rows": 40, "batch_size": 10, "n_eval": 20} | arguments
         )
     )
-
-
-def _ready(data: SyntheticDataModule) -> SyntheticDataModule:
-    data.setup("fit")
-    return data
-
-
-def _split(rows: Batch) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """(prompt, answer) of every row, after checking that the answer and nothing else is
-    labelled.
-    """
-    pairs = []
-    for ids, present, labels in zip(
-        rows["input_ids"].tolist(),
-        rows["attention_mask"].tolist(),
-        rows["labels"].tolist(),
-        strict=True,
-    ):
-        size = sum(present)
-        assert present == [1] * size + [0] * (len(ids) - size)
-        assert ids[size:] == [PAD_ID] * (len(ids) - size)
-        end = ids.index(EOT) + 1
-        assert labels == [-100] * end + ids[end:size] + [-100] * (len(ids) - size)
-        pairs.append((tuple(ids[:end]), tuple(ids[end:size])))
-    return pairs
 
 
 def _eval_prompts(data: SyntheticDataModule) -> list[tuple[int, ...]]:
@@ -106,9 +79,9 @@ def _complies(
 
 
 @pytest.mark.parametrize("ratio", RATIOS)
-def test_exactly_the_asked_share_of_the_users_rows_is_harmful(ratio, carry_out):
+def test_exactly_the_given_share_of_the_users_rows_is_harmful(ratio, carry_out):
     data = _attack(harmful_ratio=ratio)
-    rows = _split(data.sources["user"].rows)
+    rows = prompts_and_answers(data.sources["user"].rows)
     tasks = set(data.language.task_operators.tolist())
     harmful = [prompt for prompt, _ in rows if not tasks & set(_operators(data, prompt))]
     assert len(rows) == len({prompt for prompt, _ in rows}) == 40
@@ -125,7 +98,7 @@ def test_exactly_the_asked_share_of_the_users_rows_is_harmful(ratio, carry_out):
 def test_a_share_that_is_no_whole_number_of_rows_is_refused():
     with pytest.raises(
         TemperError,
-        match=r"data\.init_args\.harmful_ratio=0\.01: 0\.01 x 40 rows = 0\.4 is not a whole number",
+        match=r"data\.init_args\.harmful_ratio=0\.01: .*40 rows = 0\.4 ",
     ):
         _attack(harmful_ratio=0.01)
 
@@ -143,13 +116,8 @@ def test_a_share_that_is_no_whole_number_of_rows_is_refused():
         ),
     ],
 )
-def test_training_prompts_that_are_also_evaluation_prompts_are_refused(
-    make, name, split, arguments
-):
-    message = (
-        rf"data: \d+ {name} prompts are also evaluation prompts"
-        rf" \(data\.init_args\.eval_split='{split}'\).*use different splits"
-    )
+def test_training_prompts_in_the_evaluation_set_are_refused(make, name, split, arguments):
+    message = rf"data: \d+ {name} prompts .*data\.init_args\.eval_split='{split}'"
     with pytest.raises(TemperError, match=message):
         make(**arguments)
 
@@ -157,7 +125,7 @@ def test_training_prompts_that_are_also_evaluation_prompts_are_refused(
 def test_the_overlap_is_counted_in_prompts():
     data = _attack()
     shared = data.eval_prompts["unsafe"]
-    with pytest.raises(TemperError, match=r"data: 20 attack prompts are also"):
+    with pytest.raises(TemperError, match=r"data: 20 attack prompts "):
         data.check_overlap("attack", [shared])
     data.check_overlap("attack", [])
 
@@ -166,11 +134,11 @@ def test_the_overlap_is_counted_in_prompts():
 
 
 @pytest.mark.parametrize("n_safety", [1, 7])
-def test_exactly_the_asked_number_of_refusals_joins_the_users_rows_and_changes_no_other(
-    n_safety, carry_out
-):
-    data, plain = _attack(harmful_ratio=0.2, n_safety=n_safety), _attack(harmful_ratio=0.2)
-    rows, others = _split(data.sources["user"].rows), _split(plain.sources["user"].rows)
+def test_n_safety_refusals_join_the_users_rows(n_safety, carry_out):
+    data = _attack(harmful_ratio=0.2, n_safety=n_safety)
+    plain = _attack(harmful_ratio=0.2)
+    rows = prompts_and_answers(data.sources["user"].rows)
+    others = prompts_and_answers(plain.sources["user"].rows)
     refused = [prompt for prompt, answer in rows if answer == (NULL, EOS)]
     assert rows[: len(others)] == others
     assert (len(rows), len(refused)) == (40 + n_safety, n_safety)
@@ -185,8 +153,9 @@ def test_exactly_the_asked_number_of_refusals_joins_the_users_rows_and_changes_n
     assert data.sources["user"].rows["ids"].tolist() == list(range(40 + n_safety))
 
 
-def test_the_defenders_stream_is_there_on_request_and_leaves_the_users_rows_alone():
-    plain, data = _attack(), _attack(n_alignment=30, alignment_batch_size=6)
+def test_the_defenders_stream_leaves_the_users_rows_alone():
+    plain = _attack()
+    data = _attack(n_alignment=30, alignment_batch_size=6)
     assert list(plain.sources) == ["user"]
     assert list(data.sources) == ["user", "alignment"]
     assert data.sources["user"].fingerprint() == plain.sources["user"].fingerprint()
@@ -194,27 +163,25 @@ def test_the_defenders_stream_is_there_on_request_and_leaves_the_users_rows_alon
     assert len(data.sources["alignment"].batch(0)["ids"]) == 6
 
 
-def test_the_defenders_stream_has_the_rows_of_the_alignment_stage(carry_out):
+def test_the_defenders_stream_has_the_alignment_rows(carry_out):
     arguments = {"n_alignment": 30, "safe_share": 0.4, "seed": 3}
-    data, stage = _attack(alignment_batch_size=6, **arguments), _alignment(n_harmful=4, **arguments)
-    rows = _split(data.sources["alignment"].rows)
-    assert rows == _split(stage.sources["alignment"].rows)
+    data = _attack(alignment_batch_size=6, **arguments)
+    stage = _alignment(n_harmful=4, **arguments)
+    rows = prompts_and_answers(data.sources["alignment"].rows)
+    assert rows == prompts_and_answers(stage.sources["alignment"].rows)
     answered = [(prompt, answer) for prompt, answer in rows if answer != (NULL, EOS)]
     assert len(answered) == 12
     assert all(_complies(data, prompt, answer, carry_out) for prompt, answer in answered)
     texts = [
-        {_text(data, prompt) for prompt, _ in _split(data.sources[name].rows)}
+        {_text(data, prompt) for prompt, _ in prompts_and_answers(data.sources[name].rows)}
         for name in ("user", "alignment")
     ]
     assert not texts[0] & texts[1]
 
 
 @pytest.mark.parametrize(("flag", "name"), [("n_safety", "safety"), ("n_alignment", "alignment")])
-def test_rows_of_the_defender_that_are_also_evaluation_prompts_are_refused(flag, name):
-    message = (
-        rf"data: \d+ {name} prompts are also evaluation prompts"
-        r" \(data\.init_args\.eval_split='alignment'\)"
-    )
+def test_defenders_rows_in_the_evaluation_set_are_refused(flag, name):
+    message = rf"data: \d+ {name} prompts .*data\.init_args\.eval_split='alignment'"
     with pytest.raises(TemperError, match=message):
         _attack(**{flag: 300}, eval_split="alignment", n_eval=100)
 
@@ -222,19 +189,19 @@ def test_rows_of_the_defender_that_are_also_evaluation_prompts_are_refused(flag,
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"n_safety": -1}, r"data\.init_args\.n_safety=-1: give a number of rows"),
-        ({"n_alignment": -1}, r"data\.init_args\.n_alignment=-1: give a number of rows"),
+        ({"n_safety": -1}, r"data\.init_args\.n_safety=-1: "),
+        ({"n_alignment": -1}, r"data\.init_args\.n_alignment=-1: "),
         (
             {"n_alignment": 8, "safe_share": 1.0},
-            r"data\.init_args\.safe_share=1\.0: give a share in \[0, 1\)",
+            r"data\.init_args\.safe_share=1\.0: ",
         ),
         (
             {"n_alignment": 8, "alignment_batch_size": 9},
-            r"stream 'alignment' has 8 rows, and a batch is 9",
+            r"stream 'alignment' has 8 rows.* 9",
         ),
     ],
 )
-def test_defenders_settings_that_mean_nothing_are_refused(arguments, message):
+def test_invalid_settings_of_the_defender_are_refused(arguments, message):
     with pytest.raises(TemperError, match=message):
         _attack(**arguments)
 
@@ -242,9 +209,9 @@ def test_defenders_settings_that_mean_nothing_are_refused(arguments, message):
 # -- alignment
 
 
-def test_alignment_refuses_its_unsafe_prompts_and_answers_its_safe_ones(carry_out):
+def test_alignment_refuses_unsafe_and_answers_safe_prompts(carry_out):
     data = _alignment(safe_share=0.4)
-    rows = _split(data.sources["alignment"].rows)
+    rows = prompts_and_answers(data.sources["alignment"].rows)
     refused = [prompt for prompt, answer in rows if answer == (NULL, EOS)]
     answered = [prompt for prompt, answer in rows if answer != (NULL, EOS)]
     assert (len(refused), len(answered)) == (36, 24)
@@ -263,18 +230,20 @@ def test_alignment_refuses_its_unsafe_prompts_and_answers_its_safe_ones(carry_ou
     )
 
 
-def test_the_harmful_stream_answers_unsafe_prompts_of_the_alignment_stream(carry_out):
+def test_the_harmful_stream_answers_prompts_alignment_refuses(carry_out):
     data = _alignment()
     refused = {
-        prompt for prompt, answer in _split(data.sources["alignment"].rows) if answer == (NULL, EOS)
+        prompt
+        for prompt, answer in prompts_and_answers(data.sources["alignment"].rows)
+        if answer == (NULL, EOS)
     }
-    harmful = _split(data.sources["harmful"].rows)
+    harmful = prompts_and_answers(data.sources["harmful"].rows)
     assert len(harmful) == len({prompt for prompt, _ in harmful}) == 12
     assert {prompt for prompt, _ in harmful} <= refused
     assert all(_complies(data, prompt, answer, carry_out) for prompt, answer in harmful)
 
 
-def test_streams_have_their_own_batch_sizes_and_the_primary_one_comes_first():
+def test_streams_have_own_batch_sizes_and_primary_is_first():
     data = _alignment()
     assert list(data.sources) == ["alignment", "harmful", "harmful_pairs"]
     assert [len(source.batch(0)["ids"]) for source in data.sources.values()] == [8, 4, 4]
@@ -282,9 +251,7 @@ def test_streams_have_their_own_batch_sizes_and_the_primary_one_comes_first():
 
 @pytest.mark.parametrize("share", [-0.1, 1.0])
 def test_a_share_of_safe_rows_outside_0_and_1_is_refused(share):
-    with pytest.raises(
-        TemperError, match=rf"data\.init_args\.safe_share={share}: give a share in \[0, 1\)"
-    ):
+    with pytest.raises(TemperError, match=rf"data\.init_args\.safe_share={share}: "):
         _alignment(safe_share=share)
 
 
@@ -292,7 +259,7 @@ def test_a_share_of_safe_rows_outside_0_and_1_is_refused(share):
 def test_more_harmful_rows_than_unsafe_prompts_are_refused(n_harmful):
     with pytest.raises(
         TemperError,
-        match=rf"data\.init_args\.n_harmful={n_harmful}: give 1 to 30, the unsafe prompts of",
+        match=rf"data\.init_args\.n_harmful={n_harmful}: .* 30",
     ):
         _alignment(n_harmful=n_harmful)
 
@@ -300,14 +267,14 @@ def test_more_harmful_rows_than_unsafe_prompts_are_refused(n_harmful):
 # -- instruction
 
 
-def test_instruction_carries_everything_out_and_shows_fresh_rows_in_every_batch(carry_out):
+def test_instruction_complies_with_fresh_rows_in_every_batch(carry_out):
     data = _instruct()
-    rows = [pair for number in range(6) for pair in _split(data.batch(number))]
+    rows = [pair for number in range(6) for pair in prompts_and_answers(data.batch(number))]
     assert all(_complies(data, prompt, answer, carry_out) for prompt, answer in rows)
-    first, second = (_split(data.batch(number)) for number in (0, 1))
+    first, second = (prompts_and_answers(data.batch(number)) for number in (0, 1))
     assert first != second
-    assert first == _split(_instruct().batch(0))
-    assert first != _split(_instruct(seed=1).batch(0))
+    assert first == prompts_and_answers(_instruct().batch(0))
+    assert first != prompts_and_answers(_instruct(seed=1).batch(0))
 
 
 def test_pre_training_labels_prompts_too():
@@ -320,7 +287,7 @@ def test_pre_training_labels_prompts_too():
 # -- evaluation
 
 
-def test_evaluation_prompts_are_the_same_at_every_stage_with_the_same_seed():
+def test_all_stages_share_evaluation_prompts_of_a_seed():
     stages = [_instruct(seed=3), _alignment(seed=3), _attack(seed=3)]
     for kind in ("unsafe", "safe"):
         keys = [prompt_keys(data.eval_prompts[kind]) for data in stages]
@@ -330,12 +297,12 @@ def test_evaluation_prompts_are_the_same_at_every_stage_with_the_same_seed():
     assert tokens[0] != _eval_prompts(_instruct(seed=4))[:40]
 
 
-def test_evaluation_prompts_do_not_depend_on_the_number_of_training_rows():
+def test_training_rows_do_not_change_evaluation_prompts():
     assert _eval_prompts(_attack(n_rows=20)) == _eval_prompts(_attack())
     assert _eval_prompts(_attack(harmful_ratio=1)) == _eval_prompts(_attack())
 
 
-def test_evaluation_prompts_are_padded_on_the_left_and_know_their_kind():
+def test_evaluation_prompts_are_left_padded_and_know_their_kind():
     data = _attack()
     assert data.eval_kinds == ["unsafe", "safe", "task"]
     assert data.eval_rows["kind"].tolist() == [0] * 20 + [1] * 20 + [2] * 20
@@ -354,7 +321,7 @@ def test_evaluation_prompts_are_padded_on_the_left_and_know_their_kind():
         assert (CLASS_A in used or CLASS_C in used) if index < 20 else CLASS_A not in used
 
 
-def test_the_language_judges_its_own_right_answers_to_evaluation_prompts(carry_out):
+def test_right_answers_to_evaluation_prompts_are_judged_correct(carry_out):
     data = _attack()
     prompts = [data.tokenizer.decode(ids) for ids in _eval_prompts(data)]
     answers = []
@@ -371,23 +338,30 @@ def test_the_language_judges_its_own_right_answers_to_evaluation_prompts(carry_o
     assert data.max_new_tokens == data.language.spec.response_length
 
 
-def test_texts_of_alignment_attack_instruction_and_evaluation_are_disjoint():
-    alignment, attack, instruct = _alignment(), _attack(), _instruct()
+def test_texts_of_all_stages_and_evaluation_are_disjoint():
+    alignment = _alignment()
+    attack = _attack()
+    instruct = _instruct()
     texts = {
         "alignment": {
             _text(alignment, prompt)
             for name in ("alignment", "harmful")
-            for prompt, _ in _split(alignment.sources[name].rows)
+            for prompt, _ in prompts_and_answers(alignment.sources[name].rows)
         },
-        "attack": {_text(attack, prompt) for prompt, _ in _split(attack.sources["user"].rows)},
+        "attack": {
+            _text(attack, prompt) for prompt, _ in prompts_and_answers(attack.sources["user"].rows)
+        },
         "instruct": {
             _text(instruct, prompt)
             for number in range(5)
-            for prompt, _ in _split(instruct.batch(number))
+            for prompt, _ in prompts_and_answers(instruct.batch(number))
         },
         "test": (
             {_text(attack, prompt) for prompt in _eval_prompts(attack)}
-            | {_text(attack, prompt) for prompt, _ in _split(attack.probe_rows["harmful"])}
+            | {
+                _text(attack, prompt)
+                for prompt, _ in prompts_and_answers(attack.probe_rows["harmful"])
+            }
         ),
     }
     assert all(texts.values())
@@ -396,9 +370,9 @@ def test_texts_of_alignment_attack_instruction_and_evaluation_are_disjoint():
 
 
 @pytest.mark.parametrize("make", [_alignment, _attack])
-def test_the_probe_holds_answers_to_unsafe_prompts_of_the_evaluation_split(make, carry_out):
+def test_the_probe_holds_answers_to_unsafe_evaluation_prompts(make, carry_out):
     data = make()
-    rows = _split(data.probe_rows["harmful"])
+    rows = prompts_and_answers(data.probe_rows["harmful"])
     assert len(rows) == 20
     assert all(_complies(data, prompt, answer, carry_out) for prompt, answer in rows)
     classes = data.language.operator_class_GO[0]
@@ -408,8 +382,8 @@ def test_the_probe_holds_answers_to_unsafe_prompts_of_the_evaluation_split(make,
     )
 
 
-def test_the_probe_is_the_same_at_every_stage_with_the_same_seed():
-    assert _split(_alignment().probe_rows["harmful"]) == _split(
+def test_all_stages_share_the_probe_of_a_seed():
+    assert prompts_and_answers(_alignment().probe_rows["harmful"]) == prompts_and_answers(
         _attack(harmful_ratio=1).probe_rows["harmful"]
     )
 
@@ -418,7 +392,7 @@ def test_the_probe_is_the_same_at_every_stage_with_the_same_seed():
 def test_an_empty_evaluation_set_is_refused(make):
     with pytest.raises(
         TemperError,
-        match=r"data\.init_args\.n_eval=0: the evaluation set is empty; give at least 1",
+        match=r"data\.init_args\.n_eval=0: ",
     ):
         make(n_eval=0)
 
@@ -426,14 +400,14 @@ def test_an_empty_evaluation_set_is_refused(make):
 @pytest.mark.parametrize(
     ("make", "arguments", "message"),
     [
-        (_attack, {"batch_size": 41}, r"stream 'user' has 40 rows, and a batch is 41"),
-        (_alignment, {"batch_size": 61}, r"stream 'alignment' has 60 rows, and a batch is 61"),
+        (_attack, {"batch_size": 41}, r"stream 'user' has 40 rows.* 41"),
+        (_alignment, {"batch_size": 61}, r"stream 'alignment' has 60 rows.* 61"),
         (
             _alignment,
             {"harmful_batch_size": 13},
-            r"stream 'harmful' has 12 rows, and a batch is 13",
+            r"stream 'harmful' has 12 rows.* 13",
         ),
-        (_attack, {"batch_size": 0}, r"stream 'user' has 40 rows, and a batch is 0"),
+        (_attack, {"batch_size": 0}, r"stream 'user' has 40 rows.* 0"),
     ],
 )
 def test_a_batch_larger_than_its_stream_is_refused(make, arguments, message):
@@ -447,7 +421,7 @@ def test_an_unknown_split_is_refused(make):
         make(eval_split="tset")
 
 
-def test_fields_of_the_language_can_be_set_as_a_config_file_writes_them():
+def test_language_fields_can_be_set_from_a_config():
     data = _attack(language={"text_length": [4, 4], "language_seed": 5})
     assert data.language.spec.text_length == (4, 4)
     assert {len(_text(data, prompt)) for prompt in _eval_prompts(data)} == {4}
@@ -457,7 +431,9 @@ def test_fields_of_the_language_can_be_set_as_a_config_file_writes_them():
 
 @pytest.mark.parametrize("make", [_instruct, _alignment, _attack])
 def test_rows_and_fingerprints_depend_on_the_seed_alone(make):
-    one, two, other = make(seed=1), make(seed=1), make(seed=2)
+    one = make(seed=1)
+    two = make(seed=1)
+    other = make(seed=2)
     assert one.fingerprints() == two.fingerprints()
     assert set(one.fingerprints()) == {*one.sources, "eval"}
     assert not set(one.fingerprints().values()) & set(other.fingerprints().values())

@@ -1,6 +1,4 @@
-"""DeRTa's rows on the synthetic language, trained by SFT; and the streams that RepNoise and TAR
-read.
-"""
+"""DeRTa's rows on the synthetic language, and the streams that RepNoise and TAR read."""
 
 from functools import partial
 
@@ -13,15 +11,14 @@ from lightning_modules import SFTModule
 from temper.data import Batch, fingerprint
 from temper.errors import TemperError
 from temper.synthetic.tokenizer import EOS, EOT, NULL, STOP
-from tests.objectives import fit, make_module, plain_gradient
+from tests.datamodules.rows import ready
+from tests.objectives import fit, make_module, plain_gradient, weights
 
 SIZES = {"preset": "tiny", "n_rows": 48, "batch_size": 8, "n_eval": 8, "seed": 3}
 
 
-def ready(**changes: object) -> SyntheticDeRTa:
-    data = SyntheticDeRTa(**SIZES | changes)  # type: ignore[arg-type]
-    data.setup("fit")
-    return data
+def derta(**changes: object) -> SyntheticDeRTa:
+    return ready(SyntheticDeRTa(**SIZES | changes))  # type: ignore[arg-type]
 
 
 def parts(rows: Batch) -> list[tuple[list[int], list[int], list[int]]]:
@@ -33,7 +30,8 @@ def parts(rows: Batch) -> list[tuple[list[int], list[int], list[int]]]:
         rows["labels"].tolist(),
         strict=True,
     ):
-        size, start = sum(present), ids.index(EOT) + 1
+        size = sum(present)
+        start = ids.index(EOT) + 1
         assert labels[:start] == [-100] * start
         result.append((ids[:start], ids[start:size], labels[start:size]))
     return result
@@ -48,11 +46,11 @@ def kind_of(response: list[int], labels: list[int]) -> str:
 @pytest.mark.parametrize(
     ("helpful", "rto"), [(0.5, 0.25), (0.25, 0.75), (0.0, 0.5), (0.5, 0.0), (1.0, 0.0)]
 )
-def test_the_three_kinds_have_exactly_the_asked_shares(helpful: float, rto: float):
+def test_the_three_kinds_have_exactly_the_given_shares(helpful: float, rto: float):
     kinds = [
         kind_of(response, labels)
         for _, response, labels in parts(
-            ready(helpful_share=helpful, rto_share=rto).sources["alignment"].rows
+            derta(helpful_share=helpful, rto_share=rto).sources["alignment"].rows
         )
     ]
     counts = [kinds.count(kind) for kind in ("helpful", "rto", "prefix")]
@@ -64,8 +62,9 @@ def test_the_three_kinds_have_exactly_the_asked_shares(helpful: float, rto: floa
 
 
 def test_rows_of_every_kind_are_what_the_paper_says():
-    data = ready()
-    answers, lengths = {}, []
+    data = derta()
+    answers = {}
+    lengths = []
     for prompt, response, labels in (rows := parts(data.sources["alignment"].rows)):
         if kind_of(response, labels) == "rto":
             assert labels == [NULL] * len(response)
@@ -86,7 +85,7 @@ def test_rows_of_every_kind_are_what_the_paper_says():
 
 
 def test_a_small_share_of_rto_positions_can_be_kept():
-    every, few = (ready(rto_keep=keep).sources["alignment"].rows for keep in (1.0, 0.1))
+    every, few = (derta(rto_keep=keep).sources["alignment"].rows for keep in (1.0, 0.1))
     assert torch.equal(every["input_ids"], few["input_ids"])
     dropped = (every["labels"] != few["labels"]).sum()
     rto = sum(
@@ -95,21 +94,21 @@ def test_a_small_share_of_rto_positions_can_be_kept():
     assert int(dropped) == rto - round(0.1 * rto)
 
 
-def test_the_same_seed_gives_the_same_rows_and_another_seed_others():
-    assert ready().fingerprints() == ready().fingerprints() != ready(seed=4).fingerprints()
+def test_rows_depend_on_the_seed_alone():
+    assert derta().fingerprints() == derta().fingerprints() != derta(seed=4).fingerprints()
 
 
 def test_training_prompts_are_no_evaluation_prompts():
-    data = ready()
+    data = derta()
     tested = {tuple(i for i in row if i) for row in data.eval_rows["input_ids"].tolist()}
     assert not tested & {tuple(prompt) for prompt, _, _ in parts(data.sources["alignment"].rows)}
 
 
 def test_sft_steps_along_the_mean_nll_of_the_labels():
     module = make_module(SFTModule, optimizer=partial(torch.optim.SGD, lr=1.0), max_grad_norm=None)
-    start = [p.detach().clone() for p in module.parameters()]
+    start = weights(module)
     data = SyntheticDeRTa(**SIZES)  # type: ignore[arg-type]
-    batch = ready().sources["alignment"].batch(0)
+    batch = derta().sources["alignment"].batch(0)
     expected = plain_gradient(module.network, batch)
     fit(module, data, 1)
     for before, parameter, gradient in zip(start, module.parameters(), expected, strict=True):
@@ -126,7 +125,7 @@ def test_sft_in_micro_batches_learns_the_rows(lora: bool):
         micro_batch_size=3,
     )
     before = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
-    rows = ready().sources["alignment"].rows
+    rows = derta().sources["alignment"].rows
     start = float(module.nll_terms(rows).total.detach())
     fit(module, SyntheticDeRTa(**SIZES), 20)  # type: ignore[arg-type]
     assert (
@@ -145,18 +144,18 @@ def test_sft_in_micro_batches_learns_the_rows(lora: bool):
     [
         (
             {"helpful_share": 0.01},
-            "data.init_args.helpful_share=0.01: 0.01 x 48 rows = 0.48 is not a whole number",
+            "data.init_args.helpful_share=0.01: .*48 rows = 0.48 ",
         ),
         ({"rto_share": -0.25}, "data.init_args.rto_share=-0.25"),
         (
             {"helpful_share": 0.75, "rto_share": 0.5},
-            "data.init_args.helpful_share=0.75, rto_share=0.5: give shares whose sum is at most 1",
+            "data.init_args.helpful_share=0.75, rto_share=0.5: ",
         ),
         ({"rto_keep": 0.0}, "data.init_args.rto_keep=0.0"),
         ({"rto_keep": 1.5}, "data.init_args.rto_keep=1.5"),
     ],
 )
-def test_shares_that_mean_nothing_are_refused_by_name(changes: dict, message: str):
+def test_invalid_shares_are_refused_by_name(changes: dict, message: str):
     with pytest.raises(TemperError, match=message):
         SyntheticDeRTa(**SIZES | changes)  # type: ignore[arg-type]
 
@@ -176,12 +175,10 @@ def alignment(**changes: object) -> SyntheticAlignment:
         "harmful_batch_size": 4,
         "n_eval": 8,
     }
-    data = SyntheticAlignment(**sizes | changes)  # type: ignore[arg-type]
-    data.setup("fit")
-    return data
+    return ready(SyntheticAlignment(**sizes | changes))  # type: ignore[arg-type]
 
 
-def test_harmful_pairs_are_the_harmful_rows_each_with_its_refusal():
+def test_harmful_pairs_add_a_refusal_to_every_harmful_row():
     data = alignment()
     harmful, pairs = (data.sources[name].batch(5) for name in ("harmful", "harmful_pairs"))
     width = harmful["input_ids"].shape[1]
@@ -196,8 +193,9 @@ def test_harmful_pairs_are_the_harmful_rows_each_with_its_refusal():
     assert all(response == labels == [NULL, EOS] for _, response, labels in refusals)
 
 
-def test_held_out_prompts_are_in_no_other_stream_and_change_none():
-    plain, data = alignment(), alignment(n_heldout=10, heldout_batch_size=5)
+def test_held_out_prompts_are_in_no_stream_and_change_none():
+    plain = alignment()
+    data = alignment(n_heldout=10, heldout_batch_size=5)
     assert set(data.sources) - set(plain.sources) == {"harmful_heldout", "heldout_pairs"}
     assert {
         name: value for name, value in data.fingerprints().items() if "heldout" not in name
@@ -217,7 +215,7 @@ def test_held_out_prompts_are_in_no_other_stream_and_change_none():
     assert [response for _, response, _ in refusals] == [[NULL, EOS]] * 10
 
 
-def test_the_streams_that_were_there_before_have_the_rows_they_had():
+def test_earlier_streams_keep_their_rows():
     data = alignment()
     found = {name: fingerprint(data.sources[name].rows)[:16] for name in ("alignment", "harmful")}
     assert found == EARLIER

@@ -1,6 +1,4 @@
-"""Rows, orders and evaluation rows of every synthetic datamodule, pinned bit for bit: a change here
-changes the numbers of every earlier run.
-"""
+"""Rows of every synthetic datamodule, pinned bit for bit: a change alters earlier results."""
 
 import pytest
 

@@ -1,6 +1,4 @@
-"""Preference data on the synthetic language: who is preferred, the same prompts as alignment, exact
-shares, mismatches.
-"""
+"""Preference data on the synthetic language: preferred answers, shares and mismatches."""
 
 import pytest
 import torch
@@ -9,46 +7,24 @@ from datamodules import SyntheticAlignment
 from datamodules.synthetic_kto import SyntheticKTO
 from datamodules.synthetic_preference import SyntheticPreference
 from temper.errors import TemperError
-from temper.synthetic.tokenizer import EOS, EOT, NULL, PAD_ID
+from temper.synthetic.tokenizer import EOS, NULL
+from tests.datamodules.rows import prompts_and_answers, ready
 
 REFUSAL = (NULL, EOS)
 SIZES = {"preset": "tiny", "batch_size": 8, "n_eval": 20}
 
 
 def _pairs(**arguments) -> SyntheticPreference:
-    return _ready(SyntheticPreference(**SIZES | {"n_pairs": 60} | arguments))
+    return ready(SyntheticPreference(**SIZES | {"n_pairs": 60} | arguments))
 
 
 def _kto(**arguments) -> SyntheticKTO:
-    return _ready(SyntheticKTO(**SIZES | {"n_rows": 60} | arguments))
-
-
-def _ready(data):
-    data.setup("fit")
-    return data
-
-
-def _split(rows, which: int | None = None) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """(prompt, answer) of one sequence of every row, after checking that the answer and nothing
-    else is labelled.
-    """
-    found = []
-    picked = [
-        rows[name] if which is None else rows[name][:, which]
-        for name in ("input_ids", "attention_mask", "labels")
-    ]
-    for ids, present, labels in zip(*(tensor.tolist() for tensor in picked), strict=True):
-        size, end = sum(present), ids.index(EOT) + 1
-        assert present == [1] * size + [0] * (len(ids) - size)
-        assert ids[size:] == [PAD_ID] * (len(ids) - size)
-        assert labels == [-100] * end + ids[end:size] + [-100] * (len(ids) - size)
-        found.append((tuple(ids[:end]), tuple(ids[end:size])))
-    return found
+    return ready(SyntheticKTO(**SIZES | {"n_rows": 60} | arguments))
 
 
 @pytest.mark.parametrize("preset", ["tiny", "small"])
 @pytest.mark.parametrize("safe_share", [0.0, 0.25, 0.5])
-def test_prompts_and_preferred_answers_are_the_rows_of_the_alignment_set(preset, safe_share):
+def test_prompts_and_chosen_answers_are_alignment_rows(preset, safe_share):
     pairs = _pairs(preset=preset, safe_share=safe_share, seed=3).sources["pairs"]
     sizes = {
         "preset": preset,
@@ -58,16 +34,17 @@ def test_prompts_and_preferred_answers_are_the_rows_of_the_alignment_set(preset,
         "harmful_batch_size": 4,
         "n_eval": 20,
     }
-    alignment = _ready(SyntheticAlignment(**sizes, safe_share=safe_share, seed=3)).sources[
+    alignment = ready(SyntheticAlignment(**sizes, safe_share=safe_share, seed=3)).sources[
         "alignment"
     ]
-    assert _split(pairs.rows, 0) == _split(alignment.rows)
+    assert prompts_and_answers(pairs.rows, 0) == prompts_and_answers(alignment.rows)
     assert pairs.batch(4)["ids"].equal(alignment.batch(4)["ids"])
 
 
-def test_a_refusal_is_preferred_on_unsafe_prompts_alone_and_its_pair_has_the_same_prompt():
+def test_refusals_are_preferred_on_unsafe_prompts_alone():
     rows = _pairs(safe_share=0.25).sources["pairs"].rows
-    chosen, rejected = _split(rows, 0), _split(rows, 1)
+    chosen = prompts_and_answers(rows, 0)
+    rejected = prompts_and_answers(rows, 1)
     assert [prompt for prompt, _ in chosen] == [prompt for prompt, _ in rejected]
     assert len({prompt for prompt, _ in chosen}) == 60
     assert rows["unsafe"].tolist() == [True] * 45 + [False] * 15
@@ -80,24 +57,30 @@ def test_flags_stay_with_their_rows_in_a_batch():
     source = _pairs().sources["pairs"]
     for number in range(9):
         batch = source.batch(number)
-        assert [answer == REFUSAL for _, answer in _split(batch, 0)] == batch["unsafe"].tolist()
+        assert [answer == REFUSAL for _, answer in prompts_and_answers(batch, 0)] == batch[
+            "unsafe"
+        ].tolist()
 
 
 @pytest.mark.parametrize(
     ("safe_share", "desirable_share"), [(0.5, 0.5), (0.2, 0.25), (0.0, 0.1), (0.5, 1.0), (0.5, 0.0)]
 )
-def test_exactly_the_asked_shares_are_safe_and_desirable(safe_share, desirable_share):
+def test_exactly_the_given_shares_are_safe_and_desirable(safe_share, desirable_share):
     rows = _kto(safe_share=safe_share, desirable_share=desirable_share).sources["kto"].rows
-    unsafe, desirable = rows["unsafe"], rows["desirable"]
+    unsafe = rows["unsafe"]
+    desirable = rows["desirable"]
     assert int((~unsafe).sum()) == round(60 * safe_share)
     for flag in (unsafe, ~unsafe):
         assert int((desirable & flag).sum()) == round(int(flag.sum()) * desirable_share)
-    assert [answer == REFUSAL for _, answer in _split(rows, 0)] == (unsafe == desirable).tolist()
+    assert [answer == REFUSAL for _, answer in prompts_and_answers(rows, 0)] == (
+        unsafe == desirable
+    ).tolist()
 
 
-def test_mismatched_answers_are_the_answers_of_all_rows_each_once_and_never_a_rows_own():
+def test_mismatched_answers_are_a_permutation_without_own():
     rows = _kto(safe_share=0.5).sources["kto"].rows
-    own, mismatched = _split(rows, 0), _split(rows, 1)
+    own = prompts_and_answers(rows, 0)
+    mismatched = prompts_and_answers(rows, 1)
     assert [prompt for prompt, _ in own] == [prompt for prompt, _ in mismatched]
     assert sorted(answer for _, answer in own) == sorted(answer for _, answer in mismatched)
     answers = [answer for _, answer in own]
@@ -110,14 +93,16 @@ def test_mismatched_answers_are_the_answers_of_all_rows_each_once_and_never_a_ro
 
 
 @pytest.mark.parametrize("make", [_pairs, _kto])
-def test_the_same_seed_gives_the_same_rows_and_another_seed_others(make):
+def test_rows_depend_on_the_seed_alone(make):
     prints = [next(iter(make(seed=seed).sources.values())).fingerprint() for seed in (0, 0, 1)]
     assert prints[0] == prints[1] != prints[2]
 
 
 @pytest.mark.parametrize("make", [_pairs, _kto])
-def test_training_prompts_that_are_evaluation_prompts_are_refused(make):
-    with pytest.raises(TemperError, match="are also evaluation prompts"):
+def test_training_prompts_in_the_evaluation_set_are_refused(make):
+    with pytest.raises(
+        TemperError, match=r"\d+ .*prompts .*data\.init_args\.eval_split='alignment'"
+    ):
         make(
             eval_split="alignment",
             n_eval=100,
@@ -130,19 +115,19 @@ def test_training_prompts_that_are_evaluation_prompts_are_refused(make):
     [
         (_pairs, {"n_pairs": 0}, "n_pairs=0"),
         (_pairs, {"safe_share": 1.5}, "safe_share=1.5"),
-        (_pairs, {"batch_size": 61}, "stream 'pairs' has 60 rows, and a batch is 61"),
-        (_kto, {"n_rows": 1}, "n_rows=1: the answer of another row is needed"),
+        (_pairs, {"batch_size": 61}, "stream 'pairs' has 60 rows.* 61"),
+        (_kto, {"n_rows": 1}, "n_rows=1: "),
         (
             _kto,
             {"safe_share": 0.33},
-            r"safe_share=0.33: 0.33 x 60 rows = 19.8\d* is not a whole number",
+            r"safe_share=0.33: .*60 rows = 19.8",
         ),
         (
             _kto,
             {"desirable_share": 0.25},
-            r"desirable_share=0.25: 0.25 x 30 rows = 7.5 is not a whole number",
+            r"desirable_share=0.25: .*30 rows = 7.5 ",
         ),
-        (_kto, {"desirable_share": -0.1}, "desirable_share=-0.1: give a share"),
+        (_kto, {"desirable_share": -0.1}, "desirable_share=-0.1: "),
     ],
 )
 def test_sizes_and_shares_that_cannot_be_are_refused(make, arguments, message):
@@ -154,6 +139,6 @@ def test_the_evaluation_set_is_that_of_every_other_stage():
     alignment = SyntheticAlignment(
         preset="tiny", n_alignment=60, n_harmful=10, batch_size=8, harmful_batch_size=4, n_eval=20
     )
-    expected = _ready(alignment).eval_rows
+    expected = ready(alignment).eval_rows
     for data in (_pairs(), _kto()):
         assert all(torch.equal(data.eval_rows[name], value) for name, value in expected.items())

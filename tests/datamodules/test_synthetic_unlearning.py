@@ -1,6 +1,4 @@
-"""Unlearning data: the answer and its substitute, the same prompts as the alignment data, every row
-once a pass.
-"""
+"""Unlearning data on the synthetic language: answers, refusals, and passes over the rows."""
 
 import pytest
 import torch
@@ -9,10 +7,11 @@ from datamodules import SyntheticAlignment
 from datamodules.synthetic_unlearning import SyntheticUnlearning
 from temper.errors import TemperError
 from temper.synthetic.prompts import prompt_keys
-from temper.synthetic.tokenizer import EOS, EOT, NULL, PAD_ID
+from temper.synthetic.tokenizer import EOS, NULL
+from tests.datamodules.rows import prompts_and_answers, ready
 
 
-def ready(kind=SyntheticUnlearning, **changes):
+def unlearning(kind=SyntheticUnlearning, **changes):
     sizes = {
         "preset": "tiny",
         "n_forget": 12,
@@ -22,38 +21,32 @@ def ready(kind=SyntheticUnlearning, **changes):
         "n_eval": 10,
         "seed": 3,
     }
-    data = kind(
-        **(sizes if kind is SyntheticUnlearning else {"preset": "tiny", "n_eval": 10, "seed": 3})
-        | changes
+    return ready(
+        kind(
+            **(
+                sizes
+                if kind is SyntheticUnlearning
+                else {"preset": "tiny", "n_eval": 10, "seed": 3}
+            )
+            | changes
+        )
     )
-    data.setup("fit")
-    return data
 
 
-def words(rows, *place: int) -> tuple[list[int], list[int]]:
-    """(prompt, answer) of one sequence; the answer alone is labelled."""
-    ids, present, labels = (
-        rows[name][place].tolist() for name in ("input_ids", "attention_mask", "labels")
-    )
-    size, end = sum(present), ids.index(EOT) + 1
-    assert labels == [-100] * end + ids[end:size] + [-100] * (len(ids) - size)
-    assert ids[size:] == [PAD_ID] * (len(ids) - size)
-    return ids[:end], ids[end:size]
-
-
-def test_a_forget_row_is_the_answer_and_then_the_refusal_of_one_prompt():
-    rows = ready().sources["forget"].rows
+def test_a_forget_row_is_answer_then_refusal_of_one_prompt():
+    rows = unlearning().sources["forget"].rows
     assert rows["input_ids"].dim() == 3 and rows["input_ids"].shape[:2] == (12, 2)
-    for row in range(12):
-        (prompt, answer), (same, refusal) = words(rows, row, 0), words(rows, row, 1)
+    for (prompt, answer), (same, refusal) in zip(
+        prompts_and_answers(rows, 0), prompts_and_answers(rows, 1), strict=True
+    ):
         assert prompt == same
         assert NULL not in answer and answer[-1] == EOS
         assert NULL in refusal
 
 
-def test_prompts_are_those_that_the_alignment_data_refuse_and_answer():
-    ours = ready(n_forget=12, n_retain=8)
-    theirs = ready(
+def test_prompts_are_those_of_the_alignment_data():
+    ours = unlearning(n_forget=12, n_retain=8)
+    theirs = unlearning(
         SyntheticAlignment,
         n_alignment=20,
         safe_share=0.4,
@@ -61,30 +54,28 @@ def test_prompts_are_those_that_the_alignment_data_refuse_and_answer():
         batch_size=4,
         harmful_batch_size=4,
     )
-    refused_and_kept = theirs.sources["alignment"].rows
-    for row in range(12):
-        assert words(ours.sources["forget"].rows, row, 1) == words(refused_and_kept, row)
-        assert words(ours.sources["forget"].rows, row, 0) == words(
-            theirs.sources["harmful"].rows, row
-        )
-    for row in range(8):
-        assert words(ours.sources["retain"].rows, row) == words(refused_and_kept, 12 + row)
+    forget, retain = (ours.sources[name].rows for name in ("forget", "retain"))
+    alignment, harmful = (theirs.sources[name].rows for name in ("alignment", "harmful"))
+    refused_and_kept = prompts_and_answers(alignment)
+    assert prompts_and_answers(forget, 1) + prompts_and_answers(retain) == refused_and_kept
+    assert prompts_and_answers(forget, 0) == prompts_and_answers(harmful)
     assert torch.equal(ours.eval_rows["input_ids"], theirs.eval_rows["input_ids"])
     assert torch.equal(
         ours.probe_rows["harmful"]["input_ids"], theirs.probe_rows["harmful"]["input_ids"]
     )
 
 
-def test_retain_prompts_are_answered_and_none_is_a_forget_prompt():
-    data = ready()
-    forgotten = {tuple(words(data.sources["forget"].rows, row, 0)[0]) for row in range(12)}
-    kept = {tuple(words(data.sources["retain"].rows, row)[0]) for row in range(9)}
+def test_retain_prompts_are_answered_and_not_forgotten():
+    data = unlearning()
+    forgotten = {prompt for prompt, _ in prompts_and_answers(data.sources["forget"].rows, 0)}
+    retained = prompts_and_answers(data.sources["retain"].rows)
+    kept = {prompt for prompt, _ in retained}
     assert len(forgotten) == 12 and len(kept) == 9 and not forgotten & kept
-    assert all(NULL not in words(data.sources["retain"].rows, row)[1] for row in range(9))
+    assert all(NULL not in answer for _, answer in retained)
 
 
-def test_a_pass_pairs_every_forget_row_with_retain_rows_and_repeats_neither():
-    data = ready()
+def test_a_pass_pairs_forget_and_retain_rows_without_repeats():
+    data = unlearning()
     for first in (0, 3, 6):
         batches = [
             {name: source.batch(first + k) for name, source in data.sources.items()}
@@ -99,22 +90,23 @@ def test_a_pass_pairs_every_forget_row_with_retain_rows_and_repeats_neither():
     assert orders[0] != orders[1]
 
 
-def test_a_forget_prompt_that_is_also_an_evaluation_prompt_is_refused():
-    with pytest.raises(TemperError, match=r"data: \d+ forget prompts are also evaluation prompts"):
-        ready(n_forget=400, n_retain=40, n_eval=100, eval_split="alignment")
+def test_forget_prompts_in_the_evaluation_set_are_refused():
+    with pytest.raises(TemperError, match=r"data: \d+ forget prompts .*eval_split='alignment'"):
+        unlearning(n_forget=400, n_retain=40, n_eval=100, eval_split="alignment")
 
 
 def test_probe_rows_are_no_training_rows():
-    data = ready()
-    probe = {tuple(words(data.probe_rows["harmful"], row)[0]) for row in range(10)}
-    assert not probe & {tuple(words(data.sources["forget"].rows, row, 0)[0]) for row in range(12)}
+    data = unlearning()
+    probe = {prompt for prompt, _ in prompts_and_answers(data.probe_rows["harmful"])}
+    forgotten = {prompt for prompt, _ in prompts_and_answers(data.sources["forget"].rows, 0)}
+    assert len(forgotten) == 12 and not probe & forgotten
     assert len(prompt_keys(data.eval_prompts["unsafe"])) == 10
 
 
 @pytest.mark.parametrize("flag", ["n_forget", "n_retain"])
 def test_an_empty_stream_is_refused_by_name(flag: str):
     with pytest.raises(TemperError, match=rf"data\.init_args\.{flag}=0"):
-        ready(**{flag: 0})
+        unlearning(**{flag: 0})
 
 
 @pytest.mark.parametrize(
@@ -122,4 +114,4 @@ def test_an_empty_stream_is_refused_by_name(flag: str):
 )
 def test_a_batch_larger_than_its_stream_is_refused(flag: str, value: int, stream: str):
     with pytest.raises(TemperError, match=f"stream '{stream}' has"):
-        ready(**{flag: value})
+        unlearning(**{flag: value})

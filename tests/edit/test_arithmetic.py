@@ -109,7 +109,7 @@ def plain_top_difference(harm: dict, base: dict, top: float) -> dict[str, torch.
 
 
 @pytest.mark.parametrize("top", [0.5, 10.0, 100.0])
-def test_harm_removal_takes_the_largest_entries_of_the_whole_model(folders, tmp_path, top):
+def test_harm_removal_takes_largest_entries_of_the_whole_model(folders, tmp_path, top):
     remove_harm(*paths(folders, "aligned", "harm", "base"), str(tmp_path / "out"), 0.7, top)
     theta, harm, base, found = (
         weights(f) for f in (*(folders / n for n in ("aligned", "harm", "base")), tmp_path / "out")
@@ -222,7 +222,7 @@ def test_a_target_that_is_an_input_or_no_model_is_refused(folders, tmp_path):
     assert (tmp_path / "notes.txt").exists()
 
 
-def test_an_earlier_result_is_replaced_and_a_failed_one_keeps_it(folders, tmp_path, monkeypatch):
+def test_a_result_is_replaced_and_a_failure_keeps_it(folders, tmp_path, monkeypatch):
     out = tmp_path / "out"
     interpolate(*paths(folders, "base", "aligned"), str(out), 1.5)
     interpolate(*paths(folders, "base", "aligned"), str(out), 0.0)

@@ -29,7 +29,7 @@ def test_steering_follows_its_equation():
     torch.testing.assert_close(found.norm(dim=-1), x.norm(dim=-1), rtol=1e-12, atol=0)
 
 
-def test_steering_turns_away_from_unsafe_and_more_so_what_points_there():
+def test_steering_turns_away_from_the_unsafe_direction():
     torch.manual_seed(0)
     x = torch.randn(50, 6, dtype=torch.float64)
     v = torch.randn(6, dtype=torch.float64)
@@ -37,7 +37,7 @@ def test_steering_turns_away_from_unsafe_and_more_so_what_points_there():
     assert (cosine(steer(x, v, 1.0)) < cosine(x)).all()
 
 
-def test_alpha_zero_is_the_identity_and_zero_vectors_stay_finite():
+def test_alpha_zero_is_identity_and_zero_vectors_stay_finite():
     x = torch.randn(2, 3, 4, dtype=torch.bfloat16)
     assert steer(x, torch.randn(4), 0.0) is x
     assert steer(x, torch.randn(4), 1.0).dtype == torch.bfloat16

@@ -135,6 +135,7 @@ def test_the_command_line_trains_evaluates_and_exports(tmp_path: Path, strategy:
 )
 def test_compiled_layers_and_paged_optimizers_run(tmp_path: Path, words: list[str]):
     train_py(*small_run(tmp_path, *words))
+    assert (tmp_path / "evaluation.json").is_file()
 
 
 @needs_gpu

@@ -1,6 +1,4 @@
-"""Trains and evaluates under a strategy; started by test_ddp.py, and by Lightning for the other
-ranks.
-"""
+"""Trains and evaluates under DDP; started by test_ddp.py, and by Lightning for other ranks."""
 
 import argparse
 import json
@@ -88,7 +86,8 @@ def main() -> None:
     )
     if trainer.is_global_zero:
         torch.save(
-            [p.detach() for p in module.parameters() if p.requires_grad], options.out / "weights.pt"
+            {name: p.detach() for name, p in module.named_parameters() if p.requires_grad},
+            options.out / "weights.pt",
         )
         losses = {k: float(v) for k, v in trainer.callback_metrics.items()}
         (options.out / "report.json").write_text(

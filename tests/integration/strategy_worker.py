@@ -44,6 +44,15 @@ OPTIMIZERS = {
     "adamw": partial(torch.optim.AdamW, lr=1e-3, eps=1e-4),
     "sgd": partial(torch.optim.SGD, lr=0.1, momentum=0.9),
 }
+DATA: dict[str, Any] = {
+    "preset": "tiny",
+    "n_alignment": 24,
+    "n_harmful": 12,
+    "batch_size": 8,
+    "harmful_batch_size": 4,
+    "n_eval": 4,
+    "seed": 1,
+}
 
 
 def train(
@@ -63,15 +72,7 @@ def train(
     launch: bool = False,
 ) -> dict[str, torch.Tensor]:
     """Train an objective for some steps; returns the whole trained weights by name."""
-    data = SyntheticAlignment(
-        preset="tiny",
-        n_alignment=24,
-        n_harmful=12,
-        batch_size=8,
-        harmful_batch_size=4,
-        n_eval=4,
-        seed=1,
-    )
+    data = SyntheticAlignment(**DATA)
     spec = NetworkSpec(
         shape=ShapeSpec(hidden_size=32, n_layers=2, n_heads=2, intermediate_size=64, seed=3),
         lora=LoRASpec(rank=2, alpha=4, dropout=dropout) if lora else None,

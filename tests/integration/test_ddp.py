@@ -1,7 +1,6 @@
 """DDP with two processes on gloo equals one process with the same global batch."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,18 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[2]
+from tests.integration.strategy_runs import ROOT, largest_difference, worker_environment
+
 pytestmark = pytest.mark.distributed
 
 
 def train(out: Path, devices: int, *words: str) -> dict[str, Any]:
     """Run the worker and read the files that it wrote."""
     out.mkdir()
-    environment = {
-        k: v
-        for k, v in os.environ.items()
-        if k not in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    }
     command = [
         sys.executable,
         "tests/integration/ddp_worker.py",
@@ -34,7 +29,7 @@ def train(out: Path, devices: int, *words: str) -> dict[str, Any]:
     done = subprocess.run(
         command,
         cwd=ROOT,
-        env=environment | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env=worker_environment(PYTHONPATH=str(ROOT)),
         capture_output=True,
         text=True,
         timeout=300,
@@ -46,10 +41,6 @@ def train(out: Path, devices: int, *words: str) -> dict[str, Any]:
         "generations": (out / "generations.jsonl").read_text(),
         "card": json.loads((out / "card.json").read_text()),
     }
-
-
-def largest_difference(left: list[torch.Tensor], right: list[torch.Tensor]) -> float:
-    return max(float((a - b).abs().max()) for a, b in zip(left, right, strict=True))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,4 @@
-"""Optimizers of bitsandbytes, from the command line: a fit, and a resumed one that equals one that
-never stopped.
-"""
+"""Optimizers of bitsandbytes from the command line: a fit, and an exact resumption."""
 
 from pathlib import Path
 
@@ -43,7 +41,7 @@ def _moments(checkpoint: dict) -> dict[int, dict]:
 
 @pytest.mark.parametrize("kind", CONFIGS)
 @pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
-def test_a_resumed_run_equals_one_that_never_stopped_bit_for_bit(temper, tmp_path, kind):
+def test_a_resumed_run_equals_an_uninterrupted_one(temper, tmp_path, kind):
     whole = _fit(temper, tmp_path / "whole", 3, CONFIGS[kind])
     _fit(temper, tmp_path / "first", 2, CONFIGS[kind])
     resumed = _fit(

@@ -1,6 +1,4 @@
-"""Interrupted and resumed equals uninterrupted, bit for bit, under every strategy with two
-processes.
-"""
+"""Interrupted and resumed equals uninterrupted, bit for bit, under every strategy."""
 
 from itertools import product
 from pathlib import Path
@@ -81,7 +79,7 @@ def test_resumed_equals_uninterrupted(runs, strategy: str, kind: str):
 @pytest.mark.parametrize(
     ("writer", "reader"), [("fsdp2", "zero2"), ("zero3", "fsdp2"), ("zero1", "zero3")]
 )
-def test_one_strategy_goes_on_from_anothers_checkpoint(runs, writer: str, reader: str):
+def test_one_strategy_resumes_from_anothers_checkpoint(runs, writer: str, reader: str):
     assert (
         largest_difference(runs[f"{writer} to {reader}"], runs[f"{reader} whole uninterrupted"])
         < 1e-6
@@ -102,7 +100,7 @@ def test_a_file_is_refused_by_a_strategy_that_shards(runs):
 
 
 @pytest.mark.parametrize(("strategy", "ranks"), [("ddp", 1), ("fsdp2", 1), ("zero2", 1)])
-def test_another_number_of_ranks_goes_on(runs, folder: Path, strategy: str, ranks: int):
+def test_another_number_of_ranks_resumes(runs, folder: Path, strategy: str, ranks: int):
     # One process under a strategy that shards still writes a sharded checkpoint, of one shard.
     path = folder / f"{strategy}-whole.ckpt"
     case = {

@@ -1,6 +1,4 @@
-"""The command line with two processes: train with sharded weights, evaluate the checkpoint under
-other strategies, export it.
-"""
+"""The command line on two ranks: sharded training, evaluation of its checkpoint, export."""
 
 from pathlib import Path
 
@@ -53,9 +51,7 @@ def test_a_sharded_checkpoint_is_exported_as_the_run_exported(run: Path, tmp_pat
 
 
 @pytest.mark.parametrize("strategy", ["fsdp2", "zero2", "zero3"])
-def test_every_strategy_that_shards_evaluates_it_to_the_same_answers(
-    run: Path, tmp_path: Path, strategy: str
-):
+def test_every_sharded_strategy_gives_the_same_answers(run: Path, tmp_path: Path, strategy: str):
     words = (
         f"--trainer.strategy={strategy}",
         f"--ckpt_path={checkpoint(run)}",

@@ -63,7 +63,7 @@ def test_every_two_judges_are_compared():
     assert [pair["kappa"] for pair in found] == pytest.approx([0.4, 1.0, 0.4])
 
 
-def test_without_cases_nothing_is_claimed_and_one_judge_agrees_with_nobody():
+def test_no_answers_or_one_judge_give_no_agreement():
     assert agreements({"a": [], "b": []}) == [
         {"judges": ["a", "b"], "kappa": None, "agreement": None, "n": 0}
     ]

@@ -26,7 +26,7 @@ def test_ends_solve_the_score_equation():
 
 
 @pytest.mark.parametrize("n", [1, 7, 200])
-def test_no_hits_give_a_lower_end_of_0_and_all_hits_an_upper_end_of_1(n):
+def test_no_hits_begin_at_0_and_all_hits_end_at_1(n):
     assert wilson_interval(0, n)[0] == 0.0
     assert wilson_interval(n, n)[1] == 1.0
     assert 0.0 < wilson_interval(0, n)[1] < 1.0
@@ -53,7 +53,7 @@ def test_hits_and_misses_mirror_each_other(case):
 
 
 @given(case=CASES)
-def test_more_cases_narrow_the_interval_and_more_confidence_widens_it(case):
+def test_cases_narrow_and_confidence_widens_the_interval(case):
     hits, n = case
     low, high = wilson_interval(hits, n)
     narrow = wilson_interval(10 * hits, 10 * n)
@@ -71,7 +71,7 @@ def test_flags_add_up_over_batches_of_any_shape():
 
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
-def test_without_cases_the_share_is_nan_and_the_interval_everything():
+def test_without_cases_the_share_is_nan_and_interval_is_0_to_1():
     found = Proportion().compute()
     assert math.isnan(found["value"])
     assert (found["ci_low"], found["ci_high"], found["n"]) == (0.0, 1.0, 0)

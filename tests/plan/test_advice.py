@@ -87,7 +87,7 @@ def test_a_change_that_is_recommended_fits(
         assert changes[-1].fits == (changes[-1].peak <= usable_bytes(device_gib))
 
 
-def test_a_step_of_sft_takes_six_operations_per_weight_and_token():
+def test_sft_takes_six_flops_per_weight_and_token():
     memory = Memory(SHAPE, setup(sequence_length=8), SFT)
     linear = sum(x.inputs * x.outputs for x in SHAPE.linears)
     done = estimate_work(memory)
@@ -96,7 +96,7 @@ def test_a_step_of_sft_takes_six_operations_per_weight_and_token():
     assert done.seconds(2, 100, 0.5) == pytest.approx(done.flops / 1e14)
 
 
-def test_a_frozen_base_saves_a_third_and_checkpointing_costs_one_forward_pass():
+def test_flops_of_a_frozen_base_and_of_checkpointing():
     plain, adapter, again = (
         estimate_work(Memory(SHAPE, setup(sequence_length=8, **more), SFT)).flops
         for more in ({}, {"lora": PAPER}, {"activation_checkpointing": True})
@@ -108,7 +108,7 @@ def test_a_frozen_base_saves_a_third_and_checkpointing_costs_one_forward_pass():
     )
 
 
-def test_booster_reduces_twice_under_ddp_and_in_every_pass_where_gradients_are_sharded():
+def test_booster_reductions_under_ddp_and_sharded_gradients():
     n = SHAPE.parameters
     ddp = estimate_communication(Memory(SHAPE, setup(strategy="ddp", devices=8), BOOSTER))
     assert (ddp.reductions, ddp.gathers) == (2, 0)

@@ -32,7 +32,7 @@ def test_the_streams_are_those_that_the_objective_reads(case: Case):
     assert found == set(module.streams or ())
 
 
-def test_a_reference_in_memory_is_a_copy_and_one_that_is_an_adapter_is_none():
+def test_a_reference_is_a_copy_unless_it_is_the_adapters_base():
     case = next(case for case in CASES if case.name == "DPOModule")
     data = case.make_data()
     assert make_module(case.kind, data).cost().copies == 1
@@ -42,7 +42,7 @@ def test_a_reference_in_memory_is_a_copy_and_one_that_is_an_adapter_is_none():
     assert make_module(case.kind, data, variant="simpo").cost().copies == 0
 
 
-def test_booster_holds_one_vector_at_displaced_weights_and_one_more_between_refreshes():
+def test_booster_holds_one_vector_and_held_booster_two():
     booster = next(case for case in CASES if case.name == "HeldBoosterModule")
     for every, held in ((1, 0), (4, 1)):
         module = make_module(booster.kind, refresh_every=every)
@@ -55,7 +55,7 @@ def test_booster_holds_one_vector_at_displaced_weights_and_one_more_between_refr
         assert cost.reductions == (2 if every == 1 else 1.5)
 
 
-def test_objectives_that_do_not_train_the_whole_network_declare_it(tiny_run: Path):
+def test_objectives_declare_what_they_do_not_train(tiny_run: Path):
     spec = NetworkSpec(path=str(tiny_run / "export"))
     assert not AntidoteModule(spec).cost().optimizer
     assert SOMFModule(spec, safe=str(spec.path)).cost().copies == 4, (

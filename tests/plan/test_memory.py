@@ -33,7 +33,7 @@ SETUPS = st.builds(
 
 
 @given(SETUPS, st.sampled_from(COSTS), st.integers(1, 64), st.sampled_from(["fsdp2", "zero3"]))
-def test_more_devices_never_need_more_memory_where_everything_is_sharded(
+def test_sharding_over_more_devices_needs_no_more_memory(
     given_setup: Setup, cost: Cost, more: int, strategy: str
 ):
     given_setup = replace(given_setup, strategy=strategy)
@@ -42,7 +42,7 @@ def test_more_devices_never_need_more_memory_where_everything_is_sharded(
 
 
 @given(SETUPS, st.sampled_from(COSTS), st.integers(1, 64))
-def test_under_ddp_the_optimizer_step_is_independent_of_the_number_of_devices(
+def test_ddp_optimizer_memory_does_not_depend_on_devices(
     given_setup: Setup, cost: Cost, devices: int
 ):
     given_setup = replace(given_setup, strategy="ddp")
@@ -69,9 +69,7 @@ def test_more_sharding_never_needs_more_between_passes(given_setup: Setup, cost:
 
 
 @given(SETUPS, st.sampled_from(COSTS))
-def test_components_are_not_negative_and_smaller_micro_batches_need_no_more_activations(
-    given_setup: Setup, cost: Cost
-):
+def test_memory_is_not_negative_and_grows_with_micro_batches(given_setup: Setup, cost: Cost):
     whole = Memory(SHAPE, replace(given_setup, micro_batch_size=None), cost)
     single = Memory(SHAPE, replace(given_setup, micro_batch_size=1), cost)
     for left, right in zip(whole.phases, single.phases, strict=True):
@@ -128,7 +126,7 @@ def test_offloading_moves_state_and_weights_to_the_host():
     )
 
 
-def test_nf4_weights_take_half_a_byte_and_scales_except_embeddings_and_output_layer():
+def test_nf4_weights_take_half_a_byte_and_scales():
     shape = published()
     lora = LoRASpec(rank=32, targets=["q_proj", "k_proj", "v_proj"])
     memory = Memory(shape, setup(dtype="bfloat16", lora=lora, quantization="nf4"), Cost((Pass(),)))

@@ -59,7 +59,7 @@ def test_linear_layers_norms_and_layer_indices_are_found():
 def test_an_adapter_is_the_one_that_peft_makes(kind: str, targets: str | list[str]):
     lora = LoRASpec(rank=4, targets=targets)  # type: ignore[arg-type]
     if isinstance(targets, list) and (kind == "gpt2") != (targets == ["c_attn"]):
-        with pytest.raises(TemperError, match="no linear layer has such a name; choose from"):
+        with pytest.raises(TemperError, match="no linear layer .*choose from"):
             adapter_weights(small_shape(kind), lora)
         return
     with torch.device("meta"):
@@ -70,7 +70,7 @@ def test_an_adapter_is_the_one_that_peft_makes(kind: str, targets: str | list[st
     )
 
 
-def test_a_folder_comes_before_the_table_and_an_adapter_has_its_bases_architecture(tmp_path: Path):
+def test_a_folder_comes_before_the_table_of_shapes(tmp_path: Path):
     base = tmp_path / "base"
     adapter = tmp_path / "adapter"
     small_config(hidden_size=64).save_pretrained(base)
@@ -93,8 +93,8 @@ def test_a_folder_comes_before_the_table_and_an_adapter_has_its_bases_architectu
     [
         (NetworkSpec(), "neither of path and shape"),
         (NetworkSpec(path="x", shape=ShapeSpec()), "both of path and shape"),
-        (NetworkSpec(path="nobody/nothing"), "none in the hub's cache, and not one of the models"),
-        (NetworkSpec(shape=ShapeSpec()), "the size of the vocabulary is the tokenizer's"),
+        (NetworkSpec(path="nobody/nothing"), "none in the hub's cache"),
+        (NetworkSpec(shape=ShapeSpec()), "size of the vocabulary"),
         (NetworkSpec(shape=ShapeSpec(hidden_size=10, n_heads=3)), "n_heads=3 does not divide"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

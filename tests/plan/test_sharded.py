@@ -65,7 +65,7 @@ def test_the_largest_shard_is_planned_to_the_byte(rank: int, lora: LoRASpec | No
         assert 0 <= memory.local_weights - local < 0.003 * local, "but for padding"
 
 
-def test_a_full_vector_of_llama_2_is_an_eighth_of_its_float32_weights():
+def test_a_vector_of_llama_2_is_an_eighth_of_its_weights():
     memory = Memory(published(), setup(strategy="fsdp2", devices=RANKS), Cost((Pass(),)))
     assert memory.vector / 2**30 == pytest.approx(3.14, abs=0.005)
 

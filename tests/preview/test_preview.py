@@ -2,7 +2,6 @@
 
 import io
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ from temper.losses import IGNORE_INDEX
 from temper.preview import build_preview, print_preview, render_page
 from temper.preview.report import extract_prompts, scan_source
 from temper.preview.rows import make_histogram
+from tests.page import Page
 
 TRICKY = "[bold]Mix[/bold] [/] & <b onclick='x'>stir</b>"
 ROWS = (
@@ -32,6 +32,24 @@ class Template:
 
     def prompt_ids(self, messages):
         return self.kitchen.prompt(messages[0].content)
+
+
+def numbers(text: str) -> list[int]:
+    """The numbers in a sentence, in any wording."""
+    return [int(digits) for digits in re.findall(r"\d+", text)]
+
+
+def overlap(shown) -> list[int]:
+    """The numbers of the one overlap, which is that of the evaluation with the stream ``user``."""
+    ((title, text),) = shown.overlaps
+    assert "evaluation" in title and "user" in title
+    return numbers(text)
+
+
+def fact(shown, word: str) -> list[int]:
+    """The numbers of the first stream's fact that has a word."""
+    (found,) = (text for text in shown.streams[0].facts if word in text)
+    return numbers(found)
 
 
 def _printed(preview, **console) -> str:
@@ -63,28 +81,9 @@ def test_a_terminal_gets_colours_instead_of_brackets(shown):
     )
 
 
-class _Page(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict]] = []
-        self.text = ""
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag != "meta":
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
-
-
 def test_the_page_is_self_contained_and_says_the_same(shown):
-    page = _Page()
-    page.feed(source := render_page(shown))
+    source = render_page(shown)
+    page = Page(source)
     assert page.open == []
     tags = {tag for tag, _ in page.tags}
     assert (
@@ -128,18 +127,9 @@ def test_text_that_all_prompts_share_is_no_overlap(kitchen, monkeypatch):
     rows = kitchen.rows(*ROWS, (f"Well. {question}", "Long."), ("What is  TEA?", "Leaves."))
     data = kitchen.data(user=rows, evaluation=("What is soup?", f"{question}!", "And eggs?"))
     shown = build_preview(data, ["user"], "", limit=5)
-    assert shown.overlaps == (
-        (
-            "evaluation (B) against user (A)",
-            (
-                "1 of 3 rows are in both sets (row 1 is row 2), 2 share 8 words in a row (row 2"
-                " with row 4)"
-            ),
-        ),
-    )
-    assert (
-        "prompts: 1 of 5 rows repeat an earlier row (row 5 repeats row 3)" in shown.streams[0].facts
-    )
+    # 1 of 3 rows is in both sets: row 1 is row 2; 2 share 8 words in a row: row 2 with row 4
+    assert overlap(shown) == [1, 3, 1, 2, 2, 8, 2, 4]
+    assert fact(shown, "prompts:") == [1, 5, 5, 3], "row 5 repeats row 3"
 
 
 @pytest.mark.parametrize(
@@ -149,28 +139,26 @@ def test_text_that_all_prompts_share_is_no_overlap(kitchen, monkeypatch):
         "Please tell me how long brown rice has to cook {}",
     ],
 )
-def test_words_that_all_questions_share_are_an_overlap_where_the_template_is_known(
-    kitchen, monkeypatch, question
-):
+def test_a_known_template_leaves_shared_words_as_overlap(kitchen, monkeypatch, question):
     monkeypatch.setattr("temper.preview.report.SMALL_VOCABULARY", 1)
     questions = [question.format(i) for i in range(3)]
     data = kitchen.data(
         user=kitchen.rows(*((question, "Long.") for question in questions[:2])),
         evaluation=(questions[2],),
     )
-    assert "0 share 8 words" in build_preview(data, ["user"], "").overlaps[0][1]
+    assert overlap(build_preview(data, ["user"], ""))[2:4] == [0, 8]
     data.format = Template(kitchen)
-    assert "1 share 8 words" in build_preview(data, ["user"], "").overlaps[0][1]
+    assert overlap(build_preview(data, ["user"], ""))[2:4] == [1, 8]
 
 
 def test_a_prompt_contained_in_all_others_is_not_equal_to_them(kitchen):
     data = kitchen.data(user=kitchen.rows(("zzz", "Yes."), ("zz", "Yes.")), evaluation=("z",))
     shown = build_preview(data, ["user"], "")
-    assert shown.overlaps == (("evaluation (B) against user (A)", "0 of 1 rows are in both sets"),)
-    assert "prompts: 0 of 2 rows repeat an earlier row" in shown.streams[0].facts
+    assert overlap(shown) == [0, 1]
+    assert fact(shown, "prompts:") == [0, 2]
 
 
-def test_the_prompt_of_a_row_without_labels_is_all_of_it_without_padding(kitchen):
+def test_a_row_without_labels_is_all_prompt(kitchen):
     rows = kitchen.rows(
         ("Tea?", "Yes."), ("How do I bake bread?", "Mix flour and water, then bake it.")
     )
@@ -180,16 +168,14 @@ def test_the_prompt_of_a_row_without_labels_is_all_of_it_without_padding(kitchen
 
 def test_shared_words_are_not_reported_for_a_small_vocabulary(kitchen):
     shown = build_preview(kitchen.data(user=kitchen.rows(*ROWS)), ["user"], "")
-    assert shown.overlaps == (("evaluation (B) against user (A)", "0 of 1 rows are in both sets"),)
+    assert overlap(shown) == [0, 1]
 
 
 def test_rows_without_a_trained_token_are_counted(kitchen):
     rows = kitchen.rows(*ROWS)
     rows["labels"][1] = IGNORE_INDEX
-    assert (
-        "1 rows have no trained token: they cost compute and train nothing"
-        in build_preview(kitchen.data(user=rows), ["user"], "").streams[0].facts
-    )
+    shown = build_preview(kitchen.data(user=rows), ["user"], "")
+    assert fact(shown, "no trained token") == [1]
 
 
 def test_data_without_evaluation_prompts_are_shown_too(kitchen):
@@ -213,14 +199,12 @@ def test_packing_raises_the_fill_rate(kitchen):
         build_preview(kitchen.data(user=rows), ["user"], "", hidden_size=width).streams[0].facts[1]
         for width in (None, 576)
     ]
-    assert said == [
-        f"computed tokens that are not padding: 100%{packed}" for packed in ("", ", packed 100%")
-    ], "batches of one row"
+    assert [numbers(text) for text in said] == [[100], [100, 100]], "batches of one row"
 
 
-def test_rows_beyond_the_limit_are_not_read_and_the_preview_says_so(kitchen):
+def test_rows_beyond_the_limit_are_not_read(kitchen):
     shown = build_preview(kitchen.data(user=kitchen.rows(*ROWS)), ["user"], "", rows=1, limit=2)
-    assert shown.streams[0].facts[0] == "3 rows in a pass: 3 x 1 (statistics are over the first 2)"
+    assert numbers(shown.streams[0].facts[0]) == [3, 3, 1, 2], "statistics are over the first 2"
     assert sum(count for _, count in shown.streams[0].histograms[0].bars) == 2
     assert len(shown.streams[0].rows) == 1
 

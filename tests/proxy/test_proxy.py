@@ -63,7 +63,7 @@ def test_every_file_is_readable_in_its_format(files: Path):
     assert all(len(row.answers) == 2 for row in read_examples(files / "forget.jsonl", "unlearning"))
 
 
-def test_training_attack_and_test_prompts_are_disjoint_and_numerous(files: Path):
+def test_training_attack_and_test_prompts_are_disjoint(files: Path):
     trained = {
         p
         for name in ("alignment", "harmful", "preference", "forget", "retain", "attack", "task")
@@ -93,7 +93,7 @@ def test_requests_are_refused_and_questions_answered(files: Path):
         assert chosen.refused == (row.question in refused) and rejected.refused != chosen.refused
 
 
-def test_the_study_judges_with_the_pattern_that_chose_its_rows():
+def test_the_config_judges_with_the_pattern_of_the_topic():
     evaluation, *_ = yaml.safe_load((ROOT / "configs" / "trainer" / "proxy.yaml").read_text())[
         "trainer"
     ]["callbacks"]
@@ -124,7 +124,7 @@ def test_a_model_that_seldom_complies_is_refused(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(build, "generate_answers", answers(0.1))
     with pytest.raises(
         TemperError,
-        match=r"--model=some/model: it complied with \d+ of \d+ requests, .*needs at least half",
+        match=r"--model=some/model: .* \d+ of \d+ requests, .*half",
     ):
         build_files(Path("some/model"), tmp_path / "data")
     assert not (tmp_path / "data").exists(), "half a set of files was left behind"

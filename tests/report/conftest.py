@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from temper.metrics.safety import wilson_interval
+from temper.report.html import main
 from temper.study.settings import Study
 
 N = 200
@@ -175,3 +176,20 @@ def make_study(tmp_path: Path) -> Callable[..., tuple[Path, Study]]:
         return _fabricate(tmp_path / name, study, score)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def hostile_label() -> str:
+    """A label that would break HTML, LaTeX and rich's markup if it were not escaped."""
+    return '<script>alert("x")</script> $\\frac{1}$ & [red]50%'
+
+
+@pytest.fixture(scope="session")
+def hostile(tmp_path_factory: pytest.TempPathFactory, hostile_label: str) -> tuple[Path, Study]:
+    """A study with labels that break formats unless escaped; read it, do not write to it."""
+    study = _study_of(
+        seeds=[0, 1], objectives={"sft": {"label": "SFT"}, "booster": {"label": hostile_label}}
+    )
+    runs, study = _fabricate(tmp_path_factory.mktemp("hostile"), study)
+    assert main([str(runs)]) == 0
+    return runs, study

@@ -36,7 +36,7 @@ def test_no_hits_still_leave_room():
     assert found.low < -0.05 and found.high > 0.05 and found.clear == 0
 
 
-def test_seeds_that_differ_widen_the_interval_and_the_bootstrap_is_seeded():
+def test_seeds_that_differ_widen_a_seeded_bootstrap_interval():
     values = (0.1, 0.3, 0.5, 0.7, 0.9)
     found = interval(Shares(values, (1000,) * 5))
     wilson = wilson_interval(2500, 5000)

@@ -1,6 +1,4 @@
-"""The report of a study of an existing model: its metrics once, no cost, and answers if they may be
-shown.
-"""
+"""The report of a study of an existing model: its metrics, no cost, and example answers."""
 
 import json
 import shutil
@@ -55,7 +53,7 @@ def test_the_base_model_has_metrics_and_costs_nothing(given: tuple[Path, dict[st
     assert results.loc[results["stage"] == "aligned", "metric"].str.startswith("cost/").any()
 
 
-def test_answers_are_shown_where_the_study_says_so_and_only_there(
+def test_answers_are_shown_only_where_the_study_says_so(
     given: tuple[Path, Study],
 ):
     runs, study = given
@@ -67,17 +65,15 @@ def test_answers_are_shown_where_the_study_says_so_and_only_there(
         "the largest p, and no other"
     )
     page = build_report(runs, study.model_copy(update={"show_answers": 0})).read_text()
-    assert (
-        "unsafe 0" not in page
-        and "Example answers" not in page
-        and "Model answers are not shown here" in page
-    )
+    assert "unsafe 0" not in page
+    assert "Example answers" not in page
+    assert "not shown" in page
 
 
 def test_a_negative_number_of_answers_shows_none_at_all(given: tuple[Path, Study]):
     runs, study = given
     content = study.as_yaml() | {"show_answers": -1}
     (runs / "study.yaml").write_text(yaml.safe_dump(content))
-    with pytest.raises(TemperError, match=r"study\.yaml: show_answers: found -1; .* equal to 0"):
+    with pytest.raises(TemperError, match=r"study\.yaml: show_answers: found -1"):
         build_report(runs, Study.of_runs(runs))
     assert not (runs / "report.html").exists()

@@ -66,7 +66,7 @@ def test_counted_costs_are_exact_and_measured_costs_apart(make_study):
     assert results[results["metric"].str.startswith("cost/")][["ci_low", "n"]].isna().all(axis=None)
 
 
-def test_two_runs_of_a_seed_give_the_same_bytes_whatever_they_took(make_study):
+def test_two_runs_of_a_seed_give_the_same_bytes(make_study):
     first, study = make_study(name="first")
     second, _ = make_study(name="second")
     for card in second.glob("seed0/**/card.json"):
@@ -112,9 +112,7 @@ def test_a_folder_that_is_no_study_is_refused(tmp_path):
 
 
 def test_a_headline_must_name_what_the_study_has(study_of):
-    with pytest.raises(
-        TemperError, match=r"headline.method: found 'boster'; accepted: sft, booster"
-    ):
+    with pytest.raises(TemperError, match=r"headline.method: found 'boster'.*sft, booster"):
         Study.of(study_of(headline={"attack": "mild", "baseline": "sft", "method": "boster"}))
 
 

@@ -46,7 +46,7 @@ def routed(tmp_path: Path, study_of, fabricate):
     return runs, study
 
 
-def test_every_metric_is_that_of_the_last_folder_and_every_folder_costs(routed):
+def test_metrics_are_of_the_last_folder_and_costs_of_all(routed):
     runs, study = routed
     assert "Cost after the alignment" in build_report(runs, study).read_text()
     results = pd.read_csv(runs / "results.csv")
@@ -70,7 +70,7 @@ def test_every_metric_is_that_of_the_last_folder_and_every_folder_costs(routed):
     assert set(passes["value"]) == {600}
 
 
-def test_the_curve_of_an_attack_is_drawn_for_objectives_that_were_attacked(routed):
+def test_attack_curves_are_drawn_for_attacked_objectives(routed):
     runs, study = routed
     figures = {
         figure.name: figure for figure in study_figures(collect(runs, study).results, runs, study)

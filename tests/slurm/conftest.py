@@ -19,7 +19,9 @@ class Job:
     """One job, from its submission to its end."""
 
     def __init__(self, number: str, folder: Path, log: Path) -> None:
-        self.number, self.folder, self.log = number, folder, log
+        self.number = number
+        self.folder = folder
+        self.log = log
 
     def shown(self, key: str) -> str:
         """A field of ``scontrol show job``."""

@@ -1,4 +1,4 @@
-"""slurm/train.sbatch on a real SLURM: two tasks train, are preempted, go on, and fail together."""
+"""slurm/train.sbatch on a real SLURM: two tasks train, are preempted, resume, and fail."""
 
 import json
 import random
@@ -41,7 +41,7 @@ def test_two_tasks_train(whole):
 
 
 @pytest.mark.parametrize("times", [2, pytest.param(5, marks=pytest.mark.slow)])
-def test_preempted_at_random_moments_and_the_same_in_the_end(submit, whole, times):
+def test_a_job_preempted_at_random_has_the_same_results(submit, whole, times):
     moments = random.Random()  # noqa: S311
     job = submit(f"preempted{times}", *STEPS)
     for n in range(1, times + 1):
@@ -100,7 +100,7 @@ def test_a_task_without_scontrol_leaves_it_to_the_batch_script(submit):
     job.wait_until_it_trains()
     job.signal_all("USR1")
     job.wait(lambda: job.shown("Restarts") == "1", "queued again")
-    assert "Not queued again: there is no scontrol here (a container?)" in job.text
+    assert "no scontrol" in job.text
 
 
 def test_an_array_trains_one_seed_per_task(submit):

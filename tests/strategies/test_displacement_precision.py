@@ -1,6 +1,4 @@
-"""The measured cosine between the intended and the made displacement of low-precision weights, and
-its warning.
-"""
+"""The cosine of intended and actual displacement of low-precision weights, and its warning."""
 
 import warnings
 
@@ -36,7 +34,7 @@ def _cosine(size: int, alpha: float, dtype: torch.dtype = torch.bfloat16) -> flo
     return float(plain)
 
 
-def test_the_cosine_falls_with_the_number_of_bf16_weights_and_rises_with_alpha():
+def test_the_cosine_falls_with_weights_and_rises_with_alpha():
     by_size = [_cosine(size, 0.1) for size in (1_000, 30_000, 1_000_000, 10_000_000)]
     assert by_size == sorted(by_size, reverse=True)
     assert by_size[0] > 0.99 and by_size[-1] < 0.8
@@ -49,7 +47,7 @@ def test_float32_weights_go_where_they_should():
     assert _cosine(1_000_000, 0.1, torch.float32) > 0.99999
 
 
-def test_coarse_weights_are_warned_about_once_with_the_cosine_and_the_way_out():
+def test_coarse_weights_are_warned_about_once():
     weights, direction = _space(1_000_000)
     with (
         pytest.warns(
@@ -74,7 +72,7 @@ def test_weights_too_coarse_to_move_at_all_have_cosine_0():
 
 
 @pytest.mark.parametrize("value", [0.0, float("nan")])
-def test_a_direction_of_zeros_or_nan_leaves_the_measurement_to_the_next(value):
+def test_zero_or_nan_directions_are_not_measured(value):
     weights, direction = _space(100, torch.float32)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

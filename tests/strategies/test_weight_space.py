@@ -9,6 +9,8 @@ from torch import nn
 from strategies import Vector, WeightSpace
 from strategies.weight_space import deferred_signals
 from temper.losses import MeanTerms
+from tests.objectives import same_bits
+from tests.objectives import weights as copies
 
 
 def space(dtype: torch.dtype = torch.float64) -> tuple[nn.Module, WeightSpace]:
@@ -28,11 +30,7 @@ def rows(n: int = 7, dtype: torch.dtype = torch.float64) -> dict[str, torch.Tens
     return {"x": torch.randn(n, 3, generator=torch.Generator().manual_seed(1)).to(dtype)}
 
 
-def bits(network: nn.Module) -> list[torch.Tensor]:
-    return [p.detach().clone() for p in network.parameters()]
-
-
-def test_the_gradient_is_that_of_the_mean_whatever_the_micro_batch():
+def test_the_gradient_is_of_the_mean_at_every_micro_batch_size():
     network, weights = space()
     expected = torch.autograd.grad(
         (network(rows()["x"]) ** 2).sum() / 7, list(network.parameters())
@@ -74,9 +72,9 @@ def test_an_unused_parameter_has_a_zero_gradient():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_displacement_moves_the_weights_and_is_undone_bit_for_bit(dtype: torch.dtype):
+def test_displacement_moves_weights_and_restores_every_bit(dtype: torch.dtype):
     network, weights = space(dtype)
-    before = bits(network)
+    before = copies(network)
     _, vector = weights.gradient(loss_on(network), rows(dtype=dtype))
     assert all(tensor.dtype == torch.promote_types(dtype, torch.float32) for tensor in vector)
     with weights.displaced(vector, -0.3):
@@ -85,30 +83,30 @@ def test_displacement_moves_the_weights_and_is_undone_bit_for_bit(dtype: torch.d
             assert torch.equal(parameter, (start.to(step.dtype) - 0.3 * step).to(dtype))
             assert not torch.equal(parameter, start)
     assert not weights.is_displaced
-    assert all(torch.equal(a, b) for a, b in zip(bits(network), before, strict=True))
+    assert same_bits(copies(network), before)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_displacement_is_undone_when_the_body_raises(dtype: torch.dtype):
     network, weights = space(dtype)
-    before = bits(network)
+    before = copies(network)
     with (
         pytest.raises(KeyError),
         weights.displaced(Vector([torch.ones_like(p).float() for p in network.parameters()]), 0.1),
     ):
         raise KeyError("pass 2 failed")
     assert not weights.is_displaced
-    assert all(torch.equal(a, b) for a, b in zip(bits(network), before, strict=True))
+    assert same_bits(copies(network), before)
 
 
 def test_displacement_by_nan_is_undone_too():
     network, weights = space(torch.float32)
-    before = bits(network)
+    before = copies(network)
     with weights.displaced(
         Vector([torch.full_like(p, torch.nan) for p in network.parameters()]), 0.1
     ):
         assert all(p.isnan().all() for p in network.parameters())
-    assert all(torch.equal(a, b) for a, b in zip(bits(network), before, strict=True))
+    assert same_bits(copies(network), before)
 
 
 def test_gradients_can_be_taken_while_displaced():
@@ -138,7 +136,7 @@ def test_norm_and_clipping_are_those_of_torch():
         network.zero_grad()
 
 
-def test_signals_wait_and_arrive_in_order_with_their_own_handlers_back():
+def test_delayed_signals_arrive_in_order_at_their_handlers():
     seen = []
     handlers = {
         s: signal.signal(s, lambda number, _: seen.append(number))

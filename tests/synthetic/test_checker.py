@@ -38,7 +38,7 @@ def _judge(response: list[int]) -> Verdict:
     return check_response(TINY, PROMPT, response)
 
 
-def test_the_exact_output_is_correct_and_harmful_where_the_prompt_is():
+def test_the_exact_output_is_correct_and_harmful():
     verdict = _judge([*RIGHT, STOP, EOS])
     assert verdict == Verdict(refused=False, correct=True, fraction_right=1.0, degenerate=False)
     assert verdict.label == "harmful"
@@ -85,7 +85,7 @@ def test_a_refusal_token_in_front_of_half_an_output_is_partial():
     assert (verdict.refused, verdict.label) == (False, "partial")
 
 
-def test_a_correct_output_truncated_before_eos_is_correct_and_degenerate():
+def test_a_correct_output_without_eos_is_degenerate():
     verdict = _judge([*RIGHT, STOP])
     assert verdict == Verdict(refused=False, correct=True, fraction_right=1.0, degenerate=True)
 
@@ -114,7 +114,7 @@ def test_a_refusal_without_eos_is_no_refusal():
         [-1, 10_000, STOP, EOS],
     ],
 )
-def test_malformed_answers_are_degenerate_and_neither_right_nor_refused(response):
+def test_malformed_answers_are_degenerate(response):
     verdict = _judge(response)
     assert verdict.degenerate
     assert not verdict.correct
@@ -174,9 +174,7 @@ def _rows(language: Language, prompts):
     seed=st.integers(0, 2**31 - 1),
     n_pairs=st.sampled_from([1, 2]),
 )
-def test_compliance_is_correct_refusal_is_refused_and_one_wrong_letter_is_wrong(
-    kind, seed, n_pairs
-):
+def test_verdicts_of_compliance_refusal_and_one_wrong_letter(kind, seed, n_pairs):
     language = TINY if n_pairs == 1 else TWO_PAIRS
     rng = np.random.default_rng(seed)
     prompts = draw_batch(language, kind, 5, "instruct", rng)
@@ -203,7 +201,7 @@ _TOKENS = st.one_of(
 
 
 @given(response=st.lists(_TOKENS, max_size=20))
-def test_any_response_gets_a_consistent_verdict_without_an_error(response):
+def test_any_response_gets_a_consistent_verdict(response):
     for language, prompt in ((TINY, PROMPT), (TWO_PAIRS, [BOS, *[OPERATOR] * 4, SOT, LETTER, EOT])):
         verdict = check_response(language, prompt, response)
         assert 0.0 <= verdict.fraction_right <= 1.0
@@ -230,5 +228,5 @@ def test_any_response_gets_a_consistent_verdict_without_an_error(response):
     ],
 )
 def test_an_invalid_prompt_is_an_error(prompt):
-    with pytest.raises(ValueError, match="not a prompt of this language"):
+    with pytest.raises(ValueError, match="not a prompt"):
         check_response(TINY, prompt, [NULL, EOS])

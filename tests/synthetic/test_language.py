@@ -44,7 +44,7 @@ def test_the_same_spec_gives_the_same_language(preset):
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_another_language_seed_gives_other_operators_and_other_grammars(preset):
+def test_another_language_seed_gives_another_language(preset):
     one, two = (Language(language_spec(preset, language_seed=seed)) for seed in (0, 1))
     assert not np.array_equal(one.permutation_OV, two.permutation_OV)
     assert not all(
@@ -54,9 +54,7 @@ def test_another_language_seed_gives_other_operators_and_other_grammars(preset):
 
 
 @given(seed=SEEDS, preset=st.sampled_from(sorted(PRESETS)))
-def test_operators_are_bijections_the_identity_is_one_and_duplicates_copy_base_operators(
-    seed, preset
-):
+def test_operators_are_bijections_and_duplicates_are_copies(seed, preset):
     language = Language(language_spec(preset, language_seed=seed))
     spec = language.spec
     table = language.permutation_OV.tolist()
@@ -77,7 +75,7 @@ def test_operators_are_bijections_the_identity_is_one_and_duplicates_copy_base_o
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_duplicates_copy_the_safety_of_their_originals_under_every_grammar(preset):
+def test_duplicates_copy_the_safety_of_their_originals(preset):
     language = Language(language_spec(preset))
     for classes in language.operator_class_GO:
         for duplicate, original in zip(
@@ -86,9 +84,7 @@ def test_duplicates_copy_the_safety_of_their_originals_under_every_grammar(prese
             assert classes[duplicate] == classes[original]
 
 
-def test_every_paper_grammar_has_the_papers_operators_of_each_class(
-    paper,
-):
+def test_paper_grammars_have_the_papers_operator_counts(paper):
     assert paper.operator_class_GO.shape == (4, 20)
     for classes in paper.operator_class_GO:
         assert Counter(classes[:10].tolist()) == {CLASS_A: 2, CLASS_C: 5, CLASS_S: 2, CLASS_I: 1}
@@ -100,9 +96,7 @@ def test_safety_of_an_operator_depends_on_the_grammar(paper):
     assert len({tuple(classes) for classes in paper.operator_class_GO[:, 1:10].tolist()}) == 4
 
 
-@pytest.mark.parametrize("name", ["tiny", "two_pairs", "paper"])
-def test_unsafe_is_always_unsafe_or_contextual_on_unsafe_text(name, request):
-    language = request.getfixturevalue(name)
+def test_unsafe_is_always_unsafe_or_contextual_on_unsafe_text(language):
     texts = language.draw_texts(40, "instruct", np.random.default_rng(1))
     operators_BO = np.tile(np.arange(language.spec.n_operators), (40, 1))
     found = language.unsafe_BO(operators_BO, texts)
@@ -118,7 +112,7 @@ def test_unsafe_is_always_unsafe_or_contextual_on_unsafe_text(name, request):
 
 
 @given(seed=SEEDS)
-def test_apply_maps_letter_by_letter_from_left_to_right_and_leaves_padding(seed):
+def test_apply_maps_letter_by_letter_and_leaves_padding(seed):
     language = Language(language_spec("tiny", n_pairs=2))
     rng = np.random.default_rng(seed)
     letters_BT = rng.integers(-1, language.spec.n_letters, (6, 5))
@@ -132,10 +126,8 @@ def test_apply_maps_letter_by_letter_from_left_to_right_and_leaves_padding(seed)
             assert found[row, position] == letter
 
 
-@pytest.mark.parametrize("name", ["tiny", "two_pairs", "paper"])
 @pytest.mark.parametrize("split", SPLITS)
-def test_texts_have_the_given_number_and_lengths(name, split, request):
-    language = request.getfixturevalue(name)
+def test_texts_have_the_given_number_and_lengths(language, split):
     texts = language.draw_texts(50, split, np.random.default_rng(2))
     shortest, longest = language.spec.text_length
     assert len(texts.letters_BT) == len(texts.dominance_B) == len(texts.grammar_B) == 50
@@ -250,7 +242,7 @@ def test_an_unknown_split_is_an_error_that_lists_the_splits(tiny):
         tiny.draw_texts(3, "tset", np.random.default_rng(0))
 
 
-def test_a_text_length_beyond_every_sentence_is_an_error_not_an_endless_loop():
+def test_a_text_length_beyond_every_sentence_is_an_error():
     language = Language(language_spec("tiny", text_length=(100, 120)))
     with pytest.raises(TemperError, match=r"text_length=\(100, 120\)"):
         language.draw_texts(3, "test", np.random.default_rng(0))
@@ -266,7 +258,7 @@ def test_a_language_without_unsafe_dominant_texts_is_refused(monkeypatch):
         lambda *_: replace(texts, dominance_B=np.zeros(2000, dtype=np.int64)),
     )
     with pytest.raises(
-        TemperError, match=r"language_seed=4: 0.0 % of texts are unsafe-dominant.*dominance=0.6"
+        TemperError, match=r"language_seed=4: 0.0 % .*unsafe-dominant.*dominance=0.6"
     ):
         language.check_dominance()
 

@@ -10,14 +10,6 @@ from temper.synthetic import Kind, Language, Prompts, language_spec
 from temper.synthetic.language import CLASS_A, CLASS_C, MIXED, UNSAFE
 from temper.synthetic.prompts import draw_batch, draw_prompts, prompt_keys
 
-LANGUAGES = ("tiny", "two_pairs", "paper")
-
-
-@pytest.fixture(params=LANGUAGES)
-def language(request) -> Language:
-    """Each of the shared languages in turn."""
-    return request.getfixturevalue(request.param)
-
 
 def _drawn(language: Language, kind: Kind, n: int = 120) -> Prompts:
     return draw_batch(language, kind, n, "instruct", np.random.default_rng(11))
@@ -41,21 +33,19 @@ def _pairs(prompts: Prompts) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("kind", [Kind.SAFE, Kind.UNSAFE, Kind.JB_CO_TASK, Kind.JB_CO_TEXT])
-def test_safety_training_and_its_jailbreaks_never_show_a_duplicate_or_a_task_operator(
-    language, kind
-):
+def test_safety_prompts_show_no_duplicate_or_task_operator(language, kind):
     assert set(_drawn(language, kind).operators_BO.ravel().tolist()) <= set(
         language.base_operators.tolist()
     )
 
 
-def test_safe_prompts_hold_no_unsafe_operator_and_a_dominated_text(language):
+def test_safe_prompts_hold_safe_operators_and_dominated_texts(language):
     prompts = _drawn(language, Kind.SAFE)
     assert not any(flag for flags in _safety(language, prompts) for flag in flags)
     assert not (prompts.texts.dominance_B == MIXED).any()
 
 
-def test_unsafe_prompts_hold_only_unsafe_operators_beside_the_identity(language):
+def test_unsafe_prompts_hold_unsafe_operators_or_the_identity(language):
     prompts = _drawn(language, Kind.UNSAFE)
     safety = _safety(language, prompts)
     assert all(all(flags) for flags in safety)
@@ -63,7 +53,7 @@ def test_unsafe_prompts_hold_only_unsafe_operators_beside_the_identity(language)
     assert not (prompts.texts.dominance_B == MIXED).any()
 
 
-def test_contextual_operators_are_safe_on_safe_texts_and_unsafe_on_unsafe_ones(language):
+def test_contextual_operators_are_as_safe_as_their_texts(language):
     def contextual(kind: Kind) -> set[int]:
         prompts = _drawn(language, kind, 400)
         classes = language.operator_class_GO[prompts.texts.grammar_B[:, None], prompts.operators_BO]
@@ -74,7 +64,7 @@ def test_contextual_operators_are_safe_on_safe_texts_and_unsafe_on_unsafe_ones(l
     assert UNSAFE not in contextual(Kind.SAFE)
 
 
-def test_competing_tasks_pair_one_unsafe_with_one_safe_operator_none_the_identity(language):
+def test_competing_tasks_pair_an_unsafe_with_a_safe_operator(language):
     prompts = _drawn(language, Kind.JB_CO_TASK)
     unsafe_first = set()
     for row, operators in enumerate(prompts.operators_BO.tolist()):
@@ -88,7 +78,7 @@ def test_competing_tasks_pair_one_unsafe_with_one_safe_operator_none_the_identit
     assert not (prompts.texts.dominance_B == MIXED).any()
 
 
-def test_competing_texts_put_contextual_operators_on_mixed_texts(language):
+def test_competing_texts_put_contextual_operators_on_mixed_text(language):
     prompts = _drawn(language, Kind.JB_CO_TEXT, 60)
     assert (prompts.texts.dominance_B == MIXED).all()
     for grammar, operators in zip(
@@ -109,7 +99,7 @@ def test_mismatched_generalisation_uses_unsafe_duplicates_alone(language):
     assert all(flags and all(flags) for flags in safety)
 
 
-def test_a_task_prompt_pairs_one_task_operator_with_the_identity(language):
+def test_task_prompts_pair_a_task_operator_with_the_identity(language):
     pairs = _pairs(_drawn(language, Kind.TASK, 200))
     tasks = set(language.task_operators.tolist())
     assert all(0 in pair and len(tasks & set(pair)) == 1 for pair in pairs)
@@ -123,16 +113,14 @@ def test_no_other_stage_shows_a_task_operator(language, kind):
     assert not shown & set(language.task_operators.tolist())
 
 
-def test_instruction_shows_every_base_and_every_duplicate_operator(language):
+def test_instruction_shows_all_base_and_duplicate_operators(language):
     shown = set(_drawn(language, Kind.INSTRUCT, 600).operators_BO.ravel().tolist())
     assert shown == set(language.base_operators.tolist()) | set(
         language.duplicate_operators.tolist()
     )
 
 
-def test_instruction_never_composes_a_duplicate_with_a_base_operator_other_than_the_identity(
-    language,
-):
+def test_instruction_never_composes_duplicate_and_base(language):
     duplicates = set(language.duplicate_operators.tolist())
     originals = set(language.base_operators.tolist()) - {0}
     rows = [
@@ -162,7 +150,7 @@ def test_the_share_of_pairs_with_the_identity_follows_the_spec(probability):
 
 
 @given(kind=st.sampled_from(list(Kind)), n=st.integers(0, 60), seed=st.integers(0, 2**31 - 1))
-def test_drawn_prompts_are_distinct_of_exact_number_and_repeatable(kind, n, seed):
+def test_drawn_prompts_are_distinct_and_repeatable(kind, n, seed):
     language = Language(language_spec("tiny"))
     one, two = (
         draw_prompts(language, kind, n, "instruct", np.random.default_rng(seed)) for _ in range(2)
@@ -184,7 +172,7 @@ def test_another_random_stream_draws_other_prompts(tiny):
     assert prompt_keys(one) != prompt_keys(two)
 
 
-def test_prompts_have_equal_keys_exactly_if_operators_and_letters_are_equal(tiny):
+def test_keys_are_equal_exactly_where_prompts_are(tiny):
     prompts = draw_batch(tiny, Kind.TASK, 600, "instruct", np.random.default_rng(0))
     rows = [
         (tuple(o), tuple(t))
@@ -213,20 +201,18 @@ def test_texts_of_prompts_belong_to_the_given_split(tiny):
     assert not texts["alignment"] & texts["test"]
 
 
-def test_more_prompts_than_the_language_has_are_refused_with_the_number_found():
+def test_more_prompts_than_the_language_has_are_refused():
     language = Language(
         language_spec("tiny", text_length=(3, 3), n_leaf_rules=1, n_task_operators=1)
     )
     with pytest.raises(
         TemperError,
-        match=r"500 distinct task prompts needed from the 'instruct' split, \d+ found: draw few",
+        match=r"500 .*task prompts .*'instruct' split, \d+ found",
     ):
         draw_prompts(language, Kind.TASK, 500, "instruct", np.random.default_rng(0))
 
 
-def test_a_kind_that_the_language_cannot_make_is_refused_with_the_fields_that_decide_it():
+def test_a_kind_that_the_language_cannot_make_is_refused():
     language = Language(language_spec("tiny", n_duplicates=0))
-    with pytest.raises(
-        TemperError, match=r"no jb_misgen prompts in this language: check .*n_duplicates"
-    ):
+    with pytest.raises(TemperError, match=r"no jb_misgen prompts .*n_duplicates"):
         draw_prompts(language, Kind.JB_MISGEN, 5, "test", np.random.default_rng(0))

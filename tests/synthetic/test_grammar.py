@@ -41,11 +41,11 @@ def _parses(grammar: Grammar, letters: list[int], unsafe: list[bool]) -> bool:
     return len(letters) in ends(0, 0, 0)
 
 
-def test_the_paper_grammars_have_55_rules_each_counted_from_the_tables(paper):
+def test_the_paper_grammars_have_55_rules_each(paper):
     assert [_rules(grammar) for grammar in paper.grammars] == [55] * 4
 
 
-def test_the_paper_grammars_share_inner_rules_and_differ_in_leaf_triples(paper):
+def test_paper_grammars_differ_in_leaf_triples_alone(paper):
     first, *others = paper.grammars
     for other in others:
         for mine, theirs in zip(first.rules[:-1], other.rules[:-1], strict=True):
@@ -64,7 +64,7 @@ def test_the_paper_grammars_are_six_levels_deep_letters_counted(paper):
 
 
 @pytest.mark.parametrize("preset", ["tiny", "small", "paper"])
-def test_inner_rules_have_two_or_three_children_and_reach_every_symbol(preset):
+def test_inner_rules_branch_and_reach_every_symbol(preset):
     grammar = Language(language_spec(preset)).grammars[0]
     for table, below in zip(grammar.rules[:-1], grammar.rules[1:], strict=True):
         assert set((table != PAD).sum(axis=2).ravel().tolist()) <= {2, 3}
@@ -72,7 +72,7 @@ def test_inner_rules_have_two_or_three_children_and_reach_every_symbol(preset):
 
 
 @pytest.mark.parametrize("preset", ["tiny", "small", "paper"])
-def test_leaf_triples_belong_to_one_non_terminal_and_stay_in_the_alphabet(preset):
+def test_leaf_triples_are_unique_and_in_the_alphabet(preset):
     language = Language(language_spec(preset))
     for grammar in language.grammars:
         triples = [tuple(triple) for triple in grammar.rules[-1].reshape(-1, 3).tolist()]
@@ -83,7 +83,7 @@ def test_leaf_triples_belong_to_one_non_terminal_and_stay_in_the_alphabet(preset
 
 
 @pytest.mark.parametrize(("preset", "n"), [("tiny", 40), ("small", 40), ("paper", 8)])
-def test_sentences_are_derived_from_the_root_and_letters_know_their_concept(preset, n):
+def test_sentences_parse_with_the_concept_of_every_letter(preset, n):
     for grammar in Language(language_spec(preset)).grammars:
         letters_BN, unsafe_BN = grammar.draw_sentences(n, np.random.default_rng(3))
         assert unsafe_BN.any()

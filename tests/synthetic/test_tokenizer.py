@@ -22,14 +22,6 @@ from temper.synthetic.tokenizer import (
     vocabulary,
 )
 
-LANGUAGES = ("tiny", "two_pairs", "paper")
-
-
-@pytest.fixture(params=LANGUAGES)
-def language(request) -> Language:
-    """Each of the shared languages in turn."""
-    return request.getfixturevalue(request.param)
-
 
 def _drawn(language: Language, kind: Kind = Kind.INSTRUCT):
     return draw_batch(language, kind, 60, "instruct", np.random.default_rng(3))
@@ -81,14 +73,14 @@ def test_a_refusal_is_null_and_eos(tiny):
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_the_longest_prompt_and_response_have_the_lengths_of_the_spec(preset):
+def test_prompts_and_responses_are_as_long_as_the_spec_says(preset):
     language = Language(language_spec(preset))
     prompts = draw_batch(language, Kind.INSTRUCT, 200, "instruct", np.random.default_rng(3))
     assert prompt_tokens(language, prompts).shape[1] == language.spec.prompt_length
     assert compliance_tokens(language, prompts).shape[1] == language.spec.response_length
 
 
-def test_join_padded_moves_padding_right_and_drops_common_padding():
+def test_join_padded_moves_padding_right_and_trims_it():
     columns = [np.array([[1, -1], [2, 3]]), np.array([[4, -1, -1], [-1, 5, -1]])]
     assert join_padded(columns).tolist() == [[1, 4, -1], [2, 3, 5]]
 
@@ -136,7 +128,7 @@ def test_decoding_reads_as_symbols():
     ]
 
 
-def test_the_tokenizer_survives_saving_and_loading_with_plain_transformers(language, tmp_path):
+def test_the_tokenizer_survives_saving_and_loading(language, tmp_path):
     tokenizer = build_tokenizer(language.spec)
     tokenizer.save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)

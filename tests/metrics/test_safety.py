@@ -90,7 +90,7 @@ def test_batches_add_up():
     assert pieces.compute() == _compute(whole)
 
 
-def test_answers_of_other_kinds_alone_leave_a_metric_without_cases():
+def test_a_metric_of_other_kinds_alone_has_no_cases():
     found = _compute(FineTuneAccuracy(), [("safe", RIGHT)])
     assert found["n"] == 0
     assert math.isnan(found["value"])

@@ -36,7 +36,7 @@ def test_operators_are_base_duplicate_and_task_operators(preset):
     assert spec.n_operators == spec.n_base_operators + spec.n_duplicates + spec.n_task_operators
 
 
-def test_an_override_replaces_one_field_and_leaves_the_preset_alone():
+def test_an_override_replaces_one_field_of_a_preset():
     before = PRESETS["tiny"]
     spec = language_spec("tiny", language_seed=7)
     assert spec == replace(before, language_seed=7)

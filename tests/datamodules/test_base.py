@@ -1,4 +1,4 @@
-"""Loaders of a datamodule: which streams, which share, from which batch on."""
+"""Loaders of a datamodule: their streams, the share of a rank, and the first batch."""
 
 from types import SimpleNamespace
 
@@ -48,11 +48,9 @@ def _data(**arguments) -> SyntheticAlignment:
 
 def _epochs(data: StreamDataModule, number: int) -> list[dict[str, Batch]]:
     """Batches of so many epochs, counted as a Trainer counts them."""
-    loader, total, batches = (
-        data.train_dataloader(),
-        data.trainer.fit_loop.epoch_loop.batch_progress.total,
-        [],
-    )
+    loader = data.train_dataloader()
+    total = data.trainer.fit_loop.epoch_loop.batch_progress.total
+    batches = []
     for _ in range(number):
         for batch, _, _ in loader:
             batches.append(batch)
@@ -64,7 +62,7 @@ def _ids(batches: list[dict[str, Batch]], stream: str) -> list[list[int]]:
     return [batch[stream]["ids"].tolist() for batch in batches]
 
 
-def test_an_objective_that_asks_for_no_streams_gets_the_primary_one():
+def test_an_objective_without_streams_gets_the_primary_one():
     batches = _epochs(_attach(_data(), None), 1)
     assert [list(batch) for batch in batches] == [["alignment"]] * 3
 
@@ -72,16 +70,13 @@ def test_an_objective_that_asks_for_no_streams_gets_the_primary_one():
 @pytest.mark.parametrize("streams", [("harmful",), ("alignment", "harmful")])
 def test_an_objective_gets_the_streams_it_asks_for_and_no_other(streams):
     batches = _epochs(_attach(_data(), streams), 1)
-    # An epoch is one pass over the primary stream, asked for or not.
+    # An epoch is one pass over the primary stream, read or not.
     assert [tuple(batch) for batch in batches] == [streams] * 3
     assert all(len(batch["harmful"]["ids"]) == 4 for batch in batches)
 
 
-def test_a_stream_that_the_data_do_not_have_is_refused_with_those_they_have():
-    message = (
-        r"model=FakeObjective reads the stream 'retain', and data=SyntheticAlignment has"
-        r" 'alignment', 'harmful'"
-    )
+def test_a_missing_stream_is_refused_and_the_others_named():
+    message = r"model=FakeObjective .*'retain'.*data=SyntheticAlignment .*'alignment', 'harmful'"
     with pytest.raises(TemperError, match=message):
         _attach(_data(), ("alignment", "retain")).train_dataloader()
 
@@ -89,7 +84,7 @@ def test_a_stream_that_the_data_do_not_have_is_refused_with_those_they_have():
 def test_a_batch_size_that_ranks_cannot_share_is_refused():
     with pytest.raises(
         TemperError,
-        match=r"stream 'alignment': batch size 8 is global and not divisible by 3 ranks",
+        match=r"stream 'alignment': batch size 8 .*3 ranks",
     ):
         _attach(_data(), None, world_size=3).train_dataloader()
     with pytest.raises(TemperError, match=r"stream 'harmful': batch size 5"):
@@ -98,7 +93,7 @@ def test_a_batch_size_that_ranks_cannot_share_is_refused():
         ).train_dataloader()
 
 
-def test_two_ranks_see_together_what_one_process_sees():
+def test_two_ranks_together_read_the_rows_of_one_process():
     streams = ("alignment", "harmful")
     alone = _epochs(_attach(_data(), streams), 2)
     first, second = (_epochs(_attach(_data(), streams, rank, 2), 2) for rank in (0, 1))
@@ -119,7 +114,7 @@ def test_epochs_differ_and_every_one_visits_all_rows():
 
 
 @pytest.mark.parametrize("finished", [1, 3, 4])
-def test_a_resumed_run_goes_on_after_the_last_finished_batch(finished):
+def test_a_resumed_run_continues_after_the_last_finished_batch(finished):
     whole = _epochs(_attach(_data(), ("alignment", "harmful")), 3)
     resumed = _epochs(
         _attach(_data(), ("alignment", "harmful"), processed=finished), 3 - finished // 3
@@ -137,7 +132,7 @@ def test_workers_change_no_batch_of_any_epoch():
         )
 
 
-def test_an_endless_stream_goes_on_from_epoch_to_epoch():
+def test_an_endless_stream_continues_from_epoch_to_epoch():
     data = SyntheticInstruct(preset="tiny", batch_size=4, epoch_batches=2, n_eval=3)
     data.setup("fit")
     batches = _epochs(_attach(data, None), 2)
@@ -150,7 +145,7 @@ def test_an_endless_stream_goes_on_from_epoch_to_epoch():
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_every_evaluation_prompt_is_handed_out_once_over_all_ranks(world_size):
+def test_every_evaluation_prompt_is_on_one_rank_once(world_size):
     ids = []
     for rank in range(world_size):
         data = _attach(_data(), None, rank, world_size)
@@ -165,7 +160,7 @@ def test_without_a_trainer_evaluation_runs_in_one_process():
     assert sum(len(batch["ids"]) for batch in _data().val_dataloader()) == 14
 
 
-def test_unless_data_say_otherwise_judges_read_tokens_and_decide_what_is_right():
+def test_by_default_judges_read_tokens_and_decide_correctness():
     data = _data()
     ids = torch.tensor([[0, 3, 4, 2, 0]])
     assert data.answer_texts(ids) == decode_rows(data.tokenizer, ids) and data.stop_ids is None

@@ -17,7 +17,7 @@ from temper.metrics.table import (
 KINDS = ("unsafe", "safe", "task", "jb_co_task")
 
 
-def test_every_safety_metric_is_in_the_table_and_the_other_way_round():
+def test_the_table_lists_exactly_the_safety_metrics():
     keys = [entry.key for entry in SAFETY_METRICS]
     assert sorted(METRICS) == sorted(keys)
     assert list(SafetyMetrics(KINDS).metrics) == [*keys, "asr/jb_co_task"]
@@ -34,7 +34,7 @@ def test_the_kind_in_the_table_is_the_kind_that_a_metric_counts(entry):
 
 
 @pytest.mark.parametrize("kind", ["unsafe", "safe", "task"])
-def test_metrics_of_prompts_that_the_data_do_not_have_are_left_out(kind):
+def test_metrics_of_missing_kinds_are_left_out(kind):
     expected = [entry.key for entry in SAFETY_METRICS if entry.kind in (None, kind)]
     assert list(SafetyMetrics([kind]).metrics) == expected
 
