@@ -128,7 +128,7 @@ def as_markdown() -> str:
         for table in (CLASSES, OPTIONS, CONFIGS, COMMANDS)
         for renamed in table
     ]
-    return "\n".join(["| before | now |", "|---|---|", *rows]) + "\n"
+    return "\n".join(["| before | now |", "| -- | -- |", *rows]) + "\n"
 
 
 def _code(new: str) -> str:
