@@ -36,7 +36,7 @@ class StoredAnswers(L.LightningModule):
         """Refuse to train, and answers to other prompts than those of the data."""
         if stage == "fit":
             _refuse()
-        data = self.trainer.datamodule
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
         numbers = data.eval_rows["ids"].tolist()
         prompts = dict(zip(numbers, data.prompt_texts(data.eval_rows), strict=True))
         if self.stored.keys() != prompts.keys():
@@ -60,7 +60,7 @@ class StoredAnswers(L.LightningModule):
             " evaluated on"
         )
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> list[str]:
+    def validation_step(self, batch: Batch, batch_idx: int) -> Any:
         """Stored answers to the prompts of a batch, as text."""
         return [self.stored[number]["response"] for number in batch["ids"].tolist()]
 
