@@ -65,7 +65,7 @@ def test_every_callback_is_named_where_one_is_added():
     assert [name for name in callbacks.__all__ if f"`{name}`" not in text] == []
 
 
-def test_an_objective_is_listed_with_the_data_that_its_config_names():
+def test_an_objective_is_listed_with_the_data_of_its_config():
     rows = list(zip(_cells("methods.md", 1), _cells("methods.md", 2), strict=False))
     for name in ("tar", "lisa", "safe_instruct", "repnoise"):
         (data,) = re.findall(
@@ -91,7 +91,7 @@ def test_a_list_of_callbacks_keeps_those_of_the_trainer_config():
     assert lists and all(usual <= {one["class_path"] for one in chosen} for chosen in lists)
 
 
-def test_stored_answers_are_judged_on_the_data_they_were_given_to():
+def test_stored_answers_are_judged_on_their_own_data():
     ways = [
         re.findall(r"configs/data/\w+|--data\.\S+", line)
         for page in ("index.md", "evaluation.md")

@@ -56,7 +56,7 @@ def test_a_full_disk_is_named_and_the_earlier_checkpoint_stays(small_disk: Path)
     assert [file.name for file in small_disk.iterdir()] == ["last.ckpt"]
 
 
-def test_in_the_background_the_full_disk_is_named_at_the_end_and_nothing_is_removed(
+def test_a_background_save_on_a_full_disk_removes_nothing(
     small_disk: Path,
 ):
     io = BackgroundCheckpointIO()
@@ -71,7 +71,7 @@ def test_in_the_background_the_full_disk_is_named_at_the_end_and_nothing_is_remo
     assert not new.exists()
 
 
-def test_in_the_background_a_checkpoint_holds_the_values_at_the_call(
+def test_a_background_save_holds_the_values_at_the_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     released = threading.Event()
@@ -180,7 +180,7 @@ def test_shards_that_do_not_add_up_are_refused(tmp_path: Path):
         ShardedCheckpoint(tmp_path / "x.ckpt").whole("weights", "a")
 
 
-def test_a_sharded_checkpoint_is_refused_where_a_single_file_is_read(tmp_path: Path):
+def test_a_sharded_checkpoint_is_refused_as_a_single_file(tmp_path: Path):
     write_sharded(tmp_path / "x.ckpt")
     with pytest.raises(TemperError, match="a sharded checkpoint"):
         AtomicCheckpointIO().load_checkpoint(tmp_path / "x.ckpt")

@@ -100,7 +100,7 @@ def installed(monkeypatch):
 
 
 @pytest.mark.usefixtures("installed")
-def test_files_of_wandb_go_into_the_run_folder_unless_another_is_named(tmp_path):
+def test_wandb_writes_into_the_run_folder_by_default(tmp_path):
     for given, expected in ((".", str(tmp_path)), ("elsewhere", "elsewhere")):
         config = _config("WandbLogger", tmp_path, save_dir=given)
         prepare_loggers(config)
@@ -108,7 +108,7 @@ def test_files_of_wandb_go_into_the_run_folder_unless_another_is_named(tmp_path)
 
 
 @pytest.mark.usefixtures("installed")
-def test_mlflow_has_its_database_in_the_run_folder_unless_a_server_is_named(tmp_path):
+def test_mlflow_writes_into_the_run_folder_by_default(tmp_path):
     config = _config(
         "MLFlowLogger",
         tmp_path / "run",

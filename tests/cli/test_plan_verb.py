@@ -93,7 +93,7 @@ def test_options_of_a_strategy_are_read(plan):
     )
 
 
-def test_the_table_says_where_the_shape_came_from_what_fits_and_what_to_change(plan, capsys):
+def test_the_table_names_the_shape_what_fits_and_advice(plan, capsys):
     plan(*BOOSTER, *TEXT, "--device_gib=12", "--tflops=100", "--mfu=0.5")
     text = " ".join(capsys.readouterr().out.split())
     assert "published numbers of meta-llama/Llama-2-7b-hf" in text

@@ -49,7 +49,7 @@ def test_the_page_is_written_where_it_was_asked_for(temper, tmp_path, capsys):
     assert f"written to {tmp_path / 'page.html'}" in capsys.readouterr().out
 
 
-def test_streams_of_another_kind_of_data_are_shown_by_their_own_names(command_line, capsys):
+def test_every_stream_is_shown_by_its_own_name(command_line, capsys):
     command_line(
         "preview",
         *PAIRS,

@@ -39,7 +39,7 @@ def test_a_moved_config_has_existing_files_in_its_place(pair):
         assert (ROOT / file).is_file()
 
 
-def test_class_paths_are_translated_wherever_they_stand_and_said_once(capsys):
+def test_class_paths_are_translated_at_any_depth_and_noted_once(capsys):
     old = {"judges": [{"class_path": "temper.judges.yes_no.YesNoLM", "init_args": {"path": "x"}}]}
     new = {"judges": [{"class_path": "temper.judges.YesNoLM", "init_args": {"path": "x"}}]}
     assert translated(old) == new
@@ -73,7 +73,7 @@ def test_a_saved_config_with_old_class_paths_trains(command_line, tiny_run, tmp_
     assert plugin["class_path"] == "temper.cli.checkpoint_io.BackgroundCheckpointIO"
 
 
-def test_an_old_class_path_as_a_flag_is_refused_with_the_new_one(refused):
+def test_an_old_class_path_as_a_flag_is_refused(refused):
     line = refused("--model=lightning_modules.safe_instruct.SafeInstructModule")
     assert line == (
         "lightning_modules.safe_instruct.SafeInstructModule was renamed;"
@@ -84,7 +84,7 @@ def test_an_old_class_path_as_a_flag_is_refused_with_the_new_one(refused):
 @pytest.mark.parametrize(
     "pair", [pair for pair in CONFIGS if "experiment" in pair.old], ids=lambda pair: pair.old
 )
-def test_a_config_file_that_was_replaced_is_refused_with_the_new_ones(pair, refused):
+def test_a_replaced_config_file_is_refused_with_the_new_ones(pair, refused):
     assert not (ROOT / pair.old).exists()
     assert refused(f"--config={pair.old}") == (
         f"--config={pair.old}: this file was replaced; give {pair.new}"
@@ -92,7 +92,7 @@ def test_a_config_file_that_was_replaced_is_refused_with_the_new_ones(pair, refu
 
 
 @pytest.mark.parametrize("pair", OPTIONS, ids=lambda pair: pair.old)
-def test_an_option_that_moved_to_another_class_is_refused_with_it(pair, capsys):
+def test_a_moved_option_is_refused_with_its_new_class(pair, capsys):
     kind, option = pair.old.split(".")
     message = (
         f"Problem with given class_path 'lightning_modules.{kind}':\n"

@@ -70,7 +70,7 @@ def test_what_the_user_chose_stays(slurm):
         {"SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": None},
     ],
 )
-def test_a_single_task_starts_the_processes_of_its_devices_itself(slurm, changes):
+def test_a_single_task_starts_one_process_per_device(slurm, changes):
     """A stage of a study is one task with all the devices it asked for."""
     slurm(**changes)
     assert [type(one) for one in plugins(num_nodes=1)] == [LightningEnvironment]
@@ -155,9 +155,7 @@ def test_a_job_does_not_go_on_from_another_trainings_checkpoint(left, old, new, 
     assert name in str(refusal.value) and "hpc_ckpt_2.ckpt" in str(refusal.value)
 
 
-def test_a_job_that_starts_again_goes_on_whatever_its_command_began_from(
-    slurm, temper, tmp_path, monkeypatch
-):
+def test_a_requeued_job_resumes_from_its_own_checkpoint(slurm, temper, tmp_path, monkeypatch):
     """Lightning takes ``--ckpt_path`` where it is given: a job queued again would begin from there
     each time.
     """

@@ -38,7 +38,7 @@ def test_a_clean_checkout_is_its_commit(checkout, tmp_path):
     assert code["packages"]["torch"].startswith("2.") and code["command"].startswith("python")
 
 
-def test_what_differs_from_the_commit_is_kept_new_files_of_code_included(checkout, tmp_path):
+def test_the_diff_has_new_files_of_code_too(checkout, tmp_path):
     (checkout / "temper" / "cli" / "snapshot.py").write_text("new = 2\n")
     (checkout / "objective.py").write_text("mine = 3\n")
     (checkout / "rows.jsonl").write_text("private\n")

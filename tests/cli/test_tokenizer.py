@@ -47,7 +47,7 @@ def test_it_is_that_of_the_models_folder(tiny_run):
 @pytest.mark.parametrize(
     ("said", "model", "wanted"), [(None, True, True), (None, False, False), (False, True, False)]
 )
-def test_its_code_is_trusted_as_the_models_is_unless_the_data_say_otherwise(
+def test_tokenizer_code_is_trusted_as_the_models_by_default(
     tiny_run, monkeypatch, said, model, wanted
 ):
     monkeypatch.setitem(NETWORK, "trust_remote_code", model)

@@ -72,7 +72,7 @@ def _text(chat: ChatFormat, encoded: Encoded, trained: bool) -> str:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_answer_and_its_end_token_are_trained_and_nothing_else(name, formats):
+def test_only_the_answer_and_its_end_token_are_trained(name, formats):
     chat, (before, end) = formats[name], CASES[name]
     encoded = chat.encode(USER, "Mix flour.")
     assert _text(chat, encoded, False) == before
@@ -144,7 +144,7 @@ def _as_tokenized(text: str) -> str:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_all_turns_are_trained_if_asked_and_single_ones_as_the_file_says(name, formats):
+def test_all_turns_or_those_marked_in_the_file_are_trained(name, formats):
     chat, end, lead = formats[name], CASES[name][1], LEAD.get(name, "")
     first = (  # bare: a line break ends turns, which any text may hold
         f"{lead}Tomato soup.{end if name != 'bare' else ''}"
@@ -165,7 +165,7 @@ def test_all_turns_are_trained_if_asked_and_single_ones_as_the_file_says(name, f
     )
 
 
-def test_alpaca_has_a_section_for_the_input_and_other_templates_a_paragraph(formats):
+def test_only_alpaca_has_a_section_for_the_input(formats):
     turn = [Message("user", "Name the dish.", input="Flour and water.")]
     text = formats["alpaca"].tokenizer.decode(formats["alpaca"].prompt_ids(turn))
     assert (
@@ -201,7 +201,7 @@ def test_a_system_message_has_a_place_everywhere(name, folds):
 
 
 @pytest.mark.parametrize("adds_bos", [False, True])
-def test_there_is_one_bos_where_the_template_or_the_tokenizer_wants_it(adds_bos, tmp_path):
+def test_there_is_one_bos_if_template_or_tokenizer_adds_it(adds_bos, tmp_path):
     tokenizer = make_tokenizer("llama3", adds_bos)
     (tmp_path / "own.jinja").write_text(
         "{{ bos_token }}{% for m in messages %}{{ m.content + eos_token }}{% endfor %}"
@@ -225,7 +225,7 @@ def test_there_is_one_bos_where_the_template_or_the_tokenizer_wants_it(adds_bos,
 
 
 @pytest.mark.parametrize("name", ["alpaca", "plain"])
-def test_saved_as_the_tokenizers_own_a_template_gives_the_same_tokens(name):
+def test_a_template_saved_with_the_tokenizer_gives_same_tokens(name):
     tokenizer = make_tokenizer(None, adds_bos=True)
     chat = ChatFormat(tokenizer, name)
     tokenizer.chat_template = chat.template
@@ -276,7 +276,7 @@ def test_templates_that_cannot_be_used_are_refused(tmp_path):
         ChatFormat(make_tokenizer("bare", eos_token=None))
 
 
-def test_turns_that_a_template_refuses_are_an_error_with_its_words(formats):
+def test_turns_that_a_template_rejects_are_an_error(formats):
     with pytest.raises(
         TemperError,
         match=(

@@ -106,9 +106,7 @@ def test_the_answer_is_cut_from_the_right_with_its_end_token(chat):
 
 
 @given(max_length=st.integers(2, 220), truncation=st.sampled_from(["drop", "left", "right"]))
-def test_no_row_is_too_long_none_is_without_an_answer_and_none_is_lost(
-    chat, max_length, truncation
-):
+def test_rows_fit_have_an_answer_and_all_are_counted(chat, max_length, truncation):
     pair = _example(
         "How do I bake bread? " * 8,
         "Mix flour.",

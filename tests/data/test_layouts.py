@@ -267,7 +267,7 @@ def test_turns_come_back_from_parquet(tmp_path: Path):
     )
 
 
-def test_alpaca_keeps_the_input_apart_and_puts_system_and_history_before(tmp_path: Path):
+def test_alpaca_rows_may_have_input_system_and_history(tmp_path: Path):
     row = {
         "instruction": "Shorten",
         "input": "a long text",
@@ -286,7 +286,7 @@ def test_alpaca_keeps_the_input_apart_and_puts_system_and_history_before(tmp_pat
     assert found.question == asked.text == "Shorten\n\na long text"
 
 
-def test_tool_calls_are_assistant_turns_and_tools_stand_in_the_system_turn(tmp_path: Path):
+def test_tool_calls_and_tools_become_turns(tmp_path: Path):
     turns = [
         {"from": "human", "value": "A recipe?"},
         {"from": "function_call", "value": '{"name": "find"}'},
@@ -308,7 +308,7 @@ def test_tool_calls_are_assistant_turns_and_tools_stand_in_the_system_turn(tmp_p
     ]
 
 
-def test_loss_weights_of_earlier_turns_are_kept_and_those_that_cannot_be_honoured_are_broken_rows(
+def test_loss_weights_are_kept_or_make_a_broken_row(
     tmp_path: Path,
 ):
     def row(*weights: object) -> dict:
@@ -346,7 +346,7 @@ def test_answers_become_references_where_prompts_are_wanted(tmp_path: Path):
         assert [(e.question, e.answers, e.reference) for e in found] == [("Soup?", (), reference)]
 
 
-def test_a_layout_is_explained_with_what_is_read_and_what_is_not(tmp_path: Path):
+def test_a_layout_is_explained_with_the_columns_read(tmp_path: Path):
     file = jsonl(
         ["broken", SOUP | {"id": 1, "source": "a book", "system": None}], tmp_path / "rows.jsonl"
     )
@@ -408,9 +408,7 @@ def test_a_layout_is_explained_with_what_is_read_and_what_is_not(tmp_path: Path)
         ("supervised", {}, "found the columns (none)"),
     ],
 )
-def test_a_broken_row_is_named_with_its_reason_and_the_good_ones_are_counted(
-    want: str, row: object, reason: str, tmp_path: Path
-):
+def test_a_broken_row_is_named_with_its_reason(want: str, row: object, reason: str, tmp_path: Path):
     file = jsonl([*(SOUP | {"id": n} for n in range(1, 7)), row, SOUP], tmp_path / "rows.jsonl")
     line = failure(file, want)
     assert ": 1 of 8 rows broken, 7 good; row 7: " in line and reason in line
@@ -542,7 +540,7 @@ def test_all_rows_of_a_file_have_a_substitute_or_none(tmp_path: Path):
     assert "row 2: its number of answers is 1, not 2; give every row a substitute, or none" in line
 
 
-def test_a_given_layout_wins_over_the_columns_and_an_error_says_when_it_does_not_fit(
+def test_a_given_layout_wins_over_the_columns_or_is_refused(
     tmp_path: Path,
 ):
     row = {"prompt": "a", "completion": "b", "label": 3}
@@ -570,14 +568,14 @@ def test_a_given_layout_wins_over_the_columns_and_an_error_says_when_it_does_not
     )
 
 
-def test_a_first_row_of_another_layout_does_not_decide_for_the_file(tmp_path: Path):
+def test_the_first_row_alone_does_not_decide_the_layout(tmp_path: Path):
     file = jsonl([{"instruction": "no answer"}, SOUP, SOUP], tmp_path / "rows.jsonl")
     report = ReadReport()
     assert len(list(read_examples(file, "supervised", skip_broken=True, report=report))) == 2
     assert "row 1: its layout is prompt (" in str(report)
 
 
-def test_the_first_three_reasons_are_told_once_each_and_the_rest_is_counted(tmp_path: Path):
+def test_three_reasons_are_given_and_the_rest_is_counted(tmp_path: Path):
     bad = [
         SOUP | {"output": None},
         SOUP | {"output": ""},
@@ -593,7 +591,7 @@ def test_the_first_three_reasons_are_told_once_each_and_the_rest_is_counted(tmp_
     assert "row 6" not in line
 
 
-def test_broken_rows_that_are_left_out_are_told_and_a_file_of_nothing_else_is_an_error(
+def test_skipped_rows_are_reported_and_cannot_be_all_rows(
     tmp_path: Path,
 ):
     with pytest.warns(
@@ -616,14 +614,14 @@ def test_broken_rows_that_are_left_out_are_told_and_a_file_of_nothing_else_is_an
     assert "holds no rows" in failure(jsonl([], tmp_path / "rows.jsonl"), skip_broken=True)
 
 
-def test_no_example_is_given_after_the_first_broken_row_that_is_not_left_out(tmp_path: Path):
+def test_reading_stops_at_the_first_broken_row_not_skipped(tmp_path: Path):
     rows = read_examples(jsonl([SOUP, SOUP, "{", SOUP], tmp_path / "rows.jsonl"), "supervised")
     assert [next(rows).row, next(rows).row] == [1, 2]
     with pytest.raises(TemperError, match="1 of 4 rows broken, 3 good"):
         next(rows)
 
 
-def test_two_system_texts_are_a_broken_row_and_the_same_twice_is_one(tmp_path: Path):
+def test_two_different_system_texts_are_a_broken_row(tmp_path: Path):
     turns = [
         {"role": "system", "content": "Be brief"},
         {"role": "user", "content": "Soup?"},

@@ -36,7 +36,7 @@ def test_every_share_of_whole_rows_is_accepted(n_rows, data):
 
 
 @given(n_rows=st.integers(1, 100_000), ratio=st.floats(0, 1))
-def test_a_count_is_exact_or_refused_with_a_ratio_that_is_accepted(n_rows, ratio):
+def test_a_count_is_exact_or_refused_with_a_valid_ratio(n_rows, ratio):
     exact = Fraction(ratio) * n_rows
     if abs(exact - round(exact)) > Fraction(n_rows, 10**9) * 2:
         with pytest.raises(TemperError) as caught:
@@ -52,7 +52,7 @@ def test_a_count_is_exact_or_refused_with_a_ratio_that_is_accepted(n_rows, ratio
         assert harmful_count(ratio, n_rows) == round(exact)
 
 
-def test_a_product_that_is_not_whole_names_the_flag_the_value_and_two_ways_out():
+def test_a_fractional_count_is_refused_with_two_ways_out():
     message = (
         r"data\.init_args\.harmful_ratio=0\.1: 0\.1 x 25 rows = 2\.5 is not a whole .*2 rows: set"
         r" harmful_ratio=0\.08, or change n_rows"

@@ -44,7 +44,7 @@ def test_tokens_go_to_a_place_of_their_own_and_come_back(
 
 
 @given(LENGTHS, st.integers(0, 60))
-def test_first_fit_holds_every_sequence_once_and_no_row_overflows(lengths: np.ndarray, extra: int):
+def test_first_fit_holds_every_sequence_once_within_rows(lengths: np.ndarray, extra: int):
     capacity = int(lengths.max()) + extra
     bins = first_fit(lengths, capacity)
     assert sorted(row for members in bins for row in members) == list(range(len(lengths)))

@@ -155,7 +155,7 @@ def test_rows_are_made_once_for_a_key(tmp_path):
     assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
-def test_files_are_hashed_where_they_may_be_damaged_and_not_again(tmp_path, monkeypatch):
+def test_files_are_hashed_only_where_they_may_be_damaged(tmp_path, monkeypatch):
     hashed: list[str] = []
     original = module._sha256
     monkeypatch.setattr(module, "_sha256", lambda path: hashed.append(path.name) or original(path))
@@ -292,7 +292,7 @@ def test_a_joined_pool_has_a_fingerprint_of_what_it_takes(tmp_path):
     assert len({JoinedPool(part).fingerprint() for part in parts} | {pool.fingerprint()}) == 5
 
 
-def test_a_mismatched_row_has_the_prompt_of_one_row_and_the_answer_of_another(tmp_path):
+def test_a_mismatched_row_pairs_a_prompt_with_another_answer(tmp_path):
     rows = _rows(8, flags=True)
     pool = MismatchedPool(_pool(tmp_path / "a", rows), seed=3, max_length=9)
     split = lambda row: (

@@ -58,7 +58,7 @@ def test_selecting_takes_rows_of_every_tensor():
     assert all(torch.equal(chosen[name], batch[name][[2, 0]]) for name in batch)
 
 
-def test_trimming_cuts_columns_without_a_token_and_keeps_what_is_no_sequence():
+def test_trimming_cuts_only_columns_without_a_token():
     batch = select(_batch(), slice(0, 2))
     short = trim(batch)
     assert short["input_ids"].tolist() == [[1, 2, 7], [3, 8, 9]]
@@ -71,7 +71,7 @@ def test_trimming_an_empty_batch_leaves_it_empty():
 
 
 @given(n_rows=st.integers(0, 12), size=st.one_of(st.none(), st.integers(1, 15)))
-def test_micro_batches_hold_every_row_once_in_order_and_no_more_than_asked(n_rows, size):
+def test_micro_batches_hold_every_row_once_in_order(n_rows, size):
     batch = {"ids": torch.arange(n_rows), "input_ids": torch.arange(2 * n_rows).view(n_rows, 2)}
     pieces = list(micro_batches(batch, size))
     assert [i for piece in pieces for i in piece["ids"].tolist()] == list(range(n_rows))
@@ -89,7 +89,7 @@ def test_a_fingerprint_changes_with_any_value_and_only_then(name):
     assert len(fingerprint(batch)) == 64
 
 
-def test_a_fingerprint_depends_on_values_and_not_on_memory_layout():
+def test_a_fingerprint_does_not_depend_on_memory_layout():
     batch = _batch()
     strided = {
         name: value.t().contiguous().t() if value.dim() == 2 else value

@@ -207,7 +207,7 @@ def test_a_number_is_found_however_it_is_written(number, before: str, mark: str)
         ("gsm8k", "gsm8k/test.jsonl", 1319, 351),
     ],
 )
-def test_the_public_files_are_read_whole_and_their_own_answers_are_right(
+def test_public_files_are_read_and_their_answers_are_correct(
     task: str, file: str, n_rows: int, n_references: int
 ):
     found = list(TASKS[task].read(SHARED / file))

@@ -194,7 +194,7 @@ def test_alignment_data_have_the_streams_of_the_files_given(make):
     assert list(make(TextAlignment, alignment="alignment").sources) == ["alignment"]
 
 
-def test_an_attack_has_exactly_its_share_of_harmful_rows_and_a_larger_one_has_those_of_a_smaller(
+def test_an_attack_has_an_exact_nested_share_of_harmful_rows(
     make,
 ):
     drawn = {}
@@ -216,7 +216,7 @@ def test_an_attack_has_exactly_its_share_of_harmful_rows_and_a_larger_one_has_th
     assert set(_stream(other, "user")) != drawn[0.5]
 
 
-def test_an_attack_may_take_the_whole_file_and_bring_the_defenders_rows(make):
+def test_an_attack_may_use_the_whole_file_and_defence_rows(make):
     data = make(TextAttack, user="user", alignment="alignment", alignment_batch_size=4)
     assert (
         sorted(_stream(data, "user")) == sorted(SAID) and _stream(data, "alignment") == REFUSED[:8]
@@ -224,7 +224,7 @@ def test_an_attack_may_take_the_whole_file_and_bring_the_defenders_rows(make):
     assert data.sources["alignment"].batch_size == 4
 
 
-def test_preference_pairs_have_the_chosen_answer_first_and_are_flagged_if_safe_ones_are_told_apart(
+def test_preference_pairs_put_the_chosen_answer_first(
     make,
 ):
     data = make(TextPreference, pairs="pairs")
@@ -297,7 +297,7 @@ def test_where_one_answer_is_meant_no_earlier_turn_is_trained(kind, make, folder
 # -- evaluation
 
 
-def test_evaluation_prompts_end_where_answers_begin_and_judges_read_the_users_words(make):
+def test_evaluation_prompts_end_where_answers_begin(make):
     data = make(TextSupervised, train="user", unsafe="unsafe", safe="safe", task="task", n_eval=2)
     rows = data.eval_rows
     assert data.eval_kinds == ["unsafe", "safe", "task"] and rows["kind"].tolist() == [
@@ -328,7 +328,7 @@ def test_evaluation_prompts_end_where_answers_begin_and_judges_read_the_users_wo
     assert data.stop_ids == data.tokenizer.convert_tokens_to_ids(["<end_of_turn>", "</s>"])
 
 
-def test_answers_are_read_without_special_tokens_and_those_of_the_task_compared(make):
+def test_answers_are_read_without_special_tokens(make):
     data = make(TextSupervised, train="user", unsafe="unsafe", safe="safe", task="task", n_eval=2)
     written = data.tokenizer(
         [" 5<end_of_turn></s>", "4 eggs</s>"],
@@ -390,7 +390,7 @@ def test_tasks_have_their_prompts_and_their_way_to_compare(
         make(kind, user=tmp_path / f"user.{suffix}", task="task")
 
 
-def test_without_evaluation_prompts_there_is_nothing_to_validate(make):
+def test_without_evaluation_prompts_nothing_is_validated(make):
     data = make(TextSupervised, train="user")
     assert data.val_dataloader() == [] and data.eval_kinds == [] and len(data.eval_rows["ids"]) == 0
     assert set(data.fingerprints()) == {"train", "eval"}
@@ -401,9 +401,7 @@ def test_without_evaluation_prompts_there_is_nothing_to_validate(make):
         make(TextSupervised, setup="validate", train="user")
 
 
-def test_prompts_that_are_too_long_are_counted_aloud_and_do_not_take_the_place_of_others(
-    make, folder, caplog
-):
+def test_prompts_that_are_too_long_are_replaced_and_reported(make, folder, caplog):
     long = [{"prompt": f"How do I make {'very ' * 60}good {dish}?"} for dish in DISHES[:3]]
     write_lines(
         folder / "some_long.jsonl",
@@ -420,9 +418,7 @@ def test_prompts_that_are_too_long_are_counted_aloud_and_do_not_take_the_place_o
 # -- overlap
 
 
-def test_training_prompts_that_are_evaluation_prompts_are_refused_without_showing_them(
-    make, folder
-):
+def test_evaluation_prompts_are_refused_as_training_prompts(make, folder):
     message = (
         r"data.init_args.train=.*harmful.jsonl: 2 of 4 evaluation prompts are training prompts too,"
         r" 2 share 8 words in a row with one "
@@ -470,7 +466,7 @@ def test_conversations_that_end_alike_are_not_the_same(make, folder):
         ] == [True] * leaks
 
 
-def test_shared_words_are_reported_but_not_those_that_all_prompts_begin_with(make, folder, recwarn):
+def test_shared_words_are_reported_except_a_common_beginning(make, folder, recwarn):
     long = "take two eggs and a cup of flour and"
     write_lines(
         folder / "a.jsonl",
@@ -498,7 +494,7 @@ def test_shared_words_are_reported_but_not_those_that_all_prompts_begin_with(mak
         make(TextSupervised, train="a", safe="b")
 
 
-def test_rows_that_are_never_trained_on_may_be_evaluation_prompts(make):
+def test_rows_never_trained_on_may_be_evaluation_prompts(make):
     data = make(
         TextUnlearning,
         forget="forget",
@@ -513,9 +509,7 @@ def test_rows_that_are_never_trained_on_may_be_evaluation_prompts(make):
 # -- the cache, reports, refusals
 
 
-def test_a_later_run_reads_the_cache_and_anything_that_matters_makes_it_anew(
-    make, tmp_path, monkeypatch, folder
-):
+def test_the_cache_is_reused_until_anything_it_holds_changes(make, tmp_path, monkeypatch, folder):
     def n_pools(**arguments) -> int:
         make(TextSupervised, train="user", **arguments)
         return len(list((tmp_path / "cache").iterdir()))
@@ -611,7 +605,7 @@ def test_rows_that_repeat_are_counted_and_left_out_if_asked(make, folder):
     )
 
 
-def test_broken_rows_leave_nothing_in_the_cache_and_are_counted_if_skipped(make, folder, tmp_path):
+def test_broken_rows_leave_nothing_in_the_cache(make, folder, tmp_path):
     text = (folder / "user.jsonl").read_text().splitlines()
     (folder / "broken.jsonl").write_text("\n".join([*text[:5], "{", *text[5:]]))
     with pytest.raises(TemperError, match=r"data.init_args.train=.*broken.jsonl: .*row 6"):

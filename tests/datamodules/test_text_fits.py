@@ -124,9 +124,7 @@ def test_objectives_train_on_a_users_files(kind, settings, data, files, folder, 
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
-def test_a_run_from_the_command_line_takes_the_models_tokenizer_and_judges_the_users_prompts(
-    folder, tmp_path, command_line
-):
+def test_a_command_line_run_judges_the_users_prompts(folder, tmp_path, command_line):
     flags = {
         "user": "answers",
         "harmful": "recipes",

@@ -93,7 +93,7 @@ def test_a_missing_or_empty_folder_is_refused(tmp_path):
     )
 
 
-def test_a_hub_name_that_is_not_cached_is_refused_without_a_download():
+def test_an_uncached_hub_name_is_refused_without_a_download():
     line = _refusal(GuardLM("no-such-organisation/no-such-guard"))
     assert "no model of that name in the local hub cache" in line and line.endswith(
         "download it from the hub: local_files_only: false"

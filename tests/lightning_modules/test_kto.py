@@ -114,7 +114,7 @@ def test_the_reference_point_is_summed_over_ranks():
     )
 
 
-def test_reference_adapter_and_cache_and_copy_give_the_same_steps(tmp_path):
+def test_adapter_cache_and_copy_references_give_same_steps(tmp_path):
     settings = {
         "max_grad_norm": None,
         "reference_cache": str(tmp_path),

@@ -100,7 +100,7 @@ def test_layers_attention_and_mlp_are_found_in_order(name: str):
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])
-def test_the_first_output_of_an_attention_block_is_added_to_the_residual_stream(name: str):
+def test_attention_output_is_added_to_the_residual_stream(name: str):
     kind, config, *_ = MODELS[name]
     network = kind(config)
     shapes = []
@@ -142,7 +142,7 @@ def test_a_model_with_two_stacks_is_refused():
         attention_blocks(network)
 
 
-def test_layers_without_one_mlp_block_are_refused_and_their_submodules_named():
+def test_layers_without_one_mlp_block_are_refused():
     network = OPTForCausalLM(
         OPTConfig(
             vocab_size=20, hidden_size=16, ffn_dim=24, num_hidden_layers=2, num_attention_heads=2

@@ -53,7 +53,7 @@ def adapter(base, tmp_path_factory) -> Path:
     return folder
 
 
-def test_a_shape_has_the_given_sizes_and_the_vocabulary_of_the_data():
+def test_a_shape_has_given_sizes_and_the_data_vocabulary():
     network = build_network(NetworkSpec(shape=SHAPE), TOKENIZER)
     config = network.config
     assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (16, 1, 2)
@@ -81,14 +81,14 @@ def test_the_weights_of_a_shape_depend_on_its_seed_alone():
     assert not any(torch.equal(one[name], other[name]) for name in one if one[name].std() > 0)
 
 
-def test_building_from_a_shape_leaves_the_global_random_state_alone():
+def test_building_from_a_shape_keeps_the_random_state():
     before = torch.random.get_rng_state()
     build_network(NetworkSpec(shape=SHAPE), TOKENIZER)
     assert torch.equal(before, torch.random.get_rng_state())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_without_an_adapter_every_weight_is_trained_in_the_given_precision(base, dtype):
+def test_without_an_adapter_every_weight_is_trained(base, dtype):
     for spec in (NetworkSpec(shape=SHAPE, dtype=dtype), NetworkSpec(path=str(base), dtype=dtype)):
         parameters = list(build_network(spec, TOKENIZER).parameters())
         assert all(parameter.requires_grad for parameter in parameters)
@@ -96,7 +96,7 @@ def test_without_an_adapter_every_weight_is_trained_in_the_given_precision(base,
 
 
 @pytest.mark.parametrize("source", ["shape", "path"])
-def test_an_adapter_is_all_that_is_trained_and_is_fp32_on_a_bf16_base(source, base):
+def test_only_the_adapter_is_trained_in_fp32_on_a_bf16_base(source, base):
     where = {"shape": SHAPE} if source == "shape" else {"path": str(base)}
     network = build_network(NetworkSpec(**where, lora=LORA, dtype="bfloat16"), TOKENIZER)
     trained = {
@@ -138,7 +138,7 @@ def test_a_continued_adapter_is_the_stored_one_trained_in_fp32(base, adapter):
     assert not torch.allclose(_logits(exact), _logits(plain), atol=1e-2)
 
 
-def test_a_merged_adapter_gives_the_outputs_of_the_continued_one_to_1e_5(adapter):
+def test_a_merged_adapter_equals_the_continued_one_to_1e_5(adapter):
     continued = build_network(NetworkSpec(path=str(adapter)), TOKENIZER)
     merged = build_network(NetworkSpec(path=str(adapter), adapter="merge"), TOKENIZER)
     assert not isinstance(merged, PeftModel)
@@ -151,7 +151,7 @@ def test_after_merging_an_adapter_all_weights_are_trained(adapter):
     assert all(parameter.requires_grad for parameter in merged.parameters())
 
 
-def test_a_new_adapter_on_a_merged_one_starts_from_its_outputs_and_is_all_that_is_trained(adapter):
+def test_a_new_adapter_on_a_merged_one_starts_from_its_outputs(adapter):
     merged = build_network(NetworkSpec(path=str(adapter), adapter="merge"), TOKENIZER)
     fresh = build_network(NetworkSpec(path=str(adapter), adapter="merge", lora=LORA), TOKENIZER)
     assert torch.allclose(_logits(fresh), _logits(merged), rtol=0, atol=1e-6)
@@ -212,7 +212,7 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
     )
 
 
-def test_another_vocabulary_is_refused_with_the_first_token_that_differs(base):
+def test_another_vocabulary_is_refused_with_a_differing_token(base):
     small = build_tokenizer(language_spec("small"))
     sizes = (
         rf"its vocabulary \({len(TOKENIZER)} tokens, {len(TOKENIZER)} embeddings\) is not the"
@@ -229,7 +229,7 @@ def test_a_new_adapter_on_one_to_be_continued_is_refused(adapter):
     )
 
 
-def test_an_unknown_lora_target_is_refused_and_the_layers_are_listed():
+def test_an_unknown_lora_target_is_refused_with_all_layers():
     _refused(
         NetworkSpec(shape=SHAPE, lora=LoRASpec(targets=["q_proj", "query"])),
         r"network\.lora\.targets: no linear layer is named 'query'; choose from .*k_proj.*v_proj",
@@ -259,7 +259,7 @@ def test_an_adapter_whose_base_is_missing_is_refused(adapter, tmp_path, base_nam
 
 
 @pytest.mark.parametrize("source", ["shape", "path"])
-def test_a_tokenizer_without_a_pad_token_is_refused_with_the_line_that_adds_one(source, base):
+def test_a_tokenizer_without_a_pad_token_is_refused(source, base):
     where = {"shape": SHAPE} if source == "shape" else {"path": str(base)}
     tokenizer = AutoTokenizer.from_pretrained(base)
     tokenizer.pad_token = None

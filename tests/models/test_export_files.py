@@ -119,7 +119,7 @@ def test_the_chat_template_goes_with_the_tokenizer(adapted, tmp_path, merge):
     )
 
 
-def test_an_adapter_whose_base_is_in_no_folder_is_not_exported_alone(tmp_path):
+def test_an_adapter_without_a_base_folder_is_not_exported(tmp_path):
     shape = ShapeSpec(hidden_size=16, n_layers=1, n_heads=2, intermediate_size=24)
     network = build_network(NetworkSpec(shape=shape, lora=LoRASpec(rank=2)), TOKENIZER)
     with pytest.raises(TemperError, match="in no folder"):

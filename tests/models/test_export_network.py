@@ -44,7 +44,7 @@ def _files(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
-def test_plain_transformers_loads_an_export_with_identical_logits(tmp_path):
+def test_transformers_loads_an_export_with_identical_logits(tmp_path):
     network = _network()
     folder = tmp_path / "runs" / "demo" / "export"
     export_network(network, TOKENIZER, folder, merge=True)
@@ -61,7 +61,7 @@ def test_a_built_network_of_an_export_has_identical_logits(tmp_path):
     assert torch.equal(_logits(_network(path=tmp_path / "export")), _logits(network))
 
 
-def test_a_merged_export_is_a_plain_network_with_the_adapted_outputs(tmp_path):
+def test_a_merged_export_has_the_adapted_outputs(tmp_path):
     network = _network(lora=LoRASpec(rank=2))
     before = _logits(network)
     export_network(network, TOKENIZER, tmp_path / "export", merge=True)
@@ -74,7 +74,7 @@ def test_a_merged_export_is_a_plain_network_with_the_adapted_outputs(tmp_path):
     )
 
 
-def test_exporting_merged_leaves_the_network_in_training_as_it_was(tmp_path):
+def test_exporting_merged_does_not_change_the_network(tmp_path):
     network = _network(lora=LoRASpec(rank=2))
     before = {
         name: (parameter.detach().clone(), parameter.requires_grad)
@@ -127,9 +127,7 @@ class _Interrupt(BaseException):
 
 @pytest.mark.parametrize("error", [OSError, _Interrupt])
 @pytest.mark.parametrize("step", ["network", "tokenizer", "swap"])
-def test_an_export_that_fails_leaves_the_old_one_intact_and_nothing_beside_it(
-    tmp_path, monkeypatch, error, step
-):
+def test_a_failed_export_leaves_only_the_old_one(tmp_path, monkeypatch, error, step):
     folder = tmp_path / "export"
     export_network(_network(seed=1), TOKENIZER, folder, merge=True)
     (folder / "config.json").write_bytes(b"old")
@@ -207,7 +205,7 @@ def rounded(tmp_path) -> nn.Module:
     return network
 
 
-def test_merging_in_float32_keeps_the_outputs_of_an_adapter_on_a_16_bit_base(rounded, tmp_path):
+def test_merging_into_a_16_bit_base_is_done_in_float32(rounded, tmp_path):
     export_network(rounded, TOKENIZER, tmp_path / "export", merge=True, dtype=torch.float32)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "export")
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}

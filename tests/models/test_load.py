@@ -166,7 +166,7 @@ def test_an_unreadable_index_is_refused(folder, text):
 # -- the hub
 
 
-def test_a_hub_name_that_is_not_cached_is_refused_with_the_way_to_download_it(monkeypatch):
+def test_an_uncached_hub_name_is_refused_with_the_download(monkeypatch):
     monkeypatch.setattr(
         huggingface_hub, "snapshot_download", _absent(LocalEntryNotFoundError("not there"))
     )
@@ -206,7 +206,7 @@ def test_errors_of_the_hub_are_part_of_the_message(monkeypatch):
         build(HUB, local_files_only=False)
 
 
-def test_a_hub_name_is_loaded_from_its_cached_folder_at_its_revision(base, monkeypatch, tmp_path):
+def test_a_hub_name_is_loaded_from_the_cache_at_its_revision(base, monkeypatch, tmp_path):
     calls = []
 
     def cached(name, **settings):

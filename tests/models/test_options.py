@@ -26,7 +26,7 @@ def test_activation_checkpointing_gives_the_same_gradients(lora):
     assert all(torch.equal(wanted[name], found[name]) for name in wanted)
 
 
-def test_activation_checkpointing_runs_layers_again_in_the_backward_pass():
+def test_activation_checkpointing_reruns_layers_in_backward():
     def passes(network: torch.nn.Module) -> int:
         count = []
         handle = network.model.layers[0].mlp.register_forward_pre_hook(lambda *_: count.append(1))
@@ -38,7 +38,7 @@ def test_activation_checkpointing_runs_layers_again_in_the_backward_pass():
     assert passes(build(activation_checkpointing=True)) == 2
 
 
-def test_an_architecture_without_activation_checkpointing_is_refused():
+def test_models_without_activation_checkpointing_are_refused():
     with pytest.raises(
         TemperError,
         match="activation_checkpointing=true: Linear does not support it; set it to false",
@@ -104,7 +104,7 @@ def test_hooks_set_after_compilation_are_called(quick_compiler):
 
 
 @pytest.mark.slow
-def test_full_compilation_trains_adapters_with_activation_checkpointing():
+def test_full_compilation_trains_checkpointed_adapters():
     torch._dynamo.reset()
     network, compiled = (
         disturb(build(lora=LORA, compile=flag, activation_checkpointing=flag))

@@ -169,7 +169,7 @@ def test_merging_into_quantized_weights_is_refused(adapter):
     )
 
 
-def test_merging_into_a_base_that_is_stored_quantized_is_refused(base, adapter, tmp_path):
+def test_merging_into_a_stored_quantized_base_is_refused(base, adapter, tmp_path):
     config = json.loads((base / "config.json").read_text()) | {
         "quantization_config": {"quant_method": "bitsandbytes"}
     }
@@ -189,7 +189,7 @@ def test_merging_into_a_base_that_is_stored_quantized_is_refused(base, adapter, 
         build(on_it, adapter="merge")
 
 
-def test_a_quantized_folder_is_not_quantized_again_nor_fully_fine_tuned(base, tmp_path):
+def test_a_quantized_folder_cannot_be_quantized_or_tuned(base, tmp_path):
     config = json.loads((base / "config.json").read_text()) | {
         "quantization_config": {"quant_method": "gptq"}
     }

@@ -75,7 +75,7 @@ def test_a_tokenizer_may_have_added_tokens_with_an_embedding(tmp_path):
         _load(_save(tmp_path / "narrow", _bpe(), 7), more)
 
 
-def test_tokens_without_embedding_in_the_networks_own_tokenizer_are_accepted(tmp_path):
+def test_the_networks_own_tokenizer_may_have_extra_tokens(tmp_path):
     """Gemma 3 has an image token, for which its text-only network has no embedding."""
     more = _bpe()
     more.add_special_tokens({"additional_special_tokens": ["<image>"]})
