@@ -148,7 +148,8 @@ def test_what_was_filled_in_does_not_stick_to_the_saved_config(
         def __init__(self, save_dir: str = ".") -> None:
             super().__init__(save_dir, name="wandb", version="")
 
-    WandbLogger.__module__, WandbLogger.__qualname__ = "lightning.pytorch.loggers", "WandbLogger"
+    WandbLogger.__module__ = "lightning.pytorch.loggers"
+    WandbLogger.__qualname__ = "WandbLogger"
     monkeypatch.setattr("lightning.pytorch.loggers.WandbLogger", WandbLogger)
     (tmp_path / "own.yaml").write_text(
         "trainer: {logger: [{class_path: lightning.pytorch.loggers.WandbLogger}]}\n"

@@ -40,7 +40,8 @@ def plan(command_line, tmp_path: Path):
 @pytest.mark.parametrize("config", MODELS, ids=lambda path: path.stem)
 def test_every_model_config_has_a_plan(config: Path, plan):
     data = "alignment" if config.stem in ("tiny", "small") else "text_alignment"
-    trainer, objective = "configs/trainer/cpu.yaml", "configs/objective/booster.yaml"
+    trainer = "configs/trainer/cpu.yaml"
+    objective = "configs/objective/booster.yaml"
     found = plan(
         *(f"--config={name}" for name in (trainer, objective, config, f"configs/data/{data}.yaml"))
     )

@@ -73,7 +73,8 @@ def _text(chat: ChatFormat, encoded: Encoded, trained: bool) -> str:
 
 @pytest.mark.parametrize("name", CASES)
 def test_only_the_answer_and_its_end_token_are_trained(name, formats):
-    chat, (before, end) = formats[name], CASES[name]
+    chat = formats[name]
+    (before, end) = CASES[name]
     encoded = chat.encode(USER, "Mix flour.")
     assert _text(chat, encoded, False) == before
     assert _text(chat, encoded, True) == f"{LEAD.get(name, '')}Mix flour.{end}"
@@ -145,7 +146,9 @@ def _as_tokenized(text: str) -> str:
 
 @pytest.mark.parametrize("name", CASES)
 def test_all_turns_or_those_marked_in_the_file_are_trained(name, formats):
-    chat, end, lead = formats[name], CASES[name][1], LEAD.get(name, "")
+    chat = formats[name]
+    end = CASES[name][1]
+    lead = LEAD.get(name, "")
     first = (  # bare: a line break ends turns, which any text may hold
         f"{lead}Tomato soup.{end if name != 'bare' else ''}"
     )

@@ -8,7 +8,10 @@ from hypothesis import strategies as st
 
 from temper.data.derta import prefix_lengths, prefix_rows, rto_rows
 
-PAD, REFUSAL, SORRY, END = 0, 6, 7, 2
+PAD = 0
+REFUSAL = 6
+SORRY = 7
+END = 2
 Rows = list[list[int]]
 
 prompts_and_answers = st.lists(
@@ -71,7 +74,8 @@ def test_a_third_of_the_prefixes_is_empty_and_none_ends(drawn: list, seed: int):
 def test_other_prefix_lengths_are_uniform():
     answers = padded([[20] * 4 + [END]] * 6000 + [[20] * 2 + [END]] * 3000)
     k = prefix_lengths(answers, np.random.default_rng(0))
-    long, short = k[:6000], k[6000:]
+    long = k[:6000]
+    short = k[6000:]
     for kind, longest in ((long, 4), (short, 2)):
         counts = np.array([(kind == n).sum() for n in range(1, longest + 1)])
         expected = counts.sum() / longest
@@ -82,7 +86,9 @@ def test_other_prefix_lengths_are_uniform():
 
 
 def test_a_prefix_with_the_end_token_in_it_is_refused():
-    prompts, answers, refusals = padded([[10]]), padded([[20, END]]), padded([[REFUSAL, END]])
+    prompts = padded([[10]])
+    answers = padded([[20, END]])
+    refusals = padded([[REFUSAL, END]])
     for k in (2, -1):
         with pytest.raises(ValueError, match="all but the end token"):
             prefix_rows(prompts, answers, refusals, np.array([k]), PAD)
@@ -123,7 +129,8 @@ def test_exactly_the_given_share_of_positions_keeps_labels(drawn: list, keep: fl
 
 
 def test_kept_positions_are_drawn_from_all_of_them():
-    prompts, answers = padded([[10, 11]] * 4), padded([[20, 21, 22, END]] * 4)
+    prompts = padded([[10, 11]] * 4)
+    answers = padded([[20, 21, 22, END]] * 4)
     seen = sum(
         (
             rto_rows(prompts, answers, REFUSAL, PAD, np.random.default_rng(seed), 0.25)["labels"]

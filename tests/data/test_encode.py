@@ -28,10 +28,8 @@ def _encode(chat: ChatFormat, examples, max_length: int = 1000, truncation="drop
     return list(Encoder(chat, max_length, truncation, **settings).rows(examples, report)), report
 
 
-LONG, SHORT = (
-    _example("How do I bake bread? " * 8, "Mix flour."),
-    _example("Name a soup.", "Tomato soup with basil. " * 8),
-)
+LONG = _example("How do I bake bread? " * 8, "Mix flour.")
+SHORT = _example("Name a soup.", "Tomato soup with basil. " * 8)
 
 
 def test_rows_that_fit_are_taken_as_they_are_and_counted(chat):
@@ -73,7 +71,8 @@ def test_too_long_rows_are_left_out_under_drop(chat):
 
 
 def test_the_prompt_is_cut_from_the_left_and_keeps_its_bos(chat):
-    whole, (row,) = chat.encode(LONG.prompt, "Mix flour."), _encode(chat, [LONG], 60, "left")[0]
+    whole = chat.encode(LONG.prompt, "Mix flour.")
+    (row,) = _encode(chat, [LONG], 60, "left")[0]
     excess = len(whole.ids) - 60
     assert excess > 0 and row.ids == [[whole.ids[0], *whole.ids[1 + excess :]]]
     assert row.trained == [[False, *whole.trained[1 + excess :]]] and sum(row.trained[0]) == sum(
@@ -92,10 +91,8 @@ def test_the_prompt_is_cut_from_the_left_and_keeps_its_bos(chat):
 
 
 def test_the_answer_is_cut_from_the_right_with_its_end_token(chat):
-    whole, (row,) = (
-        chat.encode(SHORT.prompt, SHORT.answers[0]),
-        _encode(chat, [SHORT], 60, "right")[0],
-    )
+    whole = chat.encode(SHORT.prompt, SHORT.answers[0])
+    (row,) = _encode(chat, [SHORT], 60, "right")[0]
     assert (
         row.ids == [whole.ids[:60]] and row.trained == [whole.trained[:60]] and row.trained[0][-1]
     )

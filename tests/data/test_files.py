@@ -63,7 +63,8 @@ def write_tsv(rows: Rows, file: Path) -> None:
 
 
 def write_parquet(rows: Rows, file: Path) -> None:
-    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
     parquet.write_table(pyarrow.Table.from_pylist(rows), file, row_group_size=2)
 
 
@@ -321,7 +322,8 @@ def test_tables_without_a_header_take_the_names_given(tmp_path: Path):
 
 
 def test_rows_of_parquet_that_are_no_utf8_cost_one_row(tmp_path: Path):
-    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
     column = pyarrow.array([b"a", b"\xff", b"c"], pyarrow.binary()).view(pyarrow.string())
     parquet.write_table(pyarrow.table({"prompt": column}), tmp_path / "rows.parquet")
     assert broken(tmp_path / "rows.parquet") == {2: "not UTF-8: byte 0xff"}

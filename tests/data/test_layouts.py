@@ -75,7 +75,8 @@ def whole(example: Example, answer: int = 0) -> list[dict]:
 
 pairs = examples(n_answers=2)
 bare_pairs = examples(n_answers=2, turns=False)
-one, bare = examples(), examples(turns=False)
+one = examples()
+bare = examples(turns=False)
 # layout, what is wanted, examples, how one is written
 WRITTEN = [
     ("messages", "supervised", one, lambda e: {"messages": whole(e)}),
@@ -256,7 +257,8 @@ def test_every_layout_comes_back_as_it_was_written(case: int, tmp_path: Path):
 
 
 def test_turns_come_back_from_parquet(tmp_path: Path):
-    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
     e = Example((Message("system", "Be short"), Message("user", "Soup?")), ("Yes", "No"))
     rows = [
         {"messages": openai(e.prompt), "chosen": whole(e), "rejected": whole(e, 1), "system": None}

@@ -77,7 +77,8 @@ def test_equal_lengths_stay_as_they_are_and_unequal_ones_do_not():
 
 def test_attention_over_a_long_row_is_weighed_against_padding():
     lengths = np.array([40, 25, 25, 25, 25])
-    narrow, wide = plan_packing(lengths, 40, 2), plan_packing(lengths, 40, 4096)
+    narrow = plan_packing(lengths, 40, 2)
+    wide = plan_packing(lengths, 40, 4096)
     assert wide is not None and (
         narrow is None or narrow.source_PC.shape[1] < wide.source_PC.shape[1]
     )

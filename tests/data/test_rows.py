@@ -23,7 +23,8 @@ def _padded(rows: list[list[int]]) -> np.ndarray:
     train_on_prompt=st.booleans(),
 )
 def test_labels_are_the_response_and_nothing_else(rows, train_on_prompt):
-    prompts, responses = [p for p, _ in rows], [r for _, r in rows]
+    prompts = [p for p, _ in rows]
+    responses = [r for _, r in rows]
     batch = make_rows(_padded(prompts), _padded(responses), PAD_ID, train_on_prompt)
     width = max(len(p) + len(r) for p, r in rows)
     for row, (prompt, response) in enumerate(rows):
@@ -82,7 +83,8 @@ def test_micro_batches_hold_every_row_once_in_order(n_rows, size):
 
 @pytest.mark.parametrize("name", ["input_ids", "attention_mask", "labels", "ids"])
 def test_a_fingerprint_changes_with_any_value_and_only_then(name):
-    batch, changed = _batch(), _batch()
+    batch = _batch()
+    changed = _batch()
     assert fingerprint(batch) == fingerprint(changed)
     changed[name][-1] += 1
     assert fingerprint(batch) != fingerprint(changed)

@@ -142,7 +142,8 @@ def test_a_pass_is_permuted_once(monkeypatch):
 
 
 def test_drawing_batches_leaves_the_global_random_state_alone():
-    source, before = _source(), torch.random.get_rng_state()
+    source = _source()
+    before = torch.random.get_rng_state()
     source.batch(5)
     assert torch.equal(before, torch.random.get_rng_state())
 
@@ -200,7 +201,8 @@ def test_a_resumed_stream_ends_its_epoch_as_the_first_run():
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_loader_goes_on_from_epoch_to_epoch(num_workers):
-    run, whole = Run(num_workers), [_ids(batch) for batch in _stream(_source(), 3)]
+    run = Run(num_workers)
+    whole = [_ids(batch) for batch in _stream(_source(), 3)]
     assert [[_ids(batch) for batch in run.epoch()] for _ in range(3)] == [
         whole[:3],
         whole[3:6],
@@ -210,7 +212,8 @@ def test_a_loader_goes_on_from_epoch_to_epoch(num_workers):
 
 @pytest.mark.parametrize("finished", [1, 3, 5])
 def test_a_loader_begins_at_the_current_step_of_the_run(finished):
-    run, whole = Run(), [_ids(batch) for batch in _stream(_source(), 3)]
+    run = Run()
+    whole = [_ids(batch) for batch in _stream(_source(), 3)]
     run.finished = finished
     assert [_ids(batch) for _ in range(3 - finished // 3) for batch in run.epoch()] == whole[
         finished:
@@ -219,7 +222,8 @@ def test_a_loader_begins_at_the_current_step_of_the_run(finished):
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_prefetched_but_unused_batches_are_given_again(num_workers):
-    run, whole = Run(num_workers), [_ids(batch) for batch in _stream(_source(), 3)]
+    run = Run(num_workers)
+    whole = [_ids(batch) for batch in _stream(_source(), 3)]
     next(iter(run.loader))
     assert [_ids(batch) for batch in run.epoch(limit=2)] == whole[:2]
     assert [_ids(batch) for batch in run.epoch()] == whole[2:3]
@@ -239,7 +243,8 @@ def test_two_workers_give_the_same_batches_as_none(start):
             DataLoader(Stream(_source(), 5, start, 0, 1), batch_size=None, num_workers=num_workers)
         )
 
-    alone, shared = epoch(0), epoch(2)
+    alone = epoch(0)
+    shared = epoch(2)
     assert len(alone) == len(shared) == 5 - start
     for one, two in zip(alone, shared, strict=True):
         assert all(torch.equal(one[name], two[name]) for name in one)
@@ -310,7 +315,8 @@ def test_evaluation_batches_are_as_wide_as_their_rows(n_rows, batch_size, world_
 
 
 def test_evaluation_rows_are_as_wide_as_their_longest_sequence():
-    short, long = _pool(4), _pool(4)
+    short = _pool(4)
+    long = _pool(4)
     long |= {
         name: torch.cat([long[name], long[name][:, :2]], 1)
         for name in ("input_ids", "attention_mask", "labels")

@@ -46,7 +46,8 @@ def folder(tmp_path_factory):
     """A tokenizer, and small files of every kind."""
     folder = tmp_path_factory.mktemp("text")
     make_tokenizer("gemma").save_pretrained(folder / "tokenizer")
-    ask, answer = (lambda d: f"How do I make {d}?"), (lambda d: f"Take some {d} and cook it.")
+    ask = lambda d: f"How do I make {d}?"
+    answer = lambda d: f"Take some {d} and cook it."
     files = {
         "user": [{"instruction": f"Say {d}.", "output": d} for d in DISHES],
         "harmful": [{"prompt": ask(d), "completion": answer(d)} for d in DISHES[:6]],
@@ -237,7 +238,8 @@ def test_preference_pairs_put_the_chosen_answer_first(
 
 def test_kto_rows_have_their_mark_and_the_answer_of_another_row(make):
     data = make(TextKTO, train="kto")
-    own, other = _stream(data, "kto", 0), _stream(data, "kto", 1)
+    own = _stream(data, "kto", 0)
+    other = _stream(data, "kto", 1)
     assert own == [(ASKED[i][0], (REFUSAL, ASKED[i][1])[i % 2]) for i in range(8)]
     assert [question for question, _ in other] == [question for question, _ in own]
     assert sorted(answer for _, answer in other) == sorted(answer for _, answer in own)

@@ -40,7 +40,8 @@ def folder(tmp_path_factory):
     """A model folder and files."""
     folder = tmp_path_factory.mktemp("fits")
     model_folder(folder / "model")
-    say, cook = [f"Say {d}." for d in DISHES], [f"How do I make {d}?" for d in DISHES]
+    say = [f"Say {d}." for d in DISHES]
+    cook = [f"How do I make {d}?" for d in DISHES]
     answers = [{"prompt": q, "completion": d * 2} for q, d in zip(say, DISHES, strict=True)]
     recipes = [{"prompt": q, "completion": f"Take {d}."} for q, d in zip(cook, DISHES, strict=True)]
     rows = {

@@ -179,7 +179,8 @@ def _tiny_gguf(path: Path) -> dict[str, np.ndarray]:
         writer.add_pad_token_id(2),
     )
     writer.add_chat_template("{% for m in messages %}{{ m['content'] }}{% endfor %}")
-    random, q4 = np.random.default_rng(0), gguf.GGMLQuantizationType.Q4_1
+    random = np.random.default_rng(0)
+    q4 = gguf.GGMLQuantizationType.Q4_1
     dense = {
         "token_embd.weight": random.normal(size=(len(words), 32)),
         "output.weight": random.normal(size=(len(words), 32)),
