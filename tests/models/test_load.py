@@ -15,7 +15,7 @@ from temper.models import NetworkSpec
 from temper.models.folder import tokenizer_folder
 from temper.models.load import check_network, hidden_size
 from temper.models.lora import save_adapter
-from tests.models.networks import LORA, TOKENIZER, build, logits, save_base
+from tests.models.networks import LORA, TOKENIZER, build, logits
 
 HUB = "some-org/some-model"
 
@@ -28,12 +28,6 @@ class Bomb:
 
     def __reduce__(self):
         return Path.touch, (self.marker,)
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    """A folder with a network; tests must not write to it."""
-    return save_base(tmp_path_factory.mktemp("load") / "base")
 
 
 @pytest.fixture

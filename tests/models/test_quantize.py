@@ -13,27 +13,12 @@ from transformers import AutoModelForCausalLM
 from temper.errors import TemperError
 from temper.models import AdapterOff, FrozenCopy, LoRASpec, NetworkSpec
 from temper.models.load import check_network
-from temper.models.lora import merged_copy, save_adapter
+from temper.models.lora import merged_copy
 from temper.models.quantize import is_quantized
-from tests.models.networks import IDS, LORA, build, disturb, gradients, logits, save_base
+from tests.models.networks import IDS, LORA, build, disturb, gradients, logits
 
 pytest.importorskip("bitsandbytes")
 KINDS = ["nf4", "int8"]
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    """A folder with a network."""
-    return save_base(tmp_path_factory.mktemp("quantized") / "base")
-
-
-@pytest.fixture(scope="module")
-def adapter(base) -> Path:
-    """A folder with a trained adapter on it."""
-    folder = base.parent / "adapter"
-    folder.mkdir()
-    save_adapter(disturb(build(base, lora=LORA)), folder)
-    return folder
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

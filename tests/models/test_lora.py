@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,25 +12,10 @@ from temper.errors import TemperError
 from temper.models import AdapterOff, LoRASpec, NetworkSpec
 from temper.models.load import check_network
 from temper.models.lora import combine_adapters, disable_trained_adapter, merged_copy, save_adapter
-from tests.models.networks import IDS, LORA, TOKENIZER, build, disturb, gradients, logits, save_base
+from tests.models.networks import IDS, LORA, TOKENIZER, build, disturb, gradients, logits
 
 # Another rank and scale; one target layer in common with LORA.
 OTHER = LoRASpec(rank=3, alpha=5, targets=["v_proj", "up_proj"])
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    """A folder with a network."""
-    return save_base(tmp_path_factory.mktemp("adapters") / "base")
-
-
-@pytest.fixture(scope="module")
-def adapter(base) -> Path:
-    """A folder with a trained adapter on `base`, without a tokenizer: the base has that."""
-    folder = base.parent / "adapter"
-    folder.mkdir()
-    save_adapter(disturb(build(base, lora=LORA)), folder)
-    return folder
 
 
 @pytest.fixture
