@@ -59,6 +59,7 @@ def test_a_flag_is_never_abbreviated(refused, flag):
         ("trainer.accumulate_grad_batches", "4", "--model.init_args.micro_batch_size"),
         ("trainer.precision", "16-mixed", "bf16-mixed"),
         ("trainer.strategy", "fsdp", "did you mean 'fsdp2'?"),
+        ("trainer.strategy", "fsdp", "auto, ddp"),
         ("trainer.strategy", "deepspeed", "auto, ddp"),
         ("trainer.strategy", "deepspeed_stage_3", "did you mean 'zero3'?"),
     ],

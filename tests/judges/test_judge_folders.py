@@ -11,14 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from temper.errors import TemperError
 from temper.judges import GuardLM, SequenceClassifier
-from tests.judges.models import classifier_folder, lm_folder, words_tokenizer
-
-CHAT = "{% for m in messages %}{{ m.content }} {% endfor %}"
-
-
-@pytest.fixture(scope="module")
-def lm(tmp_path_factory) -> Path:
-    return lm_folder(tmp_path_factory.mktemp("lm"), CHAT)
+from tests.judges.models import CHAT, classifier_folder, lm_folder, words_tokenizer
 
 
 def _refusal(judge) -> str:

@@ -10,12 +10,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from temper.errors import TemperError
 from temper.judges import GuardLM, Judgement, SequenceClassifier, YesNoLM
-from tests.judges.models import classifier_folder, lm_folder, words_tokenizer
+from tests.judges.models import CHAT, classifier_folder, lm_folder, words_tokenizer
 
-CHAT = (
-    "{% for m in messages %}{{ 'User: ' if m.role == 'user' else 'Agent: ' }}{{ m.content }} {%"
-    " endfor %}Verdict:"
-)
 PROMPTS = ["please bake bread", "soup", "please boil soup in the pot", "cake"]
 RESPONSES = ["in the oven with cake", "no", "sorry", "bake the bread in the oven please please"]
 NAMES = {0: "burnt", 1: "fine", 2: "salty"}
@@ -51,11 +47,6 @@ def multi_label(tmp_path_factory):
 @pytest.fixture(scope="module")
 def classes(tmp_path_factory):
     return classifier_folder(tmp_path_factory.mktemp("classes"), num_labels=3, id2label=NAMES)
-
-
-@pytest.fixture(scope="module")
-def lm(tmp_path_factory):
-    return lm_folder(tmp_path_factory.mktemp("lm"), CHAT)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 16])

@@ -90,9 +90,9 @@ def test_several_times_almost_nothing_is_no_collapse():
 
 
 def test_the_guards_update_waits_for_no_number():
-    with FakeTensorMode():  # a fake tensor has no value: reading one raises
+    with FakeTensorMode():  # such tensors have no values, and reading one raises
         guard = CollapseGuard(3.0)
         for _ in range(3):
-            guard.update(torch.tensor(1.0))
+            guard.update(torch.ones(()))
         with pytest.raises(DataDependentOutputException):
             float(guard.running)

@@ -16,18 +16,9 @@ from temper.models.folder import tokenizer_folder
 from temper.models.load import check_network, hidden_size
 from temper.models.lora import save_adapter
 from tests.models.networks import LORA, TOKENIZER, build, logits
+from tests.pickles import Bomb
 
 HUB = "some-org/some-model"
-
-
-class Bomb:
-    """A harmless payload: loading a pickle of it creates a file."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self):
-        return Path.touch, (self.marker,)
 
 
 @pytest.fixture

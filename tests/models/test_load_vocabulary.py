@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import BPE, Unigram
+from torch import nn
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from temper.errors import TemperError
@@ -50,14 +51,15 @@ def _save(folder: Path, tokenizer: PreTrainedTokenizerFast, embeddings: int) -> 
     return folder
 
 
-def _load(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    build_network(NetworkSpec(path=str(folder)), tokenizer)
+def _load(folder: Path, tokenizer: PreTrainedTokenizerFast) -> nn.Module:
+    return build_network(NetworkSpec(path=str(folder)), tokenizer)
 
 
 @pytest.mark.parametrize("make", [_bpe, _unigram])
 def test_the_tokenizer_of_the_folder_is_accepted(tmp_path, make):
     folder = _save(tmp_path, make(), 7)
-    _load(folder, PreTrainedTokenizerFast.from_pretrained(folder))
+    network = _load(folder, PreTrainedTokenizerFast.from_pretrained(folder))
+    assert network.config.vocab_size == 7
 
 
 def test_a_tokenizer_may_have_added_tokens_with_an_embedding(tmp_path):
@@ -79,7 +81,8 @@ def test_the_networks_own_tokenizer_may_have_extra_tokens(tmp_path):
     """Gemma 3 has an image token, for which its text-only network has no embedding."""
     more = _bpe()
     more.add_special_tokens({"additional_special_tokens": ["<image>"]})
-    _load(_save(tmp_path, more, 7), more)
+    assert len(more) == 8
+    assert _load(_save(tmp_path, more, 7), more).config.vocab_size == 7
 
 
 @pytest.mark.parametrize(
