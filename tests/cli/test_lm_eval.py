@@ -55,7 +55,4 @@ def test_the_synthetic_language_is_refused_for_english_tasks(refused):
         "datasets"
     ).disable_progress_bars()  # shown where the task's rows are not in the cache yet
     line = refused(verb="validate", trainer=SETTINGS[:2])
-    assert line.startswith(
-        "UtilityEvaluation.tasks: in 20 of the first 20 rows of 'colours' the tokenizer makes the"
-        " same tokens of"
-    )
+    assert line.startswith("UtilityEvaluation.tasks: in 20 of the first 20 rows of 'colours' ")

@@ -241,10 +241,7 @@ def test_templates_that_cannot_be_used_are_refused(tmp_path):
     tokenizer = make_tokenizer(None)
     with pytest.raises(
         TemperError,
-        match=(
-            r"template=auto: the tokenizer has no chat template of its own; choose alpaca, plain,"
-            r" or a path"
-        ),
+        match="template=auto: the tokenizer has no chat template .*alpaca, plain",
     ):
         ChatFormat(tokenizer)
     with pytest.raises(
@@ -268,13 +265,11 @@ def test_templates_that_cannot_be_used_are_refused(tmp_path):
     (tmp_path / "first.jinja").write_text(
         "{{ messages[-1].content[0] }}{% for m in messages %}{{ m.content }}{% endfor %}"
     )
-    with pytest.raises(TemperError, match="the text around turn 2 depends on what the turn says"):
+    with pytest.raises(TemperError, match="the text around turn 2 depends on"):
         ChatFormat(tokenizer, str(tmp_path / "first.jinja")).encode(USER, "Mix.")
     with pytest.raises(
         TemperError,
-        match=(
-            "neither it nor the tokenizer has a token that ends an answer; set tokenizer.eos_token"
-        ),
+        match=r"no.* token that ends an answer; set tokenizer\.eos_token",
     ):
         ChatFormat(make_tokenizer("bare", eos_token=None))
 

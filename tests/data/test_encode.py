@@ -99,7 +99,7 @@ def test_the_answer_is_cut_from_the_right_with_its_end_token(chat):
     assert chat.stop_ids[0] not in [i for i, t in zip(row.ids[0], row.trained[0], strict=True) if t]
     rows, report = _encode(chat, [LONG, SHORT], 60, "right")
     assert len(rows) == report.cut == 1 and report.unanswered == 1
-    assert "1 of 2 rows (1 of them cut), 1 left out (nothing of the answer left); " in str(report)
+    assert str(report).startswith("1 of 2 rows (1 of them cut), 1 left out (")
 
 
 @given(max_length=st.integers(2, 220), truncation=st.sampled_from(["drop", "left", "right"]))

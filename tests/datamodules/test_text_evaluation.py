@@ -119,7 +119,7 @@ def test_without_evaluation_prompts_nothing_is_validated(make):
     assert set(data.fingerprints()) == {"train", "eval"}
     with pytest.raises(
         TemperError,
-        match="there are no evaluation prompts; give a file of unsafe, safe or task prompts",
+        match="no evaluation prompts; give a file of unsafe, safe or task prompts",
     ):
         make(TextSupervised, setup="validate", train="user")
 

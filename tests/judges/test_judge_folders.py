@@ -48,9 +48,8 @@ def test_an_index_that_points_out_of_the_folder_is_refused(lm, tmp_path):
         json.dumps({"weight_map": {"lm_head.weight": "../other.safetensors"}})
     )
     line = _refusal(GuardLM(str(folder)))
-    assert (
-        line == f"GuardLM.path={folder}: model.safetensors.index.json names '../other.safetensors',"
-        " which is not inside the folder; do not use this model"
+    assert line.startswith(
+        f"GuardLM.path={folder}: model.safetensors.index.json names '../other.safetensors', "
     )
 
 

@@ -46,8 +46,7 @@ def test_weights_in_a_pickle_are_refused_unread(folder, tmp_path, name):
     (folder / name).write_bytes(pickle.dumps({"weights": Bomb(tmp_path / "marker")}))
     _refused(
         folder,
-        rf"network\.path=.*: {name} is a pickle, and reading one can run any code.*save_pretrained"
-        r" writes safetensors",
+        rf"network\.path=.*: {name} is a pickle, .*any code.*save_pretrained",
     )
     assert not (tmp_path / "marker").exists()
     pickle.loads((folder / name).read_bytes())
@@ -137,8 +136,7 @@ def test_an_index_that_points_out_of_the_folder_is_refused(folder, tmp_path, fil
     _shard(folder, {"a": 1} if file is None else file)
     _refused(
         folder,
-        r"model\.safetensors\.index\.json names .*, which is not inside the folder; do not use this"
-        r" model",
+        r"model\.safetensors\.index\.json names .* not inside the folder",
     )
 
 
@@ -186,7 +184,7 @@ def test_errors_of_the_hub_are_part_of_the_message(monkeypatch):
     check_network(spec)  # checks before a run download nothing
     with pytest.raises(
         TemperError,
-        match=r"the hub did not give a model of that name: the hub; check name, network and access",
+        match=r"the hub did not give .*: the hub; check name, network and access",
     ):
         build(HUB, local_files_only=False)
 

@@ -144,8 +144,7 @@ def _refused(
 def test_neither_path_nor_shape_is_refused():
     _refused(
         NetworkSpec(),
-        r"model\.init_args\.network: neither of path and shape given; set exactly one, for"
-        r" example --",
+        r"model\.init_args\.network: neither of path and shape given; .*--",
     )
 
 
@@ -176,8 +175,7 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
     (tmp_path / "model.safetensors").touch()
     _refused(
         NetworkSpec(path=str(tmp_path)),
-        r"no tokenizer\.json in it; save the tokenizer beside the model"
-        r" \(tokenizer\.save_pretrained\)",
+        r"no tokenizer\.json in it; .*tokenizer\.save_pretrained",
     )
 
 
@@ -222,8 +220,7 @@ def test_an_adapter_whose_base_is_missing_is_refused(adapter, tmp_path, base_nam
     )
     _refused(
         NetworkSpec(path=str(tmp_path)),
-        r"its adapter_config\.json names the base .*, which is no folder and not in the hub cache;"
-        r" .*base_model_name_or_path",
+        r"its adapter_config\.json names the base .* hub cache; .*base_model_name_or_path",
     )
 
 

@@ -69,10 +69,7 @@ def test_a_tokenizer_may_have_added_tokens_with_an_embedding(tmp_path):
     _load(_save(tmp_path / "wide", _bpe(), 8), more)
     with pytest.raises(
         TemperError,
-        match=(
-            r"its vocabulary \(7 tokens, 7 embeddings\) is not the data's \(8 tokens\), first at"
-            r" token '<turn>'"
-        ),
+        match=r"\(7 tokens, 7 embeddings\) .*\(8 tokens\), first at token '<turn>'",
     ):
         _load(_save(tmp_path / "narrow", _bpe(), 7), more)
 
@@ -97,10 +94,7 @@ def test_a_token_with_another_id_is_refused(tmp_path, other, first):
     folder = _save(tmp_path, _bpe(), 7)
     with pytest.raises(
         TemperError,
-        match=(
-            rf"network\.path=.*: its vocabulary .* first at token {first}; use the tokenizer of"
-            r" this folder"
-        ),
+        match=rf"network\.path=.*: its vocabulary .* first at token {first}; ",
     ):
         _load(folder, _bpe(other))
 
@@ -110,10 +104,7 @@ def test_a_pad_token_without_an_embedding_is_refused(tmp_path):
     folder = _save(tmp_path, late, 6)
     with pytest.raises(
         TemperError,
-        match=(
-            r"the pad token '<pad>' has the id 6, and the network 6 embeddings; .*pad_token ="
-            r" tokenizer\.eos_token"
-        ),
+        match=r"'<pad>' has the id 6, .* 6 embeddings; .*pad_token = tokenizer\.eos_token",
     ):
         _load(folder, late)
 
@@ -121,9 +112,7 @@ def test_a_pad_token_without_an_embedding_is_refused(tmp_path):
 def test_a_tokenizer_in_other_files_is_read_by_transformers(tmp_path):
     folder = _save(tmp_path / "a", _bpe(), 7)
     shutil.move(folder / "tokenizer.json", tmp_path / "kept.json")
-    with pytest.raises(
-        TemperError, match=r"no tokenizer\.json in it; save the tokenizer beside the model"
-    ):
+    with pytest.raises(TemperError, match=r"no tokenizer\.json in it; save the tokenizer"):
         _load(folder, _bpe())
     (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(WORDS)}))
     (folder / "merges.txt").write_text("#version: 0.2\na b\n")
