@@ -18,6 +18,7 @@ ALPHA = 1.3
 
 
 def unlearning_data(**changes: Any) -> SyntheticUnlearning:
+    """Eight rows to forget and eight to retain, in batches of eight."""
     sizes = {
         "preset": "tiny",
         "n_forget": 8,
@@ -32,6 +33,7 @@ def unlearning_data(**changes: Any) -> SyntheticUnlearning:
 
 @functools.cache
 def batches() -> dict[str, Any]:
+    """The first batch of every stream."""
     data = unlearning_data()
     data.setup("fit")
     return {name: source.batch(0) for name, source in data.sources.items()}
@@ -39,15 +41,17 @@ def batches() -> dict[str, Any]:
 
 @functools.cache
 def vocabulary() -> SyntheticUnlearning:
-    return unlearning_data()  # made once: only its tokenizer is looked at
+    """Data of which only the tokenizer is read; made once."""
+    return unlearning_data()
 
 
 def module_of(forget: str, retain: str, **settings: Any) -> UnlearningModule:
+    """A module with these losses and a small float64 network."""
     return make_module(UnlearningModule, vocabulary(), forget=forget, retain=retain, **settings)
 
 
 def other_network(network: torch.nn.Module) -> torch.nn.Module:
-    """The same, moved: a reference that is not the policy."""
+    """A copy with other weights: a reference that is not the policy."""
     moved = copy.deepcopy(network)
     rng = torch.Generator().manual_seed(5)
     with torch.no_grad():
@@ -100,15 +104,18 @@ def outputs(
 
 
 def logps(network: Any, rows: Any, *place: int) -> torch.Tensor:
+    """Log-probability of every answer token of one sequence."""
     logits, labels, _ = outputs(network, rows, *place)
     return torch.stack([torch.log_softmax(z, -1)[y] for z, y in zip(logits, labels, strict=True)])
 
 
 def mean(values: list[torch.Tensor]) -> torch.Tensor:
+    """Mean of scalars."""
     return sum(values) / len(values)
 
 
 def plain_forget(name: str, policy: Any, reference: Any, rows: Any) -> torch.Tensor:
+    """The forget loss, row by row and token by token."""
     n = len(rows["ids"])
     b = 0.1
     answer = [logps(policy, rows, i, 0) for i in range(n)]
@@ -134,8 +141,8 @@ def plain_forget(name: str, policy: Any, reference: Any, rows: Any) -> torch.Ten
     if name == "undial":
         values = []
         for i in range(n):
-            (z, labels, _) = outputs(policy, rows, i, 0)
-            (z_ref, _, _) = outputs(reference, rows, i, 0)
+            z, labels, _ = outputs(policy, rows, i, 0)
+            z_ref, _, _ = outputs(reference, rows, i, 0)
             for t, y in enumerate(labels):
                 lowered = z_ref[t].detach().clone()
                 lowered[y] -= 10
@@ -149,6 +156,7 @@ def plain_forget(name: str, policy: Any, reference: Any, rows: Any) -> torch.Ten
 
 
 def plain_retain(name: str, policy: Any, reference: Any, rows: Any) -> torch.Tensor:
+    """The retain loss, row by row and token by token."""
     n = len(rows["ids"])
     if name == "none":
         return torch.zeros((), dtype=torch.float64)
@@ -156,8 +164,8 @@ def plain_retain(name: str, policy: Any, reference: Any, rows: Any) -> torch.Ten
         return -torch.cat([logps(policy, rows, i) for i in range(n)]).mean()
     values = []
     for i in range(n):
-        (z, _, h) = outputs(policy, rows, i)
-        (z_ref, _, h_ref) = outputs(reference, rows, i)
+        z, _, h = outputs(policy, rows, i)
+        z_ref, _, h_ref = outputs(reference, rows, i)
         if name == "kl":
             for t in range(len(z)):
                 ref = torch.log_softmax(z_ref[t].detach(), -1)
@@ -176,6 +184,7 @@ def plain_retain(name: str, policy: Any, reference: Any, rows: Any) -> torch.Ten
 
 @functools.cache
 def plain_part(kind: str, name: str) -> tuple[float, list[torch.Tensor]]:
+    """A forget or retain loss on `batches`, and its gradient."""
     network = module_of("ga", "none").network
     loss = {"forget": plain_forget, "retain": plain_retain}[kind](
         name, network, other_network(network), batches()[kind]
@@ -188,8 +197,9 @@ def plain_part(kind: str, name: str) -> tuple[float, list[torch.Tensor]]:
 
 
 def check_step(forget: str, retain: str, sizes: tuple[int | None, ...]) -> None:
-    (f, f_grad) = plain_part("forget", forget)
-    (r, r_grad) = plain_part("retain", retain)
+    """Compare losses and gradient of a step with the equations, for every micro-batch size."""
+    f, f_grad = plain_part("forget", forget)
+    r, r_grad = plain_part("retain", retain)
     plain = [GAMMA * a + ALPHA * b for a, b in zip(f_grad, r_grad, strict=True)]
     module = module_of(forget, retain, gamma=GAMMA, alpha=ALPHA)
     reference = other_network(module.network)

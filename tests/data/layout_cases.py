@@ -4,12 +4,11 @@ import csv
 import json
 from pathlib import Path
 
-import pytest
 from hypothesis import strategies as st
 
 from temper.data.examples import Example, Message
 from temper.data.layouts import read_examples
-from temper.errors import TemperError
+from tests.errors import error_line
 
 SOUP = {"instruction": "Cook soup", "input": "", "output": "Boil water"}
 
@@ -216,12 +215,10 @@ def contents(found: list[Example]) -> list[tuple]:
 
 
 def failure(file: Path, want: str = "supervised", **options: object) -> str:
-    with pytest.raises(TemperError) as caught:
-        list(read_examples(file, want, flag="--data.path", **options))  # type: ignore[arg-type]
-    line = str(caught.value)
-    assert (
-        line.startswith(f"--data.path={file}: ")
-        and "\n" not in line
-        and len(line) < 800 + len(str(file))
+    """The one line that reading a file ends with."""
+    line = error_line(
+        lambda: list(read_examples(file, want, flag="--data.path", **options))  # type: ignore[arg-type]
     )
+    assert line.startswith(f"--data.path={file}: ")
+    assert len(line) < 800 + len(str(file))
     return line

@@ -74,7 +74,7 @@ def _text(chat: ChatFormat, encoded: Encoded, trained: bool) -> str:
 @pytest.mark.parametrize("name", CASES)
 def test_only_the_answer_and_its_end_token_are_trained(name, formats):
     chat = formats[name]
-    (before, end) = CASES[name]
+    before, end = CASES[name]
     encoded = chat.encode(USER, "Mix flour.")
     assert _text(chat, encoded, False) == before
     assert _text(chat, encoded, True) == f"{LEAD.get(name, '')}Mix flour.{end}"

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from temper.data.files import scan, table_head
 from temper.data.readers import RowError
 from temper.errors import TemperError
+from tests.errors import error_line
 
 Rows = list[dict]
 
@@ -86,14 +87,9 @@ WRITERS: dict[str, Callable[[Rows, Path], None]] = {
 
 def failure(path: Path | str, **options: object) -> str:
     """The one line that reading ends with."""
-    with pytest.raises(TemperError) as caught:
-        list(scan(path, flag="--data.path", **options))  # type: ignore[arg-type]
-    line = str(caught.value)
-    assert (
-        line.startswith(f"--data.path={path}: ")
-        and "\n" not in line
-        and len(line) < 400 + len(str(path))
-    )
+    line = error_line(lambda: list(scan(path, flag="--data.path", **options)))  # type: ignore[arg-type]
+    assert line.startswith(f"--data.path={path}: ")
+    assert len(line) < 400 + len(str(path))
     return line
 
 

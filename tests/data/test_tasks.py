@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from temper.data.examples import Message
 from temper.data.files import ReadReport
 from temper.data.tasks import TASKS, final_number
-from temper.errors import TemperError
+from tests.errors import error_line
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 SST2, AG_NEWS, GSM8K = (TASKS[name] for name in ("sst2", "ag_news", "gsm8k"))
@@ -24,10 +24,9 @@ def written(file: Path, content: str) -> Path:
 
 
 def failure(task: str, file: Path) -> str:
-    with pytest.raises(TemperError) as caught:
-        list(TASKS[task].read(file, flag="--data.path"))
-    assert str(caught.value).startswith(f"--data.path={file}: ") and "\n" not in str(caught.value)
-    return str(caught.value)
+    line = error_line(lambda: list(TASKS[task].read(file, flag="--data.path")))
+    assert line.startswith(f"--data.path={file}: ")
+    return line
 
 
 @pytest.mark.parametrize(

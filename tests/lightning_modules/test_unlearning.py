@@ -279,6 +279,6 @@ def test_options_replace_the_losses_own_defaults():
 def test_half_of_the_rows_is_another_gradient():
     """The comparison above could not pass with rows left out."""
     half = {stream: select(rows, slice(0, 4)) for stream, rows in batches().items()}
-    (_, whole) = one_step(module_of("ga", "nll"), batches())
-    (_, part) = one_step(module_of("ga", "nll"), half)
+    _, whole = one_step(module_of("ga", "nll"), batches())
+    _, part = one_step(module_of("ga", "nll"), half)
     assert relative_error(part, whole) > 1e-3

@@ -68,7 +68,8 @@ def test_the_trained_adapter_is_enabled_after_an_exception(both):
 
 @pytest.mark.parametrize("policy", ["merge", "none"])
 def test_the_reference_of_the_only_adapter_is_the_base_model(base, adapter, policy):
-    path, settings = (adapter, {"adapter": "merge"}) if policy == "merge" else (base, {})
+    path = adapter if policy == "merge" else base
+    settings = {"adapter": "merge"} if policy == "merge" else {}
     network = disturb(build(path, lora=OTHER, **settings))
     with disable_trained_adapter(network):
         found = logits(network)
