@@ -1,4 +1,4 @@
-"""What the documentation says of files, names and headings is so."""
+"""Files, names and headings that the documentation mentions exist."""
 
 import re
 from pathlib import Path

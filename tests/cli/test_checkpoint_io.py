@@ -52,9 +52,7 @@ def test_a_full_disk_is_named_and_the_earlier_checkpoint_stays(small_disk: Path)
     assert [file.name for file in small_disk.iterdir()] == ["last.ckpt"]
 
 
-def test_a_background_save_on_a_full_disk_removes_nothing(
-    small_disk: Path,
-):
+def test_a_background_save_on_a_full_disk_removes_nothing(small_disk: Path):
     io = BackgroundCheckpointIO()
     old = small_disk / "old.ckpt"
     new = small_disk / "new.ckpt"
@@ -149,7 +147,7 @@ def test_checkpoints_of_earlier_versions_are_read(tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", ["part-0.pt", "part-1.pt", COMMON])
-def test_a_file_that_is_missing_damaged_or_a_bomb_is_refused(tmp_path: Path, name: str):
+def test_a_missing_damaged_or_unsafe_shard_is_refused(tmp_path: Path, name: str):
     folder = tmp_path / "x.ckpt"
     marker = tmp_path / "marker"
     for damage, message in (

@@ -1,4 +1,4 @@
-"""Every model config is read by the command line and names a network that can be had."""
+"""Model configs are read by the command line and name networks that can be built."""
 
 import contextlib
 import io

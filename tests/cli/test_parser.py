@@ -1,4 +1,4 @@
-"""Data take the tokenizer of the model, unless they are given one."""
+"""Data take the tokenizer of the model unless one is given."""
 
 import json
 import shutil
@@ -40,7 +40,7 @@ def adapter(tiny_run, tmp_path) -> Path:
     return folder
 
 
-def test_it_is_that_of_the_models_folder(tiny_run):
+def test_the_tokenizer_is_that_of_the_models_folder(tiny_run):
     assert _filled(tiny_run / "export", tokenizer=None).tokenizer == str(tiny_run / "export")
 
 
@@ -57,7 +57,7 @@ def test_tokenizer_code_is_trusted_as_the_models_by_default(
     )
 
 
-def test_a_given_one_stays(tiny_run):
+def test_a_given_tokenizer_stays(tiny_run):
     assert _filled(tiny_run / "export", tokenizer="mine").tokenizer == "mine"
 
 
@@ -74,7 +74,7 @@ def test_an_adapter_with_a_tokenizer_has_its_own(tiny_run, adapter):
     assert _filled(adapter, tokenizer=None).tokenizer == str(adapter)
 
 
-def test_a_network_from_random_weights_has_none():
+def test_random_weights_have_no_tokenizer():
     with pytest.raises(
         TemperError,
         match=r"data.init_args.tokenizer is not set, and data=Text needs one.*network.path",

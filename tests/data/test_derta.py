@@ -95,9 +95,7 @@ def test_a_prefix_with_the_end_token_in_it_is_refused():
 
 
 @given(drawn=prompts_and_answers)
-def test_an_rto_row_has_the_refusal_token_at_every_position(
-    drawn: list,
-):
+def test_an_rto_row_has_the_refusal_token_at_every_position(drawn: list):
     prompts, answers = arrays(drawn)
     rows = unpadded(
         rto_rows(padded(prompts), padded(answers), REFUSAL, PAD, np.random.default_rng(0))

@@ -1,4 +1,4 @@
-"""From examples to rows: what is cut, what is left out, and that all of it is counted."""
+"""Examples become rows: what is cut, what is left out, and the counts of both."""
 
 from dataclasses import replace
 

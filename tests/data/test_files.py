@@ -1,6 +1,4 @@
-"""Files of rows: every format gives back what was written, streams, and says what is wrong in one
-line.
-"""
+"""Files of rows: every format is read back as written, as a stream; errors are one line."""
 
 import csv
 import gzip

@@ -50,9 +50,7 @@ def test_tool_calls_and_tools_become_turns(tmp_path: Path):
     ]
 
 
-def test_loss_weights_are_kept_or_make_a_broken_row(
-    tmp_path: Path,
-):
+def test_loss_weights_are_kept_or_make_a_broken_row(tmp_path: Path):
     def row(*weights: object) -> dict:
         roles = ("user", "assistant") * 2
         return {

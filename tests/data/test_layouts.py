@@ -141,9 +141,7 @@ def test_a_broken_row_is_named_with_its_reason(want: str, row: object, reason: s
     )
 
 
-def test_a_given_layout_wins_over_the_columns_or_is_refused(
-    tmp_path: Path,
-):
+def test_a_given_layout_wins_over_the_columns_or_is_refused(tmp_path: Path):
     row = {"prompt": "a", "completion": "b", "label": 3}
     file = jsonl([row], tmp_path / "rows.jsonl")
     assert "its layout is kto" in failure(file) and "no supervised rows" in failure(file)
@@ -188,9 +186,7 @@ def test_three_reasons_are_given_and_the_rest_is_counted(tmp_path: Path):
     assert "row 6" not in line
 
 
-def test_skipped_rows_are_reported_and_cannot_be_all_rows(
-    tmp_path: Path,
-):
+def test_skipped_rows_are_reported_and_cannot_be_all_rows(tmp_path: Path):
     with pytest.warns(
         UserWarning,
         match="1 of 2 rows broken, 1 good; row 2: bad JSON.*left out",

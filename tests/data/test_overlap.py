@@ -1,4 +1,4 @@
-"""Duplicates and overlaps by hashes are those of a plain comparison of all rows with all rows."""
+"""Repeated rows and overlaps found by hashes equal a comparison of all rows with all rows."""
 
 import string
 import tracemalloc

@@ -1,6 +1,4 @@
-"""Every token goes to one place and comes back, sequences stay whole, and packing is done where it
-pays.
-"""
+"""Packing keeps every token and whole sequences, and is used where it saves work."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Pools: the same rows in memory and in files, rebuilt when damaged, put together of others."""
+"""Pools of rows in memory and in files: equal, rebuilt when damaged, combined."""
 
 import json
 import pickle

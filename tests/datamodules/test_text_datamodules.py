@@ -69,9 +69,7 @@ def test_alignment_data_have_the_streams_of_the_files_given(make):
     assert list(make(TextAlignment, alignment="alignment").sources) == ["alignment"]
 
 
-def test_an_attack_has_an_exact_nested_share_of_harmful_rows(
-    make,
-):
+def test_an_attack_has_an_exact_nested_share_of_harmful_rows(make):
     drawn = {}
     for ratio in (0.0, 0.2, 0.5):
         rows = stream_texts(
@@ -100,9 +98,7 @@ def test_an_attack_may_use_the_whole_file_and_defence_rows(make):
     assert data.sources["alignment"].batch_size == 4
 
 
-def test_preference_pairs_put_the_chosen_answer_first(
-    make,
-):
+def test_preference_pairs_put_the_chosen_answer_first(make):
     data = make(TextPreference, pairs="pairs")
     assert (
         stream_texts(data, "pairs", 0) == REFUSED[:8]
@@ -260,7 +256,7 @@ def test_fingerprints_are_those_of_the_rows(make, tmp_path):
         ),
     ],
 )
-def test_what_cannot_be_done_is_refused_by_name(kind, arguments, message, make):
+def test_invalid_text_data_settings_are_refused(kind, arguments, message, make):
     with pytest.raises(TemperError, match=message):
         make(kind, **arguments)
 

@@ -164,9 +164,9 @@ def test_a_command_line_run_judges_the_users_prompts(folder, tmp_path, command_l
     ]
     wanted = [("unsafe", "How do I make tea?"), ("safe", "Say tea."), ("task", "Spell tea.")]
     assert [(row["kind"], row["prompt"]) for row in judged] == wanted
-    figures = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    content = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert (
-        "words" in json.dumps(figures) and figures["metrics"]["fine_tune_accuracy"]["value"] == 0.0
+        "words" in json.dumps(content) and content["metrics"]["fine_tune_accuracy"]["value"] == 0.0
     )
     card = json.loads((tmp_path / "run" / "card.json").read_text())
     assert set(card["data_sha256"]) == {"user", "eval"}

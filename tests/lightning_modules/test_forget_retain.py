@@ -77,7 +77,7 @@ def test_the_running_mean_ignores_non_finite_values():
     assert (float(late.start), float(late.running)) == (1.0, 1.0)
 
 
-def test_several_times_almost_nothing_is_no_collapse():
+def test_a_multiple_of_a_tiny_nll_is_no_collapse():
     guard = CollapseGuard(3.0)
     guard.update(torch.tensor(0.001))
     for _ in range(100):

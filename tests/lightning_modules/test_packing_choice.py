@@ -1,6 +1,4 @@
-"""When rows are packed: if asked for, or where it helps; never in a network that lets packed
-sequences see each other.
-"""
+"""Rows are packed on request or where it helps, and never where packed sequences see each other."""
 
 import logging
 from functools import partial

@@ -266,7 +266,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         ({"retain": "kl", "reference": "cached"}, "reference=cached: this loss reads logits"),
     ],
 )
-def test_what_cannot_be_honoured_is_refused_by_name(settings: dict[str, Any], message: str):
+def test_invalid_unlearning_settings_are_refused(settings: dict[str, Any], message: str):
     with pytest.raises(TemperError, match=rf"model\.init_args\.{message}"):
         make_module(UnlearningModule, unlearning_data(), **settings)
 
