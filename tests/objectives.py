@@ -146,17 +146,6 @@ def global_batches(data: SyntheticAlignment, steps: int) -> list[dict[str, Batch
     ]
 
 
-__all__ = [
-    "fit",
-    "global_batches",
-    "make_data",
-    "make_module",
-    "plain_gradient",
-    "plain_regulariser",
-    "trainable",
-]
-
-
 # -- comparing weights
 
 

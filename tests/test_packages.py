@@ -53,5 +53,7 @@ def test_another_deepspeed_is_refused(monkeypatch, version, message):
 
 
 def test_the_supported_deepspeed_is_accepted(monkeypatch):
-    monkeypatch.setattr(packages, "version", lambda name: "0.19.8")
+    asked = []
+    monkeypatch.setattr(packages, "version", lambda name: asked.append(name) or "0.19.8")
     check_deepspeed()
+    assert asked == ["deepspeed"]

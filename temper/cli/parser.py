@@ -49,7 +49,16 @@ class TemperParser(LightningArgumentParser):
     """LightningArgumentParser whose errors are one line and end in a suggestion."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        #: Names of the classes whose arguments are options of this parser. Each class that a config
+        #: names has a parser of its own.
+        self.classes: list[str] = []
         super().__init__(*args, **(kwargs | {"allow_abbrev": False, "parser_mode": MODE}))
+
+    def add_class_arguments(self, class_type: Any, *args: Any, **kwargs: Any) -> list[str]:
+        """As in jsonargparse; keeps the name of the class for errors."""
+        self.classes.append(getattr(class_type, "__name__", str(class_type)))
+        added: list[str] = super().add_class_arguments(class_type, *args, **kwargs)
+        return added
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print one line and exit with status 2."""
@@ -66,7 +75,7 @@ class TemperParser(LightningArgumentParser):
     def _explain(self, name: str, message: str) -> str:
         if "File does not exist" in message:
             return _missing_config(os.path.relpath(name))
-        if moved := moved_option(name, message):
+        if moved := moved_option(name, self.classes):
             return moved
         close = suggest(name, {*self._known_flags(), *_known_names()})
         hint = f"see {self.prog.split(' [')[0]} --help"

@@ -7,6 +7,7 @@ in CHANGELOG.md, under "Renamed", is `as_markdown`.
 
 import functools
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -106,17 +107,17 @@ def moved_config(path: str) -> str | None:
     return None
 
 
-def moved_option(name: str, message: str) -> str | None:
+def moved_option(name: str, classes: Collection[str]) -> str | None:
     """What took the place of an option that a class does not accept; None if there is nothing.
 
     Args:
         name: The option, with or without the keys before it.
-        message: The parser's error, which names the class.
+        classes: Names of the classes that were asked for it.
     """
     last = name.rpartition(".")[2]
     for renamed in OPTIONS:
         kind, _, option = renamed.old.partition(".")
-        if option == last and f".{kind}" in message:
+        if option == last and kind in classes:
             return f"option {option!r} of {kind} was moved; give {renamed.new}"
     return None
 

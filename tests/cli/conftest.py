@@ -1,4 +1,4 @@
-"""What a refusal must look like."""
+"""The check of a refusal: one line, exit status 2, and nothing trained."""
 
 from collections.abc import Callable
 from pathlib import Path

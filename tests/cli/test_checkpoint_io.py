@@ -15,11 +15,7 @@ from temper.cli.checkpoint_io import AtomicCheckpointIO, BackgroundCheckpointIO
 from temper.cli.checks import check_checkpoint
 from temper.errors import TemperError
 from temper.sharded_checkpoint import COMMON, ShardedCheckpoint, is_sharded, save_shard
-
-
-class Bomb:
-    def __reduce__(self):
-        return (os.system, ("true",))
+from tests.pickles import Bomb
 
 
 @pytest.fixture
@@ -40,38 +36,38 @@ def small_disk(tmp_path: Path):
     subprocess.run(["umount", folder], check=True)
 
 
-def weights(value: float, n: int = 200_000) -> dict[str, torch.Tensor]:
+def plain_weights(value: float, n: int = 200_000) -> dict[str, torch.Tensor]:
     return {"weight": torch.full((n,), value)}
 
 
 def test_a_full_disk_is_named_and_the_earlier_checkpoint_stays(small_disk: Path):
     io = AtomicCheckpointIO()
     path = small_disk / "last.ckpt"
-    io.save_checkpoint(weights(1.0), path)
+    io.save_checkpoint(plain_weights(1.0), path)
     with pytest.raises(
         TemperError, match=r"last.ckpt could not be written \(.*No space left.* MiB are free there"
     ):
-        io.save_checkpoint(weights(2.0, 900_000), path)
-    assert torch.equal(io.load_checkpoint(path)["weight"], weights(1.0)["weight"])
+        io.save_checkpoint(plain_weights(2.0, 900_000), path)
+    assert torch.equal(io.load_checkpoint(path)["weight"], plain_weights(1.0)["weight"])
     assert [file.name for file in small_disk.iterdir()] == ["last.ckpt"]
 
 
-def test_in_the_background_the_full_disk_is_named_at_the_end_and_nothing_is_removed(
-    small_disk: Path,
-):
+def test_a_background_save_on_a_full_disk_removes_nothing(small_disk: Path):
     io = BackgroundCheckpointIO()
     old = small_disk / "old.ckpt"
     new = small_disk / "new.ckpt"
-    io.save_checkpoint(weights(1.0), old)
-    io.save_checkpoint(weights(2.0, 900_000), new)
+    io.save_checkpoint(plain_weights(1.0), old)
+    io.save_checkpoint(plain_weights(2.0, 900_000), new)
     io.remove_checkpoint(old)  # as ModelCheckpoint does once it has saved another
     with pytest.raises(TemperError, match="No space left"):
         io.teardown()
-    assert torch.equal(AtomicCheckpointIO().load_checkpoint(old)["weight"], weights(1.0)["weight"])
+    assert torch.equal(
+        AtomicCheckpointIO().load_checkpoint(old)["weight"], plain_weights(1.0)["weight"]
+    )
     assert not new.exists()
 
 
-def test_in_the_background_a_checkpoint_holds_the_values_at_the_call(
+def test_a_background_save_holds_the_values_at_the_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     released = threading.Event()
@@ -83,13 +79,15 @@ def test_in_the_background_a_checkpoint_holds_the_values_at_the_call(
 
     monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", slow)
     io = BackgroundCheckpointIO()
-    state = weights(1.0)
+    state = plain_weights(1.0)
     io.save_checkpoint(state, tmp_path / "a.ckpt")
     state["weight"].fill_(7.0)
     assert not (tmp_path / "a.ckpt").exists()
     released.set()
     io.teardown()
-    assert torch.equal(io.load_checkpoint(tmp_path / "a.ckpt")["weight"], weights(1.0)["weight"])
+    assert torch.equal(
+        io.load_checkpoint(tmp_path / "a.ckpt")["weight"], plain_weights(1.0)["weight"]
+    )
 
 
 SHAPES = {"a": [3, 4], "b": [5]}
@@ -149,16 +147,18 @@ def test_checkpoints_of_earlier_versions_are_read(tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", ["part-0.pt", "part-1.pt", COMMON])
-def test_a_file_that_is_missing_damaged_or_a_bomb_is_refused(tmp_path: Path, name: str):
+def test_a_missing_damaged_or_unsafe_shard_is_refused(tmp_path: Path, name: str):
     folder = tmp_path / "x.ckpt"
+    marker = tmp_path / "marker"
     for damage, message in (
         (lambda file: file.write_bytes(file.read_bytes()[:100]), "damaged"),
-        (lambda file: torch.save({"x": Bomb()}, file), "can run any code"),
+        (lambda file: torch.save({"x": Bomb(marker)}, file), "can run any code"),
     ):
         write_sharded(folder)
         damage(folder / name)
         with pytest.raises(TemperError, match=message):
             check_checkpoint(str(folder))
+    assert not marker.exists()
     if name != COMMON:
         write_sharded(folder)
         (folder / name).unlink()
@@ -180,7 +180,7 @@ def test_shards_that_do_not_add_up_are_refused(tmp_path: Path):
         ShardedCheckpoint(tmp_path / "x.ckpt").whole("weights", "a")
 
 
-def test_a_sharded_checkpoint_is_refused_where_a_single_file_is_read(tmp_path: Path):
+def test_a_sharded_checkpoint_is_refused_as_a_single_file(tmp_path: Path):
     write_sharded(tmp_path / "x.ckpt")
     with pytest.raises(TemperError, match="a sharded checkpoint"):
         AtomicCheckpointIO().load_checkpoint(tmp_path / "x.ckpt")

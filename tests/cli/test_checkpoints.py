@@ -8,23 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.pickles import Bomb
+
 CHECKPOINTS = (
     "--trainer.enable_checkpointing=true",
     "--trainer.callbacks+=ModelCheckpoint",
     "--trainer.callbacks.save_last=true",
     "--trainer.callbacks.every_n_train_steps=1",
 )
-BOOSTER = ("--config=configs/objective/booster.yaml",)
-
-
-class Bomb:
-    """A harmless payload: reading a pickle of it writes a file."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self):
-        return Path.touch, (self.marker,)
+BOOSTER = ("--config=configs/objective/held_booster.yaml",)  # it holds vectors between steps
 
 
 def _last(folder: Path) -> Path:

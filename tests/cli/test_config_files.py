@@ -53,7 +53,7 @@ def _assert_holds(found: Any, asked: Any, where: str = "") -> None:
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_every_config_of_the_project_composes_and_keeps_what_it_says(config, print_config):
+def test_every_config_of_the_project_composes(config, print_config):
     kind = Path(config).parts[1]
     layers = [f"configs/{layer}/{name}.yaml" for layer, name in LAYERS.items()]
     resolved = print_config(
@@ -81,7 +81,7 @@ def _with(layers: list[str], kind: str, config: str) -> list[str]:
     return [c for layer in layers for c in (replaced if Path(layer).parts[1] == kind else [layer])]
 
 
-def test_of_several_files_the_later_wins_and_the_rest_of_the_earlier_stays(temper, tmp_path):
+def test_a_later_config_file_overrides_only_the_keys_it_has(temper, tmp_path):
     for name, text in {"a": "max_steps: 3, log_every_n_steps: 7", "b": "max_steps: 1"}.items():
         (tmp_path / f"{name}.yaml").write_text(f"trainer: {{{text}}}\n")
     temper(
@@ -135,7 +135,7 @@ def test_other_settings_keep_the_config_of_the_run_before(temper, tmp_path):
     assert steps == {"config.1.yaml": 1, "config.2.yaml": 2, "config.yaml": 3}
 
 
-def test_a_validation_keeps_its_config_beside_that_of_the_training(temper, tmp_path):
+def test_a_validation_keeps_the_config_of_the_training(temper, tmp_path):
     temper("fit", tmp_path)
     before = (tmp_path / "config.yaml").read_text()
     temper("validate", tmp_path, model=tmp_path / "export")
@@ -144,6 +144,6 @@ def test_a_validation_keeps_its_config_beside_that_of_the_training(temper, tmp_p
     assert saved["model"]["init_args"]["network"]["path"] == str(tmp_path / "export")
 
 
-def test_without_a_logger_the_metrics_go_straight_into_the_run_folder(tiny_run):
+def test_without_a_logger_metrics_go_into_the_run_folder(tiny_run):
     assert (tiny_run / "metrics.csv").read_text().splitlines()[0].count("loss/instruct") == 1
     assert not (tiny_run / "lightning_logs").exists()

@@ -87,7 +87,7 @@ def test_every_verb_has_help(name, capsys):
     assert capsys.readouterr().out.startswith("usage: ")
 
 
-def test_a_verb_gets_the_words_after_it_and_its_status_is_passed_on(verb):
+def test_a_verb_gets_its_words_and_passes_on_its_status(verb):
     seen = []
 
     def run(words):

@@ -80,7 +80,8 @@ def test_an_adapter_folder_is_merged_without_training(temper, command_line, tiny
 
 
 def test_an_adapter_in_a_checkpoint_is_exported_alone(temper, command_line, tiny_run, tmp_path):
-    run, out = tmp_path / "run", tmp_path / "out"
+    run = tmp_path / "run"
+    out = tmp_path / "out"
     temper("fit", run, *LORA, "--trainer.enable_checkpointing=true", model=tiny_run / "export")
     command_line(
         "export",

@@ -1,4 +1,4 @@
-"""Where metrics go."""
+"""Metrics in files, TensorBoard, W&B and MLflow, and where each logger writes them."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +22,7 @@ def _events(folder: Path) -> dict[str, list[float]]:
     }
 
 
-def test_figures_go_to_csv_and_tensorboard(temper, tmp_path):
+def test_metrics_go_to_csv_and_tensorboard(temper, tmp_path):
     pytest.importorskip("tensorboard")
     temper("fit", tmp_path)
     header, *rows = (
@@ -70,7 +70,7 @@ def test_the_run_folders_logger_comes_first(tmp_path):
     assert Path(first.log_dir) == Path("run") and isinstance(second, TensorBoardLogger)
 
 
-def test_no_logger_at_all_is_none_at_all(temper, tmp_path):
+def test_loggers_can_be_switched_off(temper, tmp_path):
     temper("fit", tmp_path, "--trainer.logger=false")
     assert not (tmp_path / "metrics.csv").exists() and not (tmp_path / "tensorboard").exists()
 
@@ -100,7 +100,7 @@ def installed(monkeypatch):
 
 
 @pytest.mark.usefixtures("installed")
-def test_files_of_wandb_go_into_the_run_folder_unless_another_is_named(tmp_path):
+def test_wandb_writes_into_the_run_folder_by_default(tmp_path):
     for given, expected in ((".", str(tmp_path)), ("elsewhere", "elsewhere")):
         config = _config("WandbLogger", tmp_path, save_dir=given)
         prepare_loggers(config)
@@ -108,7 +108,7 @@ def test_files_of_wandb_go_into_the_run_folder_unless_another_is_named(tmp_path)
 
 
 @pytest.mark.usefixtures("installed")
-def test_mlflow_has_its_database_in_the_run_folder_unless_a_server_is_named(tmp_path):
+def test_mlflow_writes_into_the_run_folder_by_default(tmp_path):
     config = _config(
         "MLFlowLogger",
         tmp_path / "run",
@@ -141,14 +141,13 @@ def test_a_logger_that_is_missing_is_named_even_among_others(monkeypatch, tmp_pa
         prepare_loggers(config)
 
 
-def test_what_was_filled_in_does_not_stick_to_the_saved_config(
-    temper, tmp_path, monkeypatch, installed
-):
+def test_filled_in_settings_are_not_saved_in_the_config(temper, tmp_path, monkeypatch, installed):
     class WandbLogger(CSVLogger):
         def __init__(self, save_dir: str = ".") -> None:
             super().__init__(save_dir, name="wandb", version="")
 
-    WandbLogger.__module__, WandbLogger.__qualname__ = "lightning.pytorch.loggers", "WandbLogger"
+    WandbLogger.__module__ = "lightning.pytorch.loggers"
+    WandbLogger.__qualname__ = "WandbLogger"
     monkeypatch.setattr("lightning.pytorch.loggers.WandbLogger", WandbLogger)
     (tmp_path / "own.yaml").write_text(
         "trainer: {logger: [{class_path: lightning.pytorch.loggers.WandbLogger}]}\n"
@@ -188,7 +187,7 @@ def test_a_resumed_run_keeps_the_rows_from_before(temper, tmp_path):
     )
 
 
-def test_a_run_that_begins_anew_begins_a_new_file(temper, tmp_path):
+def test_a_new_run_begins_a_new_metrics_file(temper, tmp_path):
     temper("fit", tmp_path, "--trainer.max_steps=3")
     temper("fit", tmp_path, "--trainer.max_steps=1")
     assert set(_rows(tmp_path, "loss/instruct")) == {"0"}

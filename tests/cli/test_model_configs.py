@@ -1,4 +1,4 @@
-"""Every model config is read by the command line and names a network that can be had."""
+"""Model configs are read by the command line and name networks that can be built."""
 
 import contextlib
 import io
@@ -63,7 +63,8 @@ def _read(config: Path, command_line) -> dict:
 
 
 def _spec(network: dict) -> NetworkSpec:
-    lora, shape = network.pop("lora"), network.pop("shape")
+    lora = network.pop("lora")
+    shape = network.pop("shape")
     return NetworkSpec(
         **network,
         lora=LoRASpec(**lora) if lora else None,

@@ -23,14 +23,17 @@ def test_the_streams_of_the_objective_are_shown(temper, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_no_weights_are_loaded_and_no_model_needs_to_be_there(temper, tmp_path, monkeypatch):
+def test_no_weights_are_loaded_and_no_model_needs_to_be_there(
+    temper, tmp_path, monkeypatch, capsys
+):
     import lightning_modules.base
 
     monkeypatch.setattr(lightning_modules.base, "build_network", None)
     temper("preview", tmp_path / "run", "--limit=64", model=tmp_path / "nowhere")
+    assert "SyntheticInstruct for SFTModule" in capsys.readouterr().out
 
 
-def test_what_the_config_asks_of_a_device_does_not_matter(temper, tmp_path):
+def test_what_the_config_asks_of_a_device_does_not_matter(temper, tmp_path, capsys):
     temper(
         "preview",
         tmp_path / "run",
@@ -39,6 +42,7 @@ def test_what_the_config_asks_of_a_device_does_not_matter(temper, tmp_path):
         "--trainer.devices=8",
         "--trainer.precision=16-mixed",
     )
+    assert "SyntheticInstruct for SFTModule" in capsys.readouterr().out
 
 
 def test_the_page_is_written_where_it_was_asked_for(temper, tmp_path, capsys):
@@ -49,7 +53,7 @@ def test_the_page_is_written_where_it_was_asked_for(temper, tmp_path, capsys):
     assert f"written to {tmp_path / 'page.html'}" in capsys.readouterr().out
 
 
-def test_streams_of_another_kind_of_data_are_shown_by_their_own_names(command_line, capsys):
+def test_every_stream_is_shown_by_its_own_name(command_line, capsys):
     command_line(
         "preview",
         *PAIRS,

@@ -59,18 +59,17 @@ def test_a_flag_is_never_abbreviated(refused, flag):
         ("trainer.accumulate_grad_batches", "4", "--model.init_args.micro_batch_size"),
         ("trainer.precision", "16-mixed", "bf16-mixed"),
         ("trainer.strategy", "fsdp", "did you mean 'fsdp2'?"),
+        ("trainer.strategy", "fsdp", "auto, ddp"),
         ("trainer.strategy", "deepspeed", "auto, ddp"),
         ("trainer.strategy", "deepspeed_stage_3", "did you mean 'zero3'?"),
     ],
 )
-def test_an_option_that_cannot_be_honoured_is_refused_with_what_to_use_instead(
-    refused, flag, value, instead
-):
+def test_an_unsupported_trainer_option_names_an_alternative(refused, flag, value, instead):
     line = refused(f"--{flag}={value}")
     assert f"{flag}={value}" in line and instead in line
 
 
-def test_a_missing_config_file_is_named_with_the_one_that_was_meant(refused):
+def test_a_missing_config_file_gets_a_suggestion(refused):
     line = refused("--config=configs/model/tyni.yaml")
     assert "--config=configs/model/tyni.yaml" in line and "'configs/model/tiny.yaml'" in line
 
@@ -155,7 +154,7 @@ def test_data_without_the_stream_of_the_objective_are_refused(refused):
     )
 
 
-def test_a_model_with_another_vocabulary_than_the_data_is_refused(refused, tiny_run):
+def test_a_model_with_another_vocabulary_is_refused(refused, tiny_run):
     line = refused("--data.init_args.preset=small", model=tiny_run / "export")
     assert f"model.init_args.network.path={tiny_run / 'export'}" in line
     assert "25 tokens" in line and "36 tokens" in line and "data.init_args.preset" in line
@@ -175,7 +174,7 @@ def test_a_tokenizer_without_a_pad_token_is_refused(refused, monkeypatch):
     assert "no pad token" in line and "tokenizer.pad_token = tokenizer.eos_token" in line
 
 
-def test_an_error_of_the_program_is_not_taken_for_one_of_the_user(temper, tmp_path, monkeypatch):
+def test_a_bug_is_not_reported_as_an_invalid_setting(temper, tmp_path, monkeypatch):
     from datamodules import SyntheticInstruct
 
     def broken(self, stage):

@@ -7,7 +7,6 @@ import pytest
 import yaml
 
 from temper.cli import renamed
-from temper.cli.parser import TemperParser
 from temper.cli.renamed import CLASSES, CONFIGS, OPTIONS, as_markdown, translated
 
 ROOT = Path(__file__).parents[2]
@@ -39,7 +38,7 @@ def test_a_moved_config_has_existing_files_in_its_place(pair):
         assert (ROOT / file).is_file()
 
 
-def test_class_paths_are_translated_wherever_they_stand_and_said_once(capsys):
+def test_class_paths_are_translated_at_any_depth_and_noted_once(capsys):
     old = {"judges": [{"class_path": "temper.judges.yes_no.YesNoLM", "init_args": {"path": "x"}}]}
     new = {"judges": [{"class_path": "temper.judges.YesNoLM", "init_args": {"path": "x"}}]}
     assert translated(old) == new
@@ -73,7 +72,7 @@ def test_a_saved_config_with_old_class_paths_trains(command_line, tiny_run, tmp_
     assert plugin["class_path"] == "temper.cli.checkpoint_io.BackgroundCheckpointIO"
 
 
-def test_an_old_class_path_as_a_flag_is_refused_with_the_new_one(refused):
+def test_an_old_class_path_as_a_flag_is_refused(refused):
     line = refused("--model=lightning_modules.safe_instruct.SafeInstructModule")
     assert line == (
         "lightning_modules.safe_instruct.SafeInstructModule was renamed;"
@@ -81,10 +80,8 @@ def test_an_old_class_path_as_a_flag_is_refused_with_the_new_one(refused):
     )
 
 
-@pytest.mark.parametrize(
-    "pair", [pair for pair in CONFIGS if "experiment" in pair.old], ids=lambda pair: pair.old
-)
-def test_a_config_file_that_was_replaced_is_refused_with_the_new_ones(pair, refused):
+@pytest.mark.parametrize("pair", CONFIGS, ids=lambda pair: pair.old)
+def test_a_replaced_config_file_is_refused_with_the_new_ones(pair, refused):
     assert not (ROOT / pair.old).exists()
     assert refused(f"--config={pair.old}") == (
         f"--config={pair.old}: this file was replaced; give {pair.new}"
@@ -92,17 +89,27 @@ def test_a_config_file_that_was_replaced_is_refused_with_the_new_ones(pair, refu
 
 
 @pytest.mark.parametrize("pair", OPTIONS, ids=lambda pair: pair.old)
-def test_an_option_that_moved_to_another_class_is_refused_with_it(pair, capsys):
+def test_a_moved_option_is_refused_with_its_new_class(pair, refused, tmp_path):
     kind, option = pair.old.split(".")
-    message = (
-        f"Problem with given class_path 'lightning_modules.{kind}':\n"
-        f"  Validation failed: Option '{option}' is not accepted"
-    )
+    own = tmp_path / "own.yaml"
+    own.write_text(f"model: {{init_args: {{{option}: 4}}}}\n")
+    for words in ([f"--config={own}"], [f"--model.init_args.{option}=4"]):
+        line = refused("--config=configs/objective/booster.yaml", *words, data="alignment")
+        assert line == f"option {option!r} of {kind} was moved; give {pair.new}"
+
+
+def test_a_saved_config_with_a_moved_option_is_refused(command_line, tiny_run, tmp_path, capsys):
+    config = yaml.safe_load((tiny_run / "config.yaml").read_text())
+    config["model"]["class_path"] = "lightning_modules.BoosterModule"
+    config["model"]["init_args"] |= {"lam": 2.0, "alpha": 0.05, "refresh_every": 4}
+    (tmp_path / "old.yaml").write_text(yaml.safe_dump(config))
     with pytest.raises(SystemExit) as left:
-        TemperParser(prog="temper").error(message)
-    line = capsys.readouterr().err
+        command_line("fit", f"--config={tmp_path / 'old.yaml'}")
     assert left.value.code == 2
-    assert line == f"error: option '{option}' of {kind} was moved; give {pair.new}\n"
+    assert capsys.readouterr().err == (
+        "error: option 'refresh_every' of BoosterModule was moved; give"
+        " HeldBoosterModule.refresh_every with configs/objective/held_booster.yaml\n"
+    )
 
 
 def test_an_option_of_another_class_is_not_said_to_have_moved(refused):

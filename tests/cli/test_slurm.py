@@ -1,4 +1,4 @@
-"""What the command line does differently inside a SLURM job."""
+"""Plugins, processes and resuming inside a SLURM job."""
 
 import os
 from pathlib import Path
@@ -57,7 +57,7 @@ def test_outside_of_a_job_nothing_changes(slurm):
     assert plugins() == []
 
 
-def test_what_the_user_chose_stays(slurm):
+def test_plugins_that_the_user_chose_are_kept(slurm):
     slurm()
     own = TorchElasticEnvironment()
     assert plugins(plugins=own) == [own]
@@ -70,7 +70,7 @@ def test_what_the_user_chose_stays(slurm):
         {"SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": None},
     ],
 )
-def test_a_single_task_starts_the_processes_of_its_devices_itself(slurm, changes):
+def test_a_single_task_starts_one_process_per_device(slurm, changes):
     """A stage of a study is one task with all the devices it asked for."""
     slurm(**changes)
     assert [type(one) for one in plugins(num_nodes=1)] == [LightningEnvironment]
@@ -116,7 +116,7 @@ def left(tmp_path) -> Path:
     return tmp_path
 
 
-def test_a_job_goes_on_from_the_newest_checkpoint_of_its_folder(left):
+def test_a_job_resumes_from_the_newest_checkpoint(left):
     assert resumed_from(left, CONFIG) == left / "hpc_ckpt_2.ckpt"
     (left / "hpc_ckpt_10.ckpt").mkdir()
     (left / ".hpc_ckpt_11.ckpt.1234").touch()  # half written
@@ -131,7 +131,7 @@ def test_a_job_goes_on_from_the_newest_checkpoint_of_its_folder(left):
     assert next_checkpoint(left).name == "hpc_ckpt_11.ckpt"
 
 
-def test_without_a_checkpoint_it_begins_anew(tmp_path):
+def test_a_job_without_a_checkpoint_begins_anew(tmp_path):
     assert (
         resumed_from(tmp_path / "none", CONFIG) is None
         and next_checkpoint(tmp_path).name == "hpc_ckpt_1.ckpt"
@@ -149,15 +149,13 @@ def test_a_class_that_was_renamed_is_the_same_training(left):
     ("old", "new", "name"),
     [("lam: 1.0", "lam: 2.0", "model.init_args.lam=1.0"), ("n: 3", "m: 3", "data.init_args.n=3")],
 )
-def test_a_job_does_not_go_on_from_another_trainings_checkpoint(left, old, new, name):
+def test_a_job_does_not_resume_from_another_training(left, old, new, name):
     with pytest.raises(TemperError, match="delete it to start from scratch") as refusal:
         resumed_from(left, CONFIG.replace(old, new))
     assert name in str(refusal.value) and "hpc_ckpt_2.ckpt" in str(refusal.value)
 
 
-def test_a_job_that_starts_again_goes_on_whatever_its_command_began_from(
-    slurm, temper, tmp_path, monkeypatch
-):
+def test_a_requeued_job_resumes_from_its_own_checkpoint(slurm, temper, tmp_path, monkeypatch):
     """Lightning takes ``--ckpt_path`` where it is given: a job queued again would begin from there
     each time.
     """

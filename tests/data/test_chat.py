@@ -72,8 +72,9 @@ def _text(chat: ChatFormat, encoded: Encoded, trained: bool) -> str:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_answer_and_its_end_token_are_trained_and_nothing_else(name, formats):
-    chat, (before, end) = formats[name], CASES[name]
+def test_only_the_answer_and_its_end_token_are_trained(name, formats):
+    chat = formats[name]
+    before, end = CASES[name]
     encoded = chat.encode(USER, "Mix flour.")
     assert _text(chat, encoded, False) == before
     assert _text(chat, encoded, True) == f"{LEAD.get(name, '')}Mix flour.{end}"
@@ -144,8 +145,10 @@ def _as_tokenized(text: str) -> str:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_all_turns_are_trained_if_asked_and_single_ones_as_the_file_says(name, formats):
-    chat, end, lead = formats[name], CASES[name][1], LEAD.get(name, "")
+def test_all_turns_or_those_marked_in_the_file_are_trained(name, formats):
+    chat = formats[name]
+    end = CASES[name][1]
+    lead = LEAD.get(name, "")
     first = (  # bare: a line break ends turns, which any text may hold
         f"{lead}Tomato soup.{end if name != 'bare' else ''}"
     )
@@ -165,7 +168,7 @@ def test_all_turns_are_trained_if_asked_and_single_ones_as_the_file_says(name, f
     )
 
 
-def test_alpaca_has_a_section_for_the_input_and_other_templates_a_paragraph(formats):
+def test_only_alpaca_has_a_section_for_the_input(formats):
     turn = [Message("user", "Name the dish.", input="Flour and water.")]
     text = formats["alpaca"].tokenizer.decode(formats["alpaca"].prompt_ids(turn))
     assert (
@@ -201,7 +204,7 @@ def test_a_system_message_has_a_place_everywhere(name, folds):
 
 
 @pytest.mark.parametrize("adds_bos", [False, True])
-def test_there_is_one_bos_where_the_template_or_the_tokenizer_wants_it(adds_bos, tmp_path):
+def test_there_is_one_bos_if_template_or_tokenizer_adds_it(adds_bos, tmp_path):
     tokenizer = make_tokenizer("llama3", adds_bos)
     (tmp_path / "own.jinja").write_text(
         "{{ bos_token }}{% for m in messages %}{{ m.content + eos_token }}{% endfor %}"
@@ -225,7 +228,7 @@ def test_there_is_one_bos_where_the_template_or_the_tokenizer_wants_it(adds_bos,
 
 
 @pytest.mark.parametrize("name", ["alpaca", "plain"])
-def test_saved_as_the_tokenizers_own_a_template_gives_the_same_tokens(name):
+def test_a_template_saved_with_the_tokenizer_gives_same_tokens(name):
     tokenizer = make_tokenizer(None, adds_bos=True)
     chat = ChatFormat(tokenizer, name)
     tokenizer.chat_template = chat.template
@@ -238,10 +241,7 @@ def test_templates_that_cannot_be_used_are_refused(tmp_path):
     tokenizer = make_tokenizer(None)
     with pytest.raises(
         TemperError,
-        match=(
-            r"template=auto: the tokenizer has no chat template of its own; choose alpaca, plain,"
-            r" or a path"
-        ),
+        match="template=auto: the tokenizer has no chat template .*alpaca, plain",
     ):
         ChatFormat(tokenizer)
     with pytest.raises(
@@ -265,18 +265,16 @@ def test_templates_that_cannot_be_used_are_refused(tmp_path):
     (tmp_path / "first.jinja").write_text(
         "{{ messages[-1].content[0] }}{% for m in messages %}{{ m.content }}{% endfor %}"
     )
-    with pytest.raises(TemperError, match="the text around turn 2 depends on what the turn says"):
+    with pytest.raises(TemperError, match="the text around turn 2 depends on"):
         ChatFormat(tokenizer, str(tmp_path / "first.jinja")).encode(USER, "Mix.")
     with pytest.raises(
         TemperError,
-        match=(
-            "neither it nor the tokenizer has a token that ends an answer; set tokenizer.eos_token"
-        ),
+        match=r"no.* token that ends an answer; set tokenizer\.eos_token",
     ):
         ChatFormat(make_tokenizer("bare", eos_token=None))
 
 
-def test_turns_that_a_template_refuses_are_an_error_with_its_words(formats):
+def test_turns_that_a_template_rejects_are_an_error(formats):
     with pytest.raises(
         TemperError,
         match=(

@@ -8,7 +8,10 @@ from hypothesis import strategies as st
 
 from temper.data.derta import prefix_lengths, prefix_rows, rto_rows
 
-PAD, REFUSAL, SORRY, END = 0, 6, 7, 2
+PAD = 0
+REFUSAL = 6
+SORRY = 7
+END = 2
 Rows = list[list[int]]
 
 prompts_and_answers = st.lists(
@@ -47,9 +50,7 @@ def unpadded(rows: dict[str, torch.Tensor]) -> list[tuple[list[int], list[int]]]
 
 
 @given(drawn=prompts_and_answers, seed=st.integers(0, 5))
-def test_a_prefix_row_is_prompt_prefix_and_refusal_with_labels_on_the_refusal_alone(
-    drawn: list, seed: int
-):
+def test_a_prefix_row_has_labels_on_the_refusal_alone(drawn: list, seed: int):
     prompts, answers = arrays(drawn)
     k = prefix_lengths(padded(answers), np.random.default_rng(seed))
     refusals = [[REFUSAL, SORRY, END] if i % 2 else [REFUSAL, END] for i in range(len(prompts))]
@@ -63,17 +64,18 @@ def test_a_prefix_row_is_prompt_prefix_and_refusal_with_labels_on_the_refusal_al
 
 
 @given(drawn=prompts_and_answers, seed=st.integers(0, 5))
-def test_a_third_of_the_prefixes_is_empty_and_none_reaches_the_end_token(drawn: list, seed: int):
+def test_a_third_of_the_prefixes_is_empty_and_none_ends(drawn: list, seed: int):
     answers = arrays(drawn)[1]
     k = prefix_lengths(padded(answers), np.random.default_rng(seed))
     assert (k == 0).sum() == round(len(answers) / 3)
     assert all(0 <= n <= len(answer) - 1 for n, answer in zip(k, answers, strict=True))
 
 
-def test_the_other_prefixes_are_uniform_over_the_lengths_of_their_answer():
+def test_other_prefix_lengths_are_uniform():
     answers = padded([[20] * 4 + [END]] * 6000 + [[20] * 2 + [END]] * 3000)
     k = prefix_lengths(answers, np.random.default_rng(0))
-    long, short = k[:6000], k[6000:]
+    long = k[:6000]
+    short = k[6000:]
     for kind, longest in ((long, 4), (short, 2)):
         counts = np.array([(kind == n).sum() for n in range(1, longest + 1)])
         expected = counts.sum() / longest
@@ -84,16 +86,16 @@ def test_the_other_prefixes_are_uniform_over_the_lengths_of_their_answer():
 
 
 def test_a_prefix_with_the_end_token_in_it_is_refused():
-    prompts, answers, refusals = padded([[10]]), padded([[20, END]]), padded([[REFUSAL, END]])
+    prompts = padded([[10]])
+    answers = padded([[20, END]])
+    refusals = padded([[REFUSAL, END]])
     for k in (2, -1):
         with pytest.raises(ValueError, match="all but the end token"):
             prefix_rows(prompts, answers, refusals, np.array([k]), PAD)
 
 
 @given(drawn=prompts_and_answers)
-def test_an_rto_row_is_the_whole_answer_with_the_refusal_token_at_every_response_position(
-    drawn: list,
-):
+def test_an_rto_row_has_the_refusal_token_at_every_position(drawn: list):
     prompts, answers = arrays(drawn)
     rows = unpadded(
         rto_rows(padded(prompts), padded(answers), REFUSAL, PAD, np.random.default_rng(0))
@@ -108,9 +110,7 @@ def test_an_rto_row_is_the_whole_answer_with_the_refusal_token_at_every_response
     keep=st.sampled_from([0.05, 0.3, 0.5, 0.9, 1.0]),
     seed=st.integers(0, 5),
 )
-def test_exactly_the_asked_share_of_the_response_positions_keeps_its_label(
-    drawn: list, keep: float, seed: int
-):
+def test_exactly_the_given_share_of_positions_keeps_labels(drawn: list, keep: float, seed: int):
     prompts, answers = arrays(drawn)
     rows = unpadded(
         rto_rows(padded(prompts), padded(answers), REFUSAL, PAD, np.random.default_rng(seed), keep)
@@ -127,7 +127,8 @@ def test_exactly_the_asked_share_of_the_response_positions_keeps_its_label(
 
 
 def test_kept_positions_are_drawn_from_all_of_them():
-    prompts, answers = padded([[10, 11]] * 4), padded([[20, 21, 22, END]] * 4)
+    prompts = padded([[10, 11]] * 4)
+    answers = padded([[20, 21, 22, END]] * 4)
     seen = sum(
         (
             rto_rows(prompts, answers, REFUSAL, PAD, np.random.default_rng(seed), 0.25)["labels"]

@@ -1,4 +1,4 @@
-"""From examples to rows: what is cut, what is left out, and that all of it is counted."""
+"""Examples become rows: what is cut, what is left out, and the counts of both."""
 
 from dataclasses import replace
 
@@ -28,10 +28,8 @@ def _encode(chat: ChatFormat, examples, max_length: int = 1000, truncation="drop
     return list(Encoder(chat, max_length, truncation, **settings).rows(examples, report)), report
 
 
-LONG, SHORT = (
-    _example("How do I bake bread? " * 8, "Mix flour."),
-    _example("Name a soup.", "Tomato soup with basil. " * 8),
-)
+LONG = _example("How do I bake bread? " * 8, "Mix flour.")
+SHORT = _example("Name a soup.", "Tomato soup with basil. " * 8)
 
 
 def test_rows_that_fit_are_taken_as_they_are_and_counted(chat):
@@ -73,7 +71,8 @@ def test_too_long_rows_are_left_out_under_drop(chat):
 
 
 def test_the_prompt_is_cut_from_the_left_and_keeps_its_bos(chat):
-    whole, (row,) = chat.encode(LONG.prompt, "Mix flour."), _encode(chat, [LONG], 60, "left")[0]
+    whole = chat.encode(LONG.prompt, "Mix flour.")
+    (row,) = _encode(chat, [LONG], 60, "left")[0]
     excess = len(whole.ids) - 60
     assert excess > 0 and row.ids == [[whole.ids[0], *whole.ids[1 + excess :]]]
     assert row.trained == [[False, *whole.trained[1 + excess :]]] and sum(row.trained[0]) == sum(
@@ -92,23 +91,19 @@ def test_the_prompt_is_cut_from_the_left_and_keeps_its_bos(chat):
 
 
 def test_the_answer_is_cut_from_the_right_with_its_end_token(chat):
-    whole, (row,) = (
-        chat.encode(SHORT.prompt, SHORT.answers[0]),
-        _encode(chat, [SHORT], 60, "right")[0],
-    )
+    whole = chat.encode(SHORT.prompt, SHORT.answers[0])
+    (row,) = _encode(chat, [SHORT], 60, "right")[0]
     assert (
         row.ids == [whole.ids[:60]] and row.trained == [whole.trained[:60]] and row.trained[0][-1]
     )
     assert chat.stop_ids[0] not in [i for i, t in zip(row.ids[0], row.trained[0], strict=True) if t]
     rows, report = _encode(chat, [LONG, SHORT], 60, "right")
     assert len(rows) == report.cut == 1 and report.unanswered == 1
-    assert "1 of 2 rows (1 of them cut), 1 left out (nothing of the answer left); " in str(report)
+    assert str(report).startswith("1 of 2 rows (1 of them cut), 1 left out (")
 
 
 @given(max_length=st.integers(2, 220), truncation=st.sampled_from(["drop", "left", "right"]))
-def test_no_row_is_too_long_none_is_without_an_answer_and_none_is_lost(
-    chat, max_length, truncation
-):
+def test_rows_fit_have_an_answer_and_all_are_counted(chat, max_length, truncation):
     pair = _example(
         "How do I bake bread? " * 8,
         "Mix flour.",

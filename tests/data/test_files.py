@@ -1,6 +1,4 @@
-"""Files of rows: every format gives back what was written, streams, and says what is wrong in one
-line.
-"""
+"""Files of rows: every format is read back as written, as a stream; errors are one line."""
 
 import csv
 import gzip
@@ -17,6 +15,7 @@ from hypothesis import strategies as st
 from temper.data.files import scan, table_head
 from temper.data.readers import RowError
 from temper.errors import TemperError
+from tests.errors import error_line
 
 Rows = list[dict]
 
@@ -63,7 +62,8 @@ def write_tsv(rows: Rows, file: Path) -> None:
 
 
 def write_parquet(rows: Rows, file: Path) -> None:
-    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
     parquet.write_table(pyarrow.Table.from_pylist(rows), file, row_group_size=2)
 
 
@@ -85,14 +85,9 @@ WRITERS: dict[str, Callable[[Rows, Path], None]] = {
 
 def failure(path: Path | str, **options: object) -> str:
     """The one line that reading ends with."""
-    with pytest.raises(TemperError) as caught:
-        list(scan(path, flag="--data.path", **options))  # type: ignore[arg-type]
-    line = str(caught.value)
-    assert (
-        line.startswith(f"--data.path={path}: ")
-        and "\n" not in line
-        and len(line) < 400 + len(str(path))
-    )
+    line = error_line(lambda: list(scan(path, flag="--data.path", **options)))  # type: ignore[arg-type]
+    assert line.startswith(f"--data.path={path}: ")
+    assert len(line) < 400 + len(str(path))
     return line
 
 
@@ -147,7 +142,7 @@ def test_turns_come_back_from_parquet_and_from_a_saved_dataset(tmp_path: Path):
         assert list(scan(tmp_path / name)) == list(enumerate(rows, start=1))
 
 
-def test_a_split_of_a_dataset_is_chosen_by_name_and_several_need_a_choice(tmp_path: Path):
+def test_one_of_several_splits_must_be_named(tmp_path: Path):
     datasets = pytest.importorskip("datasets")
     datasets.disable_progress_bars()
     train, test = ([{"prompt": f"{name} {n}"} for n in range(2)] for name in ("train", "test"))
@@ -165,7 +160,7 @@ def test_a_split_of_a_dataset_is_chosen_by_name_and_several_need_a_choice(tmp_pa
 
 
 @pytest.mark.parametrize("name", ["rows.json", "rows.jsonl", "rows.csv", "rows.tsv"])
-def test_gzip_a_byte_order_mark_and_dos_line_ends_change_nothing(name: str, tmp_path: Path):
+def test_gzip_byte_order_mark_and_crlf_change_nothing(name: str, tmp_path: Path):
     rows = [{"prompt": "crêpes", "output": "flour"}, {"prompt": "soup", "output": "water"}]
     WRITERS[name](rows, tmp_path / name)
     content = b"\xef\xbb\xbf" + (tmp_path / name).read_bytes().replace(b"\r\n", b"\n").replace(
@@ -176,7 +171,7 @@ def test_gzip_a_byte_order_mark_and_dos_line_ends_change_nothing(name: str, tmp_
     assert good(tmp_path / name) == good(tmp_path / f"{name}.gz") == rows
 
 
-def test_rows_may_lie_inside_an_object_and_json_lines_under_the_name_of_json(tmp_path: Path):
+def test_json_files_may_hold_an_object_or_json_lines(tmp_path: Path):
     rows = [{"prompt": "a"}, {"prompt": "b"}]
     file = tmp_path / "rows.json"
     for content in (
@@ -203,7 +198,7 @@ def test_a_file_is_not_held_in_memory(name: str, tmp_path: Path):
     assert n_rows == 4000 and peak < 2.5e6
 
 
-def test_blank_lines_are_passed_over_and_json_lines_are_numbered_as_in_an_editor(tmp_path: Path):
+def test_blank_lines_are_skipped_but_count_as_line_numbers(tmp_path: Path):
     (tmp_path / "rows.jsonl").write_text('\n{"a": 1}\n  \n{"a": 2}\n\n')
     (tmp_path / "rows.csv").write_text("a,b\n\n1,2\n\n3,4\n")
     assert list(scan(tmp_path / "rows.jsonl")) == [(2, {"a": 1}), (4, {"a": 2})]
@@ -213,7 +208,7 @@ def test_blank_lines_are_passed_over_and_json_lines_are_numbered_as_in_an_editor
     ]
 
 
-def test_a_line_of_3_mb_is_a_row_like_others_and_never_part_of_an_error(tmp_path: Path):
+def test_a_line_of_3_mb_is_a_row_and_is_not_put_into_errors(tmp_path: Path):
     long = "word " * 600_000
     for name in ("rows.json", "rows.jsonl", "rows.csv", "rows.tsv"):
         WRITERS[name]([{"prompt": long, "output": "x"}], tmp_path / name)
@@ -270,14 +265,12 @@ def test_a_broken_line_of_json_lines_costs_one_row(line: bytes, reason: str, tmp
         (b" \n", "holds no rows"),
     ],
 )
-def test_a_syntax_error_in_a_json_array_ends_the_file_and_says_where(
-    content: bytes, said: str, tmp_path: Path
-):
+def test_a_syntax_error_in_a_json_array_says_where(content: bytes, said: str, tmp_path: Path):
     (tmp_path / "rows.json").write_bytes(content)
     assert said in failure(tmp_path / "rows.json")
 
 
-def test_elements_of_an_array_that_are_no_objects_cost_one_row_each(tmp_path: Path):
+def test_an_array_element_that_is_no_object_is_one_broken_row(tmp_path: Path):
     (tmp_path / "rows.json").write_text('[{"a": 1}, 5, {"a": 2}]')
     assert broken(tmp_path / "rows.json") == {2: "wanted an object of columns, found a number"}
     assert good(tmp_path / "rows.json") == [{"a": 1}, {"a": 2}]
@@ -323,14 +316,15 @@ def test_tables_without_a_header_take_the_names_given(tmp_path: Path):
 
 
 def test_rows_of_parquet_that_are_no_utf8_cost_one_row(tmp_path: Path):
-    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
     column = pyarrow.array([b"a", b"\xff", b"c"], pyarrow.binary()).view(pyarrow.string())
     parquet.write_table(pyarrow.table({"prompt": column}), tmp_path / "rows.parquet")
     assert broken(tmp_path / "rows.parquet") == {2: "not UTF-8: byte 0xff"}
     assert good(tmp_path / "rows.parquet") == [{"prompt": "a"}, {"prompt": "c"}]
 
 
-def test_a_file_that_is_not_there_or_not_what_its_name_says_is_one_line(tmp_path: Path):
+def test_a_missing_or_misnamed_file_is_a_one_line_error(tmp_path: Path):
     write_jsonl([{"a": 1}], tmp_path / "rows.jsonl")
     assert f"no such file; did you mean '{tmp_path}/rows.jsonl'?" in failure(tmp_path / "row.jsonl")
     assert "no such file; accepted: .json" in failure(tmp_path / "quite" / "different")

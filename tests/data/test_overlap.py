@@ -1,4 +1,4 @@
-"""Duplicates and overlaps by hashes are those of a plain comparison of all rows with all rows."""
+"""Repeated rows and overlaps found by hashes equal a comparison of all rows with all rows."""
 
 import string
 import tracemalloc
@@ -81,7 +81,7 @@ def test_overlaps_are_those_of_a_comparison_of_all_with_all(a, b, n, chunk):
     )
 
 
-def test_eight_words_in_a_row_are_shared_whatever_stands_around_them():
+def test_eight_words_in_a_row_are_shared_in_any_context():
     recipe = "Whisk two eggs with a cup of cold milk"
     a = ["Bake bread.", f"First: {recipe.upper()}, then rest."]
     assert overlap(a, [f"Now {recipe}!"]).shared_cases == ((1, 2),)

@@ -1,6 +1,4 @@
-"""Every token goes to one place and comes back, sequences stay whole, and packing is done where it
-pays.
-"""
+"""Packing keeps every token and whole sequences, and is used where it saves work."""
 
 import numpy as np
 import pytest
@@ -44,7 +42,7 @@ def test_tokens_go_to_a_place_of_their_own_and_come_back(
 
 
 @given(LENGTHS, st.integers(0, 60))
-def test_first_fit_holds_every_sequence_once_and_no_row_overflows(lengths: np.ndarray, extra: int):
+def test_first_fit_holds_every_sequence_once_within_rows(lengths: np.ndarray, extra: int):
     capacity = int(lengths.max()) + extra
     bins = first_fit(lengths, capacity)
     assert sorted(row for members in bins for row in members) == list(range(len(lengths)))
@@ -77,7 +75,8 @@ def test_equal_lengths_stay_as_they_are_and_unequal_ones_do_not():
 
 def test_attention_over_a_long_row_is_weighed_against_padding():
     lengths = np.array([40, 25, 25, 25, 25])
-    narrow, wide = plan_packing(lengths, 40, 2), plan_packing(lengths, 40, 4096)
+    narrow = plan_packing(lengths, 40, 2)
+    wide = plan_packing(lengths, 40, 4096)
     assert wide is not None and (
         narrow is None or narrow.source_PC.shape[1] < wide.source_PC.shape[1]
     )

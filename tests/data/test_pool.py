@@ -1,4 +1,4 @@
-"""Pools: the same rows in memory and in files, rebuilt when damaged, put together of others."""
+"""Pools of rows in memory and in files: equal, rebuilt when damaged, combined."""
 
 import json
 import pickle
@@ -87,7 +87,8 @@ def _wanted(
 @pytest.mark.parametrize("k", [1, 2])
 @given(numbers=st.lists(st.integers(0, 8), min_size=1, max_size=5))
 def test_a_pool_in_files_gives_the_rows_that_were_written(k, numbers, tmp_path_factory):
-    rows, folder = _rows(9, k, flags=True), tmp_path_factory.mktemp("pools") / "pool"
+    rows = _rows(9, k, flags=True)
+    folder = tmp_path_factory.mktemp("pools") / "pool"
     pool = _pool(folder, rows)
     batch = pool[torch.tensor(numbers)]
     assert _read(batch, k) == _wanted(rows, numbers)
@@ -133,7 +134,8 @@ def test_loader_processes_change_no_batch(tmp_path):
 
 
 def test_a_fingerprint_is_that_of_the_rows_wherever_they_are(tmp_path):
-    one, other = _pool(tmp_path / "a", _rows(5)), _pool(tmp_path / "b", _rows(5))
+    one = _pool(tmp_path / "a", _rows(5))
+    other = _pool(tmp_path / "b", _rows(5))
     assert one.fingerprint() == other.fingerprint()
     changed = _rows(5)
     changed[3].trained[0][0] = True
@@ -155,7 +157,7 @@ def test_rows_are_made_once_for_a_key(tmp_path):
     assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
-def test_files_are_hashed_where_they_may_be_damaged_and_not_again(tmp_path, monkeypatch):
+def test_files_are_hashed_only_where_they_may_be_damaged(tmp_path, monkeypatch):
     hashed: list[str] = []
     original = module._sha256
     monkeypatch.setattr(module, "_sha256", lambda path: hashed.append(path.name) or original(path))
@@ -266,7 +268,9 @@ def test_rows_that_are_not_alike_are_refused(tmp_path):
 
 @given(numbers=st.lists(st.integers(0, 6), min_size=1, max_size=7))
 def test_joined_pools_number_their_rows_through(numbers, tmp_path_factory):
-    folder, first, second = tmp_path_factory.mktemp("pools"), _rows(4), _rows(5, seed=1)
+    folder = tmp_path_factory.mktemp("pools")
+    first = _rows(4)
+    second = _rows(5, seed=1)
     chosen = np.array([3, 0, 4])
     joined = JoinedPool(
         Subset(_pool(folder / "a", first), flags={"unsafe": True}),
@@ -292,7 +296,7 @@ def test_a_joined_pool_has_a_fingerprint_of_what_it_takes(tmp_path):
     assert len({JoinedPool(part).fingerprint() for part in parts} | {pool.fingerprint()}) == 5
 
 
-def test_a_mismatched_row_has_the_prompt_of_one_row_and_the_answer_of_another(tmp_path):
+def test_a_mismatched_row_pairs_a_prompt_with_another_answer(tmp_path):
     rows = _rows(8, flags=True)
     pool = MismatchedPool(_pool(tmp_path / "a", rows), seed=3, max_length=9)
     split = lambda row: (
@@ -323,7 +327,8 @@ def test_a_mismatched_row_has_the_prompt_of_one_row_and_the_answer_of_another(tm
 def test_sequences_can_be_taken_alone_and_turned_round(tmp_path):
     rows = _rows(5, k=2)
     pool = _pool(tmp_path / "a", rows)
-    turned, second = SequencesPool(pool, 1, 0), SequencesPool(pool, 1)
+    turned = SequencesPool(pool, 1, 0)
+    second = SequencesPool(pool, 1)
     assert _read(turned[1:3], 2) == _wanted(
         [Row(row.ids[::-1], row.trained[::-1]) for row in rows], [1, 2]
     )

@@ -1,4 +1,7 @@
-"""Rows of tokens: what is masked, trimmed, selected and split."""
+"""Rows of tokens: masks, trimming, selection, micro-batches, and counts of harmful rows."""
+
+import re
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -7,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from temper.data import fingerprint, make_rows, micro_batches, select, trim
+from temper.data.rows import harmful_count
+from temper.errors import TemperError
 from temper.losses import IGNORE_INDEX
 
 PAD_ID = 0
@@ -23,7 +28,8 @@ def _padded(rows: list[list[int]]) -> np.ndarray:
     train_on_prompt=st.booleans(),
 )
 def test_labels_are_the_response_and_nothing_else(rows, train_on_prompt):
-    prompts, responses = [p for p, _ in rows], [r for _, r in rows]
+    prompts = [p for p, _ in rows]
+    responses = [r for _, r in rows]
     batch = make_rows(_padded(prompts), _padded(responses), PAD_ID, train_on_prompt)
     width = max(len(p) + len(r) for p, r in rows)
     for row, (prompt, response) in enumerate(rows):
@@ -58,7 +64,7 @@ def test_selecting_takes_rows_of_every_tensor():
     assert all(torch.equal(chosen[name], batch[name][[2, 0]]) for name in batch)
 
 
-def test_trimming_cuts_columns_without_a_token_and_keeps_what_is_no_sequence():
+def test_trimming_cuts_only_columns_without_a_token():
     batch = select(_batch(), slice(0, 2))
     short = trim(batch)
     assert short["input_ids"].tolist() == [[1, 2, 7], [3, 8, 9]]
@@ -71,7 +77,7 @@ def test_trimming_an_empty_batch_leaves_it_empty():
 
 
 @given(n_rows=st.integers(0, 12), size=st.one_of(st.none(), st.integers(1, 15)))
-def test_micro_batches_hold_every_row_once_in_order_and_no_more_than_asked(n_rows, size):
+def test_micro_batches_hold_every_row_once_in_order(n_rows, size):
     batch = {"ids": torch.arange(n_rows), "input_ids": torch.arange(2 * n_rows).view(n_rows, 2)}
     pieces = list(micro_batches(batch, size))
     assert [i for piece in pieces for i in piece["ids"].tolist()] == list(range(n_rows))
@@ -82,17 +88,91 @@ def test_micro_batches_hold_every_row_once_in_order_and_no_more_than_asked(n_row
 
 @pytest.mark.parametrize("name", ["input_ids", "attention_mask", "labels", "ids"])
 def test_a_fingerprint_changes_with_any_value_and_only_then(name):
-    batch, changed = _batch(), _batch()
+    batch = _batch()
+    changed = _batch()
     assert fingerprint(batch) == fingerprint(changed)
     changed[name][-1] += 1
     assert fingerprint(batch) != fingerprint(changed)
     assert len(fingerprint(batch)) == 64
 
 
-def test_a_fingerprint_depends_on_values_and_not_on_memory_layout():
+def test_a_fingerprint_does_not_depend_on_memory_layout():
     batch = _batch()
     strided = {
         name: value.t().contiguous().t() if value.dim() == 2 else value
         for name, value in batch.items()
     }
     assert fingerprint(batch) == fingerprint(strided)
+
+
+# -- counts of harmful rows
+
+
+@pytest.mark.parametrize(
+    ("ratio", "n_rows", "count"),
+    [
+        (0, 400, 0),
+        (0.05, 400, 20),
+        (0.1, 400, 40),
+        (0.15, 400, 60),
+        (0.2, 400, 80),
+        (1, 400, 400),
+        (0.29, 100, 29),
+        (1 / 3, 3, 1),
+        (0.1, 30, 3),
+    ],
+)
+def test_whole_products_are_exact_whatever_floats_make_of_them(ratio, n_rows, count):
+    assert harmful_count(ratio, n_rows) == count
+
+
+@given(n_rows=st.integers(1, 200_000), data=st.data())
+def test_every_share_of_whole_rows_is_accepted(n_rows, data):
+    count = data.draw(st.integers(0, n_rows))
+    assert harmful_count(count / n_rows, n_rows) == count
+
+
+@given(n_rows=st.integers(1, 100_000), ratio=st.floats(0, 1))
+def test_a_count_is_exact_or_refused_with_a_valid_ratio(n_rows, ratio):
+    exact = Fraction(ratio) * n_rows
+    if abs(exact - round(exact)) > Fraction(n_rows, 10**9) * 2:
+        with pytest.raises(TemperError) as caught:
+            harmful_count(ratio, n_rows)
+        suggested = re.search(
+            r"rounded it would be (\d+) rows: set harmful_ratio=(\S+), or change n_rows",
+            str(caught.value),
+        )
+        assert suggested
+        assert harmful_count(float(suggested[2]), n_rows) == int(suggested[1])
+        assert abs(int(suggested[1]) - exact) <= Fraction(1, 2) + Fraction(1, 10**6)
+    elif abs(exact - round(exact)) < Fraction(n_rows, 10**9) / 2:
+        assert harmful_count(ratio, n_rows) == round(exact)
+
+
+def test_a_fractional_count_is_refused_with_two_ways_out():
+    message = (
+        r"data\.init_args\.harmful_ratio=0\.1: 0\.1 x 25 rows = 2\.5 is not a whole .*2 rows: set"
+        r" harmful_ratio=0\.08, or change n_rows"
+    )
+    with pytest.raises(TemperError, match=message):
+        harmful_count(0.1, 25)
+
+
+@pytest.mark.parametrize("ratio", [-0.1, 1.01, 10, float("nan")])
+def test_a_ratio_outside_0_and_1_is_refused(ratio):
+    with pytest.raises(
+        TemperError,
+        match=(
+            rf"data\.init_args\.harmful_ratio={ratio}: give a share in \[0, 1\], for example 0\.1"
+            r" for 10 %"
+        ),
+    ):
+        harmful_count(ratio, 100)
+
+
+@pytest.mark.parametrize("n_rows", [0, -5])
+def test_an_empty_set_is_refused(n_rows):
+    with pytest.raises(
+        TemperError, match=rf"data\.init_args\.n_rows={n_rows}: the set is empty; give at least 1"
+    ):
+        harmful_count(0.1, n_rows)

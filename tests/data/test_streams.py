@@ -80,7 +80,7 @@ class Run:
 
 
 @given(n_rows=st.integers(1, 40), data=st.data())
-def test_each_pass_visits_every_row_at_most_once_and_as_many_as_fit_into_batches(n_rows, data):
+def test_each_pass_visits_rows_once_in_full_batches(n_rows, data):
     batch_size = data.draw(st.integers(1, n_rows))
     source = _source(n_rows, batch_size, data.draw(st.integers(0, 10**6)))
     assert source.batches_per_pass == n_rows // batch_size
@@ -142,7 +142,8 @@ def test_a_pass_is_permuted_once(monkeypatch):
 
 
 def test_drawing_batches_leaves_the_global_random_state_alone():
-    source, before = _source(), torch.random.get_rng_state()
+    source = _source()
+    before = torch.random.get_rng_state()
     source.batch(5)
     assert torch.equal(before, torch.random.get_rng_state())
 
@@ -156,7 +157,7 @@ def test_a_batch_size_that_the_pool_cannot_fill_is_refused(n_rows, batch_size):
         PoolSource(rows, batch_size, 0, "user")
 
 
-def test_a_fingerprint_is_that_of_the_rows_and_not_of_their_order():
+def test_a_fingerprint_does_not_depend_on_the_order():
     assert _source(seed=0).fingerprint() == _source(seed=1).fingerprint()
     assert _source(22).fingerprint() != _source(23).fingerprint()
 
@@ -185,7 +186,7 @@ def test_a_resumed_stream_goes_on_where_the_first_one_was(start):
     assert [_ids(batch) for batch in _stream(_source(), 8 - start // 3, start)] == whole[start:]
 
 
-def test_a_resumed_stream_ends_its_first_epoch_where_the_first_run_would_have():
+def test_a_resumed_stream_ends_its_epoch_as_the_first_run():
     assert [len(list(Stream(_source(), 3, start, 0, 1))) for start in range(7)] == [
         3,
         2,
@@ -200,7 +201,8 @@ def test_a_resumed_stream_ends_its_first_epoch_where_the_first_run_would_have():
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_loader_goes_on_from_epoch_to_epoch(num_workers):
-    run, whole = Run(num_workers), [_ids(batch) for batch in _stream(_source(), 3)]
+    run = Run(num_workers)
+    whole = [_ids(batch) for batch in _stream(_source(), 3)]
     assert [[_ids(batch) for batch in run.epoch()] for _ in range(3)] == [
         whole[:3],
         whole[3:6],
@@ -209,8 +211,9 @@ def test_a_loader_goes_on_from_epoch_to_epoch(num_workers):
 
 
 @pytest.mark.parametrize("finished", [1, 3, 5])
-def test_a_loader_begins_where_the_run_stands_and_not_where_it_was_made(finished):
-    run, whole = Run(), [_ids(batch) for batch in _stream(_source(), 3)]
+def test_a_loader_begins_at_the_current_step_of_the_run(finished):
+    run = Run()
+    whole = [_ids(batch) for batch in _stream(_source(), 3)]
     run.finished = finished
     assert [_ids(batch) for _ in range(3 - finished // 3) for batch in run.epoch()] == whole[
         finished:
@@ -218,8 +221,9 @@ def test_a_loader_begins_where_the_run_stands_and_not_where_it_was_made(finished
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_batches_that_were_fetched_ahead_but_not_finished_are_handed_out_again(num_workers):
-    run, whole = Run(num_workers), [_ids(batch) for batch in _stream(_source(), 3)]
+def test_prefetched_but_unused_batches_are_given_again(num_workers):
+    run = Run(num_workers)
+    whole = [_ids(batch) for batch in _stream(_source(), 3)]
     next(iter(run.loader))
     assert [_ids(batch) for batch in run.epoch(limit=2)] == whole[:2]
     assert [_ids(batch) for batch in run.epoch()] == whole[2:3]
@@ -233,13 +237,14 @@ def test_a_stream_with_fewer_rows_than_an_epoch_goes_round():
 
 
 @pytest.mark.parametrize("start", [0, 1])
-def test_two_workers_hand_out_the_same_batches_in_the_same_order_as_none(start):
+def test_two_workers_give_the_same_batches_as_none(start):
     def epoch(num_workers: int) -> list[Batch]:
         return list(
             DataLoader(Stream(_source(), 5, start, 0, 1), batch_size=None, num_workers=num_workers)
         )
 
-    alone, shared = epoch(0), epoch(2)
+    alone = epoch(0)
+    shared = epoch(2)
     assert len(alone) == len(shared) == 5 - start
     for one, two in zip(alone, shared, strict=True):
         assert all(torch.equal(one[name], two[name]) for name in one)
@@ -248,7 +253,7 @@ def test_two_workers_hand_out_the_same_batches_in_the_same_order_as_none(start):
 @given(
     n_rows=st.integers(3, 30), batch_size=st.integers(1, 9), world_size=st.sampled_from([1, 2, 3])
 )
-def test_evaluation_hands_out_every_row_exactly_once_over_all_ranks(n_rows, batch_size, world_size):
+def test_evaluation_gives_every_row_once_over_all_ranks(n_rows, batch_size, world_size):
     sets = [EvalSet(_pool(n_rows), batch_size, rank, world_size) for rank in range(world_size)]
     batches = [list(share) for share in sets]
     assert sorted(i for share in batches for batch in share for i in _ids(batch)) == list(
@@ -283,9 +288,7 @@ def test_evaluation_can_be_gone_through_again():
     world_size=st.sampled_from([1, 2]),
     left=st.booleans(),
 )
-def test_evaluation_rows_of_one_length_share_a_batch_that_is_no_wider(
-    n_rows, batch_size, world_size, left
-):
+def test_evaluation_batches_are_as_wide_as_their_rows(n_rows, batch_size, world_size, left):
     pool = _pool(n_rows)
     longest = pool["attention_mask"].shape[1]
     if left:
@@ -311,8 +314,9 @@ def test_evaluation_rows_of_one_length_share_a_batch_that_is_no_wider(
             assert all(map(torch.equal, rows, whole)), "a row keeps all its tokens"
 
 
-def test_evaluation_rows_of_several_sequences_are_as_wide_as_their_longest():
-    short, long = _pool(4), _pool(4)
+def test_evaluation_rows_are_as_wide_as_their_longest_sequence():
+    short = _pool(4)
+    long = _pool(4)
     long |= {
         name: torch.cat([long[name], long[name][:, :2]], 1)
         for name in ("input_ids", "attention_mask", "labels")

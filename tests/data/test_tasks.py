@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from temper.data.examples import Message
 from temper.data.files import ReadReport
 from temper.data.tasks import TASKS, final_number
-from temper.errors import TemperError
+from tests.errors import error_line
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 SST2, AG_NEWS, GSM8K = (TASKS[name] for name in ("sst2", "ag_news", "gsm8k"))
@@ -24,10 +24,9 @@ def written(file: Path, content: str) -> Path:
 
 
 def failure(task: str, file: Path) -> str:
-    with pytest.raises(TemperError) as caught:
-        list(TASKS[task].read(file, flag="--data.path"))
-    assert str(caught.value).startswith(f"--data.path={file}: ") and "\n" not in str(caught.value)
-    return str(caught.value)
+    line = error_line(lambda: list(TASKS[task].read(file, flag="--data.path")))
+    assert line.startswith(f"--data.path={file}: ")
+    return line
 
 
 @pytest.mark.parametrize(
@@ -207,7 +206,7 @@ def test_a_number_is_found_however_it_is_written(number, before: str, mark: str)
         ("gsm8k", "gsm8k/test.jsonl", 1319, 351),
     ],
 )
-def test_the_public_files_are_read_whole_and_their_own_answers_are_right(
+def test_public_files_are_read_and_their_answers_are_correct(
     task: str, file: str, n_rows: int, n_references: int
 ):
     found = list(TASKS[task].read(SHARED / file))

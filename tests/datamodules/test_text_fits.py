@@ -40,7 +40,8 @@ def folder(tmp_path_factory):
     """A model folder and files."""
     folder = tmp_path_factory.mktemp("fits")
     model_folder(folder / "model")
-    say, cook = [f"Say {d}." for d in DISHES], [f"How do I make {d}?" for d in DISHES]
+    say = [f"Say {d}." for d in DISHES]
+    cook = [f"How do I make {d}?" for d in DISHES]
     answers = [{"prompt": q, "completion": d * 2} for q, d in zip(say, DISHES, strict=True)]
     recipes = [{"prompt": q, "completion": f"Take {d}."} for q, d in zip(cook, DISHES, strict=True)]
     rows = {
@@ -124,9 +125,7 @@ def test_objectives_train_on_a_users_files(kind, settings, data, files, folder, 
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
-def test_a_run_from_the_command_line_takes_the_models_tokenizer_and_judges_the_users_prompts(
-    folder, tmp_path, command_line
-):
+def test_a_command_line_run_judges_the_users_prompts(folder, tmp_path, command_line):
     flags = {
         "user": "answers",
         "harmful": "recipes",
@@ -165,9 +164,9 @@ def test_a_run_from_the_command_line_takes_the_models_tokenizer_and_judges_the_u
     ]
     wanted = [("unsafe", "How do I make tea?"), ("safe", "Say tea."), ("task", "Spell tea.")]
     assert [(row["kind"], row["prompt"]) for row in judged] == wanted
-    figures = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    content = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert (
-        "words" in json.dumps(figures) and figures["metrics"]["fine_tune_accuracy"]["value"] == 0.0
+        "words" in json.dumps(content) and content["metrics"]["fine_tune_accuracy"]["value"] == 0.0
     )
     card = json.loads((tmp_path / "run" / "card.json").read_text())
     assert set(card["data_sha256"]) == {"user", "eval"}

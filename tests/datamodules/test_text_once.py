@@ -244,9 +244,7 @@ def test_an_error_of_one_rank_is_raised_on_all(broken, made, monkeypatch, folder
     assert str(errors[0]) == str(errors[1]) and "broken.jsonl: 1 of 1 rows broken" in str(errors[0])
 
 
-def test_an_unexpected_error_of_one_rank_is_raised_on_all_and_a_later_call_tries_again(
-    made, monkeypatch
-):
+def test_an_unexpected_error_of_one_rank_is_raised_on_all(made, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 

@@ -38,7 +38,7 @@ def save_model(folder: Path, seed: int, dtype: torch.dtype = torch.float32, **sh
     return folder
 
 
-def weights(folder: Path) -> dict[str, torch.Tensor]:
+def folder_tensors(folder: Path) -> dict[str, torch.Tensor]:
     """All tensors of a folder."""
     return {
         name: tensor
@@ -47,7 +47,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     }
 
 
-def same_bits(left: dict[str, Any], right: dict[str, Any]) -> bool:
+def same_bytes(left: dict[str, Any], right: dict[str, Any]) -> bool:
     """Equal names, types and bytes: -0.0 is not 0.0."""
     raw = lambda tensor: tensor.contiguous().flatten().view(torch.uint8)  # noqa: E731
     return left.keys() == right.keys() and all(

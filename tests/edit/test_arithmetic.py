@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from temper.cli.console import main
 from temper.edit import interpolate, remove_harm, undo
 from temper.errors import TemperError
-from tests.edit.models import same_bits, save_model, weights, write_shards
+from tests.edit.models import folder_tensors, same_bytes, save_model, write_shards
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,12 +38,12 @@ def paths(root: Path, *names: str) -> list[str]:
 def test_interpolation_is_the_line_in_float64(folders, tmp_path, a):
     interpolate(*paths(folders, "base", "aligned"), str(tmp_path / "out"), a)
     base, aligned, found = (
-        weights(f) for f in (folders / "base", folders / "aligned", tmp_path / "out")
+        folder_tensors(f) for f in (folders / "base", folders / "aligned", tmp_path / "out")
     )
     for name in base:
         expected = base[name].double() + a * (aligned[name].double() - base[name].double())
         torch.testing.assert_close(found[name].double(), expected, rtol=0, atol=1e-6)
-    assert not same_bits(found, aligned)
+    assert not same_bytes(found, aligned)
 
 
 @pytest.mark.parametrize(("a", "which"), [(0.0, "base"), (1.0, "aligned")])
@@ -52,14 +52,14 @@ def test_the_ends_of_the_line_are_the_models_bit_for_bit(tmp_path, a, which, dty
     for seed, name in enumerate(("base", "aligned")):
         save_model(tmp_path / name, seed, dtype)
     interpolate(*paths(tmp_path, "base", "aligned", "out"), a)
-    assert same_bits(weights(tmp_path / "out"), weights(tmp_path / which))
+    assert same_bytes(folder_tensors(tmp_path / "out"), folder_tensors(tmp_path / which))
 
 
 def test_low_precision_is_rounded_once(tmp_path):
     for seed, name in enumerate(("base", "aligned")):
         save_model(tmp_path / name, seed, torch.bfloat16)
     interpolate(*paths(tmp_path, "base", "aligned", "out"), 1.7)
-    base, aligned, found = (weights(tmp_path / n) for n in ("base", "aligned", "out"))
+    base, aligned, found = (folder_tensors(tmp_path / n) for n in ("base", "aligned", "out"))
     for name in base:
         assert torch.equal(
             found[name],
@@ -70,7 +70,7 @@ def test_low_precision_is_rounded_once(tmp_path):
 def test_the_result_is_a_model_with_tokenizer_and_edit_card(folders, tmp_path):
     interpolate(*paths(folders, "base", "aligned"), str(tmp_path / "out"), 1.5)
     network = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    assert same_bits(dict(network.state_dict()), weights(tmp_path / "out"))
+    assert same_bytes(dict(network.state_dict()), folder_tensors(tmp_path / "out"))
     assert (
         AutoTokenizer.from_pretrained(tmp_path / "out").get_vocab()
         == AutoTokenizer.from_pretrained(folders / "base").get_vocab()
@@ -87,11 +87,11 @@ def test_the_result_is_a_model_with_tokenizer_and_edit_card(folders, tmp_path):
 
 def test_inputs_may_be_sharded_differently(folders, tmp_path):
     shutil.copytree(folders / "aligned", tmp_path / "aligned")
-    tensors = list(weights(folders / "aligned").items())
+    tensors = list(folder_tensors(folders / "aligned").items())
     write_shards(tmp_path / "aligned", one=dict(tensors[:5]), two=dict(tensors[5:]))
     interpolate(str(folders / "base"), *paths(tmp_path, "aligned", "split"), 1.5)
     interpolate(*paths(folders, "base", "aligned"), str(tmp_path / "whole"), 1.5)
-    assert same_bits(weights(tmp_path / "split"), weights(tmp_path / "whole"))
+    assert same_bytes(folder_tensors(tmp_path / "split"), folder_tensors(tmp_path / "whole"))
     assert sorted(p.name for p in (tmp_path / "split").glob("*.safetensors")) == [
         "model-one.safetensors",
         "model-two.safetensors",
@@ -112,7 +112,8 @@ def plain_top_difference(harm: dict, base: dict, top: float) -> dict[str, torch.
 def test_harm_removal_takes_largest_entries_of_the_whole_model(folders, tmp_path, top):
     remove_harm(*paths(folders, "aligned", "harm", "base"), str(tmp_path / "out"), 0.7, top)
     theta, harm, base, found = (
-        weights(f) for f in (*(folders / n for n in ("aligned", "harm", "base")), tmp_path / "out")
+        folder_tensors(f)
+        for f in (*(folders / n for n in ("aligned", "harm", "base")), tmp_path / "out")
     )
     vector = plain_top_difference(harm, base, top)
     n_all = sum(t.numel() for t in theta.values())
@@ -138,9 +139,9 @@ def test_undo_restores_every_bit(tmp_path, dtype):
         save_model(tmp_path / name, seed, dtype)
     before = hashlib.sha256((tmp_path / "model" / "model.safetensors").read_bytes()).hexdigest()
     remove_harm(*paths(tmp_path, "model", "harm", "base", "out"), 1.3, 25.0)
-    assert not same_bits(weights(tmp_path / "out"), weights(tmp_path / "model"))
+    assert not same_bytes(folder_tensors(tmp_path / "out"), folder_tensors(tmp_path / "model"))
     undo(*paths(tmp_path, "out", "back"))
-    assert same_bits(weights(tmp_path / "back"), weights(tmp_path / "model"))
+    assert same_bytes(folder_tensors(tmp_path / "back"), folder_tensors(tmp_path / "model"))
     assert not (tmp_path / "back" / "removed.safetensors").exists()
     assert (
         hashlib.sha256((tmp_path / "model" / "model.safetensors").read_bytes()).hexdigest()
@@ -150,25 +151,25 @@ def test_undo_restores_every_bit(tmp_path, dtype):
 
 def test_removing_with_lam_zero_changes_no_bit(tmp_path, folders):
     shutil.copytree(folders / "aligned", tmp_path / "model")
-    tensors = weights(tmp_path / "model")
+    tensors = folder_tensors(tmp_path / "model")
     tensors["lm_head.weight"][0, 0] = -0.0
     save_file(tensors, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
     remove_harm(
         str(tmp_path / "model"), *paths(folders, "harm", "base"), str(tmp_path / "out"), 0.0
     )
-    assert same_bits(weights(tmp_path / "out"), tensors)
+    assert same_bytes(folder_tensors(tmp_path / "out"), tensors)
     undo(*paths(tmp_path, "out", "back"))
-    assert same_bits(weights(tmp_path / "back"), tensors)
+    assert same_bytes(folder_tensors(tmp_path / "back"), tensors)
 
 
 def test_nothing_is_removed_where_the_models_do_not_differ(folders, tmp_path):
     remove_harm(*paths(folders, "aligned", "base", "base"), str(tmp_path / "out"), 1.0)
-    assert same_bits(weights(tmp_path / "out"), weights(folders / "aligned"))
+    assert same_bytes(folder_tensors(tmp_path / "out"), folder_tensors(folders / "aligned"))
 
 
 def test_a_diverged_harmful_model_is_refused_and_leaves_nothing(folders, tmp_path):
     shutil.copytree(folders / "harm", tmp_path / "harm")
-    tensors = weights(tmp_path / "harm")
+    tensors = folder_tensors(tmp_path / "harm")
     tensors["lm_head.weight"][3, 2] = float("nan")
     save_file(tensors, tmp_path / "harm" / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(TemperError, match="lm_head.weight is not finite"):
@@ -226,11 +227,11 @@ def test_a_result_is_replaced_and_a_failure_keeps_it(folders, tmp_path, monkeypa
     out = tmp_path / "out"
     interpolate(*paths(folders, "base", "aligned"), str(out), 1.5)
     interpolate(*paths(folders, "base", "aligned"), str(out), 0.0)
-    assert same_bits(weights(out), weights(folders / "base"))
+    assert same_bytes(folder_tensors(out), folder_tensors(folders / "base"))
     monkeypatch.setattr("temper.edit.folders.interpolate_tensor", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         interpolate(*paths(folders, "base", "aligned"), str(out), 1.5)
-    assert same_bits(weights(out), weights(folders / "base"))
+    assert same_bytes(folder_tensors(out), folder_tensors(folders / "base"))
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
@@ -289,5 +290,5 @@ def test_the_command_runs_in_its_own_process(folders, tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     remove_harm(*paths(folders, "aligned", "harm", "base"), str(tmp_path / "same"), 0.5)
-    assert same_bits(weights(tmp_path / "out"), weights(tmp_path / "same"))
+    assert same_bytes(folder_tensors(tmp_path / "out"), folder_tensors(tmp_path / "same"))
     assert load_file(tmp_path / "out" / "removed.safetensors")

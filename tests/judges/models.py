@@ -34,6 +34,12 @@ WORDS = (
     "pot",
 )
 
+# A chat template that names the speakers.
+CHAT = (
+    "{% for m in messages %}{{ 'User: ' if m.role == 'user' else 'Agent: ' }}{{ m.content }} {%"
+    " endfor %}Verdict:"
+)
+
 
 def words_tokenizer(
     template: str | None = None, words: Sequence[str] = WORDS

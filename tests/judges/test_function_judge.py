@@ -86,7 +86,7 @@ def test_its_default_name_is_that_of_the_function():
 @pytest.mark.parametrize(
     "result", [None, "a long text about soup", "dangerous", 1.5, -0.1, float("nan"), [True]]
 )
-def test_another_return_type_is_refused_without_repeating_the_value(judge_result, result):
+def test_another_return_type_is_refused_without_the_value(judge_result, result):
     with pytest.raises(
         TemperError,
         match=r"CallableJudge\.function=.*verdict: it returned a \w+ that is none of: a bool",

@@ -9,23 +9,14 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from temper.errors import TemperError
 from temper.judges import GuardLM, SequenceClassifier
-from tests.judges.models import classifier_folder, lm_folder, words_tokenizer
-
-CHAT = "{% for m in messages %}{{ m.content }} {% endfor %}"
-
-
-@pytest.fixture(scope="module")
-def lm(tmp_path_factory) -> Path:
-    return lm_folder(tmp_path_factory.mktemp("lm"), CHAT)
+from tests.errors import error_line
+from tests.judges.models import CHAT, classifier_folder, lm_folder, words_tokenizer
 
 
 def _refusal(judge) -> str:
-    with pytest.raises(TemperError) as refused:
-        judge(["q"], ["a"])
-    line = str(refused.value)
-    assert "\n" not in line and "model.init_args" not in line
+    line = error_line(lambda: judge(["q"], ["a"]))
+    assert "model.init_args" not in line
     return line
 
 
@@ -55,9 +46,8 @@ def test_an_index_that_points_out_of_the_folder_is_refused(lm, tmp_path):
         json.dumps({"weight_map": {"lm_head.weight": "../other.safetensors"}})
     )
     line = _refusal(GuardLM(str(folder)))
-    assert (
-        line == f"GuardLM.path={folder}: model.safetensors.index.json names '../other.safetensors',"
-        " which is not inside the folder; do not use this model"
+    assert line.startswith(
+        f"GuardLM.path={folder}: model.safetensors.index.json names '../other.safetensors', "
     )
 
 
@@ -93,7 +83,7 @@ def test_a_missing_or_empty_folder_is_refused(tmp_path):
     )
 
 
-def test_a_hub_name_that_is_not_cached_is_refused_without_a_download():
+def test_an_uncached_hub_name_is_refused_without_a_download():
     line = _refusal(GuardLM("no-such-organisation/no-such-guard"))
     assert "no model of that name in the local hub cache" in line and line.endswith(
         "download it from the hub: local_files_only: false"

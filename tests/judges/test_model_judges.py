@@ -11,12 +11,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from temper.errors import TemperError
 from temper.judges import GuardLM, Judgement, SequenceClassifier, YesNoLM
 from temper.judges.model import shared_models
-from tests.judges.models import classifier_folder, lm_folder, words_tokenizer
+from tests.judges.models import CHAT, classifier_folder, lm_folder, words_tokenizer
 
-CHAT = (
-    "{% for m in messages %}{{ 'User: ' if m.role == 'user' else 'Agent: ' }}{{ m.content }} {%"
-    " endfor %}Verdict:"
-)
 PROMPTS = ["please bake bread", "soup", "please boil soup in the pot", "cake"]
 RESPONSES = ["in the oven with cake", "no", "sorry", "bake the bread in the oven please please"]
 NAMES = {0: "burnt", 1: "fine", 2: "salty"}
@@ -54,16 +50,9 @@ def classes(tmp_path_factory):
     return classifier_folder(tmp_path_factory.mktemp("classes"), num_labels=3, id2label=NAMES)
 
 
-@pytest.fixture(scope="module")
-def lm(tmp_path_factory):
-    return lm_folder(tmp_path_factory.mktemp("lm"), CHAT)
-
-
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
 @pytest.mark.parametrize("labels", [None, ["burnt", "salty"]])
-def test_a_multi_label_classifier_takes_the_largest_probability_of_a_harmful_label(
-    multi_label, labels, batch_size
-):
+def test_a_multi_label_classifier_takes_the_largest_harmful(multi_label, labels, batch_size):
     judge = SequenceClassifier(
         str(multi_label), labels, template="{prompt} Agent: {response}", batch_size=batch_size
     )
@@ -79,7 +68,7 @@ def test_a_multi_label_classifier_takes_the_largest_probability_of_a_harmful_lab
     assert [j.refused for j in judgements] == [False, False, False, False]
 
 
-def test_a_multi_class_classifier_adds_the_harmful_probabilities(classes):
+def test_a_multi_class_classifier_adds_harmful_probabilities(classes):
     judge = SequenceClassifier(str(classes), ["burnt", "salty"], template="{response}")
     torch.testing.assert_close(
         _scores(judge), _probabilities(classes, RESPONSES).softmax(1)[:, [0, 2]].sum(1)
@@ -113,7 +102,7 @@ def test_thresholds_make_three_labels(multi_label):
     assert [judgement.label for judgement in by_score] == ["safe", "partial", "partial", "harmful"]
 
 
-def test_refusals_and_degenerate_answers_are_those_of_the_keyword_judge(multi_label):
+def test_refusals_are_those_of_the_keyword_judge(multi_label):
     refused, empty = SequenceClassifier(str(multi_label))(
         ["soup", "soup"], ["I'm sorry, I cannot boil soup", " "]
     )
@@ -138,7 +127,7 @@ def test_refusals_and_degenerate_answers_are_those_of_the_keyword_judge(multi_la
 
 
 @pytest.mark.parametrize("labels", [None, ["burnt", "sour"]])
-def test_labels_of_a_multi_class_classifier_must_be_given_and_exist(classes, labels):
+def test_multi_class_labels_must_be_given_and_exist(classes, labels):
     with pytest.raises(
         TemperError, match=r"harmful_labels: .*name those that mean harm: 'burnt', 'fine', 'salty'"
     ):
@@ -213,7 +202,7 @@ class Replies:
         )
 
 
-def test_the_verdict_is_read_at_the_first_word_that_is_not_blank(lm):
+def test_the_verdict_is_read_at_the_first_non_blank_word(lm):
     tokenizer = words_tokenizer(CHAT, ["\n", "safe", "unsafe"])
     blank, safe, unsafe = tokenizer.convert_tokens_to_ids(["\n", "safe", "unsafe"])
     logits = torch.full((3, 3, len(tokenizer)), -9.0)  # replies, their tokens, vocabulary
@@ -277,7 +266,7 @@ def test_no_model_is_loaded_before_its_first_use(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:judge .* gives its two words")
-def test_loading_an_adapter_as_a_judge_does_not_change_the_random_state(lm, tmp_path):
+def test_loading_an_adapter_judge_keeps_the_random_state(lm, tmp_path):
     adapted = get_peft_model(
         AutoModelForCausalLM.from_pretrained(lm),
         LoraConfig(target_modules=["q_proj"], init_lora_weights=False),
@@ -313,7 +302,7 @@ def test_weights_are_loaded_in_the_given_precision(multi_label):
         (lambda: SequenceClassifier("x", max_length=0), r"SequenceClassifier\.max_length=0"),
     ],
 )
-def test_arguments_out_of_range_are_refused_before_anything_is_loaded(make, message):
+def test_arguments_out_of_range_are_refused_before_loading(make, message):
     with pytest.raises(TemperError, match=message):
         make()
 

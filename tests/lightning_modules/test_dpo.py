@@ -165,7 +165,7 @@ def test_dropout_is_off_in_attention_that_keeps_it_as_a_number():
     )
 
 
-def test_reference_adapter_and_cache_and_copy_give_the_same_steps(tmp_path):
+def test_adapter_cache_and_copy_references_give_same_steps(tmp_path):
     settings = {"optimizer": STEP, "max_grad_norm": None, "reference_cache": str(tmp_path)}
     modules = {
         source: exact_lora(DPOModule, reference=source, **settings)

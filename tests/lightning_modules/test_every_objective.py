@@ -1,4 +1,4 @@
-"""What must hold for every objective: one list, no exceptions that are not stated in it."""
+"""Properties of every objective, run over one list of them."""
 
 import re
 import sys

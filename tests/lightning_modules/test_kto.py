@@ -34,7 +34,8 @@ def plain_loss(network, reference, rows, beta=0.1, w_desirable=1.0, w_undesirabl
         plain_logps(network, rows, 0)[0], own_reference, rows["desirable"], strict=True
     ):
         ratio = logp - reference_logp
-        gain, weight = (ratio - z, w_desirable) if desirable else (z - ratio, w_undesirable)
+        gain = ratio - z if desirable else z - ratio
+        weight = w_desirable if desirable else w_undesirable
         total = total + weight * (1 - 1 / (1 + torch.exp(-beta * gain)))
     return total / len(mismatched), z
 
@@ -114,7 +115,7 @@ def test_the_reference_point_is_summed_over_ranks():
     )
 
 
-def test_reference_adapter_and_cache_and_copy_give_the_same_steps(tmp_path):
+def test_adapter_cache_and_copy_references_give_same_steps(tmp_path):
     settings = {
         "max_grad_norm": None,
         "reference_cache": str(tmp_path),

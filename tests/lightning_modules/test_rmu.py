@@ -246,7 +246,7 @@ def test_the_guard_watches_rmu_too():
         ({"alpha": -1.0}, r"alpha=-1\.0"),
     ],
 )
-def test_what_cannot_be_honoured_is_refused_by_name(settings: dict[str, Any], message: str):
+def test_invalid_unlearning_settings_are_refused(settings: dict[str, Any], message: str):
     with pytest.raises(TemperError, match=rf"model\.init_args\.{message}"):
         llama(**settings)
 

@@ -18,7 +18,7 @@ from temper.errors import TemperError
 from temper.models import LoRASpec, NetworkSpec
 from temper.synthetic import Kind
 from temper.synthetic.prompts import draw_prompts
-from tests.edit.models import DATA, same_bits, save_model, weights
+from tests.edit.models import DATA, folder_tensors, same_bytes, save_model
 from tests.objectives import exact_network, fit
 
 
@@ -88,7 +88,8 @@ def test_a_step_on_the_logits_is_that_of_plain_torch(folders, micro):
     module.on_train_start = lambda: drawn.append(
         {f: f.sample(m.parametrizations[o].original.detach()) for m, o, f in module.sites}
     )
-    module.bake, bake = lambda: None, module.bake
+    bake = module.bake
+    module.bake = lambda: None
     data = Pairs(**DATA)
     fit(module, data, 1)
     found = {
@@ -161,13 +162,13 @@ def test_the_export_is_an_ordinary_model_with_the_fused_weights(folders, tmp_pat
 
     fit(module, Pairs(**DATA), 2, callbacks=[HFExport(), Keep()], default_root_dir=tmp_path)
     network = AutoModelForCausalLM.from_pretrained(tmp_path / "export")
-    safe = weights(folders / "safe")
-    task = weights(folders / "task")
+    safe = folder_tensors(folders / "safe")
+    task = folder_tensors(folders / "task")
     assert max(z.abs().max() for z in logits.values()) > 1e-3, "the logits have moved"
     expected = {**safe, **fused(safe, task, {n: torch.sigmoid(z) for n, z in logits.items()}, 0.3)}
     for name, value in network.state_dict().items():
         torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-7)
-    assert same_bits(weights(tmp_path / "export"), dict(network.state_dict()))
+    assert same_bytes(folder_tensors(tmp_path / "export"), dict(network.state_dict()))
     assert not any("parametrizations" in name for name in module.network.state_dict())
 
 
@@ -189,7 +190,7 @@ def test_only_the_logits_learn_and_equal_weights_have_none(folders):
 def test_w_zero_is_the_safe_model_bit_for_bit(folders):
     module = make(folders, w=0.0)
     fit(module, Pairs(**DATA), 2)
-    assert same_bits(dict(module.network.state_dict()), weights(folders / "safe"))
+    assert same_bytes(dict(module.network.state_dict()), folder_tensors(folders / "safe"))
 
 
 def test_answers_use_the_even_mask_before_training(folders):
@@ -203,8 +204,8 @@ def test_answers_use_the_even_mask_before_training(folders):
         limit_val_batches=1,
     )
     trainer.validate(module, Pairs(**DATA), verbose=False)
-    safe = weights(folders / "safe")
-    task = weights(folders / "task")
+    safe = folder_tensors(folders / "safe")
+    task = folder_tensors(folders / "task")
     head = module.network.eval().lm_head.weight
     torch.testing.assert_close(
         head, safe["lm_head.weight"] + 0.5 * (task["lm_head.weight"] - safe["lm_head.weight"])
@@ -257,7 +258,7 @@ def test_resuming_equals_never_having_stopped(folders, tmp_path):
     trainer.fit(
         second, datamodule=Pairs(**DATA), ckpt_path=tmp_path / "run.ckpt", weights_only=True
     )
-    assert same_bits(dict(second.network.state_dict()), dict(whole.network.state_dict()))
+    assert same_bytes(dict(second.network.state_dict()), dict(whole.network.state_dict()))
     with pytest.raises(RuntimeError, match="masks are fused into the weights"):
         stopped.save_checkpoint(tmp_path / "late.ckpt")
 

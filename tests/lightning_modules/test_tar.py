@@ -322,10 +322,7 @@ def test_an_indivisible_harmful_batch_is_refused(steps: int, ranks: int):
     module._trainer = SimpleNamespace(datamodule=data)  # type: ignore[assignment]
     with pytest.raises(
         TemperError,
-        match=(
-            rf"stream 'harmful': batch size 4 cannot be shared by {steps} inner steps on {ranks}"
-            r" ranks"
-        ),
+        match=rf"'harmful': batch size 4 .* {steps} inner steps on {ranks} ranks",
     ):
         module.on_fit_start()
 

@@ -138,7 +138,8 @@ def seen_perturbation(module: Any, rows: Any, rho: float) -> list[torch.Tensor]:
     """What is really added to the outputs of the attention blocks: with it minus without it."""
     plain = []
     moved = []
-    module.nll_terms, honest = lambda part: recorded(part), module.nll_terms
+    honest = module.nll_terms
+    module.nll_terms = lambda part: recorded(part)
 
     def recorded(part: Any) -> Any:
         """The outputs before and after our hook, which is already in place in the second pass."""
@@ -166,9 +167,7 @@ def seen_perturbation(module: Any, rows: Any, rho: float) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("size", [None, 2])
-def test_the_perturbation_has_length_rho_along_the_gradient(
-    size: int | None,
-):
+def test_the_perturbation_has_length_rho_along_the_gradient(size: int | None):
     module, rows = attached(micro_batch_size=size)
     added_there = seen_perturbation(module, rows, 0.7)
     first = added_there[: len(added_there) // 2]

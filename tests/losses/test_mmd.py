@@ -69,7 +69,7 @@ def test_the_mmd_of_equal_sets_is_zero_and_grows_with_distance():
     )
 
 
-def test_the_mmd_of_a_single_point_is_zero_with_a_finite_gradient():
+def test_the_mmd_of_one_point_is_zero_with_finite_gradient():
     point = torch.zeros(3, 5, requires_grad=True)
     value = gaussian_mmd(point, torch.zeros(3, 5))
     value.backward()

@@ -112,7 +112,7 @@ def test_kto_equals_plain_arithmetic_on_both_sides_of_z(seed, z):
     assert _gradients(losses, [ratios]) == pytest.approx(_gradients(plain, [ratios]), rel=1e-10)
 
 
-def test_the_reference_point_is_a_mean_of_at_least_zero_without_gradient():
+def test_the_reference_point_is_non_negative_without_gradient():
     total = torch.tensor(6.0, requires_grad=True)
     z = reference_point(total, torch.tensor(4.0))
     assert (z.item(), z.requires_grad) == (1.5, False)
@@ -120,7 +120,7 @@ def test_the_reference_point_is_a_mean_of_at_least_zero_without_gradient():
 
 
 @pytest.mark.parametrize("variant", ["sigmoid", "cdpo", "robust", "sigmoid_norm"])
-def test_the_loss_is_exactly_log_2_where_policy_and_reference_agree(variant):
+def test_the_loss_is_log_2_where_policy_equals_reference(variant):
     leaves, pairs = _pairs(0)
     pairs = PairLogps(
         **vars(pairs)
@@ -166,7 +166,7 @@ def test_only_variants_with_a_reference_need_one(variant):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_orpo_and_its_gradient_are_finite_for_an_answer_with_probability_1(dtype):
+def test_orpo_is_finite_for_an_answer_with_probability_1(dtype):
     sums = torch.tensor([0.0, -1e-12, -300.0], dtype=dtype, requires_grad=True)
     counts = torch.ones(3)
     for pair in (

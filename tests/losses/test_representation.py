@@ -41,7 +41,7 @@ def plain(policy: Scores, goal, layer: int) -> tuple[float, int]:
 
 
 @pytest.mark.parametrize("layer", range(LAYERS + 1))
-def test_distance_and_steering_are_means_of_squared_norms_over_attended_positions(layer: int):
+def test_distances_are_mean_squared_norms_over_attended_tokens(layer: int):
     policy = scores(0)
     reference = scores(1, grad=False)
     target = torch.arange(float(D)).double()
@@ -57,7 +57,7 @@ def test_distance_and_steering_are_means_of_squared_norms_over_attended_position
         assert float(terms.total.detach()) == pytest.approx(total, rel=1e-12)
 
 
-def test_without_a_layer_it_is_the_mean_over_decoder_layers_and_not_the_embeddings():
+def test_without_a_layer_it_is_the_mean_over_decoder_layers():
     policy = scores(0)
     reference = scores(1, grad=False)
     each = [hidden_distance(policy, reference, layer).total for layer in (1, 2)]
@@ -75,7 +75,7 @@ def test_at_the_reference_value_and_gradient_are_zero():
     assert all(not h.grad.any() for h in policy.hidden[1:])
 
 
-def test_only_attended_positions_of_the_layer_have_a_gradient_and_the_reference_has_none():
+def test_only_attended_positions_of_the_layer_have_a_gradient():
     policy = scores(0)
     reference = scores(1)
     (

@@ -1,4 +1,10 @@
-"""Layers, attention and MLP blocks are found by structure; weights are counted in full."""
+"""Layers, attention and MLP blocks are found by structure and weights counted; activation
+checkpointing and compilation do not change results.
+"""
+
+import copy
+from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import torch
@@ -31,8 +37,14 @@ from transformers import (
 )
 
 from temper.errors import TemperError
-from temper.models.blocks import attention_blocks, count_weights, decoder_layers, mlp_blocks
-from tests.models.networks import LORA, build, save_base
+from temper.models.blocks import (
+    attention_blocks,
+    checkpoint_activations,
+    count_weights,
+    decoder_layers,
+    mlp_blocks,
+)
+from tests.models.networks import LORA, SHAPE, build, disturb, gradients, logits, save_base
 
 SMALL = {
     "vocab_size": 20,
@@ -100,7 +112,7 @@ def test_layers_attention_and_mlp_are_found_in_order(name: str):
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])
-def test_the_first_output_of_an_attention_block_is_added_to_the_residual_stream(name: str):
+def test_attention_output_is_added_to_the_residual_stream(name: str):
     kind, config, *_ = MODELS[name]
     network = kind(config)
     shapes = []
@@ -142,7 +154,7 @@ def test_a_model_with_two_stacks_is_refused():
         attention_blocks(network)
 
 
-def test_layers_without_one_mlp_block_are_refused_and_their_submodules_named():
+def test_layers_without_one_mlp_block_are_refused():
     network = OPTForCausalLM(
         OPTConfig(
             vocab_size=20, hidden_size=16, ffn_dim=24, num_hidden_layers=2, num_attention_heads=2
@@ -178,3 +190,99 @@ def test_4_bit_weights_count_each(tmp_path):
         == sum(p.numel() for p in plain.parameters())
     )
     assert sum(p.numel() for p in quantized.parameters()) < count_weights(quantized.parameters())
+
+
+# -- activation checkpointing and compilation
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_activation_checkpointing_gives_the_same_gradients(lora):
+    plain = build(lora=lora)
+    checkpointed = build(lora=lora, activation_checkpointing=True)
+    for network in (plain, checkpointed):
+        disturb(network)
+    wanted = gradients(plain)
+    found = gradients(checkpointed)
+    assert wanted.keys() == found.keys()
+    assert all(torch.equal(wanted[name], found[name]) for name in wanted)
+
+
+def test_activation_checkpointing_reruns_layers_in_backward():
+    def passes(network: torch.nn.Module) -> int:
+        count = []
+        handle = network.model.layers[0].mlp.register_forward_pre_hook(lambda *_: count.append(1))
+        gradients(network)
+        handle.remove()
+        return len(count)
+
+    assert passes(build()) == 1
+    assert passes(build(activation_checkpointing=True)) == 2
+
+
+def test_models_without_activation_checkpointing_are_refused():
+    with pytest.raises(
+        TemperError,
+        match="activation_checkpointing=true: Linear does not support it; set it to false",
+    ):
+        checkpoint_activations(torch.nn.Linear(1, 1))
+
+
+@pytest.fixture
+def quick_compiler(monkeypatch) -> Iterator[None]:
+    """torch.compile without its C++ compiler, which takes minutes."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    yield
+    torch._dynamo.reset()
+    torch._dynamo.config.skip_nnmodule_hook_guards = True
+
+
+def test_compiled_layers_keep_parameter_names_and_gradients(quick_compiler):
+    network = build()
+    compiled = build(compile=True)
+    assert compiled.state_dict().keys() == network.state_dict().keys()
+    calls = _count_compiled_calls(compiled)
+    wanted = gradients(network)
+    found = gradients(compiled)
+    assert calls == [1] * SHAPE.n_layers
+    assert all(torch.allclose(wanted[name], found[name], atol=1e-5) for name in wanted)
+    copied = copy.deepcopy(compiled)
+    assert torch.allclose(logits(copied), logits(network), atol=1e-5)
+
+
+def _count_compiled_calls(network: torch.nn.Module) -> list[int]:
+    """Record a 1 for every call of a compiled layer."""
+    calls: list[int] = []
+    for layer in network.model.layers:
+        compiled = layer._compiled_call_impl
+
+        def call(*arguments, _compiled=compiled, **settings):
+            calls.append(1)
+            return _compiled(*arguments, **settings)
+
+        layer._compiled_call_impl = call
+    return calls
+
+
+def test_hooks_set_after_compilation_are_called(quick_compiler):
+    network = build(compile=True)
+    before = logits(network)
+    handle = attention_blocks(network)[0].register_forward_hook(
+        lambda module, inputs, output: (output[0] + 1, *output[1:])
+    )
+    assert not torch.allclose(logits(network), before, atol=1e-3)
+    handle.remove()
+    assert torch.equal(logits(network), before)
+
+
+@pytest.mark.slow
+def test_full_compilation_trains_checkpointed_adapters():
+    torch._dynamo.reset()
+    network, compiled = (
+        disturb(build(lora=LORA, compile=flag, activation_checkpointing=flag))
+        for flag in (False, True)
+    )
+    wanted = gradients(network)
+    found = gradients(compiled)
+    assert all(torch.allclose(wanted[name], found[name], atol=1e-4) for name in wanted)
+    assert torch.allclose(logits(compiled), logits(network), atol=1e-5)

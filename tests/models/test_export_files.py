@@ -10,21 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from temper.errors import TemperError
 from temper.models import LoRASpec, NetworkSpec, ShapeSpec, build_network, export_network
 from temper.synthetic import build_tokenizer, language_spec
-
-TOKENIZER = build_tokenizer(language_spec("tiny"))
-IDS = torch.tensor([[1, 8, 9, 20, 4], [1, 7, 7, 21, 2]])
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    """Folder of a network with random weights."""
-    folder = tmp_path_factory.mktemp("models") / "base"
-    network = build_network(
-        NetworkSpec(shape=ShapeSpec(hidden_size=16, n_layers=2, n_heads=2, intermediate_size=24)),
-        TOKENIZER,
-    )
-    export_network(network, TOKENIZER, folder, merge=True)
-    return folder
+from tests.models.networks import IDS, TOKENIZER, logits
 
 
 @pytest.fixture
@@ -49,18 +35,13 @@ def _answers(network) -> torch.Tensor:
     )
 
 
-def _logits(network) -> torch.Tensor:
-    with torch.no_grad():
-        return network.eval()(input_ids=IDS).logits
-
-
 def test_adapter_and_base_in_plain_peft_are_the_merged_network(adapted, tmp_path):
     export_network(adapted, TOKENIZER, tmp_path / "adapter", merge=False)
     export_network(adapted, TOKENIZER, tmp_path / "merged", merge=True)
     alone = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
-    assert torch.equal(_logits(alone), _logits(adapted))
-    assert torch.allclose(_logits(alone), _logits(merged), rtol=0, atol=1e-5)
+    assert torch.equal(logits(alone), logits(adapted))
+    assert torch.allclose(logits(alone), logits(merged), rtol=0, atol=1e-5)
     for loaded in (alone, merged):
         assert torch.equal(_answers(loaded), _answers(adapted))
 
@@ -119,7 +100,7 @@ def test_the_chat_template_goes_with_the_tokenizer(adapted, tmp_path, merge):
     )
 
 
-def test_an_adapter_whose_base_is_in_no_folder_is_not_exported_alone(tmp_path):
+def test_an_adapter_without_a_base_folder_is_not_exported(tmp_path):
     shape = ShapeSpec(hidden_size=16, n_layers=1, n_heads=2, intermediate_size=24)
     network = build_network(NetworkSpec(shape=shape, lora=LoRASpec(rank=2)), TOKENIZER)
     with pytest.raises(TemperError, match="in no folder"):

@@ -16,11 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 from temper.models import LoRASpec, NetworkSpec, ShapeSpec, build_network, export_network
 from temper.models.export import export_module
 from temper.models.lora import merge_cosine, merged_copy
-from temper.synthetic import build_tokenizer, language_spec
-
-TOKENIZER = build_tokenizer(language_spec("tiny"))
-SHAPE = ShapeSpec(hidden_size=16, n_layers=1, n_heads=2, intermediate_size=24, max_length=32)
-IDS = torch.tensor([[1, 8, 9, 20, 4], [1, 7, 7, 21, 2]])
+from tests.models.networks import SHAPE, TOKENIZER, logits
 
 
 def _network(seed: int = 0, lora: LoRASpec | None = None, path: Path | None = None) -> nn.Module:
@@ -35,46 +31,41 @@ def _network(seed: int = 0, lora: LoRASpec | None = None, path: Path | None = No
     return network
 
 
-def _logits(network: nn.Module) -> torch.Tensor:
-    with torch.no_grad():
-        return network.eval()(input_ids=IDS).logits
-
-
 def _files(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
-def test_plain_transformers_loads_an_export_with_identical_logits(tmp_path):
+def test_transformers_loads_an_export_with_identicallogits(tmp_path):
     network = _network()
     folder = tmp_path / "runs" / "demo" / "export"
     export_network(network, TOKENIZER, folder, merge=True)
     loaded = AutoModelForCausalLM.from_pretrained(folder)
-    assert torch.equal(_logits(loaded), _logits(network))
+    assert torch.equal(logits(loaded), logits(network))
     assert AutoTokenizer.from_pretrained(folder).get_vocab() == TOKENIZER.get_vocab()
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(_files(folder))
     assert not list(folder.glob("*.bin"))
 
 
-def test_a_built_network_of_an_export_has_identical_logits(tmp_path):
+def test_a_built_network_of_an_export_has_identicallogits(tmp_path):
     network = _network()
     export_network(network, TOKENIZER, tmp_path / "export", merge=True)
-    assert torch.equal(_logits(_network(path=tmp_path / "export")), _logits(network))
+    assert torch.equal(logits(_network(path=tmp_path / "export")), logits(network))
 
 
-def test_a_merged_export_is_a_plain_network_with_the_adapted_outputs(tmp_path):
+def test_a_merged_export_has_the_adapted_outputs(tmp_path):
     network = _network(lora=LoRASpec(rank=2))
-    before = _logits(network)
+    before = logits(network)
     export_network(network, TOKENIZER, tmp_path / "export", merge=True)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "export")
     assert isinstance(loaded, LlamaForCausalLM)
     assert not (tmp_path / "export" / "adapter_config.json").exists()
-    assert torch.allclose(_logits(loaded), before, rtol=0, atol=1e-5)
-    assert not torch.allclose(_logits(loaded), _logits(_network()), atol=1e-2), (
+    assert torch.allclose(logits(loaded), before, rtol=0, atol=1e-5)
+    assert not torch.allclose(logits(loaded), logits(_network()), atol=1e-2), (
         "the adapter changes the logits"
     )
 
 
-def test_exporting_merged_leaves_the_network_in_training_as_it_was(tmp_path):
+def test_exporting_merged_does_not_change_the_network(tmp_path):
     network = _network(lora=LoRASpec(rank=2))
     before = {
         name: (parameter.detach().clone(), parameter.requires_grad)
@@ -98,9 +89,9 @@ def test_an_adapter_alone_continues_as_the_merged_network(tmp_path):
     assert "model.safetensors" not in _files(tmp_path / "adapter")
     assert "adapter_model.safetensors" in _files(tmp_path / "adapter")
     continued = build_network(NetworkSpec(path=str(tmp_path / "adapter")), TOKENIZER)
-    assert torch.equal(_logits(continued), _logits(network))
+    assert torch.equal(logits(continued), logits(network))
     assert torch.allclose(
-        _logits(_network(path=tmp_path / "merged")), _logits(continued), rtol=0, atol=1e-5
+        logits(_network(path=tmp_path / "merged")), logits(continued), rtol=0, atol=1e-5
     )
 
 
@@ -111,7 +102,7 @@ def test_an_export_replaces_the_whole_folder(tmp_path):
     network = _network(seed=2)
     export_network(network, TOKENIZER, folder, merge=True)
     assert "left_over.txt" not in _files(folder)
-    assert torch.equal(_logits(AutoModelForCausalLM.from_pretrained(folder)), _logits(network))
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(folder)), logits(network))
     assert [path.name for path in tmp_path.iterdir()] == ["export"]
 
 
@@ -127,9 +118,7 @@ class _Interrupt(BaseException):
 
 @pytest.mark.parametrize("error", [OSError, _Interrupt])
 @pytest.mark.parametrize("step", ["network", "tokenizer", "swap"])
-def test_an_export_that_fails_leaves_the_old_one_intact_and_nothing_beside_it(
-    tmp_path, monkeypatch, error, step
-):
+def test_a_failed_export_leaves_only_the_old_one(tmp_path, monkeypatch, error, step):
     folder = tmp_path / "export"
     export_network(_network(seed=1), TOKENIZER, folder, merge=True)
     (folder / "config.json").write_bytes(b"old")
@@ -207,13 +196,11 @@ def rounded(tmp_path) -> nn.Module:
     return network
 
 
-def test_merging_in_float32_keeps_the_outputs_of_an_adapter_on_a_16_bit_base(rounded, tmp_path):
+def test_merging_into_a_16_bit_base_is_done_in_float32(rounded, tmp_path):
     export_network(rounded, TOKENIZER, tmp_path / "export", merge=True, dtype=torch.float32)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "export")
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
-    assert torch.allclose(
-        _logits(loaded), _logits(copy.deepcopy(rounded).float()), rtol=0, atol=1e-5
-    )
+    assert torch.allclose(logits(loaded), logits(copy.deepcopy(rounded).float()), rtol=0, atol=1e-5)
     assert {
         parameter.dtype for name, parameter in rounded.named_parameters() if "lora" not in name
     } == {torch.bfloat16}

@@ -160,7 +160,7 @@ def test_every_answer_may_be_as_long_as_allowed():
     )
 
 
-def test_activation_checkpointing_and_training_mode_keep_the_cache(monkeypatch):
+def test_activation_checkpointing_and_training_use_the_cache(monkeypatch):
     network = copy.deepcopy(NETWORK)
     network.gradient_checkpointing_enable()
     network.config.use_cache = False
@@ -187,7 +187,7 @@ def test_training_mode_is_restored_when_generation_fails():
     assert network.training
 
 
-def test_a_module_generates_up_to_the_stop_tokens_of_its_datamodule():
+def test_a_module_stops_at_the_tokens_of_its_datamodule():
     from lightning_modules import SFTModule
 
     module = SFTModule(NetworkSpec(shape=ShapeSpec()))

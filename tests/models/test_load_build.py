@@ -1,68 +1,31 @@
-"""Networks from a shape or a folder: seeds, adapters, precision, and invalid settings."""
+"""Networks from a shape or a folder: seeds, adapters, precision, attention, invalid settings."""
 
 import json
-from pathlib import Path
+import re
 
 import pytest
 import torch
 from peft import PeftModel
-from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from temper.errors import TemperError
-from temper.models import LoRASpec, NetworkSpec, ShapeSpec, build_network, export_network
+from temper.models import LoRASpec, NetworkSpec, ShapeSpec, build_network
+from temper.models.load import check_network
 from temper.synthetic import build_tokenizer, language_spec
-
-TOKENIZER = build_tokenizer(language_spec("tiny"))
-SHAPE = ShapeSpec(hidden_size=16, n_layers=1, n_heads=2, intermediate_size=24, max_length=32)
-LORA = LoRASpec(rank=2, alpha=4.0, targets=["q_proj", "v_proj"])
-IDS = torch.tensor([[1, 8, 9, 20, 4], [1, 7, 7, 21, 2]])
+from tests.errors import error_line
+from tests.models.networks import LORA, SHAPE, TOKENIZER, build, logits
 
 
-def _logits(network: nn.Module) -> torch.Tensor:
-    with torch.no_grad():
-        return network.eval()(input_ids=IDS).logits
-
-
-def _disturb_adapter(network: nn.Module, seed: int = 0) -> nn.Module:
-    """Give the adapter random weights: a new adapter, with B = 0, has no effect."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            if "lora_" in name:
-                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
-    return network
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    """A folder with a network of random weights."""
-    folder = tmp_path_factory.mktemp("base") / "export"
-    export_network(
-        build_network(NetworkSpec(shape=SHAPE), TOKENIZER), TOKENIZER, folder, merge=True
-    )
-    return folder
-
-
-@pytest.fixture(scope="module")
-def adapter(base, tmp_path_factory) -> Path:
-    """A folder with a LoRA adapter on `base`."""
-    folder = tmp_path_factory.mktemp("adapter") / "export"
-    network = _disturb_adapter(build_network(NetworkSpec(path=str(base), lora=LORA), TOKENIZER))
-    export_network(network, TOKENIZER, folder, merge=False)
-    return folder
-
-
-def test_a_shape_has_the_given_sizes_and_the_vocabulary_of_the_data():
+def test_a_shape_has_given_sizes_and_the_data_vocabulary():
     network = build_network(NetworkSpec(shape=SHAPE), TOKENIZER)
     config = network.config
-    assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (16, 1, 2)
+    assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (64, 2, 2)
     assert (config.intermediate_size, config.max_position_embeddings, config.vocab_size) == (
-        24,
+        64,
         32,
         len(TOKENIZER),
     )
-    assert _logits(network).shape == (2, 5, len(TOKENIZER))
+    assert logits(network).shape == (2, 5, len(TOKENIZER))
     assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (1, 2, 0)
     assert network.generation_config.pad_token_id == TOKENIZER.pad_token_id
 
@@ -81,14 +44,14 @@ def test_the_weights_of_a_shape_depend_on_its_seed_alone():
     assert not any(torch.equal(one[name], other[name]) for name in one if one[name].std() > 0)
 
 
-def test_building_from_a_shape_leaves_the_global_random_state_alone():
+def test_building_from_a_shape_keeps_the_random_state():
     before = torch.random.get_rng_state()
     build_network(NetworkSpec(shape=SHAPE), TOKENIZER)
     assert torch.equal(before, torch.random.get_rng_state())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_without_an_adapter_every_weight_is_trained_in_the_given_precision(base, dtype):
+def test_without_an_adapter_every_weight_is_trained(base, dtype):
     for spec in (NetworkSpec(shape=SHAPE, dtype=dtype), NetworkSpec(path=str(base), dtype=dtype)):
         parameters = list(build_network(spec, TOKENIZER).parameters())
         assert all(parameter.requires_grad for parameter in parameters)
@@ -96,7 +59,7 @@ def test_without_an_adapter_every_weight_is_trained_in_the_given_precision(base,
 
 
 @pytest.mark.parametrize("source", ["shape", "path"])
-def test_an_adapter_is_all_that_is_trained_and_is_fp32_on_a_bf16_base(source, base):
+def test_only_the_adapter_is_trained_in_fp32_on_a_bf16_base(source, base):
     where = {"shape": SHAPE} if source == "shape" else {"path": str(base)}
     network = build_network(NetworkSpec(**where, lora=LORA, dtype="bfloat16"), TOKENIZER)
     trained = {
@@ -107,7 +70,7 @@ def test_an_adapter_is_all_that_is_trained_and_is_fp32_on_a_bf16_base(source, ba
         for name, parameter in network.named_parameters()
         if not parameter.requires_grad
     }
-    assert len(trained) == 4  # A and B of two layers
+    assert len(trained) == 8  # A and B of two projections in two layers
     assert all("lora_" in name and ("q_proj" in name or "v_proj" in name) for name in trained)
     assert not any("lora_" in name for name in frozen)
     assert {parameter.dtype for parameter in trained.values()} == {torch.float32}
@@ -119,7 +82,7 @@ def test_a_new_adapter_changes_no_output(base):
     plain, adapted = (
         build_network(NetworkSpec(path=str(base), lora=lora), TOKENIZER) for lora in (None, LORA)
     )
-    assert torch.equal(_logits(plain), _logits(adapted))
+    assert torch.equal(logits(plain), logits(adapted))
 
 
 def test_a_continued_adapter_is_the_stored_one_trained_in_fp32(base, adapter):
@@ -130,20 +93,20 @@ def test_a_continued_adapter_is_the_stored_one_trained_in_fp32(base, adapter):
         for name, parameter in network.named_parameters()
         if parameter.requires_grad
     ]
-    assert len(trained) == 4
+    assert len(trained) == 8
     assert all("lora_" in name and parameter.dtype == torch.float32 for name, parameter in trained)
     assert network.generation_config.pad_token_id == TOKENIZER.pad_token_id
     exact = build_network(NetworkSpec(path=str(adapter)), TOKENIZER)
     plain = build_network(NetworkSpec(path=str(base)), TOKENIZER)
-    assert not torch.allclose(_logits(exact), _logits(plain), atol=1e-2)
+    assert not torch.allclose(logits(exact), logits(plain), atol=1e-2)
 
 
-def test_a_merged_adapter_gives_the_outputs_of_the_continued_one_to_1e_5(adapter):
+def test_a_merged_adapter_equals_the_continued_one_to_1e_5(adapter):
     continued = build_network(NetworkSpec(path=str(adapter)), TOKENIZER)
     merged = build_network(NetworkSpec(path=str(adapter), adapter="merge"), TOKENIZER)
     assert not isinstance(merged, PeftModel)
     assert not any("lora_" in name for name, _ in merged.named_parameters())
-    assert torch.allclose(_logits(merged), _logits(continued), rtol=0, atol=1e-5)
+    assert torch.allclose(logits(merged), logits(continued), rtol=0, atol=1e-5)
 
 
 def test_after_merging_an_adapter_all_weights_are_trained(adapter):
@@ -151,14 +114,22 @@ def test_after_merging_an_adapter_all_weights_are_trained(adapter):
     assert all(parameter.requires_grad for parameter in merged.parameters())
 
 
-def test_a_new_adapter_on_a_merged_one_starts_from_its_outputs_and_is_all_that_is_trained(adapter):
+def test_a_new_adapter_on_a_merged_one_starts_from_its_outputs(adapter):
     merged = build_network(NetworkSpec(path=str(adapter), adapter="merge"), TOKENIZER)
     fresh = build_network(NetworkSpec(path=str(adapter), adapter="merge", lora=LORA), TOKENIZER)
-    assert torch.allclose(_logits(fresh), _logits(merged), rtol=0, atol=1e-6)
-    assert sum(parameter.requires_grad for parameter in fresh.parameters()) == 4
+    assert torch.allclose(logits(fresh), logits(merged), rtol=0, atol=1e-6)
+    assert sum(parameter.requires_grad for parameter in fresh.parameters()) == 8
     assert all(
         "lora_" in name for name, parameter in fresh.named_parameters() if parameter.requires_grad
     )
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_the_given_attention_implementation_is_used(base, attention):
+    for path in (None, base):
+        network = build(path, attention=attention)
+        assert network.config._attn_implementation == attention
+        assert torch.allclose(logits(network), logits(build(path)), atol=1e-6)
 
 
 # -- refusals
@@ -167,16 +138,13 @@ def test_a_new_adapter_on_a_merged_one_starts_from_its_outputs_and_is_all_that_i
 def _refused(
     spec: NetworkSpec, message: str, tokenizer: PreTrainedTokenizerFast = TOKENIZER
 ) -> None:
-    with pytest.raises(TemperError, match=message) as caught:
-        build_network(spec, tokenizer)
-    assert "\n" not in str(caught.value)
+    assert re.search(message, error_line(lambda: build_network(spec, tokenizer)))
 
 
 def test_neither_path_nor_shape_is_refused():
     _refused(
         NetworkSpec(),
-        r"model\.init_args\.network: neither of path and shape given; set exactly one, for"
-        r" example --",
+        r"model\.init_args\.network: neither of path and shape given; .*--",
     )
 
 
@@ -207,12 +175,11 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
     (tmp_path / "model.safetensors").touch()
     _refused(
         NetworkSpec(path=str(tmp_path)),
-        r"no tokenizer\.json in it; save the tokenizer beside the model"
-        r" \(tokenizer\.save_pretrained\)",
+        r"no tokenizer\.json in it; .*tokenizer\.save_pretrained",
     )
 
 
-def test_another_vocabulary_is_refused_with_the_first_token_that_differs(base):
+def test_another_vocabulary_is_refused_with_a_differing_token(base):
     small = build_tokenizer(language_spec("small"))
     sizes = (
         rf"its vocabulary \({len(TOKENIZER)} tokens, {len(TOKENIZER)} embeddings\) is not the"
@@ -229,7 +196,7 @@ def test_a_new_adapter_on_one_to_be_continued_is_refused(adapter):
     )
 
 
-def test_an_unknown_lora_target_is_refused_and_the_layers_are_listed():
+def test_an_unknown_lora_target_is_refused_with_all_layers():
     _refused(
         NetworkSpec(shape=SHAPE, lora=LoRASpec(targets=["q_proj", "query"])),
         r"network\.lora\.targets: no linear layer is named 'query'; choose from .*k_proj.*v_proj",
@@ -253,13 +220,12 @@ def test_an_adapter_whose_base_is_missing_is_refused(adapter, tmp_path, base_nam
     )
     _refused(
         NetworkSpec(path=str(tmp_path)),
-        r"its adapter_config\.json names the base .*, which is no folder and not in the hub cache;"
-        r" .*base_model_name_or_path",
+        r"its adapter_config\.json names the base .* hub cache; .*base_model_name_or_path",
     )
 
 
 @pytest.mark.parametrize("source", ["shape", "path"])
-def test_a_tokenizer_without_a_pad_token_is_refused_with_the_line_that_adds_one(source, base):
+def test_a_tokenizer_without_a_pad_token_is_refused(source, base):
     where = {"shape": SHAPE} if source == "shape" else {"path": str(base)}
     tokenizer = AutoTokenizer.from_pretrained(base)
     tokenizer.pad_token = None
@@ -269,3 +235,45 @@ def test_a_tokenizer_without_a_pad_token_is_refused_with_the_line_that_adds_one(
         r"no pad token.*tokenizer\.pad_token = tokenizer\.eos_token",
         tokenizer,
     )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"shape": SHAPE, "revision": "v2"},
+            r"network\.revision=v2 is for networks that are loaded",
+        ),
+        (
+            {"shape": SHAPE, "trust_remote_code": True},
+            r"network\.trust_remote_code=True is for networks that are loaded",
+        ),
+        (
+            {"shape": SHAPE, "quantization": "nf4", "lora": LORA},
+            r"network\.quantization=nf4 is for networks that are loaded",
+        ),
+        (
+            {"shape": SHAPE, "attention": "flash_attention_2"},
+            r"attention=flash_attention_2 .*pip install flash-attn, or use sdpa",
+        ),
+    ],
+)
+def test_unsupported_settings_are_refused(settings, message):
+    with pytest.raises(TemperError, match=message):
+        check_network(NetworkSpec(**settings))
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="an accelerator has the backward pass")
+def test_flex_attention_is_refused_on_a_cpu():
+    with pytest.raises(
+        TemperError, match="attention=flex_attention has no backward pass on a CPU: use sdpa"
+    ):
+        check_network(NetworkSpec(shape=SHAPE, attention="flex_attention"))
+
+
+def test_flash_attention_in_32_bits_is_refused(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    with pytest.raises(
+        TemperError, match="attention=flash_attention_2 computes in 16 bits: set dtype=bfloat16"
+    ):
+        check_network(NetworkSpec(shape=SHAPE, attention="flash_attention_2"))

@@ -96,7 +96,7 @@ def _other_precision(network, data):
 
 
 @pytest.mark.parametrize("change", [_other_weights, _other_rows, _flat_rows, _other_precision])
-def test_another_model_other_rows_and_another_precision_miss_the_cache(
+def test_another_model_data_or_precision_misses_the_cache(
     change, network, data, tmp_path, forwards
 ):
     _table(network, data, tmp_path)
@@ -114,7 +114,7 @@ def test_tokenizer_and_chat_template_are_part_of_the_key(network):
     assert len({cache_key(network, "rows", tokenizer) for tokenizer in (one, other, bigger)}) == 3
 
 
-def test_a_new_adapter_of_another_seed_finds_the_table_of_the_first(network, data):
+def test_a_new_adapter_of_another_seed_hits_the_cache(network, data):
     def key(seed: int, trained: bool = False) -> str:
         torch.manual_seed(seed)
         adapted = get_peft_model(
@@ -130,9 +130,7 @@ def test_a_new_adapter_of_another_seed_finds_the_table_of_the_first(network, dat
 
 
 @pytest.mark.parametrize("stop", ["save_file", "replace"])
-def test_an_interrupted_write_leaves_no_file_and_the_next_run_starts_over(
-    stop, network, data, tmp_path, forwards, monkeypatch
-):
+def test_an_interrupted_write_leaves_no_file(stop, network, data, tmp_path, forwards, monkeypatch):
     def interrupted(*arguments: Any, **_: Any) -> None:
         if stop == "save_file":
             with open(arguments[1], "wb") as file:
@@ -188,9 +186,7 @@ def test_a_cache_refuses_logits():
 
 
 @pytest.mark.parametrize("kind", [AdapterOff, FrozenCopy])
-def test_a_reference_has_no_dropout_no_gradient_and_leaves_the_policy_in_training(
-    kind, network, data
-):
+def test_a_reference_has_neither_dropout_nor_gradient(kind, network, data):
     adapted = get_peft_model(
         network, LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True)
     ).train()

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import BPE, Unigram
+from torch import nn
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from temper.errors import TemperError
@@ -50,14 +51,15 @@ def _save(folder: Path, tokenizer: PreTrainedTokenizerFast, embeddings: int) -> 
     return folder
 
 
-def _load(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    build_network(NetworkSpec(path=str(folder)), tokenizer)
+def _load(folder: Path, tokenizer: PreTrainedTokenizerFast) -> nn.Module:
+    return build_network(NetworkSpec(path=str(folder)), tokenizer)
 
 
 @pytest.mark.parametrize("make", [_bpe, _unigram])
 def test_the_tokenizer_of_the_folder_is_accepted(tmp_path, make):
     folder = _save(tmp_path, make(), 7)
-    _load(folder, PreTrainedTokenizerFast.from_pretrained(folder))
+    network = _load(folder, PreTrainedTokenizerFast.from_pretrained(folder))
+    assert network.config.vocab_size == 7
 
 
 def test_a_tokenizer_may_have_added_tokens_with_an_embedding(tmp_path):
@@ -67,19 +69,17 @@ def test_a_tokenizer_may_have_added_tokens_with_an_embedding(tmp_path):
     _load(_save(tmp_path / "wide", _bpe(), 8), more)
     with pytest.raises(
         TemperError,
-        match=(
-            r"its vocabulary \(7 tokens, 7 embeddings\) is not the data's \(8 tokens\), first at"
-            r" token '<turn>'"
-        ),
+        match=r"\(7 tokens, 7 embeddings\) .*\(8 tokens\), first at token '<turn>'",
     ):
         _load(_save(tmp_path / "narrow", _bpe(), 7), more)
 
 
-def test_tokens_without_embedding_in_the_networks_own_tokenizer_are_accepted(tmp_path):
+def test_the_networks_own_tokenizer_may_have_extra_tokens(tmp_path):
     """Gemma 3 has an image token, for which its text-only network has no embedding."""
     more = _bpe()
     more.add_special_tokens({"additional_special_tokens": ["<image>"]})
-    _load(_save(tmp_path, more, 7), more)
+    assert len(more) == 8
+    assert _load(_save(tmp_path, more, 7), more).config.vocab_size == 7
 
 
 @pytest.mark.parametrize(
@@ -94,10 +94,7 @@ def test_a_token_with_another_id_is_refused(tmp_path, other, first):
     folder = _save(tmp_path, _bpe(), 7)
     with pytest.raises(
         TemperError,
-        match=(
-            rf"network\.path=.*: its vocabulary .* first at token {first}; use the tokenizer of"
-            r" this folder"
-        ),
+        match=rf"network\.path=.*: its vocabulary .* first at token {first}; ",
     ):
         _load(folder, _bpe(other))
 
@@ -107,10 +104,7 @@ def test_a_pad_token_without_an_embedding_is_refused(tmp_path):
     folder = _save(tmp_path, late, 6)
     with pytest.raises(
         TemperError,
-        match=(
-            r"the pad token '<pad>' has the id 6, and the network 6 embeddings; .*pad_token ="
-            r" tokenizer\.eos_token"
-        ),
+        match=r"'<pad>' has the id 6, .* 6 embeddings; .*pad_token = tokenizer\.eos_token",
     ):
         _load(folder, late)
 
@@ -118,9 +112,7 @@ def test_a_pad_token_without_an_embedding_is_refused(tmp_path):
 def test_a_tokenizer_in_other_files_is_read_by_transformers(tmp_path):
     folder = _save(tmp_path / "a", _bpe(), 7)
     shutil.move(folder / "tokenizer.json", tmp_path / "kept.json")
-    with pytest.raises(
-        TemperError, match=r"no tokenizer\.json in it; save the tokenizer beside the model"
-    ):
+    with pytest.raises(TemperError, match=r"no tokenizer\.json in it; save the tokenizer"):
         _load(folder, _bpe())
     (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(WORDS)}))
     (folder / "merges.txt").write_text("#version: 0.2\na b\n")

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,25 +12,10 @@ from temper.errors import TemperError
 from temper.models import AdapterOff, LoRASpec, NetworkSpec
 from temper.models.load import check_network
 from temper.models.lora import combine_adapters, disable_trained_adapter, merged_copy, save_adapter
-from tests.models.networks import IDS, LORA, TOKENIZER, build, disturb, gradients, logits, save_base
+from tests.models.networks import IDS, LORA, TOKENIZER, build, disturb, gradients, logits
 
 # Another rank and scale; one target layer in common with LORA.
 OTHER = LoRASpec(rank=3, alpha=5, targets=["v_proj", "up_proj"])
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    """A folder with a network."""
-    return save_base(tmp_path_factory.mktemp("adapters") / "base")
-
-
-@pytest.fixture(scope="module")
-def adapter(base) -> Path:
-    """A folder with a trained adapter on `base`, without a tokenizer: the base has that."""
-    folder = base.parent / "adapter"
-    folder.mkdir()
-    save_adapter(disturb(build(base, lora=LORA)), folder)
-    return folder
 
 
 @pytest.fixture
@@ -40,7 +24,7 @@ def both(adapter) -> torch.nn.Module:
     return disturb(build(adapter, adapter="new", lora=OTHER), seed=1, only=".next.")
 
 
-def test_a_new_adapter_starts_from_the_existing_one_which_is_frozen(adapter):
+def test_a_new_adapter_starts_from_the_frozen_existing_one(adapter):
     network = build(adapter, adapter="new", lora=OTHER)
     assert torch.equal(logits(network), logits(build(adapter)))
     trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
@@ -60,7 +44,7 @@ def test_both_adapters_act_together(adapter, both):
     assert not torch.allclose(logits(both), logits(second_only), atol=1e-2)
 
 
-def test_the_reference_of_a_new_adapter_is_the_network_with_the_existing_one(adapter, both):
+def test_a_new_adapters_reference_has_the_existing_one(adapter, both):
     rows = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS), "labels": IDS}
     untrained = build(adapter, adapter="new", lora=OTHER)
     wanted = AdapterOff(untrained).score(rows, "x").sums
@@ -72,7 +56,7 @@ def test_the_reference_of_a_new_adapter_is_the_network_with_the_existing_one(ada
     assert both.training and torch.equal(logits(both), before)
 
 
-def test_the_trained_adapter_is_switched_on_again_after_an_exception(both):
+def test_the_trained_adapter_is_enabled_after_an_exception(both):
     before = logits(both)
     trained = [parameter.requires_grad for parameter in both.parameters()]
     with pytest.raises(KeyError), disable_trained_adapter(both):
@@ -83,8 +67,9 @@ def test_the_trained_adapter_is_switched_on_again_after_an_exception(both):
 
 
 @pytest.mark.parametrize("policy", ["merge", "none"])
-def test_the_reference_of_the_only_adapter_is_the_network_below_it(base, adapter, policy):
-    path, settings = (adapter, {"adapter": "merge"}) if policy == "merge" else (base, {})
+def test_the_reference_of_the_only_adapter_is_the_base_model(base, adapter, policy):
+    path = adapter if policy == "merge" else base
+    settings = {"adapter": "merge"} if policy == "merge" else {}
     network = disturb(build(path, lora=OTHER, **settings))
     with disable_trained_adapter(network):
         found = logits(network)
@@ -147,7 +132,7 @@ def test_an_adapter_on_a_merged_base_is_not_saved_alone(adapter, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_adapter_keeps_the_name_of_its_base_and_finds_its_tokenizer_there(base, adapter):
+def test_an_adapter_keeps_the_name_of_its_base(base, adapter):
     assert json.loads((adapter / "adapter_config.json").read_text())[
         "base_model_name_or_path"
     ] == str(base)

@@ -54,7 +54,7 @@ def test_log_probabilities_are_those_of_plain_loops_to_1e_12(seed):
 
 
 @given(seed=SEEDS)
-def test_nll_is_minus_the_sum_over_unmasked_tokens_and_their_number(seed):
+def test_nll_is_minus_the_sum_over_unmasked_tokens(seed):
     logits_BTV, labels_BT = _case(seed)
     terms = nll(Scores(*token_logps(logits_BTV, labels_BT)))
     counted = [
@@ -66,7 +66,7 @@ def test_nll_is_minus_the_sum_over_unmasked_tokens_and_their_number(seed):
 
 
 @given(seed=SEEDS)
-def test_the_gradient_is_softmax_minus_one_hot_by_plain_loops_to_1e_12(seed):
+def test_the_gradient_is_softmax_minus_one_hot_to_1e_12(seed):
     logits_BTV, labels_BT = _case(seed)
     logits_BTV.requires_grad_()
     terms = nll(Scores(*token_logps(logits_BTV, labels_BT)))
@@ -85,7 +85,7 @@ def test_the_gradient_is_softmax_minus_one_hot_by_plain_loops_to_1e_12(seed):
 
 
 @given(seed=SEEDS, scale=st.sampled_from([1.0, 1e4]))
-def test_logits_before_masked_labels_change_neither_loss_nor_gradient(seed, scale):
+def test_logits_before_masked_labels_change_nothing(seed, scale):
     logits_BTV, labels_BT = _case(seed)
     masked_BT = torch.cat(
         [labels_BT[:, 1:] == IGNORE_INDEX, torch.ones(len(labels_BT), 1, dtype=torch.bool)], dim=1
@@ -124,7 +124,7 @@ def test_padding_on_the_right_changes_nothing(seed, extra):
     assert long.count == short.count
 
 
-def test_the_first_label_has_no_logits_before_it_and_does_not_count():
+def test_the_first_label_does_not_count():
     logits_BTV, _ = _case(0, n_rows=1, width=3)
     terms = nll(Scores(*token_logps(logits_BTV, torch.tensor([[2, IGNORE_INDEX, IGNORE_INDEX]]))))
     assert (terms.total.item(), terms.count.item()) == (0.0, 0)
@@ -173,7 +173,7 @@ def _loss_and_gradient(
 
 
 @given(seed=SEEDS, size=st.sampled_from([1, 2, 3, 4]))
-def test_eight_rows_at_once_and_one_by_one_are_the_same_loss_and_gradient(seed, size):
+def test_eight_rows_at_once_equal_one_by_one(seed, size):
     batch = _unequal(seed)
     weight = torch.randn(6, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     loss, gradient, _ = _loss_and_gradient(weight, [batch])

@@ -84,7 +84,7 @@ def test_the_card_has_no_absolute_paths_and_no_generated_text(run):
     assert "question of the user" not in card and "an answer of the model" not in card
 
 
-def test_special_characters_of_a_setting_are_escaped_in_the_table(run):
+def test_special_characters_are_escaped_in_the_table(run):
     assert "| system | a\\|b c |" in model_card(SPEC, "whole", run, step=1200)
 
 
@@ -137,5 +137,5 @@ def test_the_front_matter_has_the_fields_of_the_hub(path, form, expected):
         ("", ""),
     ],
 )
-def test_an_absolute_path_is_shortened_to_its_last_two_components(text, expected):
+def test_absolute_paths_keep_their_last_two_components(text, expected):
     assert shorten_path(text) == expected

@@ -1,4 +1,4 @@
-"""Data take the tokenizer of the model, unless they are given one."""
+"""Data take the tokenizer of the model unless one is given."""
 
 import json
 import shutil
@@ -40,14 +40,14 @@ def adapter(tiny_run, tmp_path) -> Path:
     return folder
 
 
-def test_it_is_that_of_the_models_folder(tiny_run):
+def test_the_tokenizer_is_that_of_the_models_folder(tiny_run):
     assert _filled(tiny_run / "export", tokenizer=None).tokenizer == str(tiny_run / "export")
 
 
 @pytest.mark.parametrize(
     ("said", "model", "wanted"), [(None, True, True), (None, False, False), (False, True, False)]
 )
-def test_its_code_is_trusted_as_the_models_is_unless_the_data_say_otherwise(
+def test_tokenizer_code_is_trusted_as_the_models_by_default(
     tiny_run, monkeypatch, said, model, wanted
 ):
     monkeypatch.setitem(NETWORK, "trust_remote_code", model)
@@ -57,7 +57,7 @@ def test_its_code_is_trusted_as_the_models_is_unless_the_data_say_otherwise(
     )
 
 
-def test_a_given_one_stays(tiny_run):
+def test_a_given_tokenizer_stays(tiny_run):
     assert _filled(tiny_run / "export", tokenizer="mine").tokenizer == "mine"
 
 
@@ -74,7 +74,7 @@ def test_an_adapter_with_a_tokenizer_has_its_own(tiny_run, adapter):
     assert _filled(adapter, tokenizer=None).tokenizer == str(adapter)
 
 
-def test_a_network_from_random_weights_has_none():
+def test_random_weights_have_no_tokenizer():
     with pytest.raises(
         TemperError,
         match=r"data.init_args.tokenizer is not set, and data=Text needs one.*network.path",
