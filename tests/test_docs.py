@@ -163,7 +163,8 @@ def test_every_name_of_the_paper_index_is_in_its_file():
 
 
 def test_every_entry_of_the_paper_index_has_code_and_tests():
-    code, tests = _index_entries("Code"), _index_entries("Test")
+    code = _index_entries("Code")
+    tests = _index_entries("Test")
     assert len(code) == len(tests) > 20
     assert all("tests/" in entry for entry in tests)
 

@@ -55,7 +55,8 @@ def _check_tasks(trainer: Any) -> None:
         ("num_nodes", "SLURM_NNODES", "--nodes"),
     )
     for option, variable, flag in asked:
-        given, wanted = os.environ.get(variable), str(trainer[option])
+        given = os.environ.get(variable)
+        wanted = str(trainer[option])
         if given is not None and wanted.isdecimal() and given != wanted:
             raise TemperError(
                 f"trainer.{option}={wanted}, but the SLURM job has {flag}={given}; give"

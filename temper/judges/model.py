@@ -32,7 +32,8 @@ _shared: dict[tuple[str | None, ...], Any] | None = None  # models, while `share
 def shared_models() -> Iterator[None]:
     """Judges of the same model that are built one after another, meanwhile, load it once."""
     global _shared
-    before, _shared = _shared, {}
+    before = _shared
+    _shared = {}
     try:
         yield
     finally:

@@ -61,7 +61,8 @@ def judge(stage: Stage) -> bool:
 
 def _validate(stage: Stage) -> None:
     """``train.py validate`` on the stored answers, in this process."""
-    folder, settings = Path(stage.folder), stage.judge_settings
+    folder = Path(stage.folder)
+    settings = stage.judge_settings
     with tempfile.TemporaryDirectory() as place:
         configs = []
         for number, content in enumerate(settings["configs"]):

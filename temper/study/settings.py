@@ -330,7 +330,8 @@ class Study(BaseModel):
 
     def _check_source(self, key: str, part: Objective) -> None:
         """Where the models of an objective that has no alignment of its own come from."""
-        source, others = part.aligned_by, self.objective_parts
+        source = part.aligned_by
+        others = self.objective_parts
         own = [key for key, one in others.items() if one.aligned_by is None]
         if source not in own or source == key:
             raise TemperError(
@@ -439,7 +440,8 @@ def _read(path: Path) -> dict[str, Any]:
     base = _read(path.parent / content.pop("base"))
     merged = base | content
     for kind in KINDS:
-        below, own = base.get(kind), content.get(kind)
+        below = base.get(kind)
+        own = content.get(kind)
         if isinstance(below, dict) and isinstance(own, dict):
             merged[kind] = below | own
             merged[kind]["set"] = (below.get("set") or {}) | (own.get("set") or {})

@@ -68,7 +68,9 @@ class Study:
 
     def __init__(self, project: Path, folder: Path) -> None:
         folder.mkdir(exist_ok=True)
-        self.project, self.file, self.runs = project, folder / "micro.yaml", folder / "runs"
+        self.project = project
+        self.file = folder / "micro.yaml"
+        self.runs = folder / "runs"
         self.results = self.runs / "micro"
         self.write(_micro())
 
@@ -204,7 +206,8 @@ def test_every_stage_starts_from_the_model_of_the_one_before(finished):
 
 def test_run_again_a_study_does_nothing(finished):
     study, _ = finished
-    before, report = study.written(), (study.results / "report.html").stat().st_mtime_ns
+    before = study.written()
+    report = (study.results / "report.html").stat().st_mtime_ns
     status, output = study.run()
     assert status == 0 and "done" not in output
     assert (
@@ -216,7 +219,8 @@ def test_run_again_a_study_does_nothing(finished):
 @pytest.mark.slow
 def test_a_change_of_the_attack_runs_the_attack_alone_again(finished):
     study, _ = finished
-    before, results = study.written(), (study.results / "results.csv").read_text()
+    before = study.written()
+    results = (study.results / "results.csv").read_text()
     micro = _micro()
     micro["attacks"]["mild"]["steps"] = 11
     study.write(micro)
@@ -231,7 +235,8 @@ def test_a_change_of_the_attack_runs_the_attack_alone_again(finished):
 
 @pytest.mark.slow
 def test_a_named_stage_runs_alone_and_the_report_before_it_is_not_shown_as_its_own(finished):
-    study, report = finished[0], (finished[0].results / "report.html").read_bytes()
+    study = finished[0]
+    report = (finished[0].results / "report.html").read_bytes()
     micro = _micro()
     micro["attacks"]["hard"] = {"label": "a harder attack", "lr": 1e-2, "steps": 10}
     study.write(micro)
@@ -254,7 +259,8 @@ def test_two_runs_of_a_study_have_the_same_results(finished, project, tmp_path):
 
 @pytest.mark.slow
 def test_a_failed_stage_shows_its_log_and_what_was_done_before_is_kept(finished, project, tmp_path):
-    study, micro = Study(project, tmp_path), _micro()
+    study = Study(project, tmp_path)
+    micro = _micro()
     micro["instruct"]["set"] = micro["instruct"]["set"] | {"data.init_args.preset": "small"}
     study.write(micro)
     status, output = study.run()
@@ -275,7 +281,8 @@ def test_a_failed_stage_shows_its_log_and_what_was_done_before_is_kept(finished,
 @pytest.mark.slow
 @pytest.mark.parametrize("whole_group", [True, False], ids=["with its stages", "alone"])
 def test_a_killed_study_goes_on_to_the_same_results(finished, project, tmp_path, whole_group):
-    study, moment = Study(project, tmp_path), random.Random()
+    study = Study(project, tmp_path)
+    moment = random.Random()
     process = study.start()
     while "instruct" not in study.written() and process.poll() is None:
         time.sleep(0.1)

@@ -56,7 +56,8 @@ def test_the_projects_own_studies_on_a_real_model_load():
 @pytest.mark.parametrize("name", ["proxy", "proxy_smoke"])
 def test_every_stage_on_a_real_model_measures_the_user_s_task(name: str):
     """FA before the attack too: without it nobody can tell what the attack taught."""
-    study, task = Study.load(f"studies/{name}.yaml"), "r/data/test_task.jsonl"
+    study = Study.load(f"studies/{name}.yaml")
+    task = "r/data/test_task.jsonl"
     for stage in (*every_stage(study), Stage(study, "r", 1, "base")):
         assert settings(stage.answer_command)["data.init_args.task"] == task, stage.place
 

@@ -77,7 +77,8 @@ def test_a_repair_that_trains_is_a_stage_of_its_own(study):
     assert fit[1:3] == ["train.py", "fit"]
     attacked = "r/seed0/attack/sft/mild/p0.2/export"
     assert {"--trainer.max_steps=7", f"--model.init_args.network.path={attacked}"} <= set(fit)
-    aligned, base = "r/seed0/align/sft/export", "r/seed0/instruct/export"
+    aligned = "r/seed0/align/sft/export"
+    base = "r/seed0/instruct/export"
     assert repair.inputs == [attacked, base, aligned]
     assert repair.answers_from == ["r/seed0/repair/mended/mild/p0.2/export"]
 
@@ -94,7 +95,8 @@ def test_a_repair_that_only_evaluates_answers_with_the_attacked_model(study):
 
 def test_an_edit_answers_to_the_alignment_s_prompts(study):
     edited = Stage(study, "runs", 3, "align/further")
-    base, aligned = "runs/seed3/instruct/export", "runs/seed3/align/sft/export"
+    base = "runs/seed3/instruct/export"
+    aligned = "runs/seed3/align/sft/export"
     folders = ["--base", base, "--aligned", aligned, "--out", "runs/seed3/align/further/export"]
     assert words(edited.edit_command)[1:] == [
         "-m",
