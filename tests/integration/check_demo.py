@@ -90,7 +90,7 @@ def test_the_report_stands_alone(folder):
     assert list((folder / "figures").glob("*.png"))
 
 
-def test_weights_of_attacked_models_are_gone_and_their_answers_are_not(folder):
+def test_attacked_weights_are_gone_and_answers_stay(folder):
     attacked = sorted((folder / "seed0").glob("attack/*/*/*"))
     assert len(attacked) == 4
     for stage in attacked:

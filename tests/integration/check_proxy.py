@@ -21,7 +21,7 @@ def figures(stage: str) -> dict[str, float]:
     return {name: figure["value"] for name, figure in evaluation["metrics"].items()}
 
 
-def test_alignment_teaches_a_real_model_to_refuse_and_not_to_refuse_everything():
+def test_alignment_teaches_a_real_model_to_refuse():
     before = figures("base")
     assert before["refusal_rate"] == 0 and before["harmful_score"] > 0.5
     for objective in ("sft", "booster"):

@@ -185,7 +185,7 @@ def test_every_stage_is_one_line_on_the_screen(finished):
     assert [line.split()[0] for line in judged] == list(ANSWERING)
 
 
-def test_weights_of_attacked_models_are_temporary_and_all_else_stays(finished):
+def test_attacked_weights_are_temporary(finished):
     study, _ = finished
     for stage in STAGES:
         assert study.file_of(stage, "export").exists() is (stage in KEPT), stage
@@ -234,7 +234,7 @@ def test_a_change_of_the_attack_runs_the_attack_alone_again(finished):
 
 
 @pytest.mark.slow
-def test_a_named_stage_runs_alone_and_the_report_before_it_is_not_shown_as_its_own(finished):
+def test_a_named_stage_runs_alone_without_a_report(finished):
     study = finished[0]
     report = (finished[0].results / "report.html").read_bytes()
     micro = _micro()
@@ -258,7 +258,7 @@ def test_two_runs_of_a_study_have_the_same_results(finished, project, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_failed_stage_shows_its_log_and_what_was_done_before_is_kept(finished, project, tmp_path):
+def test_a_failed_stage_shows_its_log(finished, project, tmp_path):
     study = Study(project, tmp_path)
     micro = _micro()
     micro["instruct"]["set"] = micro["instruct"]["set"] | {"data.init_args.preset": "small"}

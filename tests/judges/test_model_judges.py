@@ -307,7 +307,7 @@ def test_arguments_out_of_range_are_refused_before_loading(make, message):
         make()
 
 
-def test_judges_of_one_model_load_it_once_where_models_are_shared(multi_label):
+def test_shared_models_are_loaded_once(multi_label):
     def judges() -> list[SequenceClassifier]:
         return [SequenceClassifier(str(multi_label), name=name) for name in ("a", "b")]
 

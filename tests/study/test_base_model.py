@@ -150,7 +150,7 @@ def test_mistakes_are_named(write_study, changes: dict[str, Any], message: str):
     assert "\n" not in str(mistake.value)
 
 
-def test_where_there_is_no_folder_of_models_it_is_no_organisation(write_study, with_models: Path):
+def test_a_model_folder_is_no_hub_organisation(write_study, with_models: Path):
     shutil.rmtree(with_models / "models")
     with pytest.raises(TemperError, match="base_model.path: found models/some, no such folder"):
         Study.load(write_study(None, **PARTS, base_model=BASE))

@@ -66,7 +66,7 @@ def small(tmp_path) -> Path:
     return tmp_path
 
 
-def test_a_class_leads_to_what_it_imports_and_to_nothing_beside_it(small):
+def test_a_class_leads_to_its_imports_alone(small):
     assert Code(small).closure(["One"]) == {
         "lightning_modules",
         "lightning_modules.one",

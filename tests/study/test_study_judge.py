@@ -45,7 +45,7 @@ def answered(study, command_line, tmp_path_factory) -> tuple[Stage, dict[str, st
     return stage, written
 
 
-def test_judging_stored_answers_writes_what_an_evaluation_in_the_fit_writes(answered):
+def test_judging_stored_answers_equals_judging_in_the_fit(answered):
     stage, written = answered
     assert judge.judge(stage)
     folder = Path(stage.folder)

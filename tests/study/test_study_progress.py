@@ -47,7 +47,7 @@ def screen() -> Screen:
     return screen
 
 
-def test_a_judged_seed_is_a_line_with_the_metrics_of_each_of_its_stages(screen, tmp_path):
+def test_a_judged_seed_shows_metrics_of_its_stages(screen, tmp_path):
     figures = {
         "harmful_score": 0.125,
         "refusal_rate": 0.8,
@@ -84,7 +84,7 @@ def test_one_stage_that_is_judged_alone_has_its_metrics(screen, tmp_path):
     assert "HS 50%" in screen.event("job_finished", job_id=3)
 
 
-def test_stages_are_counted_without_the_one_that_only_asks_for_all(screen):
+def test_stages_are_counted_without_rule_all(screen):
     screen.start(1, "pretrain", seed="0")
     screen.start(2, "report")
     screen.start(0, "all")
@@ -123,7 +123,7 @@ def test_a_failed_stage_without_a_log_still_has_its_line(screen, tmp_path):
     assert screen.event("job_error", jobid=1).startswith("failed")
 
 
-def test_errors_of_snakemake_itself_are_shown_and_its_chatter_is_not(screen):
+def test_only_errors_of_snakemake_are_shown(screen):
     assert "MissingInputException" in screen.event(
         None, level=logging.ERROR, msg="MissingInputException: no rule"
     )

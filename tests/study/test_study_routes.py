@@ -83,7 +83,7 @@ def test_a_repair_that_trains_is_a_stage_of_its_own(study):
     assert repair.answers_from == ["r/seed0/repair/mended/mild/p0.2/export"]
 
 
-def test_a_repair_that_only_evaluates_answers_with_the_attacked_model(study):
+def test_a_repair_without_training_uses_attacked_weights(study):
     watched = Stage(study, "r", 0, "repair/watched/mild/p0.2")
     answer = words(watched.answer_command)
     assert not watched.trained and answer[1:3] == ["train.py", "predict"]

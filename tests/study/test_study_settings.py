@@ -149,7 +149,7 @@ def test_a_missing_base_is_named(write_study, tmp_path):
         Study.load(write_study(base="none.yaml"))
 
 
-def test_own_keys_replace_those_of_the_base_and_settings_are_merged(write_study):
+def test_own_keys_replace_and_settings_are_merged(write_study):
     base = Study.load("studies/ci.yaml").as_yaml()
     own = Study.load(
         write_study(
@@ -173,7 +173,7 @@ def test_a_base_is_looked_for_beside_the_study(write_study):
     assert Study.load(write_study(base="first.yaml", name="second")).seeds == (1, 2)
 
 
-def test_a_study_in_its_folder_is_read_without_the_files_it_names(tmp_path, monkeypatch):
+def test_a_study_folder_is_read_without_its_configs(tmp_path, monkeypatch):
     study = Study.load("studies/ci.yaml")
     (tmp_path / "study.yaml").write_text(study.as_text())
     monkeypatch.chdir(tmp_path)  # no configs here

@@ -101,7 +101,7 @@ def test_a_fit_evaluates_nothing_and_writes_into_its_own_folder(study, place):
 
 
 @pytest.mark.parametrize("place", FITS[1:])
-def test_answers_are_those_of_the_export_to_the_prompts_of_the_stage(study, place):
+def test_answers_are_of_the_export_to_the_stages_prompts(study, place):
     first, _, settings = _answer(study, place)
     assert first == [sys.executable, "train.py", "predict"]
     folder = f"runs/x/seed0/{place}"
@@ -135,7 +135,7 @@ def test_the_command_line_takes_the_commands_of_every_stage(
         assert kind == "SFTModule" or (" fit " in command and "booster" in place)
 
 
-def test_a_callback_that_measures_the_network_does_so_after_answering(study, tmp_path):
+def test_measuring_callbacks_run_after_answering(study, tmp_path):
     stage = Stage(study, "runs/x", 0, "instruct")
     assert " && " not in stage.answer_command
     config = tmp_path / "prefix.yaml"
@@ -149,7 +149,7 @@ def test_a_callback_that_measures_the_network_does_so_after_answering(study, tmp
 # -- what is judged and reported
 
 
-def test_every_stage_that_the_report_reads_is_answered_and_judged(study):
+def test_every_reported_stage_is_answered_and_judged(study):
     study = study.model_copy(update={"seed_list": [0, 1], "harmful_ratios": [0, 0.05]})
     files = evaluations(study, "runs/ci")
     assert len(files) == len(set(files)) == 2 * (1 + 2 + 2 * 1 * 2)
@@ -285,7 +285,7 @@ EVERY_ANSWER = {f"answer {place}" for place in STAGES}
         "choice of judges",
     ],
 )
-def test_a_change_runs_what_depends_on_it_again_and_nothing_else(tree, change, again):
+def test_a_change_reruns_only_dependent_stages(tree, change, again):
     assert _changed(change) == again
 
 
