@@ -36,7 +36,6 @@ CLASSES = (
     ),
     Renamed("temper.cli.AtomicCheckpointIO", "temper.cli.checkpoint_io.AtomicCheckpointIO"),
     Renamed("temper.cli.BackgroundCheckpointIO", "temper.cli.checkpoint_io.BackgroundCheckpointIO"),
-    Renamed("temper.judges.classifier.SequenceClassifier", "temper.judges.SequenceClassifier"),
     Renamed("temper.judges.guard.GuardLM", "temper.judges.GuardLM"),
     Renamed("temper.judges.yes_no.YesNoLM", "temper.judges.YesNoLM"),
     Renamed("temper.models.spec.LoRASpec", "temper.models.LoRASpec"),
@@ -88,7 +87,7 @@ def translated(value: Any) -> Any:
 
 
 def moved_class(path: str) -> str | None:
-    """What took the place of an import path; None if it never named a class."""
+    """Message with the new path of a renamed class; None for any other path."""
     for renamed in CLASSES:
         if path == renamed.old:
             return f"{path} was renamed; give {renamed.new}"
@@ -96,7 +95,7 @@ def moved_class(path: str) -> str | None:
 
 
 def moved_config(path: str) -> str | None:
-    """What took the place of a config file; None if it never had another name.
+    """Message with the new name of a renamed config file; None for any other file.
 
     Args:
         path: A file that does not exist, from the current folder.
@@ -108,11 +107,11 @@ def moved_config(path: str) -> str | None:
 
 
 def moved_option(name: str, classes: Collection[str]) -> str | None:
-    """What took the place of an option that a class does not accept; None if there is nothing.
+    """Message with the new place of a moved option; None for any other option.
 
     Args:
         name: The option, with or without the keys before it.
-        classes: Names of the classes that were asked for it.
+        classes: Names of the classes that the option was given to.
     """
     last = name.rpartition(".")[2]
     for renamed in OPTIONS:

@@ -1,4 +1,4 @@
-"""What Snakemake must be told when its jobs go to SLURM."""
+"""Flags of Snakemake for jobs that go to SLURM."""
 
 import itertools
 import subprocess

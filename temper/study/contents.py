@@ -1,4 +1,4 @@
-"""What a config file says of training, of answering and of judging: each is hashed by itself."""
+"""The parts of a config that concern training, answering and judging, each hashed by itself."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
@@ -39,7 +39,7 @@ def _with_callbacks(trainer: Mapping[str, Any], judging: bool) -> dict[str, Any]
 
 
 def training(content: Mapping[str, Any]) -> dict[str, Any]:
-    """What a config says of training: no judges."""
+    """The config without judges."""
     found = dict(content)
     if "trainer" in content:
         found["trainer"] = _with_callbacks(content["trainer"] or {}, judging=False)
@@ -53,7 +53,7 @@ def training(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def answering(content: Mapping[str, Any]) -> dict[str, Any]:
-    """What a config says of answering: of the objective, its network alone."""
+    """The config without judges, and with only the network of the objective."""
     found = training(content)
     if "model" in found:
         model = found.pop("model") or {}
@@ -64,7 +64,7 @@ def answering(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def judging(content: Mapping[str, Any]) -> dict[str, Any]:
-    """What a config says of judging: data, and the callbacks that judge."""
+    """The data of a config, and its callbacks that judge."""
     found = {"data": content["data"]} if content.get("data") else {}
     trainer = _with_callbacks(content.get("trainer") or {}, judging=True)
     asked = {key: one for key, one in trainer.items() if key in ("callbacks", "callbacks+")}

@@ -36,7 +36,7 @@ MAX_STEPS = "trainer.max_steps"
 
 
 class Part(BaseModel):
-    """What a stage adds to its command.
+    """A section of a study: configs and settings that a stage adds to its command.
 
     Attributes:
         config: YAML files, relative to the project's root; later ones win.
@@ -347,7 +347,7 @@ class Study(BaseModel):
             )
 
     def _check_to_run(self) -> None:
-        """What only matters before stages run: files, models, steps."""
+        """Check what matters before stages run: files, models, steps."""
         self._check_beginning()
         files = {"trainer": [self.trainer]}
         for kind in KINDS:

@@ -236,7 +236,7 @@ class Stage:
 
     @property
     def judge_settings(self) -> dict[str, Any]:
-        """What the judges and the evaluation prompts depend on, as one config."""
+        """Configs and settings of the judges and the evaluation prompts."""
         data = {key: value for key, value in self._settings.items() if key.split(".")[0] == "data"}
         parts = [judging(content) for content in self._contents]
         return {"configs": [part for part in parts if part], "set": self._fill(data)}
