@@ -18,7 +18,8 @@ demo: $(VENV)/.run ## Align, attack, measure, report (STUDY=studies/demo.yaml, C
 	@$(BIN)/temper study $(STUDY) --cores $(CORES)
 
 smollm2: $(VENV)/.gguf ## Fetch SmolLM2-135M-Instruct into models/ (93 MB, once)
-	@test -e models/smollm2-135m-instruct/origin.json && echo "models/smollm2-135m-instruct is there already" || \
+	@test -e models/smollm2-135m-instruct/origin.json && \
+		echo "models/smollm2-135m-instruct is there already" || \
 		$(BIN)/python -m tools.fetch_model smollm2 --to models/smollm2-135m-instruct
 
 gemma3: $(VENV)/.gguf ## Fetch Gemma 3 270M into models/ (245 MB, once; the Gemma terms apply)
@@ -31,7 +32,8 @@ test: $(VENV)/.dev ## Lint, import contracts, types, unit and integration tests 
 	$(BIN)/mdformat --check *.md docs benchmarks
 	$(BIN)/lint-imports
 	$(BIN)/mypy
-	$(BIN)/python -m pytest --numprocesses $(CORES) -m "not slow and not distributed and not slurm and not gpu"
+	$(BIN)/python -m pytest --numprocesses $(CORES) \
+		-m "not slow and not distributed and not slurm and not gpu"
 
 format: $(VENV)/.dev ## Format code and Markdown
 	$(BIN)/ruff check --fix --quiet .
@@ -41,7 +43,7 @@ format: $(VENV)/.dev ## Format code and Markdown
 test-all: $(VENV)/.all ## Slow, distributed and SLURM tests as well
 	$(BIN)/python -m pytest -m "not gpu"
 
-gpu-check: $(VENV)/.all ## What only GPUs can tell, in ten minutes: every strategy against one device, resume, 4-bit (1 or more GPUs)
+gpu-check: $(VENV)/.all ## Checks that need GPUs, ten minutes: strategies, resume, quantized weights
 	$(BIN)/python -m pytest tests/gpu -m gpu -rs -s
 
 slurm: ## A real one-node SLURM on this Debian machine, for the slurm tests (root)
@@ -54,7 +56,8 @@ clean: ## Remove the environment and caches; runs/ stays
 	rm -rf $(VENV) .snakemake .pytest_cache .mypy_cache .ruff_cache .hypothesis site *.egg-info
 
 $(VENV)/.python:
-	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { echo "Python >= 3.11 is needed: make PYTHON=python3.11 ..."; exit 1; }
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || \
+		{ echo "Python >= 3.11 is needed: make PYTHON=python3.11 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
