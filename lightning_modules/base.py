@@ -9,7 +9,8 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from lightning_modules.packing import RowPacking
-from lightning_modules.resume import ResumeState, Work
+from lightning_modules.resume import ResumeState
+from lightning_modules.work import Work
 from strategies import Loss, Vector, WeightSpace, weight_space
 from temper.data import Batch, micro_batches
 from temper.errors import TemperError
@@ -181,13 +182,12 @@ class ObjectiveModule(L.LightningModule):
 
         def terms(micro_batch: Batch) -> MeanTerms:
             result = chosen(micro_batch)
-            self.work.is_first_micro_batch = False
+            self.work.end_micro_batch()
             return result
 
-        try:
+        # A loss may run forward passes too (of a reference): all micro-batches count as one pass.
+        with self.work.one_batch():
             return self.weights.gradient(terms, rows, self.micro_batch_size, reduced)
-        finally:
-            self.work.is_first_micro_batch = True
 
     def weighted_gradient(
         self, *losses: tuple[float, Batch, Loss | None]
@@ -216,15 +216,16 @@ class ObjectiveModule(L.LightningModule):
 
     def sweep(self, rows: Batch) -> Iterator[Batch]:
         """Micro-batches of rows, for forward passes without gradient; they count as one pass."""
-        try:
+        with self.work.one_batch():
             for micro_batch in micro_batches(rows, self.micro_batch_size):
                 yield micro_batch
-                self.work.is_first_micro_batch = False
-        finally:
-            self.work.is_first_micro_batch = True
+                self.work.end_micro_batch()
 
     def log_mean(self, name: str, values: Tensor) -> None:
-        """Log the mean of values over a step's micro-batches on this rank, if it is taken."""
+        """Add values to a mean over this step's micro-batches, on this rank.
+
+        `apply_gradient` logs it, or drops it with a step that is skipped.
+        """
         total, n = self._means.get(name, (torch.zeros((), device=values.device), 0))
         self._means[name] = (total + values.detach().float().sum(), n + values.numel())
 

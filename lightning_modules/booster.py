@@ -61,7 +61,7 @@ class BoosterModule(ObjectiveModule):
         gradient.add_(harmful_grad.sub_(perturbed_grad).mul_(self.lam))
         # Passes 2 and 3 left each rank its own gradient (reduced=False). That of pass 1 is the mean
         # over ranks already, and the mean of equal vectors is that vector: so one all-reduce of the
-        # sum is the mean of every term, and a step costs two all-reduces instead of three.
+        # sum is the mean of every term, and a step all-reduces two gradients instead of three.
         self.apply_gradient(self.weights.reduce(gradient), norm, *norms)
         self.log("loss/alignment", loss, prog_bar=True)
         self.log_passes(harmful_loss, perturbed_loss, norm)

@@ -73,88 +73,6 @@ class Vector:
         return Vector([tensor.clone() for tensor in self.tensors])
 
 
-# -- signals
-
-
-@contextmanager
-def deferred_signals() -> Iterator[None]:
-    """Record signals that have a Python handler; raise them again on leaving, in order of arrival.
-
-    Lightning's SLURM handler saves a checkpoint from inside the handler, which Python runs between
-    any two lines: without this, possibly a checkpoint of displaced weights. Signals with the
-    default action keep it: one that ends the process saves nothing. Outside the main thread this
-    does nothing, since Python runs handlers in the main thread only.
-    """
-    # Blocking signals in this thread is not enough: another thread may take the signal, and Python
-    # still runs the handler here. So the handlers themselves are replaced.
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    arrived: list[int] = []
-
-    def record(number: int, _frame: FrameType | None) -> None:
-        arrived.append(number)
-
-    handlers = {
-        s: signal.getsignal(s) for s in signal.valid_signals() if callable(signal.getsignal(s))
-    }
-    for handled in handlers:
-        signal.signal(handled, record)
-    try:
-        yield
-    finally:
-        for handled, handler in handlers.items():
-            signal.signal(handled, handler)
-        for number in arrived:
-            signal.raise_signal(number)
-
-
-# -- precision of a displacement
-
-
-def step_products(
-    parameters: Sequence[Tensor], before: Sequence[Tensor], direction: Vector, scale: Tensor | float
-) -> Tensor:
-    """Inner products ``<s, m>``, ``<s, s>`` and ``<m, m>`` of the intended step ``s = scale *
-    direction`` and the step m that the weights made; shape (3,), to be summed over shards.
-    """
-    sums = []
-    for parameter, start, step in zip(parameters, before, direction, strict=True):
-        intended = step * scale
-        made = parameter.to(step) - start.to(step)
-        sums.append(
-            torch.stack([(intended * made).sum(), intended.square().sum(), made.square().sum()])
-        )
-    return torch.stack(sums).sum(0)
-
-
-def checked_cosine(products: Tensor, parameters: Sequence[Tensor]) -> Tensor | None:
-    """Cosine between the intended and the made step, with a warning if it is low; None for a step
-    of zeros or nan.
-
-    Synchronises with the device. (bf16 has 8 significant bits: adding 0.1 / sqrt(7e9) to weights
-    of 0.02 leaves most unchanged.)
-    """
-    inner, intended_square, made_square = products.unbind()
-    norms = intended_square.sqrt() * made_square.sqrt()
-    cosine = inner / norms.clamp_min(torch.finfo(inner.dtype).tiny)
-    if not (intended_square > 0 and cosine.isfinite()):
-        return None
-    if cosine < LEAST_COSINE:
-        dtypes = ", ".join(
-            sorted({str(parameter.dtype).removeprefix("torch.") for parameter in parameters})
-        )
-        rank_zero_warn(
-            "the weights did not move as given by the perturbation: cosine"
-            f" {float(cosine):.3f} between the two. Weights in {dtypes} are too coarse for a step"
-            f" of length {float(intended_square.sqrt()):.3g} over"
-            f" {sum(p.numel() for p in parameters):,}."
-            " Train LoRA adapters (always fp32), or set model.init_args.network.dtype=float32 (and"
-            " trainer.precision=bf16-mixed for speed)"
-        )
-    return cosine
-
-
 # -- the weight space
 
 
@@ -348,3 +266,85 @@ class WeightSpace:
 def accumulate(vector: Vector | None, tensors: list[Tensor]) -> Vector:
     """The vector with these tensors added, in place; a new one if there is none yet."""
     return Vector(tensors) if vector is None else vector.add_(Vector(tensors))
+
+
+# -- signals
+
+
+@contextmanager
+def deferred_signals() -> Iterator[None]:
+    """Record signals that have a Python handler; raise them again on leaving, in order of arrival.
+
+    Lightning's SLURM handler saves a checkpoint from inside the handler, which Python runs between
+    any two lines: without this, possibly a checkpoint of displaced weights. Signals with the
+    default action keep it: one that ends the process saves nothing. Outside the main thread this
+    does nothing, since Python runs handlers in the main thread only.
+    """
+    # Blocking signals in this thread is not enough: another thread may take the signal, and Python
+    # still runs the handler here. So the handlers themselves are replaced.
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    arrived: list[int] = []
+
+    def record(number: int, _frame: FrameType | None) -> None:
+        arrived.append(number)
+
+    handlers = {
+        s: signal.getsignal(s) for s in signal.valid_signals() if callable(signal.getsignal(s))
+    }
+    for handled in handlers:
+        signal.signal(handled, record)
+    try:
+        yield
+    finally:
+        for handled, handler in handlers.items():
+            signal.signal(handled, handler)
+        for number in arrived:
+            signal.raise_signal(number)
+
+
+# -- precision of a displacement
+
+
+def step_products(
+    parameters: Sequence[Tensor], before: Sequence[Tensor], direction: Vector, scale: Tensor | float
+) -> Tensor:
+    """Inner products ``<s, m>``, ``<s, s>`` and ``<m, m>`` of the intended step ``s = scale *
+    direction`` and the step m that the weights made; shape (3,), to be summed over shards.
+    """
+    sums = []
+    for parameter, start, step in zip(parameters, before, direction, strict=True):
+        intended = step * scale
+        made = parameter.to(step) - start.to(step)
+        sums.append(
+            torch.stack([(intended * made).sum(), intended.square().sum(), made.square().sum()])
+        )
+    return torch.stack(sums).sum(0)
+
+
+def checked_cosine(products: Tensor, parameters: Sequence[Tensor]) -> Tensor | None:
+    """Cosine between the intended and the made step, with a warning if it is low; None for a step
+    of zeros or nan.
+
+    Synchronises with the device. (bf16 has 8 significant bits: adding 0.1 / sqrt(7e9) to weights
+    of 0.02 leaves most unchanged.)
+    """
+    inner, intended_square, made_square = products.unbind()
+    norms = intended_square.sqrt() * made_square.sqrt()
+    cosine = inner / norms.clamp_min(torch.finfo(inner.dtype).tiny)
+    if not (intended_square > 0 and cosine.isfinite()):
+        return None
+    if cosine < LEAST_COSINE:
+        dtypes = ", ".join(
+            sorted({str(parameter.dtype).removeprefix("torch.") for parameter in parameters})
+        )
+        rank_zero_warn(
+            "the weights did not move as given by the perturbation: cosine"
+            f" {float(cosine):.3f} between the two. Weights in {dtypes} are too coarse for a step"
+            f" of length {float(intended_square.sqrt()):.3g} over"
+            f" {sum(p.numel() for p in parameters):,}."
+            " Train LoRA adapters (always fp32), or set model.init_args.network.dtype=float32 (and"
+            " trainer.precision=bf16-mixed for speed)"
+        )
+    return cosine

@@ -57,6 +57,7 @@ def _dispatch(words: list[str]) -> int:
     if verb == "--version":
         print(f"temper {__version__}")
         return 0
+    _refuse_another_copy()
     if verb in TRAINER_VERBS:
         run = importlib.import_module("temper.cli.main").main
         _make_current_folder_importable()
@@ -102,6 +103,21 @@ def _first_line(path: Path) -> str:
     text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
     assert text is not None, f"{path}: a verb has a docstring, whose first line is its help"
     return text.splitlines()[0]
+
+
+def _refuse_another_copy() -> None:
+    """Refuse to mix the installed package with modules of a checkout that is the current folder.
+
+    Raises:
+        TemperError: the current folder has a ``temper`` package that is not the one that runs.
+    """
+    running = Path(__file__).resolve().parents[1]
+    here = Path("temper").resolve()
+    if (here / "cli" / "console.py").is_file() and here != running:
+        raise TemperError(
+            f"this folder has a temper package of its own, and the command is that of {running};"
+            " use the environment of this checkout, or python -m temper.cli.console here"
+        )
 
 
 def _make_current_folder_importable() -> None:

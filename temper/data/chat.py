@@ -146,7 +146,7 @@ class Encoded:
 
     Args:
         ids: Token ids.
-        trained: For each token, whether the model is trained to write it.
+        trained: The mask: for each token, whether the model is trained to write it.
     """
 
     ids: list[int]

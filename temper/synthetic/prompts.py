@@ -94,9 +94,10 @@ def draw_prompts(
         rounds_without_new = 0 if fresh else rounds_without_new + 1
         if rounds_without_new == 10:
             raise TemperError(
-                f"{n} distinct {kind} prompts needed from the {split!r} split, {len(seen)}"
-                " found: draw fewer, or make the language larger (text_length, n_letters,"
-                " n_leaf_rules)"
+                f"data: {n} distinct {kind} prompts needed from the {split!r} split, {len(seen)}"
+                " found: lower the number of rows (data.n_alignment, data.n_rows, data.n_eval,"
+                " ...), or choose a larger language (data.preset, or data.language.text_length,"
+                " n_letters, n_leaf_rules)"
             )
     if not batches:
         return draw_batch(language, kind, 1, split, rng)[:0]

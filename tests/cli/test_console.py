@@ -162,3 +162,12 @@ def test_classes_of_the_current_folder_can_be_named(monkeypatch, tmp_path):
     console._make_current_folder_importable()
     console._make_current_folder_importable()
     assert sys.path.count(str(tmp_path)) == 1 and sys.path[-1] == str(tmp_path)
+
+
+def test_a_checkout_with_a_package_of_its_own_is_refused(monkeypatch, tmp_path, capsys):
+    (tmp_path / "temper" / "cli").mkdir(parents=True)
+    (tmp_path / "temper" / "cli" / "console.py").touch()
+    monkeypatch.chdir(tmp_path)
+    assert main(["fit"]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("error: ") and line.count("\n") == 1 and "temper.cli.console" in line
