@@ -37,7 +37,9 @@ class ResumeState(L.Callback):
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]
     ) -> None:
-        """Restore the counters; keep this rank's generators for the first batch."""
+        """Restore the counters of a fit; keep this rank's generators for the first batch."""
+        if trainer.state.fn != "fit":  # an evaluation counts nothing, and a file may lack them
+            return
         pl_module.skipped_steps = checkpoint["counters"]["skipped_steps"]
         pl_module.skipped_in_a_row = checkpoint["counters"]["in_a_row"]
         ranks = checkpoint["ranks"]

@@ -42,10 +42,14 @@ def _write_error(path: Path, error: Exception) -> str:
     free = shutil.disk_usage(folder).free / 2**20
     cause = error.__context__ if isinstance(error.__context__, OSError) else error
     return (
-        f"checkpoint {path} could not be written ({str(cause).splitlines()[0]}); {free:.0f} MiB are"
+        f"checkpoint {path} could not be written ({_first_line(cause)}); {free:.0f} MiB are"
         " free there, and an earlier checkpoint of that name is unchanged: free some space, or set"
         " trainer.default_root_dir to another disk"
     )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def load_file(path: Path) -> Any:
@@ -63,12 +67,59 @@ def load_file(path: Path) -> Any:
             f"ckpt_path={path.parent}: {path.name} is missing; the checkpoint is not complete"
         ) from None
     except pickle.UnpicklingError as error:
+        # torch explains over several lines what one may do; the last one names the function.
+        reason = (str(error).splitlines() or ["no reason given"])[-1].strip()
         raise TemperError(
             f"ckpt_path={path}: refused, since it holds more than tensors and plain values, and"
-            f" reading that can run any code ({str(error).splitlines()[-1].strip()}); give a"
-            " checkpoint that Temper wrote"
+            f" reading that can run any code ({reason}); give a checkpoint that Temper wrote"
         ) from error
     except (RuntimeError, EOFError) as error:
         raise TemperError(
-            f"ckpt_path={path}: not a checkpoint, or a damaged one ({str(error).splitlines()[0]})"
+            f"ckpt_path={path}: not a checkpoint, or a damaged one ({_first_line(error)})"
         ) from error
+
+
+# Settings that Lightning stores in a checkpoint and would merge over the command line: they could
+# name any class, and allow a model folder's code. A run's settings are those of its config.
+SETTINGS = (
+    "hyper_parameters",
+    "hparams_name",
+    "hparams_type",
+    "datamodule_hyper_parameters",
+    "datamodule_hparams_name",
+    "datamodule_hparams_type",
+)
+OURS = "network."  # where an objective's weights begin
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read the single-file checkpoint of a run, without the settings that it may hold.
+
+    Raises:
+        TemperError: it is missing, damaged, unsafe, or no checkpoint of an objective.
+    """
+    content = load_file(path)
+    reason = _mismatch(content)
+    if reason:
+        raise TemperError(
+            f"ckpt_path={path}: not a checkpoint of a Temper run ({reason}); give one that a fit"
+            " wrote, or start from a model folder with model.network.path"
+        )
+    return {key: value for key, value in content.items() if key not in SETTINGS}
+
+
+def _mismatch(content: Any) -> str:
+    """In what a file's content differs from a checkpoint of an objective; empty if in nothing."""
+    if not isinstance(content, dict):
+        return f"it holds a {type(content).__name__}"
+    weights = content.get("state_dict")
+    if not isinstance(weights, dict):
+        return "it has no state_dict"
+    if not isinstance(content.get("global_step"), int):
+        return "it has no global_step"
+    for name, value in weights.items():
+        if not isinstance(value, torch.Tensor):
+            return f"the weight {name!r} is no tensor"
+        if not str(name).startswith(OURS):
+            return f"the weight {name!r} is not below {OURS!r}"
+    return ""

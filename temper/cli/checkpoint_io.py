@@ -7,7 +7,7 @@ from typing import Any
 from lightning.fabric.plugins import CheckpointIO, TorchCheckpointIO
 from lightning.pytorch.plugins import AsyncCheckpointIO
 
-from temper.checkpoint_file import load_file, save_file
+from temper.checkpoint_file import load_checkpoint, save_file
 from temper.errors import TemperError
 from temper.sharded_checkpoint import is_sharded
 
@@ -39,8 +39,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Read a file of tensors and plain values.
 
         Raises:
-            TemperError: it is a sharded checkpoint, is damaged, or holds more than tensors and
-                plain values.
+            TemperError: it is a sharded checkpoint, is damaged, holds more than tensors and plain
+                values, or is not of a run.
         """
         if "://" in str(path):
             return super().load_checkpoint(path, weights_only=True)
@@ -50,8 +50,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 " trainer.strategy reads single files; resume with one of those (any number of"
                 " ranks), or export it (train.py export) and start from that"
             )
-        content: dict[str, Any] = load_file(Path(path))
-        return content
+        return load_checkpoint(Path(path))
 
 
 class BackgroundCheckpointIO(AsyncCheckpointIO):

@@ -165,12 +165,12 @@ class TemperCLI(LightningCLI):
         self.trainer.given = self._given  # type: ignore[attr-defined]
 
     def _parse_ckpt_path(self) -> None:
-        """Lightning reads hyperparameters from a checkpoint: refuse one that is not safe to read
-        first.
+        """Check the checkpoint. Lightning's merges hyperparameters from it over the command line: a
+        file could choose classes, and allow the code of a model folder.
         """
-        if self.config.get("subcommand"):
-            check_checkpoint(self.config[self.config.subcommand].get("ckpt_path"))
-        super()._parse_ckpt_path()
+        verb = self.config.get("subcommand")
+        if verb:
+            check_checkpoint(self.config[verb].get("ckpt_path"), verb)
 
     def _instantiate_trainer(self, config: Any, callbacks: list[L.Callback]) -> L.Trainer:
         """The run folder is held by this process, and ``metrics.csv`` goes straight into it."""

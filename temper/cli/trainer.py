@@ -4,9 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
-import torch
 
-from temper.checkpoint_file import load_file
+from temper.checkpoint_file import load_checkpoint, load_file
 from temper.errors import TemperError
 from temper.models.export import Dtype
 from temper.sharded_checkpoint import COMMON, ShardedCheckpoint, is_sharded
@@ -216,7 +215,7 @@ def _load(model: L.LightningModule, ckpt_path: str) -> int:
         checkpoint = load_file(folder / COMMON)
         saved = ShardedCheckpoint(folder).weights()
     else:
-        checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=True)
+        checkpoint = load_checkpoint(folder)
         saved = checkpoint["state_dict"]
     network: Any = model.network
     weights = {

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from temper.checkpoint_file import save_file
+from temper.checkpoint_file import load_file, save_file
 from temper.cli.checkpoint_io import AtomicCheckpointIO, BackgroundCheckpointIO
 from temper.cli.checks import check_checkpoint
 from temper.errors import TemperError
@@ -48,7 +48,7 @@ def test_a_full_disk_is_named_and_the_earlier_checkpoint_stays(small_disk: Path)
         TemperError, match=r"last.ckpt could not be written \(.*No space left.* MiB are free there"
     ):
         io.save_checkpoint(plain_weights(2.0, 900_000), path)
-    assert torch.equal(io.load_checkpoint(path)["weight"], plain_weights(1.0)["weight"])
+    assert torch.equal(load_file(path)["weight"], plain_weights(1.0)["weight"])
     assert [file.name for file in small_disk.iterdir()] == ["last.ckpt"]
 
 
@@ -61,9 +61,7 @@ def test_a_background_save_on_a_full_disk_removes_nothing(small_disk: Path):
     io.remove_checkpoint(old)  # as ModelCheckpoint does once it has saved another
     with pytest.raises(TemperError, match="No space left"):
         io.teardown()
-    assert torch.equal(
-        AtomicCheckpointIO().load_checkpoint(old)["weight"], plain_weights(1.0)["weight"]
-    )
+    assert torch.equal(load_file(old)["weight"], plain_weights(1.0)["weight"])
     assert not new.exists()
 
 
@@ -85,9 +83,7 @@ def test_a_background_save_holds_the_values_at_the_call(
     assert not (tmp_path / "a.ckpt").exists()
     released.set()
     io.teardown()
-    assert torch.equal(
-        io.load_checkpoint(tmp_path / "a.ckpt")["weight"], plain_weights(1.0)["weight"]
-    )
+    assert torch.equal(load_file(tmp_path / "a.ckpt")["weight"], plain_weights(1.0)["weight"])
 
 
 SHAPES = {"a": [3, 4], "b": [5]}
@@ -157,13 +153,13 @@ def test_a_missing_damaged_or_unsafe_shard_is_refused(tmp_path: Path, name: str)
         write_sharded(folder)
         damage(folder / name)
         with pytest.raises(TemperError, match=message):
-            check_checkpoint(str(folder))
+            check_checkpoint(str(folder), "fit")
     assert not marker.exists()
     if name != COMMON:
         write_sharded(folder)
         (folder / name).unlink()
         with pytest.raises(TemperError, match=f"{name} is missing"):
-            check_checkpoint(str(folder))
+            check_checkpoint(str(folder), "fit")
 
 
 def test_shards_that_do_not_add_up_are_refused(tmp_path: Path):
