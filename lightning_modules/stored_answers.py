@@ -12,7 +12,7 @@ from temper.run_folder import ANSWERS, GENERATIONS
 
 
 class StoredAnswers(L.LightningModule):
-    """Judge kept answers anew, without a model:
+    """Judge stored answers again, without a model:
     ``python train.py test --model StoredAnswers --model.init_args.path=runs/x``.
 
     Reads ``answers.jsonl``, which ``predict`` wrote, or ``generations.jsonl``, which
@@ -21,14 +21,17 @@ class StoredAnswers(L.LightningModule):
 
     Args:
         path: One of these files, or a run folder, of which the newer one is taken.
+        tokenizer: Folder of the tokenizer, for text data that name none: other objectives take it
+            from their network.
 
     Raises:
         TemperError: no such file, or a broken line; when it runs, prompts that are not those of the
             data; training.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, tokenizer: str | None = None) -> None:
         super().__init__()
+        self.tokenizer = tokenizer
         self.file = _file(Path(path))
         self.stored = _read(self.file)
 

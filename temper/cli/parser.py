@@ -160,8 +160,8 @@ def fill_tokenizer(config: Any) -> None:
     """Set ``data.init_args.tokenizer`` to the folder of the model's tokenizer where it is null, and
     trust it as the model is trusted.
 
-    An adapter folder without a tokenizer stands for its base model. Data without such an argument
-    bring their own tokenizer.
+    An adapter folder without a tokenizer stands for its base model. `StoredAnswers` has no network,
+    but may name a tokenizer. Data without such an argument bring their own tokenizer.
 
     Args:
         config: The verb's config, changed in place.
@@ -173,7 +173,11 @@ def fill_tokenizer(config: Any) -> None:
     arguments = config.data.get("init_args") or {}
     if "tokenizer" not in arguments or arguments["tokenizer"] is not None:
         return
-    network = (config.model.get("init_args") or {}).get("network") or {}
+    model = config.model.get("init_args") or {}
+    if model.get("tokenizer"):  # answers in place of a model: there is no network to take it from
+        arguments["tokenizer"] = model["tokenizer"]
+        return
+    network = model.get("network") or {}
     if network.get("path") is None:
         raise TemperError(
             "data.init_args.tokenizer is not set, and"

@@ -71,7 +71,12 @@ def _validate(stage: Stage) -> None:
             configs.append(f"--config={config}")
         flags = settings["set"] | TRAINER | {"trainer.default_root_dir": folder}
         words = [f"--{key}={plain(value)}" for key, value in flags.items()]
-        model = ["--model=StoredAnswers", f"--model.init_args.path={folder / ANSWERS}"]
+        model = [
+            "--model=StoredAnswers",
+            f"--model.init_args.path={folder / ANSWERS}",
+            # The model that answered may be deleted; all models of a study have one tokenizer.
+            f"--model.init_args.tokenizer={stage.base}",
+        ]
         # By name: the command line knows objectives, data and callbacks, and this package none.
         importlib.import_module("temper.cli.main").main(["validate", *configs, *words, *model])
 

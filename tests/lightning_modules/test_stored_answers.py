@@ -136,7 +136,8 @@ def test_a_callback_that_needs_a_network_is_refused(
     )
 
 
-def test_answers_to_a_users_prompts_are_judged_and_shown(command_line, tmp_path):
+@pytest.mark.parametrize("named_by", ["data", "model"])
+def test_answers_to_a_users_prompts_are_judged_and_shown(command_line, tmp_path, named_by):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     make_tokenizer().save_pretrained(tmp_path / "tokenizer")
     train = write_lines(tmp_path / "train.jsonl", [{"prompt": "Say soup.", "completion": "soup"}])
@@ -162,11 +163,11 @@ def test_answers_to_a_users_prompts_are_judged_and_shown(command_line, tmp_path)
         f"--data.init_args.train={train}",
         f"--data.init_args.unsafe={unsafe}",
         f"--data.init_args.safe={safe}",
-        f"--data.init_args.tokenizer={tmp_path / 'tokenizer'}",
         f"--data.init_args.cache={tmp_path / 'cache'}",
         "--data.init_args.batch_size=1",
         "--model=StoredAnswers",
         f"--model.init_args.path={tmp_path / 'run'}",
+        f"--{named_by}.init_args.tokenizer={tmp_path / 'tokenizer'}",
         f"--trainer.default_root_dir={tmp_path / 'again'}",
     )
     assert [(row["prompt"], row["response"]) for row in _rows(tmp_path / "again")] == stored
