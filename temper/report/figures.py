@@ -16,7 +16,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 
-from temper.errors import TemperError
 from temper.metrics.table import title
 from temper.report.aggregate import Estimate, estimate
 from temper.study.settings import Study, percent_of
@@ -119,9 +118,6 @@ def study_figures(results: pd.DataFrame, runs: Path, settings: Study) -> list[Fi
         results: The tidy table.
         runs: The study's folder, for the curves of its attacks.
         settings: The study.
-
-    Raises:
-        TemperError: An attacked stage has no ``metrics.csv``.
     """
     if len(settings.objectives) > MOST_LINES:
         return []
@@ -225,13 +221,11 @@ def _probe_figure(runs: Path, settings: Study) -> Figure:
 
 
 def _probe(path: Path) -> pd.Series:
-    """Probe loss by step; empty if the run did not log it."""
-    if not path.is_file():
-        raise TemperError(
-            f"{path}: missing; it is the stage's CSVLogger output, delete the stage's folder and"
-            " run the study again"
-        )
-    table = pd.read_csv(path)
+    """Probe loss by step; empty if the run did not log it.
+
+    A run of fewer steps than ``trainer.log_every_n_steps`` logs nothing, and has no file.
+    """
+    table = pd.read_csv(path) if path.is_file() else pd.DataFrame()
     if PROBE not in table:
         return pd.Series(dtype="float64")
     return table.dropna(subset=[PROBE]).groupby("step")[PROBE].mean()

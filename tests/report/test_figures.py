@@ -3,7 +3,6 @@
 import pandas as pd
 import pytest
 
-from temper.errors import TemperError
 from temper.report.collect import collect
 from temper.report.figures import COLOURS, _apart, panel_svg, study_figures
 
@@ -36,9 +35,9 @@ def test_a_study_without_the_probe_has_no_such_figure(make_study):
     for path in runs.rglob("metrics.csv"):
         pd.read_csv(path).drop(columns="probe/harmful_loss").to_csv(path, index=False)
     assert "probe_loss" not in [figure.name for figure in study_figures(results, runs, study)]
+    # A fit of fewer steps than trainer.log_every_n_steps leaves none.
     (runs / "seed0/attack/sft/hard/p0.1/metrics.csv").unlink()
-    with pytest.raises(TemperError, match=r"metrics\.csv: missing"):
-        study_figures(results, runs, study)
+    assert "probe_loss" not in [figure.name for figure in study_figures(results, runs, study)]
 
 
 def test_labels_at_line_ends_do_not_cover_one_another():
