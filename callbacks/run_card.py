@@ -5,7 +5,6 @@ import os
 import platform
 import subprocess
 import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor
 from callbacks.evaluation import StreamData, data_of
 from callbacks.throughput import peak_memory_mib
 from temper.models.blocks import count_weights
+from temper.packages import installed_version
 from temper.run_folder import CARD, write_json
 
 PACKAGES = ("temper-lm", "lightning", "torch", "transformers", "torchmetrics", "peft", "numpy")
@@ -89,7 +89,7 @@ def _card(
 ) -> dict[str, Any]:
     """The content of ``card.json``."""
     data = data_of(trainer)
-    versions = {name: _version(name) for name in PACKAGES}
+    versions = {name: installed_version(name) for name in PACKAGES}
     return {
         "objective": type(pl_module).__name__,
         "data": type(data).__name__,
@@ -120,13 +120,6 @@ def _n_rows(data: StreamData) -> dict[str, int]:
         for name, source in data.sources.items()
     }
     return rows | {"eval": len(data.eval_rows["ids"])}
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def _code_version() -> str:

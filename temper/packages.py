@@ -35,6 +35,14 @@ def is_installed(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
 
+def installed_version(package: str) -> str:
+    """Version of a package by its name on the package index, or ``not installed``: for cards."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
 def install_command(module: str) -> str:
     """The pip command that installs the package of a module.
 

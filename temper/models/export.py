@@ -12,7 +12,6 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
@@ -25,6 +24,7 @@ from transformers import PreTrainedTokenizerBase
 from temper.models.folder import HUB_NAME, NetworkSpec
 from temper.models.lora import is_adapted, merge_cosine, merged_copy, save_adapter
 from temper.models.quantize import is_quantized
+from temper.packages import installed_version
 from temper.run_folder import CARD, EVALUATION, replace_folder
 
 # -- exporting
@@ -250,7 +250,7 @@ def model_card(
     if run is not None:
         run_fields = _describe_run(run, step)
         objective = run_fields["objective"]
-    packages = [f"{name} {_find_version(name)}" for name in PACKAGES]
+    packages = [f"{name} {installed_version(name)}" for name in PACKAGES]
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         undefined=StrictUndefined,
@@ -406,10 +406,3 @@ def _format_metrics(metrics: Mapping[str, Mapping[str, float]]) -> Iterator[dict
 
 def _class_name(class_path: str) -> str:
     return class_path.rpartition(".")[2]
-
-
-def _find_version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
