@@ -7,7 +7,7 @@ CORES ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count())")
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo smollm2 gemma3 test format test-all gpu-check slurm docs clean
+.PHONY: help setup demo smollm2 gemma3 test format test-all gpu-check slurm docs docs-run docs-long clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,13 @@ slurm: ## A real one-node SLURM on this Debian machine, for the slurm tests (roo
 
 docs: $(VENV)/.docs ## Build the documentation into site/
 	$(BIN)/mkdocs build --strict
+
+docs-run: $(VENV)/.all ## Type the quick commands of README and docs, in a fresh clone
+	$(BIN)/python -m tools.docs_commands run
+	$(BIN)/python -m tools.docs_commands cluster
+
+docs-long: $(VENV)/.all ## Type the long ones, an hour, in a fresh clone
+	$(BIN)/python -m tools.docs_commands long
 
 clean: ## Remove the environment and caches; runs/ stays
 	rm -rf $(VENV) .snakemake .pytest_cache .mypy_cache .ruff_cache .hypothesis site *.egg-info

@@ -42,7 +42,7 @@ PAGES = (
     "CONTRIBUTING.md",
 )
 BLOCK = re.compile(
-    r"(?:^<!-- (?P<mark>[^\n]*?) -->\n\s*)?^(?P<indent> *)```bash\n(?P<text>.*?)^(?P=indent)```$",
+    r"(?:^ *<!-- (?P<mark>[^\n]*?) -->\n\s*)?^(?P<indent> *)```bash\n(?P<text>.*?)^(?P=indent)```$",
     re.MULTILINE | re.DOTALL,
 )
 TRAINER_VERBS = ("fit", "validate", "test", "predict")
@@ -70,7 +70,9 @@ class Block:
     def commands(self) -> list[str]:
         """The commands, continuation lines joined, without comments and blank lines."""
         lines = self.text.replace("\\\n", " ").splitlines()
-        return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+        return [
+            line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")
+        ]
 
     @property
     def folders(self) -> set[str]:

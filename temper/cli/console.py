@@ -7,8 +7,10 @@ Verbs that run a Trainer are those of ``python train.py``; the others are module
 import ast
 import importlib
 import os
+import select
 import sys
 from pathlib import Path
+from typing import TextIO
 
 from temper import __version__
 from temper.errors import TemperError, did_you_mean
@@ -24,6 +26,7 @@ TRAINER_VERBS = {
 }
 VERBS_FOLDER = Path(__file__).parent / "verbs"
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+PIPE_CLOSED = 141  # 128 + SIGPIPE
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -34,9 +37,24 @@ def main(argv: list[str] | None = None) -> int:
 
     Returns:
         The exit status: 0; 2 after a user's error, which is one line on standard error; 130 when
-        interrupted from the keyboard; otherwise what the verb exits with.
+        interrupted from the keyboard; 141 when the reader of the output has left, as ``| head``
+        does; otherwise what the verb exits with.
     """
     words = sys.argv[1:] if argv is None else list(argv)
+    try:
+        status = _run(words)
+        sys.stdout.flush()  # here, where a closed pipe is still caught
+        return status
+    except BrokenPipeError:
+        if _has_reader(sys.stdout):
+            raise  # another pipe of the program
+        # Python flushes once more as it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+
+
+def _run(words: list[str]) -> int:
+    """Run a verb and turn what ends it into an exit status."""
     try:
         return _dispatch(words)
     except TemperError as error:
@@ -47,6 +65,12 @@ def main(argv: list[str] | None = None) -> int:
         return INTERRUPTED
     except SystemExit as exiting:
         return _status(exiting)
+
+
+def _has_reader(stream: TextIO) -> bool:
+    poll = select.poll()
+    poll.register(stream.fileno(), 0)  # errors are reported without being asked for
+    return not any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _dispatch(words: list[str]) -> int:

@@ -171,3 +171,20 @@ def test_a_checkout_with_a_package_of_its_own_is_refused(monkeypatch, tmp_path, 
     assert main(["fit"]) == 2
     line = capsys.readouterr().err
     assert line.startswith("error: ") and line.count("\n") == 1 and "temper.cli.console" in line
+
+
+@pytest.mark.parametrize("words", ["--help", "study --help"])
+def test_a_closed_pipe_ends_quietly(words):
+    command = f"{sys.executable} -m temper.cli.console {words} | true; echo ${{PIPESTATUS[0]}}"
+    ended = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert ended.stderr == ""
+    assert ended.stdout.strip() in ("141", "0")  # 0: all was read before the pipe closed
+
+
+def test_another_broken_pipe_keeps_its_traceback(verb):
+    def broken(argv):
+        raise BrokenPipeError
+
+    verb(broken)
+    with pytest.raises(BrokenPipeError):
+        main(["study"])
