@@ -1,9 +1,11 @@
-"""The examples of CONTRIBUTING.md, run as a reader would."""
+"""The examples of CONTRIBUTING.md, and of the pages that go on from it, run as a reader would."""
 
+import ast
 import copy
 import importlib
 import re
 import sys
+import tomllib
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -141,3 +143,51 @@ def test_the_study_loads(tmp_path, monkeypatch):
     path = tmp_path / "long_alignment.yaml"
     path.write_text(yaml.safe_dump(content))
     assert set(Study.load(path).objectives) == {"short", "long"}
+
+
+def page_blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs" / page).read_text(), re.S)
+
+
+def code_of(text: str) -> str:
+    """A file's code, without docstrings."""
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(
+            node
+        ):
+            del node.body[0]
+    return ast.dump(tree)
+
+
+@pytest.mark.parametrize(
+    ("page", "title"),
+    [("add-objective.md", "Add an objective"), ("add-callback.md", "Add a callback")],
+)
+def test_the_page_has_the_example_that_is_run_here(page, title):
+    assert code_of(page_blocks(page, "python")[0]) == code_of(block(title))
+
+
+def test_a_package_adds_its_callback_to_every_trainer(tmp_path, monkeypatch):
+    import lightning.pytorch as L
+
+    distance, package = page_blocks("add-callback.md", "python")
+    (project,) = map(tomllib.loads, page_blocks("add-callback.md", "toml"))
+    (tmp_path / "weight_distance.py").write_text(distance)
+    (tmp_path / "my_probes.py").write_text(package)
+    info = tmp_path / "my_probes-0.1.dist-info"  # as pip would leave it
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-probes\nVersion: 0.1\n")
+    (info / "entry_points.txt").write_text(
+        "".join(
+            f"[{group}]\n" + "".join(f"{name} = {value}\n" for name, value in points.items())
+            for group, points in project["project"]["entry-points"].items()
+        )
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("WEIGHT_DISTANCE_EVERY", "7")
+    trainer = L.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+    (added,) = [one for one in trainer.callbacks if type(one).__name__ == "WeightDistance"]
+    assert added.every_n_steps == 7
+    for name in ("weight_distance", "my_probes"):
+        sys.modules.pop(name)
