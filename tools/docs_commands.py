@@ -12,6 +12,7 @@ earlier one made. A folder of ``runs/`` that was there before is never written t
 
 import argparse
 import re
+import resource
 import shlex
 import subprocess
 import sys
@@ -130,10 +131,14 @@ def type_block(block: Block, root: Path) -> None:
         text = "\n".join(map(compose_only, block.commands))
     print(f"\n== {block.page}:{block.line} ({block.kind})\n{text.rstrip()}\n", flush=True)
     start = time.monotonic()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     status = subprocess.run(["bash", "-euo", "pipefail", "-c", text], cwd=root).returncode
     if status:
         raise TemperError(f"{block.page}:{block.line}: the commands ended with status {status}")
-    print(f"-- {block.page}:{block.line}: {time.monotonic() - start:.0f} s", flush=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    wall = time.monotonic() - start
+    print(f"-- {block.page}:{block.line}: {wall:.0f} s, {cpu:.0f} CPU seconds", flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
