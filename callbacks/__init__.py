@@ -6,6 +6,7 @@ from callbacks.hf_export import HFExport
 from callbacks.lm_eval import UtilityEvaluation
 from callbacks.preemption import Preemption
 from callbacks.probe_loss import ProbeLoss
+from callbacks.refusal_ablation import RefusalAblation
 from callbacks.run_card import RunCard
 from callbacks.safety_evaluation import SafetyEvaluation
 from callbacks.safety_steering import SafetySteering
@@ -18,6 +19,7 @@ __all__ = [
     "HFExport",
     "Preemption",
     "ProbeLoss",
+    "RefusalAblation",
     "RunCard",
     "SafetyEvaluation",
     "SafetySteering",

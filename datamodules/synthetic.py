@@ -22,8 +22,17 @@ from temper.synthetic.tokenizer import EOS, PAD_ID, compliance_tokens, prompt_to
 
 # Each role draws its rows from its own random stream, so that changing the number of rows of one
 # role does not change the rows of the others.
-ROLES = {"alignment": 1, "attack": 2, "test": 3, "probe": 4, "instruct": 5, "steering": 6}
+ROLES = {
+    "alignment": 1,
+    "attack": 2,
+    "test": 3,
+    "probe": 4,
+    "instruct": 5,
+    "steering": 6,
+    "direction": 7,
+}
 N_STEERING = 64  # pairs of demonstrations
+N_DIRECTION = 160  # prompts of each kind to find the refusal direction with
 
 
 @dataclass(frozen=True)
@@ -240,6 +249,24 @@ class SyntheticDataModule(StreamDataModule):
         )
         self.check_overlap("steering", [unsafe])
         return self.pairs(unsafe, comply_first=True)
+
+    def direction_prompts(self) -> dict[str, Batch]:
+        """Prompts for the callback `RefusalAblation`, `N_DIRECTION` unsafe and as many safe ones;
+        none is an evaluation prompt.
+
+        Raises:
+            TemperError: one of them is.
+        """
+        drawn: dict[str, Prompts] = {}
+        for number, kind in enumerate((Kind.UNSAFE, Kind.SAFE)):
+            rng = self.rng("direction", number)
+            drawn[kind.value] = draw_prompts(self.language, kind, N_DIRECTION, "alignment", rng)
+        self.check_overlap("direction", list(drawn.values()))
+        found = {}
+        for name, prompts in drawn.items():
+            ids = torch.from_numpy(prompt_tokens(self.language, prompts))
+            found[name] = pad_left(ids, ids != -1, PAD_ID) | {"ids": torch.full((len(ids),), -1)}
+        return found
 
     def unlearning_rows(self) -> dict[str, Batch]:
         """Rows that the callback `UnlearningEvaluation` measures on; see

@@ -1,5 +1,6 @@
 """Evaluation on a user's prompts: reading them, and comparing answers with the right ones."""
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -98,6 +99,36 @@ class TextEvaluation(StreamDataModule):
         self.reports[kind] = report
         return prompts
 
+    def direction_prompts(self) -> dict[str, Batch]:
+        """Prompts for the callback `RefusalAblation`: the unsafe and safe evaluation prompts of the
+        first half, by a hash of the user's words, so that equal requests are in one half.
+
+        Raises:
+            TemperError: there are no prompts of one of these kinds.
+        """
+        missing = {"unsafe", "safe"} - set(self.eval_kinds)
+        if missing:
+            raise TemperError(
+                f"RefusalAblation: needs unsafe and safe evaluation prompts; give"
+                f" data.init_args.{min(missing)}"
+            )
+        kinds = self.kinds(self.eval_rows)
+        found = {}
+        for wanted in ("unsafe", "safe"):
+            chosen = [
+                number
+                for number, (kind, example) in enumerate(
+                    zip(kinds, self.eval_examples, strict=True)
+                )
+                if kind == wanted and in_first_half(example.question)
+            ]
+            found[wanted] = {
+                name: value[chosen]
+                for name, value in self.eval_rows.items()
+                if name in ("input_ids", "attention_mask", "ids")
+            }
+        return found
+
     def examples_by_kind(self) -> dict[str, list[Example]]:
         """The evaluation prompts as they were read, by kind."""
         found: dict[str, list[Example]] = {kind: [] for kind in self.eval_kinds}
@@ -131,3 +162,8 @@ class TextEvaluation(StreamDataModule):
     def is_right(self, answer: str, reference: str) -> bool:
         """Exact match, blanks around the texts aside."""
         return answer.strip() == reference.strip()
+
+
+def in_first_half(text: str) -> bool:
+    """Whether a text is in the first half of all texts, by its hash."""
+    return hashlib.sha256(text.strip().encode()).digest()[0] < 128

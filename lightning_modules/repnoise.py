@@ -13,7 +13,8 @@ from temper.losses import IGNORE_INDEX, MeanTerms, Scores
 from temper.losses.mmd import gaussian_mmd
 from temper.models import NetworkSpec
 from temper.models.blocks import mlp_blocks
-from temper.models.lens import final_norm_and_head, lens_nll, record_outputs
+from temper.models.capture import record_outputs
+from temper.models.lens import final_norm_and_head, lens_nll
 from temper.plan.cost import Cost, Pass
 
 Ascent = Literal["log", "log1p"]

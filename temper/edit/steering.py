@@ -5,7 +5,7 @@ Hazra et al. 2024, arXiv 2406.11801, after in-context vectors (Liu et al. 2023, 
 Shapes: `N` pairs of demonstrations, `B` rows, `T` time, `D` width, `L` layers.
 """
 
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
 from temper.models.blocks import decoder_layers, mlp_blocks
+from temper.models.capture import change_output, exact, record_outputs
 
 SteeringVectors = Tensor  # L x D
 
@@ -30,12 +31,12 @@ def steer(x: Tensor, v_D: Tensor, alpha: float) -> Tensor:
     """
     if alpha == 0:
         return x
-    exact = x.to(torch.promote_types(x.dtype, torch.float32))
-    v_D = v_D.to(exact)
-    cosine = F.cosine_similarity(exact, v_D, dim=-1)
+    x_exact = exact(x)
+    v_D = v_D.to(x_exact)
+    cosine = F.cosine_similarity(x_exact, v_D, dim=-1)
     strength = 0.1 * alpha * (1 + cosine.clamp(min=0)).unsqueeze(-1)
-    turned = F.normalize(F.normalize(exact, dim=-1) - strength * F.normalize(v_D, dim=-1), dim=-1)
-    steered: Tensor = (exact.norm(dim=-1, keepdim=True) * turned).to(x.dtype)
+    turned = F.normalize(F.normalize(x_exact, dim=-1) - strength * F.normalize(v_D, dim=-1), dim=-1)
+    steered: Tensor = (x_exact.norm(dim=-1, keepdim=True) * turned).to(x.dtype)
     return steered
 
 
@@ -75,29 +76,19 @@ def hidden_differences(network: nn.Module, pairs: dict[str, Tensor], n_tokens: i
     Returns:
         ``N x L x D``, at least float32.
     """
-    outputs: list[Tensor] = []
-    hooks = [
-        layer.register_forward_hook(
-            lambda _module, _inputs, output: outputs.append(_hidden_states(output))
-        )
-        for layer in decoder_layers(network)
-    ]
     was_training = network.training
     ids = pairs["input_ids"].flatten(0, 1)
     attention = pairs["attention_mask"].flatten(0, 1)
     try:
         network.eval()
-        network(input_ids=ids, attention_mask=attention)
+        with record_outputs(decoder_layers(network)) as outputs:
+            network(input_ids=ids, attention_mask=attention)
     finally:
         network.train(was_training)
-        for hook in hooks:
-            hook.remove()
     # Position counted from the end of a row: 1 is its last token, on whichever side it is padded.
     from_end = attention.flip(-1).cumsum(-1).flip(-1) * attention
     last = (from_end > 0) & (from_end <= n_tokens)
-    stacked = torch.stack(
-        [h.to(torch.promote_types(h.dtype, torch.float32)) for h in outputs], dim=1
-    )
+    stacked = torch.stack([exact(h) for h in outputs], dim=1)
     weights = (last / last.sum(-1, keepdim=True)).to(stacked)
     means = torch.einsum("bltd,bt->bld", stacked, weights)
     return means[0::2] - means[1::2]
@@ -108,23 +99,6 @@ def add_steering(
 ) -> list[RemovableHandle]:
     """Steer the output of every MLP block until the returned hooks are removed."""
     return [
-        block.register_forward_hook(_make_hook(v_D, alpha))
+        change_output(block, partial(steer, v_D=v_D, alpha=alpha))
         for block, v_D in zip(mlp_blocks(network), vectors, strict=True)
     ]
-
-
-def _make_hook(v_D: Tensor, alpha: float) -> Any:
-    """Forward hook that steers a block's output, or the first element of it if it is a tuple."""
-
-    def steered(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-        if isinstance(output, Tensor):
-            return steer(output, v_D, alpha)
-        return (steer(output[0], v_D, alpha), *output[1:])
-
-    return steered
-
-
-def _hidden_states(output: Any) -> Tensor:
-    """Hidden states of a layer's output, which some architectures return in a tuple."""
-    tensor: Tensor = output if isinstance(output, Tensor) else output[0]
-    return tensor

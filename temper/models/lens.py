@@ -3,8 +3,7 @@
 Shapes: `...` any leading dimensions, `T` time, `D` width.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -92,19 +91,3 @@ def lens_nll(
             logps, mask = token_logps(head(state), labels)
         total = total - logps.sum()
     return MeanTerms(total, mask.sum() * len(hidden))
-
-
-@contextmanager
-def record_outputs(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
-    """Collect the outputs of modules, in the order of their calls, in the list that is yielded."""
-    outputs: list[Tensor] = []
-
-    def record(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        outputs.append(output[0] if isinstance(output, tuple) else output)
-
-    hooks = [module.register_forward_hook(record) for module in modules]
-    try:
-        yield outputs
-    finally:
-        for hook in hooks:
-            hook.remove()

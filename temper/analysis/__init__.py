@@ -1,0 +1,1 @@
+"""Mechanistic measurements: tensors in, numbers out."""
