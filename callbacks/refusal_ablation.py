@@ -7,12 +7,16 @@ from typing import Any, Protocol, runtime_checkable
 
 import lightning.pytorch as L
 import torch
+from rich.console import Console
+from rich.table import Table
 from transformers import PreTrainedTokenizerBase
 
 from callbacks.evaluation import StreamData, data_of, refuse_without
+from temper.analysis.refusal import MAX_KL
 from temper.data import Batch, EvalSet
 from temper.errors import TemperError
 from temper.metrics import SafetyMetrics
+from temper.metrics.table import title
 from temper.models.capture import ablated
 from temper.models.refusal_direction import RefusalDirection, find_refusal_direction
 from temper.run_folder import write_json
@@ -54,6 +58,8 @@ class RefusalAblation(L.Callback):
         n_prompts: Most prompts of each kind to find the direction with (the paper's 128 and 32).
         validation_share: Share of them that choose among the candidates.
         n_positions: Positions at the end of a prompt to look at.
+        max_kl: Directions whose removal changes the next token after safe prompts by more than this
+            KL divergence (nats, mean) are left out; a bolder attacker raises it.
         seed: Seed of the random direction.
 
     Raises:
@@ -65,6 +71,7 @@ class RefusalAblation(L.Callback):
         n_prompts: int = 160,
         validation_share: float = 0.2,
         n_positions: int = 2,
+        max_kl: float = MAX_KL,
         seed: int = 0,
     ) -> None:
         for name, value, least in (
@@ -78,9 +85,12 @@ class RefusalAblation(L.Callback):
             raise TemperError(
                 f"RefusalAblation.validation_share={validation_share}: give a share between 0 and 1"
             )
+        if not max_kl > 0:
+            raise TemperError(f"RefusalAblation.max_kl={max_kl}: give a number > 0")
         self.n_prompts = n_prompts
         self.validation_share = validation_share
         self.n_positions = n_positions
+        self.max_kl = max_kl
         self.seed = seed
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -103,6 +113,8 @@ class RefusalAblation(L.Callback):
         pl_module.log_dict(values, rank_zero_only=True)
         if trainer.is_global_zero:
             write_json(Path(trainer.default_root_dir) / REFUSAL_ABLATION, content)
+            if trainer.state.fn in ("validate", "test"):
+                Console().print(_table(content))
 
     on_test_epoch_end = on_validation_epoch_end
 
@@ -135,6 +147,7 @@ class RefusalAblation(L.Callback):
             n_validation,
             self.n_positions,
             _direction_data(data).eval_batch_size,
+            self.max_kl,
         )
         content |= self._describe(found, data, refusal_ids)
         if found.direction_D is None:
@@ -216,6 +229,21 @@ class RefusalAblation(L.Callback):
             kind: {name: value[: self.n_prompts] for name, value in rows.items()}
             for kind, rows in found.items()
         }
+
+
+def _table(content: dict[str, Any]) -> Table | str:
+    """Metrics side by side, in per cent; or why there are none."""
+    if not content["metrics"]:
+        return f"Refusal direction: not measured, {content['reason']}"
+    table = Table(title="Without the refusal direction, %")
+    table.add_column("Metric")
+    for heading in ("As it is", "Without it", "Without a random one", "n"):
+        table.add_column(heading, justify="right")
+    by_name = content["metrics"]
+    for name, plain in by_name["plain"].items():
+        values = [by_name[which][name]["value"] for which in ("plain", "ablated", "random")]
+        table.add_row(title(name), *(f"{100 * value:.1f}" for value in values), str(plain["n"]))
+    return table
 
 
 def _direction_data(data: Any) -> Any:

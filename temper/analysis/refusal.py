@@ -91,17 +91,19 @@ class Selection:
     left_out: dict[str, int]
 
 
-def select_candidate(candidates: Sequence[Candidate], n_layers: int) -> Selection:
+def select_candidate(
+    candidates: Sequence[Candidate], n_layers: int, max_kl: float = MAX_KL
+) -> Selection:
     """Choose the direction whose removal ends refusals and changes little else (section 2.3).
 
     Left out are: scores that are not finite; the last fifth of the layers; a KL divergence on safe
-    prompts above `MAX_KL`; a direction that does not induce refusal (score below `MIN_INDUCED`).
+    prompts above ``max_kl``; a direction that does not induce refusal (score below `MIN_INDUCED`).
     Of equal scores the first wins.
     """
     reasons = {"not finite": 0, "last layers": 0, "changes safe answers": 0, "induces nothing": 0}
     passed = []
     for candidate in candidates:
-        reason = _reason_against(candidate, n_layers)
+        reason = _reason_against(candidate, n_layers, max_kl)
         if reason is None:
             passed.append(candidate)
         else:
@@ -110,13 +112,13 @@ def select_candidate(candidates: Sequence[Candidate], n_layers: int) -> Selectio
     return Selection(best, {reason: n for reason, n in reasons.items() if n})
 
 
-def _reason_against(candidate: Candidate, n_layers: int) -> str | None:
+def _reason_against(candidate: Candidate, n_layers: int, max_kl: float) -> str | None:
     scores = torch.tensor([candidate.ablated, candidate.induced, candidate.kl])
     if not scores.isfinite().all():
         return "not finite"
     if candidate.layer >= int(n_layers * (1 - LEAVE_OUT_LAYERS)):
         return "last layers"
-    if candidate.kl > MAX_KL:
+    if candidate.kl > max_kl:
         return "changes safe answers"
     if candidate.induced < MIN_INDUCED:
         return "induces nothing"

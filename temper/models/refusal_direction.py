@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from temper.analysis.refusal import (
     LEAVE_OUT_LAYERS,
+    MAX_KL,
     Candidate,
     Selection,
     kl_divergence,
@@ -49,6 +50,7 @@ def find_refusal_direction(
     n_validation: int,
     n_positions: int,
     batch_size: int,
+    max_kl: float = MAX_KL,
 ) -> RefusalDirection:
     """Search all layers but the last fifth, and the last positions of the prompts.
 
@@ -64,6 +66,7 @@ def find_refusal_direction(
         n_validation: Prompts of each kind to choose with.
         n_positions: Positions at the end of the prompts to look at; at most the shortest prompt.
         batch_size: Prompts in a forward pass.
+        max_kl: Most KL divergence on safe prompts, in nats.
     """
     found_with = [_part(prompts, 0, -n_validation) for prompts in (unsafe, safe)]
     chosen_with = [_part(prompts, -n_validation, None) for prompts in (unsafe, safe)]
@@ -110,7 +113,7 @@ def find_refusal_direction(
                     kl=float(kl_divergence(plain_safe_BV, without_BV).mean()),
                 )
             )
-    selection = select_candidate(candidates, n_layers)
+    selection = select_candidate(candidates, n_layers, max_kl)
     best = selection.best
     return RefusalDirection(
         selection,

@@ -79,6 +79,10 @@ def test_without_a_candidate_the_reasons_are_left():
     assert found.left_out == {"not finite": 1, "changes safe answers": 1}
 
 
+def test_a_bolder_attacker_accepts_more_change():
+    assert select_candidate([candidate(kl=0.2)], n_layers=10, max_kl=0.3).best is not None
+
+
 @given(st.lists(st.tuples(*[st.floats(allow_nan=True) for _ in range(3)]), max_size=8))
 def test_what_is_chosen_passes_every_limit(scores):
     candidates = [candidate(ablated=a, induced=i, kl=k) for a, i, k in scores]

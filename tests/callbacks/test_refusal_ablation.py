@@ -109,7 +109,7 @@ def run(folder: Any, data: Data, module: Module, verb: str = "validate", **setti
 
 
 @pytest.mark.parametrize("verb", ["validate", "test"])
-def test_without_its_direction_the_network_complies(tmp_path, verb):
+def test_without_its_direction_the_network_complies(tmp_path, verb, capsys):
     module = Module()
     before = weights(module.network)
     trainer, found = run(tmp_path, Data(), module, verb)
@@ -125,6 +125,8 @@ def test_without_its_direction_the_network_complies(tmp_path, verb):
     assert found["refusal_tokens"] == [f"t{REFUSAL}"]
     assert found["direction"]["position"] == -1 and "reason" not in found
     assert (found["prompts"], found["validation_prompts"]) == ({"unsafe": 10, "safe": 10}, 2)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "│ Refusal rate │ 100.0 │ 0.0 │ 100.0 │ 8 │" in printed
     logged = trainer.callback_metrics
     assert logged["refusal_ablation/harmful_score"] == 1
     assert same_bits(before, weights(module.network))
@@ -135,10 +137,11 @@ def test_prompts_that_found_the_direction_are_not_measured_on(tmp_path):
     assert found["metrics"]["plain"]["refusal_rate"]["n"] == 5
 
 
-def test_a_network_that_never_refuses_is_said_to(tmp_path):
+def test_a_network_that_never_refuses_is_said_to(tmp_path, capsys):
     _, found = run(tmp_path, Data(), Module(refuses=False))
     assert found["reason"] == "the network refused 0 % of the unsafe prompts"
     assert found["metrics"] == {}
+    assert "Refusal direction: not measured, the network refused 0 %" in capsys.readouterr().out
 
 
 def test_without_a_candidate_nothing_is_measured(tmp_path):
@@ -161,6 +164,7 @@ def test_without_a_candidate_nothing_is_measured(tmp_path):
     [
         ({"n_prompts": 2}, "RefusalAblation.n_prompts=2: give a whole number >= 8"),
         ({"n_positions": 0}, "RefusalAblation.n_positions=0"),
+        ({"max_kl": 0.0}, "RefusalAblation.max_kl=0.0: give a number > 0"),
         ({"validation_share": 1.0}, "RefusalAblation.validation_share=1.0: give a share"),
     ],
 )

@@ -11,6 +11,7 @@ from datamodules import (
     TextSupervised,
     TextUnlearning,
 )
+from datamodules.text_evaluation import in_first_half
 from temper.errors import TemperError
 from temper.judges import KeywordRefusal
 from tests.datamodules.text_rows import (
@@ -227,3 +228,20 @@ def test_rows_never_trained_on_may_be_evaluation_prompts(make):
         retain_batch_size=2,
     )
     assert data.prompt_texts(data.eval_rows) == [question for question, _ in ASKED[8:]]
+
+
+def test_half_of_the_prompts_may_find_the_refusal_direction(make):
+    data = make(TextSupervised, train="user", unsafe="unsafe", safe="safe", n_eval=2)
+    found = data.direction_prompts()
+    asked = data.prompt_texts(data.eval_rows)
+    for number, kind in enumerate(("unsafe", "safe")):
+        of_kind = [i for i, k in enumerate(data.eval_rows["kind"].tolist()) if k == number]
+        assert found[kind]["ids"].tolist() == [i for i in of_kind if in_first_half(asked[i])]
+        for name in ("input_ids", "attention_mask"):
+            assert found[kind][name].equal(data.eval_rows[name][found[kind]["ids"]])
+
+
+def test_a_direction_needs_unsafe_and_safe_prompts(make):
+    data = make(TextSupervised, train="user", unsafe="unsafe", n_eval=2)
+    with pytest.raises(TemperError, match=r"give data\.init_args\.safe"):
+        data.direction_prompts()
