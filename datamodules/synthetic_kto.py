@@ -16,7 +16,7 @@ from temper.data.rows import exact_count
 from temper.errors import TemperError
 from temper.synthetic import Kind
 from temper.synthetic.prompts import Prompts
-from temper.synthetic.tokenizer import PAD_ID, compliance_tokens, prompt_tokens, refusal_tokens
+from temper.synthetic.tokenizer import PAD_ID, compliance_tokens, prefix_tokens, refusal_tokens
 
 
 class SyntheticKTO(SyntheticDataModule):
@@ -77,9 +77,11 @@ class SyntheticKTO(SyntheticDataModule):
             [np.arange(len(p)) < self.n_desirable[p.kind] for p in (unsafe, safe)]
         )
         is_unsafe = np.arange(len(desirable)) < len(unsafe)
-        prompts = stack_tokens([prompt_tokens(self.language, p) for p in (unsafe, safe)])
+        prompts = stack_tokens([prefix_tokens(self.language, p) for p in (unsafe, safe)])
         answers = stack_tokens([compliance_tokens(self.language, p) for p in (unsafe, safe)])
-        refusals = stack_tokens([refusal_tokens(p) for p in (unsafe, safe)], answers.shape[1])
+        refusals = stack_tokens(
+            [refusal_tokens(self.language, p) for p in (unsafe, safe)], answers.shape[1]
+        )
         responses = np.where((is_unsafe == desirable)[:, None], refusals, answers)
         order = self.rng("alignment", 1).permutation(len(responses))  # part 0 drew the prompts
         mismatched = np.empty_like(responses)

@@ -178,7 +178,7 @@ def test_verdicts_of_compliance_refusal_and_one_wrong_letter(kind, seed, n_pairs
     language = TINY if n_pairs == 1 else TWO_PAIRS
     rng = np.random.default_rng(seed)
     prompts = draw_batch(language, kind, 5, "instruct", rng)
-    refusals = refusal_tokens(prompts).tolist()
+    refusals = refusal_tokens(language, prompts).tolist()
     for (prompt, answer), refusal in zip(_rows(language, prompts), refusals, strict=True):
         assert check_response(language, prompt, answer) == Verdict(
             refused=False, correct=True, fraction_right=1.0, degenerate=False
