@@ -109,38 +109,42 @@ class Branch:
         give all they have.
         """
         n = len(grammar_B)
+        n_rules = count_rules(self.fourth)
+        n_children = (self.fourth != PAD).sum(axis=2)
         start_B = rng.choice(len(self.starts_KS), n, p=self.probability_K)
         upper_BS = self.starts_KS[start_B]
-        rule_BS = rng.integers(0, count_rules(self.fourth)[np.maximum(upper_BS, 0)])
-        symbols_BN = np.where(
-            upper_BS[:, :, None] == PAD, PAD, self.fourth[np.maximum(upper_BS, 0), rule_BS]
-        ).reshape(n, -1)
-        source_BN = np.repeat(np.arange(upper_BS.shape[1]), self.fourth.shape[2])
-        order_BN = np.argsort(symbols_BN == PAD, axis=1, kind="stable")
-        size_B = (symbols_BN != PAD).sum(axis=1) * self.letters
+        rule_BS = rng.integers(0, n_rules[upper_BS])
+        children_BS = np.where(upper_BS == PAD, 0, n_children[upper_BS, rule_BS])
+        end_BS = children_BS.cumsum(axis=1)
+        size_B = end_BS[:, -1] * self.letters
 
         shortest, longest = text_length
         length_B = np.minimum(rng.integers(shortest, longest + 1, n), size_B)
         begin_B = rng.integers(0, size_B - length_B + 1)
-        # The fifth-level symbols that a window touches, and their letters.
-        touched = begin_B[:, None] // self.letters + np.arange(longest // self.letters + 2)
-        touched = np.minimum(touched, order_BN.shape[1] - 1)
-        place_BN = np.take_along_axis(order_BN, touched, 1)
-        fifth_BN = np.maximum(np.take_along_axis(symbols_BN, place_BN, 1), 0)
+        # The fifth-level symbols (`N`) that a window touches, the fourth-level ones above them, and
+        # their letters.
+        number_BN = begin_B[:, None] // self.letters + np.arange(longest // self.letters + 2)
+        number_BN = np.minimum(number_BN, end_BS[:, -1:] - 1)
+        above_BN = (end_BS[:, None, :] <= number_BN[:, :, None]).sum(axis=2)
+        child_BN = number_BN - np.take_along_axis(end_BS - children_BS, above_BN, 1)
+        fifth_BN = self.fourth[
+            np.take_along_axis(upper_BS, above_BN, 1),
+            np.take_along_axis(rule_BS, above_BN, 1),
+            child_BN,
+        ]
         sixth = self.fifth[fifth_BN, rng.integers(0, self.fifth.shape[1], fifth_BN.shape)]
         choice = rng.integers(0, leaves_GSRT.shape[2], sixth.shape)
         letters_BN = leaves_GSRT[grammar_B[:, None, None], sixth, choice].reshape(n, -1)
-        source_BN = source_BN[place_BN].repeat(self.letters, axis=1)
 
         position_BT = begin_B[:, None] % self.letters + np.arange(longest)
         inside_BT = np.arange(longest) < length_B[:, None]
-        source_BT = np.take_along_axis(source_BN, position_BT, 1)
+        above_BT = np.take_along_axis(above_BN, position_BT // self.letters, 1)
         letters_BT = np.take_along_axis(letters_BN, position_BT, 1)
         return Windows(
             letters_BT=np.where(inside_BT, letters_BT, PAD),
-            concepts_BT=np.where(inside_BT, self.concepts_KS[start_B[:, None], source_BT], PAD),
+            concepts_BT=np.where(inside_BT, self.concepts_KS[start_B[:, None], above_BT], PAD),
             occurrences_BT=np.where(
-                inside_BT, self.occurrences_KS[start_B[:, None], source_BT], PAD
+                inside_BT, self.occurrences_KS[start_B[:, None], above_BT], PAD
             ),
         )
 
