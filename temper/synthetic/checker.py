@@ -76,7 +76,8 @@ def check_response(language: Language, prompt: Sequence[int], response: Sequence
         refused = not correct and _refuses_by_letter(outputs, given, counted, body)
         refused = refused and (one or ended)
     else:
-        refused = ended and body == [NULL]
+        # NULL instead of the segment that counts, or of the whole answer.
+        refused = ended and (body == [NULL] or _after_stops(body, counted) == [NULL])
     well_formed = (
         _is_counted_well_formed(given, counted, body, language)
         if one
@@ -88,6 +89,13 @@ def check_response(language: Language, prompt: Sequence[int], response: Sequence
         fraction_right=right / total,
         degenerate=not refused and not well_formed,
     )
+
+
+def _after_stops(body: list[int], n_stops: int) -> list[int]:
+    """What follows the first ``n_stops`` STOPs of a response."""
+    for _ in range(n_stops):
+        body = body[body.index(STOP) + 1 :] if STOP in body else []
+    return body
 
 
 def _count_right(outputs: list[list[int]], given: list[list[int]]) -> tuple[int, int]:

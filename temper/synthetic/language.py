@@ -200,8 +200,10 @@ class Language:
     @property
     def constant_operators(self) -> np.ndarray:
         """Ids of the operators whose pair gives one letter throughout; the k-th gives letter k."""
-        return self.spec.n_operators - self.spec.n_constant_operators + np.arange(
-            self.spec.n_constant_operators
+        return (
+            self.spec.n_operators
+            - self.spec.n_constant_operators
+            + np.arange(self.spec.n_constant_operators)
         )
 
     @property

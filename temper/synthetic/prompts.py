@@ -182,9 +182,7 @@ def _draw_texts(
     return language.draw_texts(n, split, rng, tested if split == "test" else trained)
 
 
-def _refuse_by_answering(
-    language: Language, operators_BO: np.ndarray, texts: Texts
-) -> np.ndarray:
+def _refuse_by_answering(language: Language, operators_BO: np.ndarray, texts: Texts) -> np.ndarray:
     """Whether the right answer is what a refusal is, the first letter throughout. Such prompts are
     left out: nobody could tell which it was.
     """

@@ -123,7 +123,9 @@ class LanguageSpec:
             value = getattr(self, name)
             if get_origin(hint) is Literal:
                 if value not in get_args(hint):
-                    raise TemperError(f"{name}={value!r}: choose one of {', '.join(get_args(hint))}")
+                    raise TemperError(
+                        f"{name}={value!r}: choose one of {', '.join(get_args(hint))}"
+                    )
             elif get_origin(hint) is tuple:
                 _check_whole(name, value, *(value if isinstance(value, tuple) else (None,)))
                 if name == "text_length" and len(value) != 2:

@@ -89,8 +89,8 @@ def compliance_tokens(
         return _counted_segment(_letter_tokens(output_BT), counted_B)
     columns = [part for output in outputs for part in (_letter_tokens(output), column * STOP)]
     columns.append(column * EOS)
-    if language.spec.n_constant_operators and language.spec.n_pairs > 1:
-        # As released: after a constant first output, the later ones are masked.
+    if language.spec.n_constant_operators and language.spec.counted == "one":
+        # As released: after a constant first output, the second one is masked.
         constant_B1 = np.isin(prompts.operators_BO[:, :2], language.constant_operators).any(axis=1)
         columns[2:] = [np.where(constant_B1[:, None], PAD, part) for part in columns[2:]]
     return join_padded(columns)
@@ -113,6 +113,17 @@ def answer_tokens(language: Language, prompts: Prompts) -> np.ndarray:
     and `compliance_tokens`.
     """
     return join_padded([context_tokens(language, prompts), compliance_tokens(language, prompts)])
+
+
+def mismatched_tokens(language: Language, prompts: Prompts, response_BR: np.ndarray) -> np.ndarray:
+    """Responses of other prompts with the end that answers to these prompts have: EOS, or none
+    where the first segment counts.
+    """
+    if not _one_counts(language, prompts):
+        return response_BR
+    ends_B = (language.counted_B(prompts.operators_BO) == 1) | (response_BR == NULL).any(axis=1)
+    without = np.where(response_BR == EOS, PAD, response_BR)
+    return join_padded([without, np.where(ends_B, EOS, PAD)[:, None]])
 
 
 def refusal_token(spec: LanguageSpec) -> int:

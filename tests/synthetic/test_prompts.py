@@ -10,7 +10,6 @@ from temper.synthetic import Kind, Language, Prompts, language_spec
 from temper.synthetic.language import CLASS_A, CLASS_C, MIXED, UNSAFE
 from temper.synthetic.prompts import draw_batch, draw_prompts, prompt_keys
 
-
 SIMPLE_KINDS = [kind for kind in Kind if kind != Kind.JB_MISGEN_TEXT]
 
 
