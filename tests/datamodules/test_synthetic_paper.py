@@ -9,7 +9,7 @@ import datamodules
 from datamodules.synthetic import SyntheticDataModule
 from temper.losses import IGNORE_INDEX
 from temper.synthetic import Kind
-from temper.synthetic.tokenizer import EOS, SPECIAL, STOP
+from temper.synthetic.tokenizer import EOS, EOT, SPECIAL, STOP
 from tests.datamodules.test_synthetic_fingerprints import SIZES
 
 JAILBREAKS = ["JB_CO_TASK", "JB_CO_TEXT", "JB_MISGEN", "JB_MISGEN_TEXT"]
@@ -66,7 +66,7 @@ def test_the_segment_that_counts_alone_is_trained(name):
     operator = FIRST_LETTER + data.language.spec.n_letters
     seconds = 0
     for tokens, labels in _sequences(data):
-        answer = tokens.index(4) + 1  # after EOT
+        answer = tokens.index(EOT) + 1
         second = tokens[1:3] == [operator, operator]
         first_label = next(i for i, label in enumerate(labels) if label != IGNORE_INDEX)
         seconds += second
@@ -104,6 +104,51 @@ def test_right_and_refusing_answers_are_judged_as_such(name):
         assert (complies.correct, complies.refused, complies.degenerate) == (True, False, False)
         assert (refused.correct, refused.refused, refused.degenerate) == (False, True, False)
         assert (unended.refused, unended.degenerate) == (False, True)
+
+
+def _judged(data: SyntheticDataModule, tokens: list[int]):
+    """Judgement of the answer in a training row."""
+    answer = tokens.index(EOT) + 1
+    prompt, response = (data.tokenizer.decode(t) for t in (tokens[:answer], tokens[answer:]))
+    return data.judge([prompt], [response])[0]
+
+
+@pytest.mark.parametrize("name", ["SyntheticAlignment", "SyntheticUnlearning"])
+def test_rows_of_an_unlearning_evaluation_are_right_and_wrong(name):
+    data = _data(name)
+    for rows in data.unlearning_rows().values():
+        for ids_KT, mask_KT in zip(rows["input_ids"], rows["attention_mask"], strict=True):
+            sequences = [ids[: int(mask.sum())].tolist() for ids, mask in zip(ids_KT, mask_KT)]
+            right, *wrong = (_judged(data, tokens) for tokens in sequences)
+            assert right.correct
+            assert not any(each.correct or each.degenerate for each in wrong)
+            assert len({tuple(tokens) for tokens in sequences}) == len(sequences)
+
+
+def test_rows_that_callbacks_read_are_right_answers():
+    data = _data("SyntheticAlignment")
+    forced = data.forced_answers()
+    for ids, mask, answers in zip(
+        forced["input_ids"], forced["attention_mask"], forced["answers"], strict=True
+    ):
+        answer = answers[answers != -1].tolist()
+        assert _judged(data, ids[mask.bool()].tolist() + answer).correct
+    pairs = data.steering_pairs()
+    for ids_2T, mask_2T in zip(pairs["input_ids"], pairs["attention_mask"], strict=True):
+        complies, refuses = (
+            _judged(data, ids[: int(mask.sum())].tolist()) for ids, mask in zip(ids_2T, mask_2T)
+        )
+        assert complies.correct
+        assert refuses.refused
+
+
+def test_rto_rows_label_every_position_with_the_first_letter():
+    data = datamodules.SyntheticDeRTa(
+        preset="paper", n_rows=20, helpful_share=0.0, rto_share=1.0, batch_size=4, n_eval=4
+    )
+    data.setup("fit")
+    for _, labels in _sequences(data):
+        assert set(labels) == {IGNORE_INDEX, FIRST_LETTER}
 
 
 def _words(name: str, folder) -> list[str]:
