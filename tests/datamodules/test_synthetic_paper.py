@@ -118,7 +118,9 @@ def test_rows_of_an_unlearning_evaluation_are_right_and_wrong(name):
     data = _data(name)
     for rows in data.unlearning_rows().values():
         for ids_KT, mask_KT in zip(rows["input_ids"], rows["attention_mask"], strict=True):
-            sequences = [ids[: int(mask.sum())].tolist() for ids, mask in zip(ids_KT, mask_KT)]
+            sequences = [
+                ids[: int(mask.sum())].tolist() for ids, mask in zip(ids_KT, mask_KT, strict=True)
+            ]
             right, *wrong = (_judged(data, tokens) for tokens in sequences)
             assert right.correct
             assert not any(each.correct or each.degenerate for each in wrong)
@@ -136,7 +138,8 @@ def test_rows_that_callbacks_read_are_right_answers():
     pairs = data.steering_pairs()
     for ids_2T, mask_2T in zip(pairs["input_ids"], pairs["attention_mask"], strict=True):
         complies, refuses = (
-            _judged(data, ids[: int(mask.sum())].tolist()) for ids, mask in zip(ids_2T, mask_2T)
+            _judged(data, ids[: int(mask.sum())].tolist())
+            for ids, mask in zip(ids_2T, mask_2T, strict=True)
         )
         assert complies.correct
         assert refuses.refused
