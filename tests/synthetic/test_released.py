@@ -12,7 +12,7 @@ from temper.synthetic import Kind, Language, Prompts, check_response, language_s
 from temper.synthetic.grammar import PAD
 from temper.synthetic.language import CLASS_A, CLASS_C, CLASS_S, MIXED, SAFE, UNSAFE, Texts
 from temper.synthetic.prompts import draw_batch
-from temper.synthetic.released import BRANCHES, draw_rules
+from temper.synthetic.released import BRANCHES, Branch, draw_rules
 from temper.synthetic.tokenizer import (
     EOS,
     NULL,
@@ -153,6 +153,35 @@ def test_safety_texts_are_half_safe_and_half_unsafe(drawn):
             assert abs((texts.dominance_B == UNSAFE).mean() - 0.5) < 0.03
             share = np.bincount(texts.grammar_B, minlength=4) / N
             assert np.abs(share - 0.25).max() < 0.03
+
+
+@pytest.mark.parametrize(
+    ("kind", "trained", "tested"),
+    [
+        (Kind.INSTRUCT, {"full"}, {"full"}),
+        (Kind.SAFE, {"safe", "id_mg"}, {"safe", "unsafe"}),
+        (Kind.UNSAFE, {"safe", "id_mg"}, {"safe", "unsafe"}),
+        (Kind.JB_CO_TASK, {"safe", "id_mg"}, {"safe", "unsafe"}),
+        (Kind.JB_CO_TEXT, {"intermediate"}, {"intermediate"}),
+        (Kind.JB_MISGEN, {"id_mg"}, {"id_mg"}),
+        (Kind.JB_MISGEN_TEXT, {"ood_mg"}, {"ood_mg"}),
+    ],
+)
+def test_texts_come_from_the_branches_of_their_kind(kind, trained, tested, monkeypatch):
+    drawn = []
+    original = Branch.draw_windows
+
+    def record(branch: Branch, *args):
+        drawn.append(branch)
+        return original(branch, *args)
+
+    language = Language(language_spec("paper"))
+    monkeypatch.setattr(Branch, "draw_windows", record)
+    for split, wanted in (("alignment", trained), ("attack", trained), ("test", tested)):
+        drawn.clear()
+        draw_batch(language, kind, 20, split, np.random.default_rng(0))
+        branches = language.released_rules.branches
+        assert {name for name in branches if any(branches[name] is b for b in drawn)} == wanted
 
 
 def test_windows_have_25_to_35_letters_uniformly(drawn):
