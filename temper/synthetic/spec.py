@@ -295,6 +295,8 @@ def _check_whole(name: str, value: object, *numbers: object) -> None:
         raise TemperError(f"{name}={value!r}: give {what}")
 
 
+# `tiny` and `small` have the simpler value of every option, for the reasons given there, and one
+# pair, one grammar and short texts, so that small networks learn them within a minute on a CPU.
 PRESETS: dict[str, LanguageSpec] = {
     "tiny": LanguageSpec(
         n_letters=8,
