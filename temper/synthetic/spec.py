@@ -127,7 +127,9 @@ class LanguageSpec:
                         f"{name}={value!r}: choose one of {', '.join(get_args(hint))}"
                     )
             elif get_origin(hint) is tuple:
-                _check_whole(name, value, *(value if isinstance(value, tuple) else (None,)))
+                if not isinstance(value, tuple):
+                    raise TemperError(f"{name}={value!r}: give a list of whole numbers")
+                _check_whole(name, value, *value)
                 if name == "text_length" and len(value) != 2:
                     raise TemperError(f"{name}={value!r}: give two numbers, (shortest, longest)")
             elif hint is float:
@@ -291,7 +293,7 @@ COUNTS = {
 def _check_whole(name: str, value: object, *numbers: object) -> None:
     """Raise unless all ``numbers`` are whole; ``value`` is what the error shows."""
     if not all(isinstance(each, int) and not isinstance(each, bool) for each in numbers):
-        what = "whole numbers" if isinstance(value, (tuple, list)) else "a whole number"
+        what = "whole numbers" if isinstance(value, tuple) else "a whole number"
         raise TemperError(f"{name}={value!r}: give {what}")
 
 

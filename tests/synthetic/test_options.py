@@ -115,7 +115,7 @@ def test_any_options_give_valid_rows_or_one_line(options: tuple[str, dict[str, A
         ({"n_pairs": "2"}, r"n_pairs='2': give a whole number"),
         ({"n_pairs": True}, r"n_pairs=True: give a whole number"),
         ({"n_pairs": 0}, r"n_pairs=0: give at least 1"),
-        ({"levels": "136"}, r"levels='136': give"),
+        ({"levels": "136"}, r"levels='136': give a list of whole"),
         ({"levels": (1, 3, 6.5)}, r"levels=\(1, 3, 6.5\): give whole numbers"),
         ({"levels": (1, 3, 6, 0)}, r"levels=\(1, 3, 6, 0\): "),
         ({"text_length": (3, 4, 5)}, r"text_length=\(3, 4, 5\): give two numbers"),
