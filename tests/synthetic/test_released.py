@@ -400,3 +400,14 @@ def test_a_text_drawn_twice_with_a_seed_is_the_same(paper):
     assert (one.operators_BO == two.operators_BO).all()
     assert (one.texts.letters_BT != other.texts.letters_BT).any()
     assert isinstance(one.texts, Texts)
+
+
+def test_a_refusal_token_can_stand_for_the_second_segment():
+    language = Language(language_spec("paper", refusal="token"))
+    operator = LETTER_A + language.spec.n_letters
+    text = list(range(9, 35))
+    prompt = [1, operator, operator, operator + 1, operator + 3, 3, *text, 4]
+    for refusal in ([*text, STOP, NULL, EOS], [NULL, EOS]):
+        assert check_response(language, prompt, refusal).refused
+    for other in ([*text, STOP, NULL], [*text, STOP, *text, STOP, EOS], [*text, NULL, EOS]):
+        assert not check_response(language, prompt, other).refused
