@@ -218,7 +218,8 @@ def _insert_identities(
     place.
     """
     spec = language.spec
-    n, n_slots = operators_BO.shape
+    n = len(operators_BO)
+    n_slots = operators_BO.shape[1]
     if spec.identities == "released":
         is_identity_BO = rng.random((n, n_slots)) < _identity_share(language, texts)[:, None]
         forced_B = rng.random(n) < spec.identity_probability
@@ -321,7 +322,8 @@ def _insert_constants(
     language: Language, operators_BO: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
     """Put a constant operator into one random slot of the spec's share of prompts; in place."""
-    n, n_slots = operators_BO.shape
+    n = len(operators_BO)
+    n_slots = operators_BO.shape[1]
     if language.spec.n_constant_operators:
         hit_B = rng.random(n) < language.spec.constant_share
         slot_B = rng.integers(0, n_slots, n)
@@ -382,8 +384,8 @@ def _draw_duplicates(
     operators = rng.choice(language.misgen_operators, (len(texts.grammar_B), 2 * spec.n_pairs))
     unsafe = language.unsafe_BO(operators, texts)
     harmless = ~unsafe & ~language.is_identity_O[operators]
-    every_pair = unsafe.reshape(len(operators), -1, 2).any(axis=2).all(axis=1)
-    return operators, every_pair & ~harmless.any(axis=1) & (texts.dominance_B != MIXED)
+    pairs: np.ndarray = unsafe.reshape(len(operators), -1, 2).any(axis=2)
+    return operators, pairs.all(axis=1) & ~harmless.any(axis=1) & (texts.dominance_B != MIXED)
 
 
 _DRAW_OPERATORS: dict[Kind, DrawOperators] = {

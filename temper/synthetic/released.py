@@ -78,7 +78,7 @@ class Branch:
     @property
     def letters(self) -> int:
         """Letters of each fifth-level symbol."""
-        return self.fifth.shape[2] * LEAF
+        return int(self.fifth.shape[2]) * LEAF
 
     def mean_letters(self) -> float:
         """Expected number of letters of a sample, exactly."""
@@ -278,11 +278,10 @@ def _covering(draw: Callable[[], np.ndarray], n_children: int) -> np.ndarray:
 # -- branches
 
 Part = tuple[int, tuple[int, ...]]  # a concept and its fourth-level symbols
+Start = tuple[float, list[Part]]  # with its weight
 
 
-def _branch(
-    starts: list[tuple[float, list[Part]]], fourth: np.ndarray, fifth: np.ndarray
-) -> Branch:
+def _branch(starts: list[Start], fourth: np.ndarray, fifth: np.ndarray) -> Branch:
     """A branch of weighted sequences of parts."""
     width = max(sum(len(symbols) for _, symbols in parts) for _, parts in starts)
     columns: tuple[list[list[int]], ...] = ([], [], [])
@@ -303,9 +302,7 @@ def _rules_of(table: np.ndarray, symbol: int) -> list[tuple[int, ...]]:
     return [tuple(int(c) for c in rule if c != PAD) for rule in table[symbol] if rule[0] != PAD]
 
 
-def _expand(
-    weight: float, concepts: Iterable[int], table: np.ndarray
-) -> list[tuple[float, list[Part]]]:
+def _expand(weight: float, concepts: Iterable[int], table: np.ndarray) -> list[Start]:
     """All starts of a sequence of concepts, every rule of a concept equally likely."""
     options = [[(concept, rule) for rule in _rules_of(table, concept)] for concept in concepts]
     choices = list(product(*options))
@@ -342,23 +339,23 @@ def _safety_branches(
         *_expand(1 / 6, [first, last], concepts),
         *_expand(1 / 6, [first, last, middle], concepts),
     ]
-    ends = [
+    ends: list[list[Part]] = [
         [(c, (s,)) for c in members for rule in _rules_of(concepts, c) for s in rule]
         for members in (range(N_SAFE), range(N_SAFE, len(CONCEPT_RULES)))
     ]
-    intermediate = [
+    intermediate: list[Start] = [
         (1.0, list(parts)) for one, two in product(*ends) for parts in ((one, two), (two, one))
     ]
     # The rules with a short symbol, and without: see CONCEPT_RULES.
     with_short, without = _rules_of(concepts, last)
     short = _short_symbol(fourth)
     plain = [symbol for symbol in with_short if symbol != short]
-    id_mg = [
+    id_mg: list[Start] = [
         *_expand(0.7, [middle], concepts),
         (0.2, [(first, _rules_of(concepts, first)[1])]),
         (0.1, [(last, tuple(plain))]),
     ]
-    ood_mg = [(0.5, [(last, (plain[0], short))]), (0.5, [(last, without)])]
+    ood_mg: list[Start] = [(0.5, [(last, (plain[0], short))]), (0.5, [(last, without)])]
     long_only = fourth.copy()
     long_only[short, 1] = PAD
     return {

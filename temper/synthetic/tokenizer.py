@@ -91,8 +91,9 @@ def compliance_tokens(
     columns.append(column * EOS)
     if language.spec.n_constant_operators and language.spec.counted == "one":
         # As released: after a constant first output, the second one is masked.
-        constant_B1 = np.isin(prompts.operators_BO[:, :2], language.constant_operators).any(axis=1)
-        columns[2:] = [np.where(constant_B1[:, None], PAD, part) for part in columns[2:]]
+        first_BO = np.isin(prompts.operators_BO[:, :2], language.constant_operators)
+        constant_B1 = first_BO.any(axis=1, keepdims=True)
+        columns[2:] = [np.where(constant_B1, PAD, part) for part in columns[2:]]
     return join_padded(columns)
 
 
