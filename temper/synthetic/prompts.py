@@ -384,8 +384,8 @@ def _draw_duplicates(
     operators = rng.choice(language.misgen_operators, (len(texts.grammar_B), 2 * spec.n_pairs))
     unsafe = language.unsafe_BO(operators, texts)
     harmless = ~unsafe & ~language.is_identity_O[operators]
-    pairs: np.ndarray = unsafe.reshape(len(operators), -1, 2).any(axis=2)
-    return operators, pairs.all(axis=1) & ~harmless.any(axis=1) & (texts.dominance_B != MIXED)
+    every_pair = (unsafe[:, ::2] | unsafe[:, 1::2]).all(axis=1)
+    return operators, every_pair & ~harmless.any(axis=1) & (texts.dominance_B != MIXED)
 
 
 _DRAW_OPERATORS: dict[Kind, DrawOperators] = {
