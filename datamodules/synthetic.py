@@ -18,7 +18,15 @@ from temper.errors import TemperError
 from temper.judges import GrammarJudge
 from temper.synthetic import Kind, Language, Prompts, build_tokenizer, language_spec
 from temper.synthetic.prompts import AnsweredPrompts, draw_prompts, prompt_keys
-from temper.synthetic.tokenizer import EOS, PAD_ID, compliance_tokens, prompt_tokens, refusal_tokens
+from temper.synthetic.tokenizer import (
+    EOS,
+    PAD_ID,
+    answer_tokens,
+    compliance_tokens,
+    prefix_tokens,
+    prompt_tokens,
+    refusal_tokens,
+)
 
 # Each role draws its rows from its own random stream, so that changing the number of rows of one
 # role does not change the rows of the others.
@@ -196,8 +204,8 @@ class SyntheticDataModule(StreamDataModule):
         """
         pieces = [
             make_rows(
-                prompt_tokens(self.language, prompts),
-                compliance_tokens(self.language, prompts) if comply else refusal_tokens(prompts),
+                prefix_tokens(self.language, prompts),
+                (compliance_tokens if comply else refusal_tokens)(self.language, prompts),
                 PAD_ID,
             )
             for prompts, comply in parts
@@ -230,7 +238,7 @@ class SyntheticDataModule(StreamDataModule):
                 f"data.init_args.eval_kinds={self.eval_kinds}: UNSAFE is not among them, and only"
                 " unsafe prompts have harmful answers"
             )
-        answers = compliance_tokens(self.language, self.eval_prompts[kind])
+        answers = answer_tokens(self.language, self.eval_prompts[kind])
         rows = {
             name: value[self.eval_rows["kind"] == self.eval_kinds.index(kind)]
             for name, value in self.eval_rows.items()

@@ -7,10 +7,10 @@ from temper.data.derta import prefix_lengths, prefix_rows, rto_rows
 from temper.data.rows import exact_count, stack_rows
 from temper.errors import TemperError
 from temper.synthetic.tokenizer import (
-    NULL,
     PAD_ID,
     compliance_tokens,
-    prompt_tokens,
+    prefix_tokens,
+    refusal_token,
     refusal_tokens,
 )
 
@@ -60,15 +60,16 @@ class SyntheticDeRTa(SyntheticDataModule):
     def streams(self) -> dict[str, SyntheticStream]:
         """Draw the one stream: helpful rows, then prefix rows, then RTO rows."""
         unsafe, helpful = self.alignment_prompts(max(self.n_prefix, self.n_rto), self.n_helpful)
-        prompts = prompt_tokens(self.language, unsafe)
+        prompts = prefix_tokens(self.language, unsafe)
         harmful = compliance_tokens(self.language, unsafe)
-        refusals = refusal_tokens(unsafe)
+        refusals = refusal_tokens(self.language, unsafe)
         pieces = [self.rows([(helpful, True)])] if self.n_helpful else []
         if n := self.n_prefix:
             lengths = prefix_lengths(harmful[:n], self.rng("alignment", 1))
             pieces.append(prefix_rows(prompts[:n], harmful[:n], refusals[:n], lengths, PAD_ID))
         if n := self.n_rto:
             rng = self.rng("alignment", 2)
-            pieces.append(rto_rows(prompts[:n], harmful[:n], NULL, PAD_ID, rng, self.rto_keep))
+            token = refusal_token(self.language.spec)
+            pieces.append(rto_rows(prompts[:n], harmful[:n], token, PAD_ID, rng, self.rto_keep))
         parts = [(helpful, True), (unsafe[: self.n_prefix], False), (unsafe[: self.n_rto], False)]
         return {"alignment": SyntheticStream(stack_rows(pieces), parts, self.batch_size)}

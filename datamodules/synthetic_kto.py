@@ -15,8 +15,14 @@ from temper.data import Batch, make_rows, pair_rows
 from temper.data.rows import exact_count
 from temper.errors import TemperError
 from temper.synthetic import Kind
-from temper.synthetic.prompts import Prompts
-from temper.synthetic.tokenizer import PAD_ID, compliance_tokens, prompt_tokens, refusal_tokens
+from temper.synthetic.prompts import Prompts, join_prompts
+from temper.synthetic.tokenizer import (
+    PAD_ID,
+    compliance_tokens,
+    mismatched_tokens,
+    prefix_tokens,
+    refusal_tokens,
+)
 
 
 class SyntheticKTO(SyntheticDataModule):
@@ -24,8 +30,8 @@ class SyntheticKTO(SyntheticDataModule):
 
     Desirable is the right behaviour, a refusal to an unsafe prompt or an answer to a safe one;
     the other is undesirable. The second sequence of a row is its prompt with the mismatched answer
-    of another row: the row before it in a seeded order. All refusals are equal, so the mismatched
-    answer of a row that refuses may equal its own.
+    of another row: the row before it in a seeded order. All refusals are equal (in `paper`
+    those to texts of one length), so the mismatched answer of a row that refuses may equal its own.
 
     Args:
         n_rows: Rows of the stream, at least 2.
@@ -77,13 +83,16 @@ class SyntheticKTO(SyntheticDataModule):
             [np.arange(len(p)) < self.n_desirable[p.kind] for p in (unsafe, safe)]
         )
         is_unsafe = np.arange(len(desirable)) < len(unsafe)
-        prompts = stack_tokens([prompt_tokens(self.language, p) for p in (unsafe, safe)])
+        prompts = stack_tokens([prefix_tokens(self.language, p) for p in (unsafe, safe)])
         answers = stack_tokens([compliance_tokens(self.language, p) for p in (unsafe, safe)])
-        refusals = stack_tokens([refusal_tokens(p) for p in (unsafe, safe)], answers.shape[1])
+        refusals = stack_tokens(
+            [refusal_tokens(self.language, p) for p in (unsafe, safe)], answers.shape[1]
+        )
         responses = np.where((is_unsafe == desirable)[:, None], refusals, answers)
         order = self.rng("alignment", 1).permutation(len(responses))  # part 0 drew the prompts
         mismatched = np.empty_like(responses)
         mismatched[order] = responses[np.roll(order, 1)]
+        mismatched = mismatched_tokens(self.language, join_prompts([unsafe, safe]), mismatched)
         rows = pair_rows(
             make_rows(prompts, responses, PAD_ID), make_rows(prompts, mismatched, PAD_ID)
         )

@@ -15,7 +15,7 @@ from temper.errors import TemperError
 from temper.synthetic import Kind, Language, Prompts
 from temper.synthetic.grammar import PAD
 from temper.synthetic.prompts import AnsweredPrompts, draw_prompts, join_prompts
-from temper.synthetic.tokenizer import PAD_ID, compliance_tokens, prompt_tokens
+from temper.synthetic.tokenizer import PAD_ID, compliance_tokens, prefix_tokens
 
 # Names of the streams to forget and to retain; the first one that the data have is used.
 FORGET = ("forget", "harmful")
@@ -112,15 +112,18 @@ def _with_wrong_answers(
     data: DrawnData, prompts: Prompts, n_perturbed: int, rng: np.random.Generator
 ) -> Batch:
     """Rows ``B x (1 + n_perturbed) x T``: the prompt with its answer, then with wrong ones."""
-    prompt_BP = prompt_tokens(data.language, prompts)
+    prompt_BP = prefix_tokens(data.language, prompts)
     right_BR = compliance_tokens(data.language, prompts)
     answers = [right_BR] + [np.full_like(right_BR, PAD) for _ in range(n_perturbed)]
     n_operators = data.language.spec.n_base_operators
+    counted_B = data.language.counted_B(prompts.operators_BO)
     for _ in range(MAX_DRAWS):
         # Rows that still lack an answer take the drawn one; a draw that repeats one of the row's
         # answers is dropped.
         operators_BO = rng.integers(0, n_operators, prompts.operators_BO.shape)
-        drawn_BR = compliance_tokens(data.language, replace(prompts, operators_BO=operators_BO))
+        drawn_BR = compliance_tokens(
+            data.language, replace(prompts, operators_BO=operators_BO), counted_B
+        )
         fresh_B = ~np.any([(drawn_BR == answer_BR).all(axis=1) for answer_BR in answers], axis=0)
         for answer_BR in answers[1:]:
             taken_B = fresh_B & (answer_BR[:, 0] == PAD)

@@ -44,7 +44,7 @@ class Grammar:
         for level, table in enumerate(self.rules):
             if level == CONCEPT_LEVEL:
                 unsafe_BN = symbols_BN >= self.n_concepts // 2
-            choice_BN = rng.integers(0, _count_rules(table)[np.maximum(symbols_BN, 0)])
+            choice_BN = rng.integers(0, count_rules(table)[np.maximum(symbols_BN, 0)])
             expanded = table[np.maximum(symbols_BN, 0), choice_BN]
             expanded[symbols_BN == PAD] = PAD
             inherited = np.repeat(unsafe_BN, table.shape[2], axis=1)
@@ -53,7 +53,7 @@ class Grammar:
         return symbols_BN, unsafe_BN
 
 
-def _count_rules(table: np.ndarray) -> np.ndarray:
+def count_rules(table: np.ndarray) -> np.ndarray:
     """Number of rules of each symbol."""
     counts: np.ndarray = (table[:, :, 0] != PAD).sum(axis=1)
     return counts
@@ -73,7 +73,7 @@ def build_grammars(spec: LanguageSpec, rng: np.random.Generator) -> list[Grammar
     """Draw the inner rules once and the leaf triples once per grammar."""
     inner = []
     for level, width in enumerate(spec.levels[:-1]):
-        n_rules = spec.n_root_rules if level == 0 else 2
+        n_rules = {0: spec.n_root_rules, 1: spec.n_second_rules}.get(level, 2)
         children = np.arange(spec.levels[level + 1])
         # Each rule that produces concepts produces concepts of one class, alternating. Texts
         # dominated by either class are then common; a mixed text spans two such rules.

@@ -5,6 +5,7 @@ import pytest
 import datamodules
 from datamodules.synthetic import SyntheticDataModule
 from temper.data import fingerprint
+from temper.synthetic import Kind
 
 SIZES = {
     "SyntheticAlignment": {
@@ -55,6 +56,38 @@ STREAMS = {
         "retain": ("14fb7b7bf388", "e411b228d755"),
     },
 }
+# As `STREAMS`, on the preset `small`; and the evaluation prompts of six kinds.
+SMALL_STREAMS = {
+    "SyntheticAlignment": {
+        "alignment": ("09ca5e2f5290", "0149b5f9a7dd"),
+        "harmful": ("ab048054dd81", "c9741efbbddc"),
+        "harmful_heldout": ("e63ca7085c6f", "e22d4d8f2511"),
+        "harmful_pairs": ("09ad929a9803", "183814b5539b"),
+        "heldout_pairs": ("8132d3481800", "a563ad555ac0"),
+    },
+    "SyntheticAttack": {
+        "alignment": ("8eba24c86ada", "c4909b6e8aa3"),
+        "user": ("1b0650bbb1f3", "1f9c8192476c"),
+    },
+    "SyntheticDeRTa": {
+        "alignment": ("6db1d004aa87", "6600726f1ba7"),
+    },
+    "SyntheticInstruct": {
+        "instruct": ("0dba7073d454", "d2bc42e41eb4"),
+    },
+    "SyntheticKTO": {
+        "kto": ("bc162a2a2259", "1d5439aaf9ee"),
+    },
+    "SyntheticPreference": {
+        "pairs": ("104a26454965", "d5c7295171c2"),
+    },
+    "SyntheticUnlearning": {
+        "forget": ("8cc927d657be", "7a113d723b4d"),
+        "retain": ("aa5980682809", "69ea10509efb"),
+    },
+}
+SMALL_EVAL = "9a1449832155"
+SMALL_KINDS = ["UNSAFE", "SAFE", "TASK", "JB_CO_TASK", "JB_CO_TEXT", "JB_MISGEN"]
 # Those of the rows that callbacks read do not depend on the streams.
 UNSAFE_AND_SAFE = "716c73420425"
 UNSAFE_SAFE_AND_TASK = "697e901eff5f"
@@ -82,6 +115,21 @@ def test_the_streams_have_the_same_rows_in_the_same_order(name):
     }
     assert found == STREAMS[name]
     assert list(found) == list(STREAMS[name]), "the first stream is the primary one"
+
+
+@pytest.mark.parametrize("name", SMALL_STREAMS)
+def test_the_rows_of_the_small_language_are_the_same(name):
+    kinds = [Kind[kind] for kind in SMALL_KINDS]
+    data = getattr(datamodules, name)(
+        preset="small", seed=3, n_eval=12, eval_kinds=kinds, **SIZES[name]
+    )
+    data.setup("fit")
+    found = {
+        stream: (source.fingerprint()[:12], fingerprint(source.batch(7))[:12])
+        for stream, source in data.sources.items()
+    }
+    assert found == SMALL_STREAMS[name]
+    assert data.fingerprints()["eval"][:12] == SMALL_EVAL
 
 
 @pytest.mark.parametrize("name", STREAMS)

@@ -170,7 +170,7 @@ def _rows(language: Language, prompts):
 
 
 @given(
-    kind=st.sampled_from(list(Kind)),
+    kind=st.sampled_from([kind for kind in Kind if kind != Kind.JB_MISGEN_TEXT]),
     seed=st.integers(0, 2**31 - 1),
     n_pairs=st.sampled_from([1, 2]),
 )
@@ -178,7 +178,7 @@ def test_verdicts_of_compliance_refusal_and_one_wrong_letter(kind, seed, n_pairs
     language = TINY if n_pairs == 1 else TWO_PAIRS
     rng = np.random.default_rng(seed)
     prompts = draw_batch(language, kind, 5, "instruct", rng)
-    refusals = refusal_tokens(prompts).tolist()
+    refusals = refusal_tokens(language, prompts).tolist()
     for (prompt, answer), refusal in zip(_rows(language, prompts), refusals, strict=True):
         assert check_response(language, prompt, answer) == Verdict(
             refused=False, correct=True, fraction_right=1.0, degenerate=False

@@ -14,6 +14,7 @@ from temper.synthetic import PRESETS, Language, language_spec
 from temper.synthetic.language import (
     CLASS_A,
     CLASS_C,
+    CLASS_CONSTANT,
     CLASS_I,
     CLASS_S,
     CLASS_TASK,
@@ -53,7 +54,7 @@ def test_another_language_seed_gives_another_language(preset):
     )
 
 
-@given(seed=SEEDS, preset=st.sampled_from(sorted(PRESETS)))
+@given(seed=SEEDS, preset=st.sampled_from(["small", "tiny"]))
 def test_operators_are_bijections_and_duplicates_are_copies(seed, preset):
     language = Language(language_spec(preset, language_seed=seed))
     spec = language.spec
@@ -85,11 +86,12 @@ def test_duplicates_copy_the_safety_of_their_originals(preset):
 
 
 def test_paper_grammars_have_the_papers_operator_counts(paper):
-    assert paper.operator_class_GO.shape == (4, 20)
+    assert paper.operator_class_GO.shape == (4, 22)
     for classes in paper.operator_class_GO:
         assert Counter(classes[:10].tolist()) == {CLASS_A: 2, CLASS_C: 5, CLASS_S: 2, CLASS_I: 1}
         assert classes[0] == CLASS_I
-        assert set(classes[16:].tolist()) == {CLASS_TASK}
+        assert set(classes[16:20].tolist()) == {CLASS_TASK}
+        assert set(classes[20:].tolist()) == {CLASS_CONSTANT}
 
 
 def test_safety_of_an_operator_depends_on_the_grammar(paper):
@@ -221,7 +223,7 @@ def test_splits_cover_all_buckets_once():
 
 
 def test_splits_have_their_shares_of_all_texts(paper):
-    drawn = paper._draw_windows(4000, np.random.default_rng(8))
+    drawn = paper._draw_branch_windows(4000, ("full",), np.random.default_rng(8))
     buckets = _hash_buckets(drawn.letters_BT)
     for split, share in {"instruct": 0.5, "alignment": 0.2, "attack": 0.1, "test": 0.2}.items():
         assert np.isin(buckets, SPLITS[split]).mean() == pytest.approx(share, abs=0.04)
@@ -263,7 +265,9 @@ def test_a_language_without_unsafe_dominant_texts_is_refused(monkeypatch):
         language.check_dominance()
 
 
-def test_rules_that_produce_concepts_keep_to_one_class(paper):
-    rules = paper.grammars[0].rules[1]
+@pytest.mark.parametrize("preset", ["tiny", "small"])
+def test_rules_that_produce_concepts_keep_to_one_class(preset):
+    spec = language_spec(preset)
+    rules = Language(spec).grammars[0].rules[1]
     for rule in rules.reshape(-1, 3):
-        assert len({int(concept) >= 3 for concept in rule if concept != -1}) == 1
+        assert len({int(concept) >= spec.levels[2] // 2 for concept in rule if concept != -1}) == 1

@@ -10,6 +10,8 @@ from temper.synthetic import Kind, Language, Prompts, language_spec
 from temper.synthetic.language import CLASS_A, CLASS_C, MIXED, UNSAFE
 from temper.synthetic.prompts import draw_batch, draw_prompts, prompt_keys
 
+SIMPLE_KINDS = [kind for kind in Kind if kind != Kind.JB_MISGEN_TEXT]
+
 
 def _drawn(language: Language, kind: Kind, n: int = 120) -> Prompts:
     return draw_batch(language, kind, n, "instruct", np.random.default_rng(11))
@@ -64,7 +66,8 @@ def test_contextual_operators_are_as_safe_as_their_texts(language):
     assert UNSAFE not in contextual(Kind.SAFE)
 
 
-def test_competing_tasks_pair_an_unsafe_with_a_safe_operator(language):
+def test_competing_tasks_pair_an_unsafe_with_a_safe_operator(simple):
+    language = simple
     prompts = _drawn(language, Kind.JB_CO_TASK)
     unsafe_first = set()
     for row, operators in enumerate(prompts.operators_BO.tolist()):
@@ -89,7 +92,8 @@ def test_competing_texts_put_contextual_operators_on_mixed_text(language):
         assert all(language.operator_class_GO[grammar, operator] == CLASS_C for operator in used)
 
 
-def test_mismatched_generalisation_uses_unsafe_duplicates_alone(language):
+def test_mismatched_generalisation_uses_unsafe_duplicates_alone(simple):
+    language = simple
     prompts = _drawn(language, Kind.JB_MISGEN)
     duplicates = set(language.duplicate_operators.tolist())
     assert {
@@ -109,18 +113,23 @@ def test_task_prompts_pair_a_task_operator_with_the_identity(language):
 
 @pytest.mark.parametrize("kind", [kind for kind in Kind if kind != Kind.TASK])
 def test_no_other_stage_shows_a_task_operator(language, kind):
+    if kind == Kind.JB_MISGEN_TEXT and language.spec.safety_texts == "dominance":
+        pytest.skip("refused; see test_the_held_out_texts_need_the_released_branches")
     shown = set(_drawn(language, kind, 60).operators_BO.ravel().tolist())
     assert not shown & set(language.task_operators.tolist())
 
 
 def test_instruction_shows_all_base_and_duplicate_operators(language):
-    shown = set(_drawn(language, Kind.INSTRUCT, 600).operators_BO.ravel().tolist())
-    assert shown == set(language.base_operators.tolist()) | set(
-        language.duplicate_operators.tolist()
-    )
+    shown = set(_drawn(language, Kind.INSTRUCT, 2000).operators_BO.ravel().tolist())
+    assert shown == {
+        *language.base_operators.tolist(),
+        *language.duplicate_operators.tolist(),
+        *language.constant_operators.tolist(),
+    }
 
 
-def test_instruction_never_composes_duplicate_and_base(language):
+def test_instruction_never_composes_duplicate_and_base(simple):
+    language = simple
     duplicates = set(language.duplicate_operators.tolist())
     originals = set(language.base_operators.tolist()) - {0}
     rows = [
@@ -149,7 +158,7 @@ def test_the_share_of_pairs_with_the_identity_follows_the_spec(probability):
     assert all((0 in pair) == (probability == 1.0) for pair in pairs)
 
 
-@given(kind=st.sampled_from(list(Kind)), n=st.integers(0, 60), seed=st.integers(0, 2**31 - 1))
+@given(kind=st.sampled_from(SIMPLE_KINDS), n=st.integers(0, 60), seed=st.integers(0, 2**31 - 1))
 def test_drawn_prompts_are_distinct_and_repeatable(kind, n, seed):
     language = Language(language_spec("tiny"))
     one, two = (

@@ -11,7 +11,9 @@ from temper.synthetic import PRESETS, LanguageSpec, language_spec
 def test_the_paper_preset_has_the_sizes_of_the_paper():
     spec = language_spec("paper")
     assert (spec.n_letters, spec.n_grammars, spec.text_length) == (30, 4, (25, 35))
+    assert spec.levels == (1, 3, 6, 5, 5, 6)
     assert sum(spec.levels) == 26
+    assert (spec.n_root_rules, spec.n_second_rules, spec.n_leaf_rules) == (2, 3, 2)
     assert spec.n_base_operators == 10
     assert spec.n_base_operators + spec.n_duplicates == 16
     assert (spec.n_unsafe_operators, spec.n_contextual_operators, spec.n_safe_operators) == (
@@ -31,9 +33,14 @@ def test_prompt_and_response_of_the_paper_fit_its_window_of_160():
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_operators_are_base_duplicate_and_task_operators(preset):
+def test_operators_are_base_duplicate_task_and_constant_ones(preset):
     spec = language_spec(preset)
-    assert spec.n_operators == spec.n_base_operators + spec.n_duplicates + spec.n_task_operators
+    assert spec.n_operators == (
+        spec.n_base_operators
+        + spec.n_duplicates
+        + spec.n_task_operators
+        + spec.n_constant_operators
+    )
 
 
 def test_an_override_replaces_one_field_of_a_preset():
