@@ -87,8 +87,8 @@ class Preference:
 
 
 def sigmoid(chosen_N: Tensor, rejected_N: Tensor, settings: PairSettings) -> Tensor:
-    """DPO and SimPO: ``-log sigma(b (c - r) - gamma)``; with a beta of the rejected answers ``b_r``,
-    ``-log sigma(b c - b_r r)``.
+    """DPO and SimPO: ``-log sigma(b (c - r) - gamma)``, or ``-log sigma(b c - b_r r)`` with another
+    beta of the rejected answers.
 
     DPO (Rafailov et al. 2023, arXiv 2305.18290, equation 7) on sums relative to a reference; SimPO
     (Meng et al. 2024, arXiv 2405.14734, equation 6) on means without one, with gamma; two betas as
