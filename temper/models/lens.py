@@ -7,11 +7,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from temper.errors import TemperError
 from temper.losses import MeanTerms, hidden_logps, token_logps
-from temper.models.blocks import decoder_layers
+from temper.models.blocks import decoder_layers, refuse_reentrant
 from temper.models.score import output_layer
 
 FINAL_NORMS = (
@@ -96,10 +97,17 @@ def lens_nll(
 
 @contextmanager
 def record_outputs(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
-    """Collect the outputs of modules, in the order of their calls, in the list that is yielded."""
+    """Collect the outputs of modules, in the order of their calls, in the list that is yielded.
+
+    Raises:
+        TemperError: when a module is called without gradient inside a pass that has it.
+    """
     outputs: list[Tensor] = []
+    has_gradient = torch.is_grad_enabled()
 
     def record(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        if has_gradient:
+            refuse_reentrant()
         outputs.append(output[0] if isinstance(output, tuple) else output)
 
     hooks = [module.register_forward_hook(record) for module in modules]
