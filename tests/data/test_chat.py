@@ -248,11 +248,11 @@ def test_templates_that_cannot_be_used_are_refused(tmp_path):
     tokenizer = make_tokenizer(None)
     with pytest.raises(
         TemperError,
-        match="template=auto: the tokenizer has no chat template .*alpaca, plain",
+        match="template=auto: the tokenizer has no chat template .*alpaca, booster, plain",
     ):
         ChatFormat(tokenizer)
     with pytest.raises(
-        TemperError, match=r"template=chatlm: no such file; choose auto, alpaca, plain"
+        TemperError, match=r"template=chatlm: no such file; choose auto, alpaca, booster, plain"
     ):
         ChatFormat(tokenizer, "chatlm")
     for text, message in {
