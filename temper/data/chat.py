@@ -46,8 +46,8 @@ PLAIN = (
     "{%- for message in messages %}{{ message.content + (eos_token if message.role == 'assistant'"
     " else '') + '\n' }}{%- endfor %}"
 )
-# The same in Booster's code (git-disl/Booster, utils.py and pred_eval.py), where the prompt ends with
-# a newline; its predecessors' training prompts have none.
+# The same in Booster's code (git-disl/Booster, utils.py and pred_eval.py): the prompt ends with a
+# newline. (The training prompts of the code before it have none.)
 BOOSTER = ALPACA.replace("### Response:'", "### Response:\n'")
 BUILT_IN = {"alpaca": ALPACA, "booster": BOOSTER, "plain": PLAIN}
 
