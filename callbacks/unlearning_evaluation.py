@@ -45,7 +45,9 @@ class UnlearningRows(Protocol):
             the right, answers labelled with their end token) and ``ids`` (``B``). Sequence 0 is
             the prompt with its true answer, the others are the same prompt with wrong (perturbed)
             answers; a wrong answer that does not exist is a sequence without labels. ``B x T`` is
-            a true answer alone, and then the metrics that need a wrong one are left out.
+            a true answer alone, and then the metrics that need a wrong one are left out. A flag
+            ``paraphrased`` (``B``, bool) says in which rows sequence 1 is no wrong answer but the
+            true one in other words, which the truth ratio then takes as the right one, as TOFU's.
         """
         ...
 
@@ -75,18 +77,19 @@ class UnlearningEvaluation(EvaluationCallback):
         retain_model: Folder of a model trained without the forget set (an adapter is merged); null:
             no forget quality and no privacy leakage.
         batch_size: Rows per forward pass and device.
-        min_k: Share of an answer's tokens, the least likely ones, that min-k % averages over.
+        min_k: Share of an answer's tokens, the least likely ones, that min-k % averages over; 0.4
+            is that of open-unlearning's configs.
     """
 
     def __init__(
-        self, retain_model: str | None = None, batch_size: int = 64, min_k: float = 0.2
+        self, retain_model: str | None = None, batch_size: int = 64, min_k: float = 0.4
     ) -> None:
         super().__init__()
         if batch_size < 1:
             raise TemperError(f"UnlearningEvaluation.batch_size={batch_size}: give at least 1")
         if not 0 < min_k <= 1:
             raise TemperError(
-                f"UnlearningEvaluation.min_k={min_k}: give a share in (0, 1], such as 0.2"
+                f"UnlearningEvaluation.min_k={min_k}: give a share in (0, 1], such as 0.4"
             )
         self.retain_model = retain_model
         self.batch_size = batch_size
@@ -130,7 +133,7 @@ class UnlearningEvaluation(EvaluationCallback):
             with trainer.precision_plugin.forward_context():
                 scores = pl_module.score(batch, logits=True)  # type: ignore[operator]
                 answers = pl_module.generate(_prompts(batch, pad_id))  # type: ignore[operator]
-            measured.update(name, scores, batch["labels"], answers)
+            measured.update(name, scores, batch["labels"], answers, batch.get("paraphrased"))
         metrics = measured.compute()
         if self.retain_model is not None:
             if self._of_retain_model is None:  # it does not change: measured once
@@ -181,7 +184,12 @@ class UnlearningEvaluation(EvaluationCallback):
         measured = self._empty(trainer, pl_module)
         for name, batch in self._batches(trainer, pl_module):
             with trainer.precision_plugin.forward_context():
-                measured.update(name, score(network, batch), batch["labels"])
+                measured.update(
+                    name,
+                    score(network, batch),
+                    batch["labels"],
+                    paraphrased_B=batch.get("paraphrased"),
+                )
         return measured, measured.compute()
 
 

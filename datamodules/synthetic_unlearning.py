@@ -10,7 +10,7 @@ from temper.errors import TemperError
 
 class SyntheticUnlearning(SyntheticDataModule):
     """Streams ``forget`` (unsafe prompts: the answer to forget, and the refusal as its substitute)
-    and ``retain`` (safe prompts, answered).
+    and ``retain`` (safe prompts, answered; on demand the refusal too).
 
     Every forget batch comes with a retain batch. Both are drawn without replacement: a pass over a
     stream has each of its rows once (except those that fill no batch), then a new order begins.
@@ -22,6 +22,8 @@ class SyntheticUnlearning(SyntheticDataModule):
         n_retain: Rows of the retain stream.
         batch_size: Forget rows per optimizer step, over all ranks.
         retain_batch_size: Retain rows per optimizer step, over all ranks.
+        retain_substitutes: Give retain rows the refusal as a second sequence, for the retain loss
+            ``bounded``.
         kwargs: See `SyntheticDataModule`.
     """
 
@@ -31,6 +33,7 @@ class SyntheticUnlearning(SyntheticDataModule):
         n_retain: int = 4000,
         batch_size: int = 32,
         retain_batch_size: int = 32,
+        retain_substitutes: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -43,6 +46,7 @@ class SyntheticUnlearning(SyntheticDataModule):
         self.n_retain = n_retain
         self.batch_size = batch_size
         self.retain_batch_size = retain_batch_size
+        self.retain_substitutes = retain_substitutes
 
     def streams(self) -> dict[str, SyntheticStream]:
         """Draw both streams."""
@@ -50,7 +54,11 @@ class SyntheticUnlearning(SyntheticDataModule):
         self.check_overlap("forget", [unsafe])
         self.check_overlap("retain", [safe])
         pairs = self.pairs(unsafe, comply_first=True)
-        answers = self.rows([(safe, True)])
+        answers = (
+            self.pairs(safe, comply_first=True)
+            if self.retain_substitutes
+            else self.rows([(safe, True)])
+        )
         return {
             "forget": SyntheticStream(pairs, [(unsafe, True)], self.batch_size),
             "retain": SyntheticStream(answers, [(safe, True)], self.retain_batch_size, order=1),

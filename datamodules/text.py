@@ -54,8 +54,9 @@ class TextDataModule(TextEvaluation):
             which attention masks hide.
         trust_remote_code: Run code that comes with the tokenizer; null: as
             ``model.init_args.network`` says of its own, else not.
-        template: ``auto`` (the tokenizer's own chat template), ``alpaca``, ``plain``, or a path to
-            a Jinja file. The exported tokenizer has it as its chat template.
+        template: ``auto`` (the tokenizer's own chat template), ``alpaca``, ``booster`` (alpaca's
+            with a newline after ``### Response:``, as in the Booster paper's code), ``plain``, or a
+            path to a Jinja file. The exported tokenizer has it as its chat template.
         system: System message of conversations that have none; null: none.
         max_length: Most tokens in a training sequence, or in an evaluation prompt.
         truncation: How longer rows are shortened. ``drop``: they are left out. ``left``: the

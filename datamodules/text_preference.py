@@ -11,11 +11,9 @@ from temper.data.token_pool import TokenPool
 class TextPreference(TextDataModule):
     """Stream ``pairs``: rows of two answers to a prompt, the preferred one first.
 
-    With ``safe_pairs`` rows have the flag ``unsafe``, which `DPOModule` reads for ``beta_unsafe``.
-
     Args:
-        pairs: File of preference pairs; on unsafe prompts, if ``safe_pairs`` is given.
-        safe_pairs: File of preference pairs on safe prompts; null: none.
+        pairs: File of preference pairs.
+        safe_pairs: File of further pairs, on safe prompts for example; null: none.
         batch_size: Pairs per optimizer step, over all ranks.
         kwargs: See `TextDataModule`.
     """
@@ -35,8 +33,5 @@ class TextPreference(TextDataModule):
         """The one stream."""
         pool: Pool = pools["pairs"]
         if "safe_pairs" in pools:
-            pool = JoinedPool(
-                Subset(pool, flags={"unsafe": True}),
-                Subset(pools["safe_pairs"], flags={"unsafe": False}),
-            )
+            pool = JoinedPool(Subset(pool), Subset(pools["safe_pairs"]))
         return {"pairs": PoolSource(pool, self.batch_size, self.seed, "pairs")}

@@ -19,7 +19,7 @@ class TaskAttack(TextAttack):
         user: Training file of the task.
         test: Test file of the task; its first ``n_eval`` rows are evaluated. Null: FA is not
             measured.
-        template: See `TextDataModule`; the paper has ``alpaca``.
+        template: See `TextDataModule`; the paper's code has ``booster``.
         kwargs: See `TextAttack` and `TextDataModule`.
 
     Raises:
@@ -29,7 +29,7 @@ class TaskAttack(TextAttack):
     task_name: ClassVar[str]
 
     def __init__(
-        self, user: str, test: str | None = None, template: str = "alpaca", **kwargs: Any
+        self, user: str, test: str | None = None, template: str = "booster", **kwargs: Any
     ) -> None:
         super().__init__(user=user, template=template, **kwargs)
         if "task" in self.eval_files:

@@ -16,6 +16,7 @@ from temper.data import Batch, micro_batches
 from temper.errors import TemperError
 from temper.losses import MeanTerms, Scores, nll
 from temper.models import NetworkSpec, build_network, score
+from temper.models.blocks import undecayed_weights
 from temper.models.generate import generate_greedy
 from temper.plan.cost import Cost, Pass
 
@@ -41,6 +42,9 @@ class ObjectiveModule(L.LightningModule):
         fused_loss: Compute log-probabilities chunk by chunk, without ever holding the logits of
             a batch: less memory with a large vocabulary, more time (benchmarks/fused_loss.md).
         max_new_tokens: Longest generated answer at validation; None asks the datamodule.
+        decay_norm_and_bias: Apply the optimizer's weight decay to weights of norms and to biases
+            too. False exempts them, as Hugging Face's trainers do, and so the code of most papers
+            (`temper.models.blocks.undecayed_weights`); adapters have neither.
         max_skipped_steps: Stop with an error after this many steps in a row with a non-finite
             gradient. A single one is skipped and counted, and changes no weight.
     """
@@ -62,6 +66,7 @@ class ObjectiveModule(L.LightningModule):
         packing: bool | None = None,
         fused_loss: bool = False,
         max_new_tokens: int | None = None,
+        decay_norm_and_bias: bool = True,
         max_skipped_steps: int = 20,
     ) -> None:
         super().__init__()
@@ -80,6 +85,7 @@ class ObjectiveModule(L.LightningModule):
         self.packing = RowPacking(packing, type(self).__name__, self.unpackable)
         self.fused_loss = fused_loss
         self.max_new_tokens = max_new_tokens
+        self.decay_norm_and_bias = decay_norm_and_bias
         self.max_skipped_steps = max_skipped_steps
         self.network: nn.Module | None = None
         self.work = Work()
@@ -117,11 +123,32 @@ class ObjectiveModule(L.LightningModule):
             self.network = build_network(self.network_spec, self.datamodule.tokenizer).train()
 
     def configure_optimizers(self) -> Any:
-        """Optimizer over the trainable parameters, and its scheduler."""
-        optimizer = self.optimizer_factory([p for p in self.parameters() if p.requires_grad])
+        """Optimizer over the trainable parameters, and its scheduler.
+
+        Raises:
+            TemperError: weights are to be exempt from a decay that the optimizer has not.
+        """
+        optimizer = self.optimizer_factory(self.parameter_groups())
+        if not self.decay_norm_and_bias and "weight_decay" not in optimizer.defaults:
+            raise TemperError(
+                f"model.init_args.decay_norm_and_bias=false: {type(optimizer).__name__} has no"
+                " weight decay; leave it out, or use torch.optim.AdamW"
+            )
         if self.scheduler_factory is None:
             return optimizer
         return [optimizer], [self.scheduler_factory(optimizer)]
+
+    def parameter_groups(self) -> list[Any]:
+        """The trainable parameters, as one group or as one with and one without weight decay."""
+        learned = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        if self.decay_norm_and_bias:
+            return list(learned.values())
+        exempt = undecayed_weights(self)
+        groups: list[dict[str, Any]] = [
+            {"params": [p for name, p in learned.items() if name not in exempt]},
+            {"params": [p for name, p in learned.items() if name in exempt], "weight_decay": 0.0},
+        ]
+        return [group for group in groups if group["params"]]
 
     @property
     def datamodule(self) -> Any:

@@ -2,7 +2,6 @@
 
 from typing import Any, get_args
 
-import torch
 from torch import Tensor
 
 from lightning_modules.reference import PreferenceModule
@@ -29,9 +28,10 @@ class DPOModule(PreferenceModule):
         network: Where the network comes from.
         variant: The loss.
         beta: Scale of the scores; the larger, the closer the policy stays to the reference.
-        beta_unsafe: Beta of the rows whose flag ``unsafe`` is set, beta being that of the others;
-            None gives all rows one beta. The mechanistic study (Jain et al. 2024, arXiv 2407.10264)
-            has 0.1 and 0.01.
+        beta_chosen: Beta of the chosen answers' scores (``sigmoid``): ``-log sigma(beta_chosen * c
+            - beta_rejected * r)`` in every pair, as in the code of the mechanistic study (Jain et
+            al. 2024, arXiv 2407.10264), which has 0.1 and 0.01. None: beta.
+        beta_rejected: Beta of the rejected answers' scores. None: beta.
         label_smoothing: Assumed share of pairs whose answers are swapped (``cdpo``, ``robust``).
         gamma: Margin by which the scores must differ, after beta (``simpo``).
         window: Divide sums of log-probabilities by this; 1 leaves them. The mechanistic study
@@ -52,7 +52,8 @@ class DPOModule(PreferenceModule):
         network: NetworkSpec,
         variant: Variant = "sigmoid",
         beta: float = 0.1,
-        beta_unsafe: float | None = None,
+        beta_chosen: float | None = None,
+        beta_rejected: float | None = None,
         label_smoothing: float = 0.0,
         gamma: float = 0.0,
         window: float = 1.0,
@@ -67,7 +68,8 @@ class DPOModule(PreferenceModule):
         self.preference = PREFERENCE[variant]
         self.variant = variant
         self.beta = beta
-        self.beta_unsafe = beta_unsafe
+        self.beta_chosen = beta_chosen
+        self.beta_rejected = beta_rejected
         self.window = window
         self.label_smoothing = label_smoothing
         self.gamma = gamma
@@ -77,11 +79,17 @@ class DPOModule(PreferenceModule):
 
     def _check_settings(self) -> None:
         """Refuse what the variant would ignore, and numbers that mean nothing."""
-        for flag in ("beta", "beta_unsafe", "window"):
+        for flag in ("beta", "beta_chosen", "beta_rejected", "window"):
             value = getattr(self, flag)
             if value is not None and not value > 0:
                 raise TemperError(f"model.init_args.{flag}={value}: give a number > 0")
-        for flag in ("label_smoothing", "gamma"):
+        unset = {
+            "label_smoothing": "0",
+            "gamma": "0",
+            "beta_chosen": "null",
+            "beta_rejected": "null",
+        }
+        for flag, nothing in unset.items():
             value = getattr(self, flag)
             if value and flag not in self.preference.reads:
                 readers = " or ".join(
@@ -89,7 +97,7 @@ class DPOModule(PreferenceModule):
                 )
                 raise TemperError(
                     f"model.init_args.{flag}={value}: variant={self.variant} does not read it; set"
-                    f" it to 0, or use {readers}"
+                    f" it to {nothing}, or use {readers}"
                 )
         # At 1/2 the labels say nothing: robust divides by 1 - 2e, and cdpo has no preference left.
         if not 0 <= self.label_smoothing < 0.5:
@@ -116,25 +124,16 @@ class DPOModule(PreferenceModule):
         """One step; logs the loss, and the means of rewards (scores times beta), margins and
         accuracy.
         """
-        rows = batch["pairs"]
-        if self.beta_unsafe is not None and "unsafe" not in rows:
-            raise TemperError(
-                f"model.init_args.beta_unsafe={self.beta_unsafe}: the rows of the stream 'pairs'"
-                " have no flag 'unsafe' that says which they are; use data that have it, or set"
-                " beta_unsafe=null"
-            )
-        loss, gradient = self.gradient(rows, self.preference_terms)
+        loss, gradient = self.gradient(batch["pairs"], self.preference_terms)
         self.apply_gradient(gradient)
         self.log("loss/preference", loss, prog_bar=True)
 
     def preference_terms(self, rows: Batch) -> MeanTerms:
         """Mean over pairs of the preference loss."""
         pairs = self.pair_logps(rows)
-        settings = PairSettings(
-            self.row_beta(rows, pairs.chosen_N), self.label_smoothing, self.gamma
-        )
+        settings = self.pair_settings()
         chosen_N, rejected_N = pair_scores(self.preference, pairs)
-        self._log_rewards(settings.beta * chosen_N.detach(), settings.beta * rejected_N.detach())
+        self._log_rewards(*settings.rewards(chosen_N.detach(), rejected_N.detach()))
         losses_N = self.preference.loss(chosen_N, rejected_N, settings)
         if self.chosen_nll:
             losses_N = losses_N - self.chosen_nll * pairs.chosen_N / pairs.chosen_counts_N.clamp(
@@ -155,17 +154,14 @@ class DPOModule(PreferenceModule):
             sums[:, 0], sums[:, 1], counts[:, 0], counts[:, 1], reference[:, 0], reference[:, 1]
         )
 
-    def row_beta(self, rows: Batch, like_N: Tensor) -> float | Tensor:
-        """Beta, or that of every row in the precision of the scores; over the window, since sums
-        are only ever multiplied by it.
-        """
-        beta = self.beta / self.window
-        if self.beta_unsafe is None:
-            return beta
-        return torch.where(
-            rows["unsafe"],
-            torch.full_like(like_N, self.beta_unsafe / self.window),
-            torch.full_like(like_N, beta),
+    def pair_settings(self) -> PairSettings:
+        """Betas over the window, since sums are only ever multiplied by them; and the rest."""
+        chosen, rejected = (
+            (self.beta if beta is None else beta) / self.window
+            for beta in (self.beta_chosen, self.beta_rejected)
+        )
+        return PairSettings(
+            chosen, None if rejected == chosen else rejected, self.label_smoothing, self.gamma
         )
 
     def _log_rewards(self, chosen_N: Tensor, rejected_N: Tensor) -> None:

@@ -1,7 +1,7 @@
 """The base of unlearning objectives: two streams, two losses, and a guard on the retain loss."""
 
 from abc import abstractmethod
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -136,6 +136,9 @@ class ForgetRetainModule(ReferenceModule):
     def forget_rows(self, rows: Batch) -> Batch:
         """The sequences of forget rows that the forget loss reads."""
 
+    #: The sequences of retain rows that the retain loss reads.
+    retain_sequences: Sequences = "answer"
+
     @abstractmethod
     def forget_terms(self, rows: Batch) -> MeanTerms:
         """The forget loss."""
@@ -152,7 +155,8 @@ class ForgetRetainModule(ReferenceModule):
         """A gradient of each loss; the reference first, on the streams that it scores."""
         passes = [Pass("forget", sequences=self.forget_sequences())]
         if self.alpha:
-            passes.append(Pass("retain", vectors=1))
+            n = 2 if self.retain_sequences == "both" else 1
+            passes.append(Pass("retain", sequences=n, vectors=1))
         scored = [each for each in passes if each.stream in self.reference_streams]
         if self.guard is not None and not self.alpha:
             passes.append(Pass("retain", vectors=1, gradient="none"))
@@ -160,12 +164,13 @@ class ForgetRetainModule(ReferenceModule):
 
     def training_step(self, batch: dict[str, Batch], batch_idx: int) -> None:
         """One step; logs both losses, and the running retain NLL if it is guarded."""
+        kept = self.retain_rows(batch["retain"]) if "retain" in batch else {}
         (forget, retain), gradient = self.weighted_gradient(
             (self.gamma, self.forget_rows(batch["forget"]), self.forget_terms),
-            (self.alpha, batch.get("retain", {}), self.retain_terms),
+            (self.alpha, kept, self.retain_terms),
         )
         if self.guard is not None:
-            self.log("collapse/retain_nll", self.guard.update(self._mean_nll(batch["retain"])))
+            self.log("collapse/retain_nll", self.guard.update(self._mean_nll(kept)))
         self.apply_gradient(gradient)
         self.log("loss/forget", forget, prog_bar=True)
         if self.alpha:
@@ -174,9 +179,16 @@ class ForgetRetainModule(ReferenceModule):
         if self.guard is not None:
             self.guard.check(self.global_step)
 
+    def retain_rows(self, rows: Batch) -> Batch:
+        """The sequences of retain rows that the retain loss reads."""
+        return pick(rows, self.retain_sequences, "retain")
+
     def watch(self, retain: Scores) -> None:
-        """Give the guard the scores of a micro-batch of retain rows."""
+        """Give the guard the scores of a micro-batch of retain rows; of two sequences the answer
+        counts.
+        """
         if self.guard is not None:
+            retain = retain[:, 0] if retain.mask.dim() == 3 else retain
             self._retain_nll.append(torch.stack([terms.detach().float() for terms in nll(retain)]))
 
     def _mean_nll(self, rows: Batch) -> Tensor:
@@ -204,8 +216,16 @@ class ForgetRetainModule(ReferenceModule):
             self.guard.load_state_dict(checkpoint["collapse"])
 
 
-def pick(rows: Batch, sequences: Sequences) -> Batch:
-    """The sequences of forget rows that a loss reads; the others cost no pass.
+WITHOUT_PAIRS = {
+    "forget": "choose data with pairs, or a loss without substitutes (ga, npo, simnpo, wga, satimp,"
+    " undial)",
+    "retain": "set data.init_args.retain_substitutes=true (files need a column 'substitute' then),"
+    " or choose a loss without substitutes (nll, kl, kl_all, embedding)",
+}
+
+
+def pick(rows: Batch, sequences: Sequences, stream: Literal["forget", "retain"]) -> Batch:
+    """The sequences of a stream's rows that a loss reads; the others cost no pass.
 
     Raises:
         TemperError: it reads a substitute answer, and the rows have none.
@@ -213,9 +233,8 @@ def pick(rows: Batch, sequences: Sequences) -> Batch:
     paired = rows["input_ids"].dim() == 3
     if sequences != "answer" and not paired:
         raise TemperError(
-            "model.init_args.forget: this loss reads a substitute answer, and the stream 'forget'"
-            " holds one sequence per row; choose data with pairs, or a loss without substitutes"
-            " (ga, npo, simnpo, wga, satimp, undial)"
+            f"model.init_args.{stream}: this loss reads a substitute answer, and the stream"
+            f" {stream!r} holds one sequence per row; {WITHOUT_PAIRS[stream]}"
         )
     if sequences == "both" or not paired:
         return rows

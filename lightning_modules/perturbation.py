@@ -16,6 +16,7 @@ from lightning_modules.base import ObjectiveModule
 from strategies import Vector
 from temper.data import Batch, micro_batches
 from temper.losses import MeanTerms
+from temper.models.blocks import refuse_reentrant
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,9 @@ def output_gradients(
 
     Zeros that have a gradient of their own are added to the outputs. So it does not matter which
     weights learn, and autograd keeps no activations for them.
+
+    Raises:
+        TemperError: the network checkpoints activations in the re-entrant way.
     """
     module.work.count_pass(rows)
     gradients = []
@@ -169,6 +173,7 @@ def added(blocks: Sequence[nn.Module], term: Callable[[int, Tensor], Tensor]) ->
 
 
 def _zero(zeros: dict[int, Tensor], block: int, output: Tensor) -> Tensor:
+    refuse_reentrant()
     if block not in zeros:
         zeros[block] = torch.zeros_like(output, requires_grad=True)
     return zeros[block]

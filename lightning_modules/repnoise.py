@@ -33,11 +33,12 @@ class RepNoiseModule(ObjectiveModule):
     last term reads every hidden state, that of the embeddings included, through the network's own
     final norm and output layer, and counts the labelled tokens within M.
 
-    The released code differs from the paper's equation, and from this, in three places: it takes
-    ``log(1 + mean)`` (``ascent=log1p``), adds the last layer's NLL to the mean twice, the second
-    time with the final norm applied twice over (not offered), and measures the MMD at the outputs
-    of the MLP blocks (``noise_at=mlp``). Its harmless NLL is on the paired refusals alone; here it
-    is on the alignment stream.
+    The released code differs from the paper's equation, and from this, in five places: it takes
+    ``log(1 + mean)`` (``ascent=log1p``), measures the MMD at the outputs of the MLP blocks
+    (``noise_at=mlp``), and, not offered, adds the last layer's NLL to the mean twice, the second
+    time with the final norm applied twice over, sets logits outside M to zero, so that the first
+    token of each stretch of M has a uniform prediction, and counts padding. Its harmless NLL is on
+    the paired refusals alone; here it is on the alignment stream.
 
     The MMD and the logarithm belong to a whole batch, so that micro-batches and several ranks are
     refused.

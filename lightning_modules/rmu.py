@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from lightning_modules.forget_retain import ForgetRetainModule, pick
 from temper.data import Batch
 from temper.errors import TemperError
 from temper.losses import MeanTerms, Scores
-from temper.losses.representation import hidden_distance, steering
+from temper.losses.representation import Average, hidden_distance, steering
 from temper.models import NetworkSpec
 from temper.plan.cost import Cost
 
@@ -23,11 +23,12 @@ class RMUModule(ForgetRetainModule):
     """RMU (Li et al. 2024, arXiv 2403.03218): ``mean ||h_l - c u||^2`` on forget rows
     ``+ alpha mean ||h_l - h_ref_l||^2`` on retain rows.
 
-    h_l is the output of decoder layer l at every position that is not padding, prompts included; u
-    is a fixed vector with entries drawn uniformly from [0, 1) and unit norm; the reference is the
-    policy before training. Means over positions of squared L2 norms, as in the paper; the
-    official code also divides both by the width, a constant that AdamW does not see but
-    `max_grad_norm` does.
+    h_l is the output of decoder layer l; u is a fixed vector with entries drawn uniformly from
+    [0, 1) and unit norm; the reference is the policy before training. Means of squared L2 norms
+    over every position that is not padding, prompts included, as in the paper. The official code
+    counts padding too, open-unlearning's averages over the answer tokens of each row and then over
+    rows (``tokens=answer``, ``average=rows``), and both divide by the width, a constant that AdamW
+    does not see but `max_grad_norm` does.
 
     Args:
         network: Where the network comes from.
@@ -36,6 +37,8 @@ class RMUModule(ForgetRetainModule):
         steering_coefficient: c, the length of the point that forget rows are steered to. It should
             exceed the norm of the hidden states there.
         alpha: Weight of the retain loss. The paper's c and alpha depend on the model.
+        tokens: Positions that count: ``all`` that are not padding, or those of the ``answer``.
+        average: Mean over ``positions``, or over the positions of each row and then over ``rows``.
         seed: Seed of u.
         train_layers: Train the MLP down projections of these decoder layers alone, as the official
             code does with l - 2, l - 1 and l; None trains everything that is trainable, adapters
@@ -51,6 +54,8 @@ class RMUModule(ForgetRetainModule):
         layer: int = 7,
         steering_coefficient: float = 2.0,
         alpha: float = 1.0,
+        tokens: Literal["all", "answer"] = "all",
+        average: Literal["positions", "rows"] = "positions",
         seed: int = 0,
         train_layers: list[int] | None = None,
         **kwargs: Any,
@@ -65,6 +70,13 @@ class RMUModule(ForgetRetainModule):
                 f"model.init_args.train_layers={train_layers}: with network.lora adapters are"
                 " trained, not these weights; set one of the two to null"
             )
+        for flag, name, known in (
+            ("tokens", tokens, ("all", "answer")),
+            ("average", average, ("positions", "rows")),
+        ):
+            if name not in known:
+                raise TemperError(f"model.init_args.{flag}={name}: give one of {', '.join(known)}")
+        self.average = Average(answers=tokens == "answer", by_row=average == "rows")
         self.layer = layer
         self.steering_coefficient = steering_coefficient
         self.seed = seed
@@ -123,11 +135,11 @@ class RMUModule(ForgetRetainModule):
 
     def forget_rows(self, rows: Batch) -> Batch:
         """The answers to forget; substitutes are not read."""
-        return pick(rows, "answer")
+        return pick(rows, "answer", "forget")
 
     def forget_terms(self, rows: Batch) -> MeanTerms:
         """``mean ||h_l - c u||^2``."""
-        return steering(self.score(rows, hidden=True), self.target, self.layer + 1)
+        return steering(self.score(rows, hidden=True), self.target, self.layer + 1, self.average)
 
     def retain_terms(self, rows: Batch) -> MeanTerms:
         """``mean ||h_l - h_ref_l||^2``."""
@@ -136,4 +148,4 @@ class RMUModule(ForgetRetainModule):
         policy = self.score(rows, hidden=True)
         self.watch(policy)
         assert isinstance(reference, Scores), "sums hold no hidden states"
-        return hidden_distance(policy, reference, self.layer + 1)
+        return hidden_distance(policy, reference, self.layer + 1, self.average)

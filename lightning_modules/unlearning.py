@@ -6,7 +6,7 @@ from lightning_modules.forget_retain import ForgetRetainModule, pick
 from temper.data import Batch
 from temper.errors import TemperError
 from temper.losses import MeanTerms, Scores, SequenceScores
-from temper.losses.unlearning import FORGET, RETAIN, ForgetName, RetainName, Term
+from temper.losses.unlearning import FORGET, RETAIN, ForgetName, Options, RetainName, Term
 from temper.models import NetworkSpec
 
 
@@ -21,12 +21,14 @@ class UnlearningModule(ForgetRetainModule):
         network: Where the network comes from.
         forget: Forget loss: ``ga``, ``bounded``, ``npo``, ``simnpo``, ``idk_nll``, ``idk_dpo``,
             ``wga``, ``satimp`` or ``undial``. GradDiff is ``ga`` with the retain loss ``nll``.
-        retain: Retain loss: ``none``, ``nll``, ``kl`` (``KL(reference || policy)`` on answer
-            tokens) or ``embedding`` (squared distance of hidden states from the reference's).
+        retain: Retain loss: ``none``, ``nll``, ``bounded`` (of rows with substitutes: learn the
+            answer, weakly unlearn the substitute), ``kl`` (``KL(reference || policy)`` on answer
+            tokens), ``kl_all`` (the same on all tokens, prompts included) or ``embedding`` (squared
+            distance of hidden states from the reference's).
         gamma: Weight of the forget loss.
         alpha: Weight of the retain loss; not read with ``retain=none``.
-        ascent: Weight of the ascent on the answer: bounded (0.1). None is the loss's own default,
-            in brackets.
+        ascent: Weight of the ascent: bounded, of the forget and of the retain loss (0.1). None is
+            the loss's own default, in brackets.
         beta: Steepness of npo (0.1), simnpo (4.5) and idk_dpo (0.1), exponent of wga (1) and satimp
             (5), what undial takes off the label's logit (10).
         beta2: Second exponent: satimp (1).
@@ -54,11 +56,13 @@ class UnlearningModule(ForgetRetainModule):
         self.forget_loss = forget_loss
         self.retain_loss = retain_loss
         given = {"ascent": ascent, "beta": beta, "beta2": beta2, "delta": delta}
+        kept = retain_loss.options if retain_loss else {}
         self.options = _options(
-            forget,
-            self.forget_loss,
+            f"forget={forget} with retain={retain}" if kept else f"forget={forget}",
+            {**kept, **forget_loss.options},
             {name: value for name, value in given.items() if value is not None},
         )
+        self.retain_sequences = retain_loss.sequences if retain_loss else "answer"
         for flag, term in (("forget", self.forget_loss), ("retain", self.retain_loss)):
             if self.fused_loss and term is not None and term.logits:
                 name = {"forget": forget, "retain": retain}[flag]
@@ -83,7 +87,7 @@ class UnlearningModule(ForgetRetainModule):
 
     def forget_rows(self, rows: Batch) -> Batch:
         """See `pick`."""
-        return pick(rows, self.forget_loss.sequences)
+        return pick(rows, self.forget_loss.sequences, "forget")
 
     def forget_terms(self, rows: Batch) -> MeanTerms:
         """The chosen forget loss."""
@@ -120,17 +124,17 @@ def _named(flag: str, name: str, table: dict[Any, Any]) -> Any:
     return table[name]
 
 
-def _options(forget: str, term: Term, given: dict[str, float]) -> dict[str, float]:
-    """The loss's options: its defaults, replaced by given values."""
-    reads = ", ".join(term.options) or "none of them"
+def _options(losses: str, defaults: Options, given: dict[str, float]) -> dict[str, float]:
+    """The options of the losses: their defaults, replaced by given values."""
+    reads = ", ".join(defaults) or "none of them"
     for name, value in given.items():
-        if name not in term.options:
+        if name not in defaults:
             raise TemperError(
-                f"model.init_args.{name}={value}: forget={forget} does not read it (it reads"
+                f"model.init_args.{name}={value}: {losses} does not read it (it reads"
                 f" {reads}); set {name} to null"
             )
         if value < 0 and name != "delta":
             raise TemperError(f"model.init_args.{name}={value}: give a number >= 0")
         if value == 0 and name == "beta":
             raise TemperError("model.init_args.beta=0: give a number > 0")
-    return {**term.options, **given}
+    return {**defaults, **given}

@@ -436,7 +436,14 @@ class ShardedCheckpointMixin(ABC):
             weights: ShardedParameters = module.weights
             optimizer = self.inner_optimizer()
             common["vectors"] = weights.load_shards(checkpoint, optimizer, common["single_values"])
-            for group, saved in zip(optimizer.param_groups, common["param_groups"], strict=True):
+            groups = optimizer.param_groups
+            if len(groups) != len(common["param_groups"]):
+                raise TemperError(
+                    f"ckpt_path={folder}: its optimizer has {len(common['param_groups'])} groups of"
+                    f" weights, and this run's {len(groups)}; give model.init_args"
+                    ".decay_norm_and_bias as the run that wrote it had it"
+                )
+            for group, saved in zip(groups, common["param_groups"], strict=True):
                 group.update(saved)
         else:
             self._load_weights(module, checkpoint)

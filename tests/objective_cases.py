@@ -34,6 +34,15 @@ DATA: dict[str, Callable[..., StreamDataModule]] = {
     "unlearning": partial(
         SyntheticUnlearning, n_forget=12, n_retain=12, batch_size=4, retain_batch_size=4, **SMALL
     ),
+    "unlearning_pairs": partial(
+        SyntheticUnlearning,
+        n_forget=12,
+        n_retain=12,
+        batch_size=4,
+        retain_batch_size=4,
+        retain_substitutes=True,
+        **SMALL,
+    ),
     "attack": partial(
         SyntheticAttack,
         n_rows=20,
@@ -111,11 +120,13 @@ CASES = [
             "UnlearningModule",
             {"forget": "npo", "retain": name},
             "unlearning",
-            reads_logits=name == "kl",
+            reads_logits=name.startswith("kl"),
         )
-        for name in ("kl", "embedding")
+        for name in ("kl", "kl_all", "embedding")
     ),
+    Case("UnlearningModule", {"forget": "bounded", "retain": "bounded"}, "unlearning_pairs"),
     Case("RMUModule", {"layer": 0}, "unlearning"),
+    Case("RMUModule", {"layer": 0, "tokens": "answer", "average": "rows"}, "unlearning"),
 ]
 
 # Those that move weights or hidden states between passes: the ones that a strategy can get wrong in

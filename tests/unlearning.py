@@ -18,13 +18,14 @@ ALPHA = 1.3
 
 
 def unlearning_data(**changes: Any) -> SyntheticUnlearning:
-    """Eight rows to forget and eight to retain, in batches of eight."""
+    """Eight rows to forget and eight to retain, in batches of eight; all with a refusal."""
     sizes = {
         "preset": "tiny",
         "n_forget": 8,
         "n_retain": 8,
         "batch_size": 8,
         "retain_batch_size": 8,
+        "retain_substitutes": True,
         "n_eval": 4,
         "seed": 1,
     }
@@ -161,12 +162,17 @@ def plain_retain(name: str, policy: Any, reference: Any, rows: Any) -> torch.Ten
     if name == "none":
         return torch.zeros((), dtype=torch.float64)
     if name == "nll":
-        return -torch.cat([logps(policy, rows, i) for i in range(n)]).mean()
+        return -torch.cat([logps(policy, rows, i, 0) for i in range(n)]).mean()
+    if name == "bounded":
+        pairs = [[logps(policy, rows, i, k) for k in (0, 1)] for i in range(n)]
+        return mean([-answer.mean() + 0.1 * refusal.mean() for answer, refusal in pairs])
+    if name == "kl_all":  # every token but the first is predicted
+        rows = rows | {"labels": rows["input_ids"].where(rows["attention_mask"] == 1, -100)}
     values = []
     for i in range(n):
-        z, _, h = outputs(policy, rows, i)
-        z_ref, _, h_ref = outputs(reference, rows, i)
-        if name == "kl":
+        z, _, h = outputs(policy, rows, i, 0)
+        z_ref, _, h_ref = outputs(reference, rows, i, 0)
+        if name in ("kl", "kl_all"):
             for t in range(len(z)):
                 ref = torch.log_softmax(z_ref[t].detach(), -1)
                 values.append((ref.exp() * (ref - torch.log_softmax(z[t], -1))).sum())

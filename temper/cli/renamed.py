@@ -54,13 +54,19 @@ CONFIGS = (
         for model in ("llama2_7b", "llama3_8b")
     ),
 )
-# Arguments of a class that are those of another now: ``Class.argument``.
-OPTIONS = tuple(
+# Arguments of a class that are others, or those of another class, now: ``Class.argument``.
+OPTIONS = (
+    *(
+        Renamed(
+            f"BoosterModule.{option}",
+            f"HeldBoosterModule.{option} with configs/objective/held_booster.yaml",
+        )
+        for option in ("refresh_every", "reduction_floor")
+    ),
     Renamed(
-        f"BoosterModule.{option}",
-        f"HeldBoosterModule.{option} with configs/objective/held_booster.yaml",
-    )
-    for option in ("refresh_every", "reduction_floor")
+        "DPOModule.beta_unsafe",
+        "DPOModule.beta_rejected with configs/objective/dpo_mechanistic.yaml",
+    ),
 )
 COMMANDS = (
     Renamed("python -m temper.models.fetch", "python -m tools.fetch_model"),

@@ -46,7 +46,10 @@ PLAIN = (
     "{%- for message in messages %}{{ message.content + (eos_token if message.role == 'assistant'"
     " else '') + '\n' }}{%- endfor %}"
 )
-BUILT_IN = {"alpaca": ALPACA, "plain": PLAIN}
+# The same in Booster's code (git-disl/Booster, utils.py and pred_eval.py): the prompt ends with a
+# newline. (The training prompts of the code before it have none.)
+BOOSTER = ALPACA.replace("### Response:'", "### Response:\n'")
+BUILT_IN = {"alpaca": ALPACA, "booster": BOOSTER, "plain": PLAIN}
 
 
 def read_template(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
@@ -171,8 +174,8 @@ class ChatFormat:
 
     Args:
         tokenizer: Of the model.
-        template: ``auto`` (the tokenizer's own), ``alpaca``, ``plain`` (a turn to a line), or a
-            path to a Jinja file.
+        template: ``auto`` (the tokenizer's own), ``alpaca``, ``booster`` (alpaca's with a newline
+            after ``### Response:``), ``plain`` (a turn to a line), or a path to a Jinja file.
         system: System message of conversations that have none.
 
     Attributes:

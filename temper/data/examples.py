@@ -41,6 +41,9 @@ class Example:
             none for an evaluation prompt.
         desirable: Label of a KTO row.
         reference: The right answer, if answers can be compared with one (a class, a number).
+        paraphrase: The right answer in other words (TOFU's ``paraphrased_answer``), for the truth
+            ratio; not trained.
+        perturbed: Wrong answers in its form (TOFU's ``perturbed_answer``), likewise.
         file: File of the row, for errors.
         row: Its number there, from 1: the line of JSONL, the record of other formats.
     """
@@ -49,6 +52,8 @@ class Example:
     answers: tuple[str, ...] = ()
     desirable: bool | None = None
     reference: str | None = None
+    paraphrase: str | None = None
+    perturbed: tuple[str, ...] = ()
     file: str = ""
     row: int = 0
 

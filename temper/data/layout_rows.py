@@ -23,6 +23,8 @@ CHOSEN: Names = ("chosen", "chosen_messages")
 REJECTED: Names = ("rejected", "rejected_messages")
 INPUT: Names = ("input", "context")
 SUBSTITUTE: Names = ("substitute", "idk")
+PARAPHRASE = "paraphrased_answer"
+PERTURBED = "perturbed_answer"
 ASIDE: Names = ("system", "tools")  # read beside any prompt
 
 MARKS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
@@ -92,6 +94,30 @@ def kto_row(cells: Cells) -> Example:
 def kto_turns_row(cells: Cells) -> Example:
     """A conversation, and whether its last turn is desirable."""
     return replace(turns_row(cells), desirable=_mark(cells))
+
+
+def with_measured(example: Example, cells: Cells) -> Example:
+    """The example with the answers that the truth ratio compares, in TOFU's columns, if there are
+    any: a paraphrase of the right one, and a list of wrong ones (or a single one).
+    """
+    paraphrase = cells.get(PARAPHRASE)
+    wrong = cells.get(PERTURBED)
+    if wrong is None:
+        wrong = []
+    texts = [wrong] if isinstance(wrong, str) else wrong
+    # A list that a table could hold as text alone would be measured as one strange answer.
+    as_text = isinstance(wrong, str) and wrong.strip()[:1] == "[" and wrong.strip()[-1:] == "]"
+    if as_text or not isinstance(texts, list | tuple):
+        raise RowError(f"column {PERTURBED!r} is {kind(wrong)}, wanted a list of wrong answers")
+    perturbed = tuple(read_text(text, f"column {PERTURBED!r}") for text in texts)
+    given = None if paraphrase is None else read_text(paraphrase, f"column {PARAPHRASE!r}")
+    for column, answers in (
+        (PERTURBED, perturbed),
+        (PARAPHRASE, () if given is None else (given,)),
+    ):
+        if not all(answer.strip() for answer in answers):
+            raise RowError(f"column {column!r} holds an empty answer")
+    return replace(example, paraphrase=given, perturbed=perturbed)
 
 
 def _answered(cells: Cells, prompt: Names, answer: Names) -> Example:

@@ -101,7 +101,15 @@ TAKES: dict[str, Names] = {  # kind of examples wanted: kinds of layout that hav
     "preference": ("preference",),
     "kto": ("kto",),
     "unlearning": ("supervised",),
+    "unlearning_answer": ("supervised",),
     "prompt": ("supervised", "preference", "kto", "prompt"),
+}
+
+
+MEASURED: tuple[Names, ...] = ((rows.PARAPHRASE,), (rows.PERTURBED,))
+ALSO_READ: dict[str, tuple[Names, ...]] = {  # columns that a kind reads beside those of a layout
+    "unlearning": (rows.SUBSTITUTE, *MEASURED),
+    "unlearning_answer": MEASURED,
 }
 
 
@@ -200,7 +208,7 @@ def name_list(columns: Names) -> str:
 
 # -- reading
 
-Want = Literal["supervised", "preference", "kto", "unlearning", "prompt"]
+Want = Literal["supervised", "preference", "kto", "unlearning", "unlearning_answer", "prompt"]
 
 
 def read_examples(
@@ -221,7 +229,9 @@ def read_examples(
     Args:
         path: File, dataset folder or ``folder:split``.
         want: Kind of examples. ``unlearning`` rows are supervised rows, with a second answer where
-            the file has a column ``substitute`` or ``idk``.
+            the file has a column ``substitute`` or ``idk``; ``unlearning_answer`` leaves that out.
+            Both have the answers that the truth ratio compares (``paraphrased_answer``,
+            ``perturbed_answer``), where there are any.
         layout: ``auto``, or one of `LAYOUTS`.
         skip_broken: Leave broken rows out and count them; else they are an error, raised when the
             file has been read to its end: a caller that writes while it reads must discard what it
@@ -260,7 +270,7 @@ def describe_layout(
             continue
         found = detect(cells) if layout == "auto" else LAYOUTS[layout]
         if found and not found.missing(cells):
-            groups = (*found.required, rows.SUBSTITUTE) if want == "unlearning" else found.required
+            groups = (*found.required, *ALSO_READ.get(want, ()))
             read = [find(cells, group) for group in groups]
             used = tuple(
                 name
@@ -363,6 +373,14 @@ def _with_substitute(example: Example, cells: Cells) -> Example:
     return replace(_one_answer(example, cells), answers=(*example.answers, substitute))
 
 
+def _unlearning(example: Example, cells: Cells) -> Example:
+    return rows.with_measured(_with_substitute(example, cells), cells)
+
+
+def _unlearning_answer(example: Example, cells: Cells) -> Example:
+    return rows.with_measured(_one_answer(example, cells), cells)
+
+
 def _as_prompt(example: Example, cells: Cells) -> Example:
     known = example.answers[:1] if example.desirable in (None, True) else ()
     return Example(
@@ -374,7 +392,8 @@ FINISH: dict[str, Callable[[Example, Cells], Example]] = {
     "supervised": _one_answer,
     "preference": _one_answer,
     "kto": _one_answer,
-    "unlearning": _with_substitute,
+    "unlearning": _unlearning,
+    "unlearning_answer": _unlearning_answer,
     "prompt": _as_prompt,
 }
 

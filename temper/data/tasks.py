@@ -6,8 +6,9 @@ Source: the released code of Booster (git-disl/Booster, ``sst2|agnews|gsm8k/pred
 
 Exact: instructions, the place of the sentence or article as alpaca's input, the class words, of
 GSM8K the bare question and the solution with ``####`` replaced by ``The final answer is: `` (which
-leaves two blanks before the number). For alpaca's frame choose the ``alpaca`` template; under
-another template instruction and input are one user turn.
+leaves two blanks before the number). Their frame is the template ``booster``: alpaca's with a
+newline after ``### Response:``; under a template without sections instruction and input are one
+user turn.
 
 Not exact, and why: that code compares the whole answer to a class with the word (or its lower case,
 or ``sci``); here the first word counts, whatever its case and punctuation, so that ``Positive.`` is

@@ -44,8 +44,8 @@ def steering_vectors(differences_NLD: Tensor) -> SteeringVectors:
     """Steering vectors: first principal component plus mean of (unsafe - safe) hidden states.
 
     Over all layers at once, as in the official code. The sign of a principal component is
-    arbitrary: it is chosen to point along the mean, towards unsafe. (The official code leaves it to
-    its SVD.)
+    arbitrary: it is chosen to point along the mean, towards unsafe. (The official code fixes it
+    otherwise: the demonstration with the largest projection is positive.)
 
     Args:
         differences_NLD: Hidden states of the unsafe demonstration minus those of the safe one; at

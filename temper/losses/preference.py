@@ -48,14 +48,22 @@ class PairSettings:
     """Hyperparameters of a preference loss.
 
     Attributes:
-        beta: Scale of the scores; a tensor ``N`` gives every pair its own.
+        beta: Scale of the scores.
+        beta_rejected: Scale of the rejected answers' scores, where it is not that of the chosen
+            ones (``sigmoid``); None: beta.
         label_smoothing: Assumed share of swapped labels e (``cdpo``, ``robust``).
         gamma: Margin by which beta times the score difference should exceed 0 (``simpo``).
     """
 
-    beta: float | Tensor = 0.1
+    beta: float = 0.1
+    beta_rejected: float | None = None
     label_smoothing: float = 0.0
     gamma: float = 0.0
+
+    def rewards(self, chosen_N: Tensor, rejected_N: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores times their beta."""
+        other = self.beta if self.beta_rejected is None else self.beta_rejected
+        return self.beta * chosen_N, other * rejected_N
 
 
 PairLoss = Callable[[Tensor, Tensor, PairSettings], Tensor]
@@ -79,12 +87,17 @@ class Preference:
 
 
 def sigmoid(chosen_N: Tensor, rejected_N: Tensor, settings: PairSettings) -> Tensor:
-    """DPO and SimPO: ``-log sigma(b (c - r) - gamma)``.
+    """DPO and SimPO: ``-log sigma(b (c - r) - gamma)``, or ``-log sigma(b c - b_r r)`` with another
+    beta of the rejected answers.
 
     DPO (Rafailov et al. 2023, arXiv 2305.18290, equation 7) on sums relative to a reference; SimPO
-    (Meng et al. 2024, arXiv 2405.14734, equation 6) on means without one, with gamma.
+    (Meng et al. 2024, arXiv 2405.14734, equation 6) on means without one, with gamma; two betas as
+    in the code of the mechanistic study (Jain et al. 2024, arXiv 2407.10264).
     """
-    return -F.logsigmoid(settings.beta * (chosen_N - rejected_N) - settings.gamma)
+    if settings.beta_rejected is None:
+        return -F.logsigmoid(settings.beta * (chosen_N - rejected_N) - settings.gamma)
+    chosen_N, rejected_N = settings.rewards(chosen_N, rejected_N)
+    return -F.logsigmoid(chosen_N - rejected_N - settings.gamma)
 
 
 def cdpo(chosen_N: Tensor, rejected_N: Tensor, settings: PairSettings) -> Tensor:
@@ -142,7 +155,7 @@ def _log_odds(logps_N: Tensor) -> Tensor:
 
 SMOOTHED = frozenset({"label_smoothing"})
 PREFERENCE: dict[Variant, Preference] = {
-    "sigmoid": Preference(sigmoid),
+    "sigmoid": Preference(sigmoid, reads=frozenset({"beta_chosen", "beta_rejected"})),
     "cdpo": Preference(cdpo, reads=SMOOTHED),
     "robust": Preference(robust, reads=SMOOTHED),
     "hinge": Preference(hinge),

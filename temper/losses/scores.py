@@ -22,7 +22,8 @@ class Scores:
         logits: ``... x (T - 1) x V``, aligned with ``logps``; None unless requested.
         hidden: Hidden states ``... x T x D``: the embeddings, then the output of every layer, the
             last one after the final norm (Hugging Face's order); None unless requested.
-        attended: ``... x T``, bool: positions that are not padding; None without ``hidden``.
+        attended: ``... x T``, bool: positions that are not padding; None without ``logits`` and
+            ``hidden``.
         labels: ``... x (T - 1)``, token ids aligned with ``logits``, negative where masked; None
             without ``logits``.
     """

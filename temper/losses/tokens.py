@@ -120,19 +120,25 @@ def nll(scores: Scores) -> MeanTerms:
     return MeanTerms(-scores.sums.sum(), scores.counts.sum())
 
 
-def kl(policy: Scores, reference: Scores) -> MeanTerms:
-    """``KL(reference || policy)`` per labelled token over the whole vocabulary, in nats.
+def kl(policy: Scores, reference: Scores, prompts: bool = False) -> MeanTerms:
+    """``KL(reference || policy)`` over the whole vocabulary, in nats: mean over the positions that
+    predict a labelled token.
 
     Args:
         policy: Scores with logits.
         reference: Scores with logits of the same rows.
+        prompts: Over all positions that predict a token, those of prompts included.
     """
     assert policy.logits is not None and reference.logits is not None
+    mask = policy.mask
+    if prompts:
+        assert policy.attended is not None
+        mask = policy.attended[..., 1:] & policy.attended[..., :-1]
     reference_logps = upcast(reference.logits).log_softmax(-1)
     divergence = (
         reference_logps.exp() * (reference_logps - upcast(policy.logits).log_softmax(-1))
     ).sum(-1)
-    return MeanTerms((divergence * policy.mask).sum(), policy.mask.sum())
+    return MeanTerms((divergence * mask).sum(), mask.sum())
 
 
 def mean_of(values: Tensor) -> MeanTerms:

@@ -5,7 +5,7 @@
 answers weigh more; a *mean over sequences* gives every row the same weight. Each loss follows its
 paper (and open-unlearning's code), and its docstring names the mean.
 
-A forget row may hold two sequences: the answer to forget (0) and a substitute for it, such as a
+A row may hold two sequences: the answer to forget or to keep (0) and a substitute for it, such as a
 refusal (1).
 
 Shapes: `B` rows, `T` time, `V` vocabulary; logits ``B x (T - 1) x V``.
@@ -28,7 +28,7 @@ Sequences = Literal["answer", "substitute", "both"]
 ForgetName = Literal[
     "ga", "bounded", "npo", "simnpo", "idk_nll", "idk_dpo", "wga", "satimp", "undial"
 ]
-RetainName = Literal["none", "nll", "kl", "embedding"]
+RetainName = Literal["none", "nll", "bounded", "kl", "kl_all", "embedding"]
 
 
 def ga(policy: Scores, reference: None, options: Options) -> MeanTerms:
@@ -47,6 +47,15 @@ def bounded(policy: Scores, reference: None, options: Options) -> MeanTerms:
     tokens; with answers of equal length, as in the paper's windows, it is the mean over tokens.
     """
     return mean_of(options["ascent"] * policy[:, 0].means - policy[:, 1].means)
+
+
+def bounded_retain(policy: Scores, reference: None, options: Options) -> MeanTerms:
+    """Keep the answer and weakly unlearn its substitute: `bounded` with the two roles swapped.
+
+    The code of Jain et al. 2024 (arXiv 2407.10264) computes it on safe prompts, whose substitute is
+    the refusal.
+    """
+    return mean_of(options["ascent"] * policy[:, 1].means - policy[:, 0].means)
 
 
 def npo(policy: Scores, reference: Scores | SequenceScores, options: Options) -> MeanTerms:
@@ -140,7 +149,7 @@ class Term:
     Attributes:
         loss: Maps policy, reference (None if it needs no reference) and options to the terms of its
             mean.
-        sequences: Which of a forget row's two sequences it needs; ``both`` arrive as ``B x 2``, one
+        sequences: Which of a row's two sequences it needs; ``both`` arrive as ``B x 2``, one
             as ``B``.
         reference: Which scores of the reference model it needs; for ``sums``, `SequenceScores` are
             enough.
@@ -173,8 +182,14 @@ FORGET: dict[ForgetName, Term] = {
 RETAIN: dict[RetainName, Term | None] = {
     "none": None,
     "nll": Term(lambda policy, reference, options: nll(policy)),
+    "bounded": Term(bounded_retain, "both", options={"ascent": 0.1}),
     "kl": Term(
         lambda policy, reference, options: kl(policy, reference),
+        reference="everything",
+        logits=True,
+    ),
+    "kl_all": Term(
+        lambda policy, reference, options: kl(policy, reference, prompts=True),
         reference="everything",
         logits=True,
     ),

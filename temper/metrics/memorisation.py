@@ -46,8 +46,13 @@ def answer_probability(logps: Tensor, mask: Tensor) -> Tensor:
     return mean_logps(logps, mask).exp()
 
 
-def log_truth_ratio(logps_BKT: Tensor, mask_BKT: Tensor) -> Tensor:
+def log_truth_ratio(
+    logps_BKT: Tensor, mask_BKT: Tensor, paraphrased_B: Tensor | None = None
+) -> Tensor:
     """``log R = mean over perturbed answers of lbar(y'|x) - lbar(y|x)``, shape B, nats.
+
+    y is the right answer in other words (TOFU, section 2.2.1), which was not trained either; where
+    there is no paraphrase, the true answer itself.
 
     R is the geometric mean of the perturbed answers' length-normalised probabilities over that of
     the true answer (TOFU's code and open-unlearning; the formula printed in TOFU has the arithmetic
@@ -55,14 +60,31 @@ def log_truth_ratio(logps_BKT: Tensor, mask_BKT: Tensor) -> Tensor:
     tell unlikely answers apart.
 
     Args:
-        logps_BKT: Nats; answer 0 is the true one, the others are perturbed.
+        logps_BKT: Nats; answer 0 is the true one, answer 1 its paraphrase in rows that have one,
+            the others are perturbed.
         mask_BKT: Bool. A perturbed answer without labels is left out of the mean; NaN if there is
             none.
+        paraphrased_B: Bool: rows that have a paraphrase; None: none has.
     """
     means_BK = mean_logps(logps_BKT, mask_BKT)
-    given_BK = mask_BKT[:, 1:].any(-1)
-    wrong_BK = means_BK[:, 1:].masked_fill(~given_BK, 0.0)
-    return wrong_BK.sum(-1) / given_BK.sum(-1) - means_BK[:, 0]
+    right_B, wrong_BK = compared_answers(mask_BKT, paraphrased_B)
+    wrong_B = means_BK.masked_fill(~wrong_BK, 0.0).sum(-1) / wrong_BK.sum(-1)
+    return wrong_B - means_BK.gather(1, right_B[:, None]).squeeze(1)
+
+
+def compared_answers(
+    mask_BKT: Tensor, paraphrased_B: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Answers that a truth ratio compares: the index of the right one (B), and a mask of the wrong
+    ones that have labels (``B x K``).
+    """
+    given_BK = mask_BKT.any(-1)
+    if paraphrased_B is None:
+        right_B = torch.zeros(len(given_BK), dtype=torch.long, device=mask_BKT.device)
+    else:
+        right_B = paraphrased_B.long()
+    answers_K = torch.arange(given_BK.shape[1], device=mask_BKT.device)
+    return right_B, given_BK & (answers_K > right_B[:, None])
 
 
 def closer_to_one(log_ratio: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from temper.metrics.kolmogorov import ks_two_sample
 from temper.metrics.memorisation import (
     answer_probability,
     closer_to_one,
+    compared_answers,
     exact_memorisation,
     extraction_strength,
     log_truth_ratio,
@@ -132,17 +133,22 @@ class TruthRatio(RowMean):
         super().__init__()
         self.aggregator = AGGREGATORS[aggregator]
 
-    def update(self, logps_BKT: Tensor, mask_BKT: Tensor) -> None:
-        """Add a batch: log-probabilities of true and perturbed answers (nats), and the label
-        mask (bool).
+    def update(
+        self, logps_BKT: Tensor, mask_BKT: Tensor, paraphrased_B: Tensor | None = None
+    ) -> None:
+        """Add a batch: log-probabilities of true, paraphrased and perturbed answers (nats), the
+        label mask (bool), and which rows have a paraphrase (see `log_truth_ratio`).
         """
-        self.add(self.aggregator(log_truth_ratio(logps_BKT, mask_BKT)), has_truth_ratio(mask_BKT))
+        self.add(
+            self.aggregator(log_truth_ratio(logps_BKT, mask_BKT, paraphrased_B)),
+            has_truth_ratio(mask_BKT, paraphrased_B),
+        )
 
 
-def has_truth_ratio(mask_BKT: Tensor) -> Tensor:
-    """Mask (B, bool) of the rows with a true answer and at least one perturbed one."""
-    given_BK = mask_BKT.any(-1)
-    return given_BK[:, 0] & given_BK[:, 1:].any(-1)
+def has_truth_ratio(mask_BKT: Tensor, paraphrased_B: Tensor | None = None) -> Tensor:
+    """Mask (B, bool) of the rows with a right answer and at least one perturbed one."""
+    right_B, wrong_BK = compared_answers(mask_BKT, paraphrased_B)
+    return mask_BKT.any(-1).gather(1, right_B[:, None]).squeeze(1) & wrong_BK.any(-1)
 
 
 # -- two samples
@@ -271,7 +277,12 @@ class UnlearningMetrics:
         self.log_ratios: list[Tensor] = []
 
     def update(
-        self, name: str, scores: Scores, labels_BKT: Tensor, answers_BR: Tensor | None = None
+        self,
+        name: str,
+        scores: Scores,
+        labels_BKT: Tensor,
+        answers_BR: Tensor | None = None,
+        paraphrased_B: Tensor | None = None,
     ) -> None:
         """Add a batch of a set; metrics whose input is not given (logits, answers) are left out.
 
@@ -283,13 +294,14 @@ class UnlearningMetrics:
             scores: ``B x K x (T - 1)``; with logits for extraction strength and exact memorisation.
             labels_BKT: `IGNORE_INDEX` where there is no label.
             answers_BR: Generated answers (ids), for ROUGE-L.
+            paraphrased_B: Rows whose answer 1 is a paraphrase of the true one; None: none.
         """
         true = scores[:, 0]
         metrics = self.metrics[name]
         body_BT = without_end(true.mask)
         self._metric(name, "answer_probability", AnswerProbability).update(true.logps, true.mask)
         if "truth_ratio" in metrics:
-            metrics["truth_ratio"].update(scores.logps, scores.mask)
+            metrics["truth_ratio"].update(scores.logps, scores.mask, paraphrased_B)
         if true.logits is not None:
             hits_BT = true.logits.argmax(-1) == labels_BKT[:, 0, 1:]
             self._metric(name, "extraction_strength", ExtractionStrength).update(hits_BT, body_BT)
@@ -305,9 +317,9 @@ class UnlearningMetrics:
         if name in ("forget", "holdout"):
             self.membership.update(true.logps, body_BT, member=name == "forget")
         if name == "forget":
-            self.log_ratios.append(
-                log_truth_ratio(scores.logps, scores.mask)[has_truth_ratio(scores.mask)]
-            )
+            counted_B = has_truth_ratio(scores.mask, paraphrased_B)
+            ratios_B = log_truth_ratio(scores.logps, scores.mask, paraphrased_B)
+            self.log_ratios.append(ratios_B[counted_B])
 
     def compute(self) -> MetricValues:
         """``{"<set>/<metric>": {"value": ..., "n": ..., ...}}``, ``membership_auroc``, and
@@ -364,8 +376,16 @@ def against_retain_model(
 
 
 def sets_with_wrong_answers(rows: Mapping[str, Mapping[str, Tensor]]) -> list[str]:
-    """Names of the sets in which some row has a labelled sequence beside its true answer."""
-    return [name for name in SETS if bool((rows[name]["labels"][:, 1:] != IGNORE_INDEX).any())]
+    """Names of the sets in which some row has a wrong answer."""
+    return [
+        name
+        for name in SETS
+        if bool(
+            compared_answers(rows[name]["labels"] != IGNORE_INDEX, rows[name].get("paraphrased"))[
+                1
+            ].any()
+        )
+    ]
 
 
 def harmonic_mean(values: Iterable[float]) -> float:

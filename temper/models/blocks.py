@@ -6,6 +6,7 @@ whose members all hold an attention block.
 """
 
 import math
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -108,6 +109,23 @@ def checkpoint_activations(network: nn.Module) -> None:
     network.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
 
 
+def refuse_reentrant() -> None:
+    """Refuse to read outputs of blocks in a pass whose blocks run without gradient.
+
+    Re-entrant checkpointing runs them so, and again in the backward pass, out of reach of a hook's
+    caller. Called from hooks on blocks, which see in which mode these run.
+
+    Raises:
+        TemperError: gradients are off.
+    """
+    if not torch.is_grad_enabled():
+        raise TemperError(
+            f"{FLAG}: the network checkpoints its activations in the re-entrant way, which runs"
+            " blocks without gradient, and this objective needs that of their outputs; switch it"
+            f" off there, or set {FLAG}.activation_checkpointing=true, which is not re-entrant"
+        )
+
+
 def compile_layers(network: nn.Module) -> None:
     """Compile every decoder layer in place; parameter names do not change."""
     # Objectives register hooks on layers after compilation; without guards on hooks, a compiled
@@ -117,7 +135,27 @@ def compile_layers(network: nn.Module) -> None:
         layer.compile()
 
 
-# -- counting weights
+# -- weights
+
+# What Hugging Face's trainers exempt from weight decay, by name (transformers 5).
+UNDECAYED = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)")
+
+
+def undecayed_weights(network: nn.Module) -> set[str]:
+    """Return the names of the parameters that Hugging Face's trainers exempt from weight decay:
+    those of layer norms, by class or by name, and biases.
+    """
+    in_norms = {
+        f"{name}.{own}"
+        for name, module in network.named_modules()
+        if isinstance(module, nn.LayerNorm)
+        for own, _ in module.named_parameters()
+    }
+    return {
+        name
+        for name, _ in network.named_parameters()
+        if name in in_norms or UNDECAYED.search(name.lower())
+    }
 
 
 def count_weights(parameters: Iterable[nn.Parameter]) -> int:

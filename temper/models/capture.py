@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from temper.models.blocks import attention_blocks, decoder_layers, mlp_blocks
+from temper.models.blocks import attention_blocks, decoder_layers, mlp_blocks, refuse_reentrant
 
 # Where a layer norms what a block wrote before adding it to the residual stream: the norms after
 # attention and after the MLP (Gemma 2 and 3, OLMo 2; GLM-4).
@@ -35,10 +35,16 @@ def record_outputs(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
     """Collect the outputs of modules, in the order of their calls, in the list that is yielded.
 
     Of a tuple the first member is collected.
+
+    Raises:
+        TemperError: when a module is called without gradient inside a pass that has it.
     """
     outputs: list[Tensor] = []
+    has_gradient = torch.is_grad_enabled()
 
     def record(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        if has_gradient:
+            refuse_reentrant()
         outputs.append(_first(output))
 
     with ExitStack() as hooks:

@@ -147,7 +147,7 @@ def score(
         mask=unflatten(mask),
         logits=restore(out.logits)[..., :-1, :] if logits else None,
         hidden=tuple(map(restore, out.hidden_states)) if hidden else None,
-        attended=rows["attention_mask"].bool() if hidden else None,
+        attended=rows["attention_mask"].bool() if hidden or logits else None,
         labels=rows["labels"][..., 1:] if logits else None,
     )
 

@@ -94,7 +94,8 @@ def test_a_moved_option_is_refused_with_its_new_class(pair, refused, tmp_path):
     own = tmp_path / "own.yaml"
     own.write_text(f"model: {{init_args: {{{option}: 4}}}}\n")
     for words in ([f"--config={own}"], [f"--model.init_args.{option}=4"]):
-        line = refused("--config=configs/objective/booster.yaml", *words, data="alignment")
+        config = {"BoosterModule": "booster", "DPOModule": "dpo"}[kind]
+        line = refused(f"--config=configs/objective/{config}.yaml", *words, data="alignment")
         assert line == f"option {option!r} of {kind} was moved; give {pair.new}"
 
 

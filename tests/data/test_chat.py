@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from temper.data.chat import ChatFormat, Encoded
+from temper.data.chat import BUILT_IN, ChatFormat, Encoded
 from temper.data.examples import Message
 from temper.errors import TemperError
 from tests.text import SPECIAL, make_tokenizer
@@ -52,6 +52,13 @@ CASES = {
         ),
         "</s>",
     ),
+    "booster": (
+        (
+            "Below is an instruction that describes a task. Write a response that appropriately"
+            " completes the request.\n\n### Instruction:\nHow do I bake bread?\n\n### Response:\n"
+        ),
+        "</s>",
+    ),
     "plain": ("How do I bake bread?\n", "</s>"),
 }
 LEAD = {"llama2": " "}  # its prompts for generation end without the blank that answers begin with
@@ -60,7 +67,7 @@ LEAD = {"llama2": " "}  # its prompts for generation end without the blank that 
 @pytest.fixture(scope="session")
 def formats() -> dict[str, ChatFormat]:
     """Every template of `CASES`."""
-    built_in = {name: ChatFormat(make_tokenizer(None), name) for name in ("alpaca", "plain")}
+    built_in = {name: ChatFormat(make_tokenizer(None), name) for name in BUILT_IN}
     return {
         name: ChatFormat(make_tokenizer(name)) for name in CASES if name not in built_in
     } | built_in
@@ -227,7 +234,7 @@ def test_there_is_one_bos_if_template_or_tokenizer_adds_it(adds_bos, tmp_path):
     )
 
 
-@pytest.mark.parametrize("name", ["alpaca", "plain"])
+@pytest.mark.parametrize("name", BUILT_IN)
 def test_a_template_saved_with_the_tokenizer_gives_same_tokens(name):
     tokenizer = make_tokenizer(None, adds_bos=True)
     chat = ChatFormat(tokenizer, name)
@@ -241,11 +248,11 @@ def test_templates_that_cannot_be_used_are_refused(tmp_path):
     tokenizer = make_tokenizer(None)
     with pytest.raises(
         TemperError,
-        match="template=auto: the tokenizer has no chat template .*alpaca, plain",
+        match="template=auto: the tokenizer has no chat template .*alpaca, booster, plain",
     ):
         ChatFormat(tokenizer)
     with pytest.raises(
-        TemperError, match=r"template=chatlm: no such file; choose auto, alpaca, plain"
+        TemperError, match=r"template=chatlm: no such file; choose auto, alpaca, booster, plain"
     ):
         ChatFormat(tokenizer, "chatlm")
     for text, message in {

@@ -176,6 +176,26 @@ def test_broken_turns_are_named(turns: object, reason: str, tmp_path: Path):
         ),
         ("unlearning", {"question": "a", "answer": "b", "idk": ""}, "column 'idk' is empty"),
         (
+            "unlearning_answer",
+            {"question": "a", "answer": "b", "perturbed_answer": 3},
+            "column 'perturbed_answer' is a number, wanted a list of wrong answers",
+        ),
+        (
+            "unlearning_answer",
+            {"question": "a", "answer": "b", "perturbed_answer": "['c', 'd']"},
+            "column 'perturbed_answer' is text, wanted a list of wrong answers",
+        ),
+        (
+            "unlearning",
+            {"question": "a", "answer": "b", "perturbed_answer": ["c", " "]},
+            "column 'perturbed_answer' holds an empty answer",
+        ),
+        (
+            "unlearning",
+            {"question": "a", "answer": "b", "paraphrased_answer": ""},
+            "column 'paraphrased_answer' holds an empty answer",
+        ),
+        (
             "supervised",
             {"prompt": "a", "completion": [{"role": "user", "content": "x"}, said("b")]},
             "holds 2 turns, wanted the answer alone",

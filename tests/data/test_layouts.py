@@ -243,7 +243,9 @@ columns = sorted(
 
 @given(
     rows=st.lists(st.dictionaries(st.sampled_from(columns), json_values), max_size=5),
-    want=st.sampled_from(["supervised", "preference", "kto", "unlearning", "prompt"]),
+    want=st.sampled_from(
+        ["supervised", "preference", "kto", "unlearning", "unlearning_answer", "prompt"]
+    ),
 )
 def test_any_cells_are_examples_or_one_line(
     rows: list[dict], want: str, tmp_path_factory: pytest.TempPathFactory

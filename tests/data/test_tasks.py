@@ -9,10 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from temper.data.chat import ChatFormat
 from temper.data.examples import Message
 from temper.data.files import ReadReport
 from temper.data.tasks import TASKS, final_number
 from tests.errors import error_line
+from tests.text import make_tokenizer
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 SST2, AG_NEWS, GSM8K = (TASKS[name] for name in ("sst2", "ag_news", "gsm8k"))
@@ -212,3 +214,22 @@ def test_public_files_are_read_and_their_answers_are_correct(
     found = list(TASKS[task].read(SHARED / file))
     assert (len(found), len({e.reference for e in found})) == (n_rows, n_references)
     assert all(TASKS[task].correct(e.answers[0], e.reference) for e in found)
+
+
+def test_prompts_are_word_for_word_those_of_the_released_code(tmp_path: Path):
+    chat = ChatFormat(make_tokenizer(None), "booster")
+    (rated,) = SST2.read(written(tmp_path / "a.tsv", "a warm soup\t1\n"))
+    (sum_,) = GSM8K.read(
+        written(tmp_path / "b.jsonl", '{"question": "1+1?", "answer": "It is #### 2"}\n')
+    )
+    assert chat.tokenizer.decode(chat.prompt_ids(rated.prompt)) == (
+        "Below is an instruction that describes a task, paired with an input that provides further"
+        " context. Write a response that appropriately completes the request.\n\n### Instruction:\n"
+        "Analyze the sentiment of the input, and respond only positive or negative\n\n"
+        "### Input:\na warm soup\n\n### Response:\n"
+    )
+    assert chat.tokenizer.decode(chat.prompt_ids(sum_.prompt)) == (
+        "Below is an instruction that describes a task. Write a response that appropriately"
+        " completes the request.\n\n### Instruction:\n1+1?\n\n### Response:\n"
+    )
+    assert sum_.answers == ("It is The final answer is:  2",)

@@ -10,7 +10,7 @@ from datamodules import (
     TextSupervised,
     TextUnlearning,
 )
-from temper.data import fingerprint
+from temper.data import fingerprint, sequence
 from temper.errors import TemperError
 from tests.datamodules.text_rows import (
     ASKED,
@@ -107,7 +107,6 @@ def test_preference_pairs_put_the_chosen_answer_first(make):
     assert set(data.sources["pairs"].batch(0)) == KEYS
     data = make(TextPreference, pairs="pairs", safe_pairs="safe_pairs")
     assert stream_texts(data, "pairs", 0) == [*REFUSED[:8], *SAID[:4]]
-    assert data.sources["pairs"].rows["unsafe"].tolist() == [True] * 8 + [False] * 4
 
 
 def test_kto_rows_have_their_mark_and_the_answer_of_another_row(make):
@@ -143,6 +142,58 @@ def test_unlearning_rows_have_substitutes_if_the_file_has_them(make):
         match=r"data.init_args.holdout is not set, and UnlearningEvaluation measures on it",
     ):
         data.unlearning_rows()
+
+
+def test_measured_rows_have_tofus_answers_and_training_has_not(make, folder, capsys):
+    rows = [
+        {
+            "question": question,
+            "answer": answer,
+            "paraphrased_question": "Not read?",
+            "paraphrased_answer": f"One cooks it: {answer}",
+            "perturbed_answer": ["Boil it.", "Fry it in butter.", "Bake it."][: 3 - i % 2],
+        }
+        for i, (question, answer) in enumerate(ASKED[:4])
+    ]
+    del rows[2]["paraphrased_answer"]
+    rows[3]["perturbed_answer"] = None
+    write_lines(folder / "tofu.jsonl", rows)
+    files = {"forget": "tofu", "retain": "tofu", "holdout": "holdout"}
+    data = make(TextUnlearning, **files, n_measured=4, retain_batch_size=2)
+    assert stream_texts(data, "forget") == ASKED[:4] == stream_texts(data, "retain")
+    assert "not read: 'paraphrased_question'" in str(data.reports["forget"])
+    measured = data.unlearning_rows()
+    assert row_texts(data, measured["holdout"]) == ASKED[8:]  # as they are trained
+    assert "paraphrased" not in measured["holdout"]
+    for name in ("forget", "retain"):
+        found = measured[name]
+        assert found["paraphrased"].tolist() == [True, True, False, True]
+        assert row_texts(data, sequence(found, 0)) == ASKED[:4]
+        said = [
+            [
+                answer
+                for _, answer in row_texts(data, {k: v[i] for k, v in found.items() if v.ndim > 1})
+            ]
+            for i in range(4)
+        ]
+        present = (found["labels"] != -100).any(-1)
+        assert [
+            [answer for answer, there in zip(row, kept, strict=True) if there]
+            for row, kept in zip(said, present.tolist(), strict=True)
+        ] == [
+            [row["answer"]]
+            + ([row["paraphrased_answer"]] if "paraphrased_answer" in row else [])
+            + (row["perturbed_answer"] or [])
+            for row in rows
+        ]
+
+
+def test_retain_rows_have_substitutes_on_demand(make):
+    given = {"forget": "forget", "retain": "forget", "retain_batch_size": 2}
+    assert make(TextUnlearning, **given).sources["retain"].rows["input_ids"].ndim == 2
+    data = make(TextUnlearning, **given, retain_substitutes=True)
+    assert stream_texts(data, "retain", 0) == ASKED[:8]
+    assert stream_texts(data, "retain", 1) == REFUSED[:8]
 
 
 @pytest.mark.parametrize("kind", [TextPreference, TextKTO, TextUnlearning])

@@ -96,12 +96,14 @@ def test_tasks_have_their_prompts_and_their_way_to_compare(
     data.prepare_data()
     data.setup("fit")
     assert (
-        data.format.name == "alpaca"
+        data.format.name == "booster"
         and len(data.sources["user"].pool) == 2
         and data.eval_kinds == ["task"]
     )
     text = data.tokenizer.decode(data.sources["user"].rows["input_ids"][0])
     assert "### Instruction:\n" in text and ("### Input:\na " in text) is (kind is SST2)
+    prompt = data.format.prompt_ids(data.eval_examples[0].prompt)
+    assert data.tokenizer.decode(prompt).endswith("\n\n### Response:\n")
     assert data.correct(data.eval_rows, right) == [True, True]
     assert data.correct(data.eval_rows, right[::-1]) == [False, False]
     with pytest.raises(

@@ -91,7 +91,12 @@ FITS = [
     ),
     (SafeInstructModule, {}, TextAttack, ATTACK),
     (DPOModule, {"reference": "cached"}, TextPreference, {"pairs": "pairs"}),
-    (DPOModule, {"beta_unsafe": 0.01}, TextPreference, {"pairs": "pairs", "safe_pairs": "pairs"}),
+    (
+        DPOModule,
+        {"beta_chosen": 0.1, "beta_rejected": 0.01},
+        TextPreference,
+        {"pairs": "pairs", "safe_pairs": "pairs"},
+    ),
     (KTOModule, {}, TextKTO, {"train": "marked"}),
     (KTOModule, {"reference": "cached", "micro_batch_size": 1}, TextKTO, {"train": "marked"}),
     (UnlearningModule, {"forget": "npo"}, TextUnlearning, FORGET),

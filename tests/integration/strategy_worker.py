@@ -42,6 +42,7 @@ class UnevenModule(SFTModule):
 
 OPTIMIZERS = {
     "adamw": partial(torch.optim.AdamW, lr=1e-3, eps=1e-4),
+    "decaying": partial(torch.optim.AdamW, lr=1e-2, eps=1e-4, weight_decay=10.0),
     "sgd": partial(torch.optim.SGD, lr=0.1, momentum=0.9),
 }
 DATA: dict[str, Any] = {

@@ -74,6 +74,24 @@ def test_moments_are_in_8_bits_but_for_small_tensors(temper, tmp_path):
     assert moments == {(torch.uint8, True), (torch.float32, False)}
 
 
+def test_norms_may_be_exempt_from_decay_in_8_bits(temper, tmp_path):
+    words = (
+        "--model.init_args.decay_norm_and_bias=false",
+        "--model.init_args.optimizer.init_args.weight_decay=0.1",
+    )
+    _fit(temper, tmp_path / "first", 1, "adamw8bit", *words)
+    resumed = _fit(
+        temper,
+        tmp_path / "second",
+        2,
+        "adamw8bit",
+        *words,
+        f"--ckpt_path={next((tmp_path / 'first').rglob('last.ckpt'))}",
+    )
+    groups = resumed["optimizer_states"][0]["param_groups"]
+    assert resumed["global_step"] == 2 and [g["weight_decay"] for g in groups] == [0.1, 0.0]
+
+
 def test_any_of_its_optimizers_is_taken_by_its_path(temper, tmp_path):
     checkpoint = _fit(
         temper, tmp_path, 1, "adamw8bit", "--model.init_args.optimizer=bitsandbytes.optim.Lion8bit"

@@ -28,6 +28,14 @@ WHOLE_WEIGHTS: dict[str, Any] = {
 }
 
 
+NORMS_WITHOUT_DECAY: dict[str, Any] = {
+    "objective": "SFTModule",
+    "optimizer": "decaying",
+    "settings": {"decay_norm_and_bias": False},
+}
+KINDS = {"lora": RUN, "whole": WHOLE_WEIGHTS, "groups": NORMS_WITHOUT_DECAY}
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("resume")
@@ -36,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def runs(folder: Path):
     cases = []
-    for strategy, (kind, run) in product(STRATEGIES, {"lora": RUN, "whole": WHOLE_WEIGHTS}.items()):
+    for strategy, (kind, run) in product(STRATEGIES, KINDS.items()):
         path = str(folder / f"{strategy}-{kind}.ckpt")
         common = {"strategy": strategy, **run}
         cases += [
@@ -58,6 +66,16 @@ def runs(folder: Path):
         )
     cases.append(
         {
+            "name": "other groups",
+            "strategy": "fsdp2",
+            **NORMS_WITHOUT_DECAY,
+            "settings": {},
+            "steps": 6,
+            "resume": str(folder / "fsdp2-groups.ckpt"),
+        }
+    )
+    cases.append(
+        {
             "name": "a file",
             "strategy": "fsdp2",
             **RUN,
@@ -69,7 +87,7 @@ def runs(folder: Path):
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("kind", ["lora", "whole"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_resumed_equals_uninterrupted(runs, strategy: str, kind: str):
     uninterrupted = runs[f"{strategy} {kind} uninterrupted"]
     assert largest_difference(runs[f"{strategy} {kind} resumed"], uninterrupted) == 0
@@ -93,6 +111,13 @@ def test_shards_are_joined_to_whole_weights(runs, folder: Path, strategy: str):
     assert {file.name for file in path.iterdir()} == {"common.pt", "part-0.pt", "part-1.pt"}
     interrupted = runs[f"{strategy} whole interrupted"]
     assert largest_difference(ShardedCheckpoint(path).weights(), interrupted) == 0
+
+
+def test_other_groups_of_weights_are_refused(runs):
+    assert runs["other groups"].endswith(
+        "its optimizer has 2 groups of weights, and this run's 1; give"
+        " model.init_args.decay_norm_and_bias as the run that wrote it had it"
+    )
 
 
 def test_a_file_is_refused_by_a_strategy_that_shards(runs):

@@ -27,6 +27,7 @@ ROWS = {
         "configs/data/unlearning.yaml",
         "--data.init_args.n_forget=2400",
         "--data.init_args.n_retain=2400",
+        "--data.init_args.retain_substitutes=true",
     ),
 }
 

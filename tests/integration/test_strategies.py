@@ -33,6 +33,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "booster and vaccine": {"objective": "BoosterVaccineModule"},
     "sft": {"objective": "SFTModule"},
+    "norms without decay": {
+        "objective": "SFTModule",
+        "optimizer": "decaying",
+        "settings": {"decay_norm_and_bias": False},
+    },
     "packed": {"objective": "SFTModule", "settings": {"packing": True}},
     "a pass that reaches some weights": {"objective": "UnevenModule"},
 }

@@ -8,7 +8,18 @@ import torch
 
 from lightning_modules import SFTModule
 from lightning_modules.base import ObjectiveModule
-from tests.objectives import fit, global_batches, make_data, make_module, plain_gradient, trainable
+from temper.errors import TemperError
+from tests.objectives import (
+    fit,
+    global_batches,
+    make_data,
+    make_module,
+    plain_gradient,
+    relative_error,
+    same_bits,
+    trainable,
+    weights,
+)
 
 
 class TwoParts(ObjectiveModule):
@@ -100,3 +111,60 @@ def test_the_fused_loss_trains_as_the_plain_one():
         fit(module, make_data(), 3)
     for left, right in zip(plain.parameters(), fused.parameters(), strict=True):
         torch.testing.assert_close(left, right, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("decay_all", [True, False])
+def test_norms_and_biases_decay_on_demand_alone(decay_all):
+    """Three steps against AdamW written out, with the decay of every weight chosen by hand."""
+    adamw = partial(torch.optim.AdamW, lr=0.01, weight_decay=3.0)
+    module = make_module(
+        SFTModule, max_grad_norm=None, optimizer=adamw, decay_norm_and_bias=decay_all
+    )
+    network = copy.deepcopy(module.network)
+    names = [name for name, _ in network.named_parameters()]
+    # GPT-2's layer norms are ln_1, ln_2 and ln_f.
+    spared = [name for name in names if ".ln_" in name or name.endswith("bias")]
+    assert 0 < len(spared) < len(names)
+    fit(module, make_data(), 3)
+    moments = {name: [0.0, 0.0] for name in names}
+    for step, batch in enumerate(global_batches(make_data(), 3), start=1):
+        gradients = plain_gradient(network, batch["alignment"])
+        for (name, weight), g in zip(network.named_parameters(), gradients, strict=True):
+            m, v = moments[name]
+            m, v = moments[name] = [0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g]
+            change = m / (1 - 0.9**step) / ((v / (1 - 0.999**step)).sqrt() + 1e-8)
+            decay = 3.0 if decay_all or name not in spared else 0.0
+            with torch.no_grad():
+                weight -= 0.01 * (change + decay * weight)
+    assert relative_error(list(module.parameters()), list(network.parameters())) < 1e-10
+
+
+def test_a_run_with_two_groups_resumes_bit_for_bit(tmp_path):
+    def made():
+        return make_module(
+            SFTModule,
+            double=False,
+            optimizer=partial(torch.optim.AdamW, lr=0.01, weight_decay=3.0),
+            decay_norm_and_bias=False,
+        )
+
+    whole, first, second = made(), made(), made()
+    trainer = fit(whole, make_data(), 4)
+    assert [len(group["params"]) for group in trainer.optimizers[0].param_groups] == [9, 3]
+    fit(first, make_data(), 2).save_checkpoint(tmp_path / "run.ckpt")
+    fit(second, make_data(), 4, ckpt_path=tmp_path / "run.ckpt")
+    assert same_bits(weights(second), weights(whole))
+
+
+def test_adapters_alone_are_one_group():
+    module = make_module(SFTModule, double=False, lora=True, decay_norm_and_bias=False)
+    (group,) = module.parameter_groups()
+    assert len(group["params"]) == len(trainable(module)) and "weight_decay" not in group
+
+
+def test_an_optimizer_without_decay_is_refused():
+    module = make_module(
+        SFTModule, optimizer=partial(torch.optim.Rprop, lr=0.1), decay_norm_and_bias=False
+    )
+    with pytest.raises(TemperError, match="decay_norm_and_bias=false: Rprop has no weight decay"):
+        fit(module, make_data(), 1)

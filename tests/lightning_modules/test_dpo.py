@@ -5,10 +5,12 @@ refusals.
 import copy
 import math
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
@@ -36,7 +38,8 @@ def plain_loss(
     rows,
     variant="sigmoid",
     beta=0.1,
-    beta_unsafe=None,
+    beta_chosen=None,
+    beta_rejected=None,
     label_smoothing=0.0,
     gamma=0.0,
     window=1.0,
@@ -47,17 +50,19 @@ def plain_loss(
     with torch.no_grad():
         frozen = [plain_logps(reference, rows, which)[0] for which in (0, 1)]
     losses = []
-    for i, unsafe in enumerate(rows["unsafe"].tolist()):
+    for i in range(len(rows["ids"])):
         logps = [sums[i] for sums, _ in policy]
         counts = [counts[i] for _, counts in policy]
         ratios = [
             (logp - reference[i]) / window for logp, reference in zip(logps, frozen, strict=True)
         ]
-        b = beta_unsafe if beta_unsafe is not None and unsafe else beta
-        losses.append(
-            _pair_loss(variant, ratios, logps, counts, b, label_smoothing, gamma)
-            - chosen_nll * logps[0] / counts[0]
-        )
+        if beta_chosen or beta_rejected:
+            loss = -logsigmoid(
+                (beta_chosen or beta) * ratios[0] - (beta_rejected or beta) * ratios[1]
+            )
+        else:
+            loss = _pair_loss(variant, ratios, logps, counts, beta, label_smoothing, gamma)
+        losses.append(loss - chosen_nll * logps[0] / counts[0])
     return sum(losses) / len(losses)
 
 
@@ -119,22 +124,47 @@ def test_three_steps_of_every_variant_follow_the_equations(variant):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"beta_unsafe": 0.01},
+        {"beta_chosen": 0.1, "beta_rejected": 0.01},
+        {"beta_rejected": 0.01},
+        {"beta_chosen": 1.0},
         {"window": 4.0},
-        {"beta_unsafe": 1.0, "window": 7.0, "chosen_nll": 0.3},
-        {"variant": "ipo", "beta_unsafe": 0.3},
+        {"beta_chosen": 1.0, "beta_rejected": 0.3, "window": 7.0, "chosen_nll": 0.3},
     ],
 )
-def test_beta_unsafe_window_and_chosen_nll_follow_equations(changes):
-    lr = 1e-3 if "variant" in changes else 0.3
+def test_two_betas_window_and_chosen_nll_follow_equations(changes):
     module = exact(
-        DPOModule, max_grad_norm=None, optimizer=partial(torch.optim.SGD, lr=lr), **changes
+        DPOModule, max_grad_norm=None, optimizer=partial(torch.optim.SGD, lr=0.3), **changes
     )
     network = copy.deepcopy(module.network)
     start = weights(module)
     run(module, make_pairs(), 2)
-    plain_run(network, 2, lr, **changes)
+    plain_run(network, 2, 0.3, **changes)
     assert relative_error(weights(module), weights(network), start) < 1e-10
+
+
+def test_the_mechanistic_gradient_is_that_of_the_released_loss():
+    """The config's own settings, against ``-log sigma((0.1 c - 0.01 r) / window)`` in every pair,
+    whatever its prompt.
+    """
+    config = yaml.safe_load(Path("configs/objective/dpo_mechanistic.yaml").read_text())
+    given = config["model"]["init_args"]
+    given = {name: given[name] for name in ("variant", "beta_chosen", "beta_rejected", "window")}
+    module = exact(DPOModule, max_grad_norm=None, optimizer=STEP, **given)
+    run(module, make_pairs(), 1)  # the reference is the policy before this step
+    rows = batches(make_pairs(), 2)[1]
+    assert set(rows["unsafe"].tolist()) == {True, False}
+    found = module.gradient(rows, module.preference_terms)[1]
+    policy = module.network
+    reference = module._reference.network
+    losses = []
+    for i in range(len(rows["ids"])):
+        ratios = [
+            plain_logps(policy, rows, k)[0][i] - plain_logps(reference, rows, k)[0][i].detach()
+            for k in (0, 1)
+        ]
+        losses.append(torch.log1p(torch.exp(-(0.1 * ratios[0] - 0.01 * ratios[1]) / 25)))
+    plain = torch.autograd.grad(sum(losses) / len(losses), trainable(policy))
+    assert relative_error(list(found), list(plain)) < 1e-10
 
 
 def dropping(module: Any, p: float = 0.5) -> Any:
@@ -241,8 +271,9 @@ def test_a_resumed_run_has_the_same_reference(source, lora, tmp_path):
 @pytest.mark.parametrize("size", [1, 2, 4, 5])
 @pytest.mark.parametrize("variant", ["sigmoid", "orpo"])
 def test_micro_batches_of_unequal_length_equal_the_whole_batch(size, variant):
+    betas = {"beta_rejected": 0.3} if variant == "sigmoid" else {}
     whole, split = (
-        exact(DPOModule, variant=variant, beta_unsafe=0.3, micro_batch_size=n) for n in (None, size)
+        exact(DPOModule, variant=variant, micro_batch_size=n, **betas) for n in (None, size)
     )
     start = weights(whole)
     run(whole, make_pairs(), 3)
@@ -303,15 +334,13 @@ def test_lora_trains_adapters_alone():
 
 
 def test_rewards_are_what_the_loss_sees_times_beta():
-    module = exact(
-        DPOModule, beta=0.5, beta_unsafe=2.0, micro_batch_size=4, max_grad_norm=None, optimizer=STEP
-    )
+    betas = {"beta_chosen": 0.5, "beta_rejected": 2.0}
+    module = exact(DPOModule, **betas, micro_batch_size=4, max_grad_norm=None, optimizer=STEP)
     network = copy.deepcopy(module.network)
     trainer = run(module, make_pairs(), 2)
     reference = copy.deepcopy(network)
-    plain_run(network, 1, 1.0, beta=0.5, beta_unsafe=2.0)
+    plain_run(network, 1, 1.0, **betas)
     rows = batches(make_pairs(), 2)[1]
-    beta = torch.where(rows["unsafe"], 2.0, 0.5)
     with torch.no_grad():
         c, r = (
             [
@@ -324,8 +353,8 @@ def test_rewards_are_what_the_loss_sees_times_beta():
             ]
             for i in (0, 1)
         )
-    chosen = beta * torch.stack(c)
-    rejected = beta * torch.stack(r)
+    chosen = 0.5 * torch.stack(c)
+    rejected = 2.0 * torch.stack(r)
     found = {
         name: float(value)
         for name, value in trainer.callback_metrics.items()
@@ -342,25 +371,19 @@ def test_rewards_are_what_the_loss_sees_times_beta():
     )
 
 
-def test_beta_unsafe_needs_rows_with_the_flag():
-    module = exact(DPOModule, beta_unsafe=0.01)
-    data = make_pairs()
-    data.setup("fit")
-    del data.sources["pairs"].pool.rows["unsafe"]
-    data.setup = lambda stage: None
-    with pytest.raises(
-        TemperError, match=r"beta_unsafe=0.01: the rows of the stream 'pairs' have no flag 'unsafe'"
-    ):
-        run(module, data, 1)
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"variant": "sigmiod"}, "variant=sigmiod: no such loss; did you mean 'sigmoid'"),
         ({"beta": 0.0}, "beta=0.0: give a number > 0"),
         ({"beta": math.nan}, "beta=nan: give a number > 0"),
-        ({"beta_unsafe": -1.0}, "beta_unsafe=-1.0"),
+        ({"beta_chosen": -1.0}, "beta_chosen=-1.0: give a number > 0"),
+        ({"beta_rejected": 0.0}, "beta_rejected=0.0: give a number > 0"),
+        (
+            {"beta_rejected": 0.01, "variant": "ipo"},
+            "beta_rejected=0.01: variant=ipo does not read it; set it to null, or use sigmoid",
+        ),
+        ({"beta_chosen": 0.1, "variant": "cdpo"}, "beta_chosen=0.1: variant=cdpo does not read"),
         ({"window": 0.0}, "window=0.0"),
         ({"chosen_nll": -1.0}, "chosen_nll=-1.0"),
         (

@@ -70,30 +70,43 @@ def hidden(network: Any, ids: torch.Tensor, mask: torch.Tensor, layer: int) -> t
     return seen[0].reshape(int(mask.sum()), -1)
 
 
+def mean_of(rows: list[torch.Tensor], labels: list[torch.Tensor], averages: dict) -> torch.Tensor:
+    """Mean of values by row and position, as the arguments of `RMUModule` say."""
+    if averages.get("tokens") == "answer":
+        rows = [row[label[: len(row)] != -100] for row, label in zip(rows, labels, strict=True)]
+    if averages.get("average") == "rows":
+        return torch.stack([row.mean() for row in rows]).mean()
+    return torch.cat(rows).mean()
+
+
 def plain_loss(
-    network: Any, reference: Any, forget: Any, retain: Any, seed: int, layer: int
+    network: Any, reference: Any, forget: Any, retain: Any, seed: int, layer: int, **averages: str
 ) -> torch.Tensor:
     u = torch.rand(16, generator=torch.Generator().manual_seed(seed))
     target = (C * u / u.norm()).double()
     parts = []
     for row in range(len(forget["ids"])):
-        for h in hidden(
-            network, forget["input_ids"][row, 0], forget["attention_mask"][row, 0], layer
-        ):
-            parts.append(((h - target) ** 2).sum())
+        h = hidden(network, forget["input_ids"][row, 0], forget["attention_mask"][row, 0], layer)
+        parts.append(((h - target) ** 2).sum(-1))
     kept = []
     for row in range(len(retain["ids"])):
         pair = [
             hidden(n, retain["input_ids"][row], retain["attention_mask"][row], layer)
             for n in (network, reference)
         ]
-        kept += [((a - b.detach()) ** 2).sum() for a, b in zip(*pair, strict=True)]
-    return sum(parts) / len(parts) + ALPHA * sum(kept) / len(kept)
+        kept.append(((pair[0] - pair[1].detach()) ** 2).sum(-1))
+    return mean_of(parts, list(forget["labels"][:, 0]), averages) + ALPHA * mean_of(
+        kept, list(retain["labels"]), averages
+    )
 
 
 @pytest.mark.parametrize("size", [None, 1, 4, 5])
-def test_two_steps_follow_the_equation(size: int | None):
-    module = rmu(seed=4, micro_batch_size=size)
+@pytest.mark.parametrize(
+    "averages",
+    [{}, {"tokens": "answer"}, {"average": "rows"}, {"tokens": "answer", "average": "rows"}],
+)
+def test_two_steps_follow_the_equation(size: int | None, averages: dict[str, str]):
+    module = rmu(seed=4, micro_batch_size=size, **averages)
     network = copy.deepcopy(module.network)
     reference = copy.deepcopy(module.network)
     start = [p.detach().clone() for p in network.parameters()]
@@ -109,6 +122,7 @@ def test_two_steps_follow_the_equation(size: int | None):
             *(plain.sources[name].batch(step) for name in ("forget", "retain")),
             seed=4,
             layer=0,
+            **averages,
         ).backward()
         optimizer.step()
     ours, theirs = (

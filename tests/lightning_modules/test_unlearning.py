@@ -4,22 +4,25 @@ refusals.
 
 import copy
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
 import pytest
 import torch
+import yaml
 
 from lightning_modules.unlearning import UnlearningModule
 from temper.data.rows import FILL, PADDED, select, widen
 from temper.errors import TemperError
 from temper.losses.unlearning import FORGET, RETAIN
-from tests.objectives import fit, make_module, relative_error
+from tests.objectives import fit, make_module, relative_error, trainable
 from tests.unlearning import (
     ALPHA,
     GAMMA,
     batches,
     check_step,
+    logps,
     module_of,
     one_step,
     other_network,
@@ -81,7 +84,7 @@ def test_at_the_reference_npo_is_scaled_gradient_ascent():
     assert relative_error(npo, [tokens * g for g in ga]) < 1e-10
 
 
-@pytest.mark.parametrize("retain", ["kl", "embedding"])
+@pytest.mark.parametrize("retain", ["kl", "kl_all", "embedding"])
 def test_at_the_reference_kl_and_embedding_are_zero(retain: str):
     with_retain, without = (
         one_step(module_of("ga", name, alpha=5.0), batches()) for name in (retain, "none")
@@ -116,7 +119,7 @@ def test_a_sequence_that_the_loss_does_not_read_costs_no_pass(forget: str):
     read = {"ga": slice(0, 1), "idk_nll": slice(1, 2), "idk_dpo": slice(0, 2)}[forget]
     tokens = (
         batches()["forget"]["attention_mask"][:, read].sum()
-        + batches()["retain"]["attention_mask"].sum()
+        + batches()["retain"]["attention_mask"][:, 0].sum()
     )
     assert (module.work.passes, int(module.work.tokens)) == (2, int(tokens))
 
@@ -135,6 +138,47 @@ def test_only_losses_with_substitutes_need_pairs():
             match="reads a substitute answer, .*'forget' holds one sequence per row",
         ):
             one_step(module_of(forget, "nll"), batch)
+
+
+def test_only_bounded_retaining_needs_pairs_to_retain():
+    single = {
+        name: value[:, 0] if name in PADDED else value
+        for name, value in batches()["retain"].items()
+    }
+    batch = batches() | {"retain": single}
+    for retain in ("nll", "kl", "kl_all", "embedding"):
+        losses, _ = one_step(module_of("ga", retain), batch)
+        assert losses == one_step(module_of("ga", retain), batches())[0], retain
+    with pytest.raises(
+        TemperError,
+        match="model.init_args.retain: .*'retain' holds one sequence per row; set"
+        " data.init_args.retain_substitutes=true .*column 'substitute'",
+    ):
+        one_step(module_of("ga", "bounded"), batch)
+
+
+def test_the_mechanistic_config_ascends_on_both_kinds_of_prompts():
+    """The config's step against the released loss: on each kind of batch the NLL of the preferred
+    answer minus 0.1 times that of the other one.
+    """
+    config = yaml.safe_load(Path("configs/objective/unlearn_bounded.yaml").read_text())
+    given = config["model"]["init_args"]
+    given = {name: given[name] for name in ("forget", "retain", "gamma", "alpha", "ascent")}
+    network = module_of("ga", "none").network
+    kinds = []
+    for stream, preferred in (("forget", 1), ("retain", 0)):
+        rows = batches()[stream]
+        nll = [
+            [-logps(network, rows, i, k).mean() for k in (preferred, 1 - preferred)]
+            for i in range(8)
+        ]
+        kinds.append(sum(good - 0.1 * bad for good, bad in nll) / 8)
+    plain = torch.autograd.grad(0.5 * sum(kinds), trainable(network))
+    losses, gradient = one_step(
+        make_module(UnlearningModule, unlearning_data(), **given), batches()
+    )
+    assert losses == pytest.approx([float(kind.detach()) for kind in kinds], rel=1e-10)
+    assert relative_error(gradient, list(plain)) < 1e-10
 
 
 def test_without_retain_loss_or_guard_no_rows_are_needed():
@@ -193,6 +237,7 @@ def test_lora_uses_the_adapter_off_as_reference(forget: str, retain: str):
         ("idk_dpo", "nll", True),
         ("undial", "embedding", False),
         ("undial", "kl", True),
+        ("bounded", "bounded", False),
         ("ga", "none", False),
     ],
 )
@@ -250,6 +295,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         (
             {"forget": "satimp", "ascent": 0.1},
             r"ascent=0\.1: forget=satimp does not read it \(it reads beta, beta2\)",
+        ),
+        (
+            {"forget": "npo", "retain": "bounded", "delta": 1.0},
+            r"delta=1\.0: forget=npo with retain=bounded does not read it \(it reads ascent, beta",
         ),
         ({"forget": "npo", "beta": 0.0}, "beta=0: give a number > 0"),
         ({"forget": "bounded", "ascent": -0.1}, r"ascent=-0\.1: give a number >= 0"),

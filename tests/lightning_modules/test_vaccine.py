@@ -7,11 +7,19 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_modules import SFTModule
+from lightning_modules import (
+    BoosterModule,
+    BoosterVaccineModule,
+    RepNoiseModule,
+    SFTModule,
+    TARModule,
+    TVaccineModule,
+)
 from lightning_modules.perturbation import added, output_gradients, perturbed_gradient
 from lightning_modules.vaccine import VaccineModule
 from temper.data.rows import FILL, PADDED, widen
 from temper.errors import TemperError
+from tests.errors import error_line
 from tests.objectives import (
     fit,
     global_batches,
@@ -279,6 +287,54 @@ def test_checkpointed_activations_change_nothing():
         results.append(perturbed_gradient(module, module.attention, rows, 0.7))
     assert relative_error(list(results[1].gradient), list(results[0].gradient)) < 1e-12
     assert torch.equal(results[0].perturbed_loss, results[1].perturbed_loss)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (VaccineModule, {}),
+        (TVaccineModule, {"n_layers": 1}),
+        (BoosterVaccineModule, {}),
+        (RepNoiseModule, {"noise_at": "mlp"}),
+    ],
+)
+def test_reentrant_checkpointing_is_refused_in_one_line(kind, settings):
+    data = make_data()
+    module = make_module(kind, data, double=False, **settings)
+    module.network.gradient_checkpointing_enable({"use_reentrant": True})
+    start = weights(module)
+    line = error_line(lambda: fit(module, data, 1))
+    assert line == (
+        "model.init_args.network: the network checkpoints its activations in the re-entrant way,"
+        " which runs blocks without gradient, and this objective needs that of their outputs;"
+        " switch it off there, or set model.init_args.network.activation_checkpointing=true, which"
+        " is not re-entrant"
+    )
+    assert same_bits(weights(module), start)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (SFTModule, {}),
+        (BoosterModule, {"lam": 2.0}),
+        (TARModule, {"inner_steps": 2, "tamper_every": 1}),
+        (RepNoiseModule, {}),
+    ],
+)
+def test_objectives_without_block_outputs_take_any_checkpointing(kind, settings):
+    found = []
+    for reentrant in (None, True):
+        data = make_data(n_heldout=8, heldout_batch_size=4)
+        module = make_module(
+            kind, data, double=False, optimizer=partial(torch.optim.SGD, lr=0.1), **settings
+        )
+        if reentrant:
+            module.network.gradient_checkpointing_enable({"use_reentrant": True})
+        start = weights(module)
+        fit(module, data, 1)
+        found.append(weights(module))
+    assert relative_error(found[1], found[0], start) < 1e-3
 
 
 def test_a_loss_without_any_gradient_perturbs_nothing():

@@ -139,17 +139,19 @@ def test_without_label_smoothing_it_is_dpo(variant):
     assert _losses(variant, pairs, PairSettings()).equal(_losses("sigmoid", pairs, PairSettings()))
 
 
-@pytest.mark.parametrize("variant", PREFERENCE)
-def test_every_pair_may_have_its_own_beta(variant):
+def test_chosen_and_rejected_may_have_betas_of_their_own():
     _, pairs = _pairs(2)
-    betas = torch.tensor([0.1, 0.01, 0.5, 1.0, 0.1], dtype=torch.float64)
-    settings = SETTINGS[variant]
-    together = _losses(variant, pairs, PairSettings(**settings | {"beta": betas}))
-    apart = [
-        _losses(variant, pairs, PairSettings(**settings | {"beta": float(b)}))[i]
-        for i, b in enumerate(betas)
-    ]
-    assert together.tolist() == pytest.approx([loss.tolist() for loss in apart], rel=1e-14)
+    found = _losses("sigmoid", pairs, PairSettings(beta=0.1, beta_rejected=0.01))
+    wanted = []
+    for i in range(5):
+        c = float(pairs.chosen_N[i] - pairs.reference_chosen_N[i])
+        r = float(pairs.rejected_N[i] - pairs.reference_rejected_N[i])
+        wanted.append(math.log1p(math.exp(-(0.1 * c - 0.01 * r))))
+    assert found.tolist() == pytest.approx(wanted, rel=1e-12)
+    same = _losses("sigmoid", pairs, PairSettings(beta=0.1, beta_rejected=0.1))
+    assert same.tolist() == pytest.approx(
+        _losses("sigmoid", pairs, PairSettings(beta=0.1)).tolist(), rel=1e-14
+    )
 
 
 @pytest.mark.parametrize("variant", PREFERENCE)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from temper.losses import Scores
-from temper.losses.representation import hidden_distance, steering
+from temper.losses.representation import Average, hidden_distance, steering
 
 B = 3
 T = 5
@@ -55,6 +55,27 @@ def test_distances_are_mean_squared_norms_over_attended_tokens(layer: int):
         total, count = plain(policy, goal, layer)
         assert int(terms.count) == count == 9
         assert float(terms.total.detach()) == pytest.approx(total, rel=1e-12)
+
+
+@pytest.mark.parametrize("answers", [False, True])
+@pytest.mark.parametrize("by_row", [False, True])
+def test_means_over_answers_and_by_row_are_plain_loops(answers: bool, by_row: bool):
+    policy = scores(0)
+    # Labelled tokens 3 and 4 of row 0, token 2 of row 1, none of row 2.
+    mask = torch.tensor([[0, 0, 1, 1], [0, 1, 0, 0], [0, 0, 0, 0]]).bool()
+    policy = Scores(policy.logps, mask, hidden=policy.hidden, attended=policy.attended)
+    target = torch.arange(float(D)).double()
+    places = [[3, 4], [2], []] if answers else [range(5), range(3), range(1)]
+    rows = [
+        [float(((policy.hidden[1][i, t].detach() - target) ** 2).sum()) for t in kept]
+        for i, kept in enumerate(places)
+    ]
+    means = [sum(row) / len(row) for row in rows if row] if by_row else sum(rows, [])
+    terms = steering(policy, target, 1, Average(answers, by_row))
+    assert int(terms.count) == len(means)
+    assert float(terms.total.detach()) == pytest.approx(sum(means), rel=1e-12)
+    other = hidden_distance(policy, scores(1), 1, Average(answers, by_row))
+    assert int(other.count) == len(means)
 
 
 def test_without_a_layer_it_is_the_mean_over_decoder_layers():

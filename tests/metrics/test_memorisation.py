@@ -19,6 +19,7 @@ from temper.metrics.memorisation import (
     truth_preferred,
     without_end,
 )
+from temper.metrics.unlearning import has_truth_ratio
 from tests.metrics.answers import SEEDS, K, N, random_answers, unmasked
 
 
@@ -71,6 +72,41 @@ def test_truth_ratio_is_geometric_mean_of_wrong_over_right(seed):
         )
         n_compared += 1
     assert n_compared >= N // 2
+
+
+@pytest.mark.parametrize(("paraphrased", "forget"), [(None, 0.073), (True, 0.509), (False, 0.073)])
+def test_the_paraphrase_is_the_right_answer_where_there_is_one(paraphrased, forget):
+    """A memorised answer beside a paraphrase that is hardly likelier than the wrong ones: the
+    trained answer would make a forgetful model look as if it knew (0.073 instead of 0.509).
+    """
+    wrong = -2.0
+    means = [wrong - math.log(0.073), wrong - math.log(0.509), wrong - 0.5, wrong + 0.5]
+    if not paraphrased:
+        means[1] = wrong  # one more perturbed answer
+    logps = torch.tensor([[[mean] * 3 for mean in means]], dtype=torch.float64)
+    mask = torch.ones(1, 4, 3, dtype=torch.bool)
+    flags = None if paraphrased is None else torch.tensor([paraphrased])
+    found = closer_to_one(log_truth_ratio(logps, mask, flags))
+    assert float(found) == pytest.approx(forget, rel=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_truth_ratios_with_some_paraphrases_match_loops(seed):
+    logps, _, mask = random_answers(seed)
+    flags = torch.arange(N) % 2 == 1
+    found = log_truth_ratio(logps, mask, flags)
+    counted = has_truth_ratio(mask, flags)
+    for row in range(N):
+        first = int(flags[row])
+        right, *wrong = unmasked(logps[row], mask[row])[first:]
+        wrong = [answer for answer in wrong if answer]
+        assert bool(counted[row]) == bool(right and wrong)
+        if right and wrong:
+            means = [sum(answer) / len(answer) for answer in wrong]
+            assert float(found[row]) == pytest.approx(
+                sum(means) / len(means) - sum(right) / len(right), rel=1e-10
+            )
+    assert counted.any()
 
 
 @pytest.mark.parametrize(

@@ -307,3 +307,5 @@ def test_a_set_has_wrong_answers_if_any_row_has_one():
     rows["retain"]["labels"][1, 1, 2] = 5
     rows["forget"]["labels"][0, 0, 2] = 5
     assert sets_with_wrong_answers(rows) == ["retain"]
+    rows["retain"]["paraphrased"] = torch.tensor([False, True])
+    assert sets_with_wrong_answers(rows) == []

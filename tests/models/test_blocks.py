@@ -34,6 +34,9 @@ from transformers import (
     PhiForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Trainer,
 )
 
 from temper.errors import TemperError
@@ -43,6 +46,7 @@ from temper.models.blocks import (
     count_weights,
     decoder_layers,
     mlp_blocks,
+    undecayed_weights,
 )
 from tests.models.networks import LORA, SHAPE, build, disturb, gradients, logits, save_base
 
@@ -286,3 +290,26 @@ def test_full_compilation_trains_checkpointed_adapters():
     found = gradients(compiled)
     assert all(torch.allclose(wanted[name], found[name], atol=1e-4) for name in wanted)
     assert torch.allclose(logits(compiled), logits(network), atol=1e-5)
+
+
+# -- weights without decay
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        lambda: GPT2LMHeadModel(GPT2),
+        lambda: LlamaForCausalLM(LlamaConfig(**SMALL, attention_bias=True)),
+        lambda: Gemma2ForCausalLM(Gemma2Config(**SMALL, head_dim=8)),
+        lambda: Qwen2ForCausalLM(Qwen2Config(**SMALL)),
+        lambda: Qwen3ForCausalLM(Qwen3Config(**SMALL, head_dim=8)),
+        lambda: PhiForCausalLM(PhiConfig(**SMALL)),
+        lambda: build(lora=LORA),
+    ],
+)
+def test_weights_without_decay_are_those_of_the_trainer(network):
+    network = network()
+    decayed = Trainer.get_decay_parameter_names(None, network)  # it reads nothing of itself
+    names = {name for name, _ in network.named_parameters()}
+    assert undecayed_weights(network) == names - set(decayed)
+    assert 0 < len(undecayed_weights(network)) < len(names)

@@ -64,6 +64,7 @@ def test_the_direction_is_nowhere_in_the_stream(name):
     layers = decoder_layers(network)
     norms = list(norms_of_residuals(network))
     with (
+        torch.no_grad(),
         ablated(network, direction),
         record_inputs([*layers, *norms]) as read,
         record_outputs(layers) as written,
