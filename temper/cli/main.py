@@ -21,6 +21,7 @@ from lightning.pytorch.cli import LightningCLI
 from temper.cli.checkpoint_io import with_atomic_checkpoints
 from temper.cli.checks import check_checkpoint, check_config, check_environment
 from temper.cli.loggers import DEFAULT_ROOT, prepare_loggers, with_defaults
+from temper.cli.merging import in_order
 from temper.cli.parser import TemperParser, fill_tokenizer
 from temper.cli.slurm import cluster_plugins, resumed_from
 from temper.cli.snapshot import SaveConfig, as_saved, hold_run_folder
@@ -133,6 +134,10 @@ class TemperCLI(LightningCLI):
             help="YAML file; several are merged, later ones win.",
         )
         return parser
+
+    def parse_arguments(self, parser: Any, args: Any) -> None:
+        """Parse the words of the command, whatever the order of classes and their arguments."""
+        self.config = parser.parse_args(in_order(sys.argv[1:] if args is None else args))
 
     def before_instantiate_classes(self) -> None:
         """Cross-field checks, before anything is built."""
