@@ -1,4 +1,4 @@
-"""How several configs and flags become one config: the rules of docs/cli.md, laid over jsonargparse.
+"""How several configs and flags become one config: rules of docs/cli.md that jsonargparse lacks.
 
 - A list or a dictionary of classes is replaced whole by a later one. jsonargparse lets a class
   inherit the arguments of the class at the same place of the earlier list.
@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 from jsonargparse import _typehints
+from jsonargparse._loaders_dumpers import get_yaml_default_loader
 
 from temper.cli.renamed import translated
 from temper.errors import TemperError
@@ -39,10 +40,16 @@ def apply_rules() -> None:
             wrapped = functools.wraps(original)(functools.partial(rule, original))
             wrapped.rule_over = original  # type: ignore[attr-defined]
             setattr(_typehints, name, wrapped)
+    # A text that jsonargparse would read as a number (a commit, 12e4567) is written in quotes, as
+    # PyYAML does with those that its own loader would.
+    for first, kinds in get_yaml_default_loader().yaml_implicit_resolvers.items():
+        for tag, pattern in kinds:
+            if tag == "tag:yaml.org,2002:float":
+                yaml.SafeDumper.add_implicit_resolver(tag, pattern, [first])
 
 
 def _adapted(adapt: Callable[..., Any], val: Any, typehint: Any, *args: Any, **kwargs: Any) -> Any:
-    """A value as its type; lists forget the earlier list, and classes get flags as they were typed."""
+    """A value as its type; lists forget the earlier list, classes get flags as they were typed."""
     origin = _typehints.get_typehint_origin(typehint) or typehint
     is_collection = any(origin in kinds for kinds in _COLLECTIONS)
     typed = kwargs.get("orig_val")
@@ -79,7 +86,9 @@ def _arguments(spec: Any) -> dict[str, Any]:
     """Arguments of a class in a config, by their keys; empty where there are none."""
     if not _typehints.is_subclass_spec(spec) or not spec.get("init_args"):
         return {}
-    return dict(_typehints.subclass_spec_as_namespace(spec).init_args.items(branches=True, nested=False))
+    return dict(
+        _typehints.subclass_spec_as_namespace(spec).init_args.items(branches=True, nested=False)
+    )
 
 
 def _defaults(class_path: str) -> dict[str, Any]:
@@ -108,7 +117,7 @@ def _say(line: str) -> None:
 
 # Options whose value is a class, and where the configs are that name one.
 CONFIGS = {"model": "configs/objective/", "data": "configs/data/"}
-_CLASS_NAME = re.compile(r"[A-Za-z_][\w.]*")
+_CLASS_NAME = re.compile(r"(?!(?:null|true|false)$)[A-Za-z_][\w.]*")
 
 
 def in_order(words: Sequence[str]) -> list[str]:
@@ -125,8 +134,10 @@ def in_order(words: Sequence[str]) -> list[str]:
     """
     verb, *flags = words or [""]
     ahead: list[str] = []
+    file = os.environ.get(f"TEMPER_{verb}__CONFIG".upper())
+    given = [f"--config={file}"] if file else []  # read before all flags
     for option in CONFIGS:
-        mentions = list(_mentions(flags, option))
+        mentions = list(_mentions([*given, *flags], option))
         chosen = next((name for name in mentions if name), None)
         if not mentions or mentions[0] or f"TEMPER_{verb}__{option}".upper() in os.environ:
             continue
@@ -137,6 +148,16 @@ def in_order(words: Sequence[str]) -> list[str]:
             )
         ahead.append(f"--{option}={chosen}")
     return [*words[:1], *ahead, *_nested_in_order(flags)]
+
+
+def files_in(words: Sequence[str]) -> list[str]:
+    """Config files of a command, the last one first."""
+    return [value for key, value in _pairs(words[1:]) if key in ("config", "-c")][::-1]
+
+
+def sets_root(words: Sequence[str]) -> bool:
+    """Whether a flag of a command names the run folder."""
+    return any(key == "trainer.default_root_dir" for key, _ in _pairs(words[1:]))
 
 
 def _mentions(flags: Sequence[str], option: str) -> Iterator[str]:
@@ -194,8 +215,7 @@ def _pairs(flags: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def _groups(flags: Sequence[str]) -> Iterator[tuple[str, str, list[str]]]:
-    """Every flag with its key (without ``init_args``), its value and the words that it consists of.
-    """
+    """Every flag: its key (without ``init_args``), its value, and the words that it is made of."""
     rest = list(flags)
     while rest:
         word = rest.pop(0)

@@ -38,7 +38,9 @@ _WRONG_VALUE = re.compile(
     r"Parser key \"(?P<key>[^\"]+)\":(?P<errors>(?:(?!Parser key).)*?)"
     r"(?:\. Got value|Given value type: \S+ '[^']*'> Given value): (?P<value>.*)"
 )
-_EXPECTED = re.compile(r"Expected a (?:<class '(?P<kind>[^']+)'>|typing\.Literal\[(?P<words>[^\]]+)\])")
+_EXPECTED = re.compile(
+    r"Expected a (?:<class '(?P<kind>[^']+)'>|typing\.Literal\[(?P<words>[^\]]+)\])"
+)
 _KINDS = {
     "NoneType": "null",
     "bool": "true or false",
@@ -47,7 +49,9 @@ _KINDS = {
     "str": "a text",
     "list": "a list",
 }
-_NO_CLASS = re.compile(r"class_path '([\w.]+)': (?:module '[\w.]+' has no attribute|No module named)")
+_NO_CLASS = re.compile(
+    r"class_path '([\w.]+)': (?:module '[\w.]+' has no attribute|No module named)"
+)
 _OTHER_CLASS = re.compile(
     r"Import path (\S+) does not (?:implement protocol|correspond to a subclass of) (\w+)"
 )
@@ -144,7 +148,9 @@ def _readable(line: str) -> str:
     """A message about a value, in the words of a config rather than of Python's types."""
     if missing := _NO_CLASS.search(line):
         path = missing[1]
-        return f"no class is named {path!r}; {did_you_mean(path, _neighbours(path), 'see the docs')}"
+        return (
+            f"no class is named {path!r}; {did_you_mean(path, _neighbours(path), 'see the docs')}"
+        )
     if other := _OTHER_CLASS.search(line):
         return f"class {other[1]!r} is no {other[2]}, and one is needed there; give another class"
     found = list(_WRONG_VALUE.finditer(line))

@@ -1,4 +1,4 @@
-"""The check of a refusal (one line, exit status 2, and nothing trained), and a config as printed."""
+"""The check of a refusal (one line, exit status 2, nothing trained), and a config as printed."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -40,7 +40,11 @@ def test_a_later_list_inherits_nothing(files, print_config):
     saver = print_config(["configs/trainer/gpu.yaml", *later, SFT[1], *TINY])["trainer"][
         "callbacks"
     ][-1]["init_args"]
-    assert (saver["save_last"], saver["save_top_k"], saver["every_n_train_steps"]) == (None, 1, None)
+    assert (saver["save_last"], saver["save_top_k"], saver["every_n_train_steps"]) == (
+        None,
+        1,
+        None,
+    )
     assert saver["monitor"] == "eval/harmful_score"
 
 
@@ -201,7 +205,10 @@ def test_an_error_inside_a_list_is_a_short_line(refused, files, judge, words):
 @pytest.mark.parametrize(
     ("word", "said"),
     [
-        ("--trainer.callbacks.dtype=float3", "dtype=float3: give float32, bfloat16, float16 or null"),
+        (
+            "--trainer.callbacks.dtype=float3",
+            "dtype=float3: give float32, bfloat16, float16 or null",
+        ),
         ("--model.network.dtype=null", "network.dtype=null: give float32, bfloat16"),
         ("--data.n_eval=many", "n_eval=many: give a whole number"),
         ("--trainer.callbacks+=lightning.pytorch.callbacks.Timr", "Timer'?"),
