@@ -1,11 +1,18 @@
 """Several configs and flags as one config: lists, null, the order of flags, and what is dropped."""
 
+import json
+from typing import get_origin
+
 import pytest
 import yaml
+
+from temper.cli.parser import TemperParser
+from temper.judges import Judge
 
 SFT = ["configs/trainer/cpu.yaml", "configs/objective/sft.yaml"]
 TINY = ["configs/model/tiny.yaml", "configs/data/instruct.yaml"]
 JUDGE = "{class_path: temper.judges.KeywordRefusal, init_args: {%s}}"
+NAMED: list[dict[str, object]] = [{"name": "recipe", "opening": 7}, {"min_distinct": 0.5}]
 
 
 @pytest.fixture
@@ -63,6 +70,33 @@ def test_a_later_list_of_judges_inherits_nothing(files, print_config, how):
     (judge,) = callback["init_args"]["judges"]
     kept = {key: judge["init_args"][key] for key in ("name", "compliance", "min_distinct")}
     assert kept == {"name": "keyword_refusal", "compliance": [], "min_distinct": 0.3}
+
+
+def test_a_later_list_of_loggers_inherits_nothing(files, print_config):
+    kind = "class_path: lightning.pytorch.loggers.CSVLogger"
+    first, second = (
+        f"trainer: {{logger: [{{{kind}, init_args: {{{arguments}}}}}]}}\n"
+        for arguments in ("save_dir: a, name: mine, flush_logs_every_n_steps: 3", "save_dir: b")
+    )
+    (logger,) = print_config([*SFT, *TINY, *files(first, second)])["trainer"]["logger"]
+    kept = [logger["init_args"][key] for key in ("save_dir", "name", "flush_logs_every_n_steps")]
+    assert kept == ["b", "lightning_logs", 100]
+
+
+@pytest.mark.parametrize("kind", [dict[str, Judge], list[Judge], dict[str, list[Judge]]])
+def test_a_later_collection_of_classes_inherits_nothing(kind):
+    parser = TemperParser()
+    parser.add_argument("--judges", type=kind)
+    judges = [{"class_path": "temper.judges.KeywordRefusal", "init_args": a} for a in NAMED]
+    nested = {list: lambda one: [one], dict: lambda one: {"a": one}}
+    wrap = nested[get_origin(kind)]
+    if kind == dict[str, list[Judge]]:
+        judges = [[judge] for judge in judges]
+    words = [f"--judges={json.dumps(wrap(judge))}" for judge in judges]
+    found = parser.parse_args(words).judges
+    while not hasattr(found, "init_args"):
+        found = found["a"] if isinstance(found, dict) else found[0]
+    assert (found.init_args.name, found.init_args.min_distinct) == ("keyword_refusal", 0.5)
 
 
 def test_a_plus_appends_to_a_list(files, print_config):
