@@ -46,8 +46,11 @@ class OwnCheckpoints(L.Callback):
         if self._goes_on_in(run):
             return
         moved = list(preempted_checkpoints(run))
+        source = None if self._resumed is None else Path(self._resumed).resolve().parent
         for callback in _savers(trainer):
             folder = Path(callback.dirpath).resolve()
+            if folder == source:
+                continue
             if folder.is_relative_to(run):
                 moved += folder.glob(f"*{callback.FILE_EXTENSION}")
             elif callback.save_last and (folder / LAST).exists():

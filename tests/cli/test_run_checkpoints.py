@@ -107,7 +107,10 @@ def test_nothing_is_moved_in_a_folder_elsewhere(temper, tmp_path, capsys):
     temper("fit", tmp_path / "a", *words)
     line = _refused(capsys, lambda: temper("fit", tmp_path / "b", *words))
     assert "ModelCheckpoint.dirpath=" in line and "last.ckpt" in line
-    assert _state(tmp_path / "kept" / "last.ckpt")["global_step"] == 2
+    last = tmp_path / "kept" / "last.ckpt"
+    assert _state(last)["global_step"] == 2
+    temper("fit", tmp_path / "a", *words, f"--ckpt_path={last}", "--trainer.max_steps=3")
+    assert _state(last)["global_step"] == 3 and [*last.parent.iterdir()] == [last]
 
 
 @pytest.mark.parametrize("verb", ["fit", "validate", "predict", "export"])
