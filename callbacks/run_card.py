@@ -160,7 +160,7 @@ def _card(
     }
 
 
-def _versions() -> dict[str, str | None]:
+def _versions() -> dict[str, str]:
     versions = {name: installed_version(name) for name in PACKAGES}
     return versions | {"python": platform.python_version()}
 

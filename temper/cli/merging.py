@@ -10,6 +10,7 @@
 """
 
 import functools
+import importlib
 import os
 import re
 import sys
@@ -17,15 +18,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import yaml
-from jsonargparse import _typehints
-from jsonargparse._loaders_dumpers import get_yaml_default_loader
-
 from temper.cli.renamed import translated
 from temper.errors import TemperError
 from temper.slurm import is_first_process
 
 # -- jsonargparse's own functions, which it calls by their names in its module
 
+_typehints: Any = importlib.import_module("jsonargparse._typehints")
+_loaders: Any = importlib.import_module("jsonargparse._loaders_dumpers")
 _COLLECTIONS = (_typehints.sequence_origin_types, _typehints.mapping_origin_types)
 
 
@@ -37,12 +37,12 @@ def apply_rules() -> None:
     ):
         original = getattr(_typehints, name)
         if not hasattr(original, "rule_over"):
-            wrapped = functools.wraps(original)(functools.partial(rule, original))
-            wrapped.rule_over = original  # type: ignore[attr-defined]
+            wrapped: Any = functools.wraps(original)(functools.partial(rule, original))
+            wrapped.rule_over = original
             setattr(_typehints, name, wrapped)
     # A text that jsonargparse would read as a number (a commit, 12e4567) is written in quotes, as
     # PyYAML does with those that its own loader would.
-    for first, kinds in get_yaml_default_loader().yaml_implicit_resolvers.items():
+    for first, kinds in _loaders.get_yaml_default_loader().yaml_implicit_resolvers.items():
         for tag, pattern in kinds:
             if tag == "tag:yaml.org,2002:float":
                 yaml.SafeDumper.add_implicit_resolver(tag, pattern, [first])

@@ -224,6 +224,22 @@ def test_an_evaluation_of_a_run_is_of_its_export(command_line, run, capsys, verb
     assert {"generations.jsonl", f"metrics_{verb}.csv", ".lock"} <= set(_contents(run / verb))
 
 
+@pytest.mark.parametrize("merge", ["true", "false"])
+def test_a_run_with_an_adapter_is_evaluated_with_it(temper, command_line, first, tmp_path, merge):
+    lora = ("--model.network.lora={rank: 2, alpha: 64}", "--model.optimizer.lr=0.1")
+    run = tmp_path / "run"
+    words = (f"--trainer.callbacks.merge={merge}", *SAVER, *THREE, *lora)
+    temper("fit", run, *words, model=first / "export")
+    assert (run / "export" / "adapter_config.json").exists() == (merge == "false")
+    trained = (run / "generations.jsonl").read_text()
+    assert trained != (first / "generations.jsonl").read_text()
+    command_line("validate", f"--config={run / 'config.yaml'}")
+    assert (run / "validate" / "generations.jsonl").read_text() == trained
+    shutil.rmtree(run / "export")
+    command_line("validate", f"--config={run / 'config.yaml'}")
+    assert (run / "validate" / "generations.jsonl").read_text() == trained
+
+
 def test_a_prediction_of_a_run_is_of_its_export(command_line, run):
     before = _contents(run)
     command_line("predict", f"--config={run / 'config.yaml'}")
