@@ -155,8 +155,15 @@ def check_checkpoint(path: str | None, verb: str) -> dict[str, Any]:
 
 
 def trained_settings(config_yaml: str) -> dict[str, Any]:
-    """The part of a config that a checkpoint belongs to; old class paths are translated."""
-    content = translated(yaml.safe_load(config_yaml)) or {}
+    """The part of a config that a checkpoint belongs to; old class paths are translated. Of a text
+    that is no config, nothing.
+    """
+    try:
+        content = translated(yaml.safe_load(config_yaml))
+    except yaml.YAMLError:
+        return {}
+    if not isinstance(content, dict):
+        return {}
     return {key: content[key] for key in TRAINED if content.get(key) is not None}
 
 
@@ -221,12 +228,12 @@ def is_of(run: Path, now: dict[str, Any]) -> bool:
     saved = run / CONFIG
     if not saved.is_file():
         return False
+    then = trained_settings(saved.read_text(encoding="utf-8"))
     try:
-        then = trained_settings(saved.read_text(encoding="utf-8"))
         check_belongs("", then, now, "validate", "")
-    except (TemperError, yaml.YAMLError):
+    except TemperError:
         return False
-    return True
+    return "model" in then
 
 
 def use_trained(config: Any, verb: str, run: Path) -> str:

@@ -213,9 +213,11 @@ class TemperCLI(LightningCLI):
         way_out = "give the config.yaml of that run, or another checkpoint"
         if left:
             way_out = "delete it to start from scratch, or give another trainer.default_root_dir"
-        if SETTINGS in content:
-            then = trained_settings(content[SETTINGS])
-            check_belongs(f"ckpt_path={path}: it", then, self._settings, verb, way_out)
+        text = content.get(SETTINGS)
+        if left and text is None and (run / CONFIG).is_file():
+            text = (run / CONFIG).read_text(encoding="utf-8")  # of an earlier version's job
+        then = trained_settings(str(text))
+        check_belongs(f"ckpt_path={path}: it", then, self._settings, verb, way_out)
 
     def _write_beside(self, config: Any, verb: str, run: Path) -> None:
         """An evaluation of a run writes into a folder of the verb's name in it, unless a flag names

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import yaml
+
 from temper.cli.renamed import translated
 from temper.errors import TemperError
 from temper.slurm import is_first_process

@@ -161,8 +161,6 @@ def _plain_tokenizer(backend: Any) -> str:
 
 
 def _short(value: Any) -> str:
-    return (
-        str(value)[:12]
-        if isinstance(value, str)
-        else ", ".join(f"{name} {str(each)[:12]}" for name, each in value.items())
-    )
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {str(each)[:12]}" for name, each in value.items())
+    return str(value)[:12]
