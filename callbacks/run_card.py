@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from temper.models.blocks import count_weights
 from temper.packages import installed_version
 from temper.run_folder import CARD, write_json
 
+SEGMENTS = "segments"  # key of the card, and of a checkpoint
 PACKAGES = ("temper-lm", "lightning", "torch", "transformers", "torchmetrics", "peft", "numpy")
 
 
@@ -29,18 +31,47 @@ class RunCard(L.Callback):
     and attention scores left out. Seconds are those of training; evaluations during training are
     counted separately. Peak memory is the peak up to the first evaluation (on a CPU about 450 MiB
     of it are Python and its libraries).
+
+    A run that was interrupted and resumed has several ``segments``, each with its first and last
+    step, seconds, devices and versions; seconds are summed over them, and the peak is the largest.
+    Steps that were trained after the checkpoint that a run was resumed from are in no segment.
     """
 
     def __init__(self) -> None:
+        self._earlier: list[dict[str, Any]] = []
+        self._first_step = 0
+        self._began = ""
         self._started = 0.0
         self._evaluating = 0.0
         self._peak: float | None = None
+        self._code = ""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Forget an earlier fit."""
+        self._earlier = []
+        self._first_step = 0
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add the segments up to this step."""
+        checkpoint[SEGMENTS] = [*self._earlier, self._segment(trainer, pl_module)]
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Go on after the segments of a checkpoint."""
+        if trainer.state.fn == "fit":
+            self._earlier = list(checkpoint.get(SEGMENTS, []))
+            self._first_step = checkpoint["global_step"]
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
+        self._began = datetime.now(UTC).isoformat(timespec="seconds")
         self._started = time.perf_counter()
         self._evaluating = 0.0
         self._peak = None
+        self._code = _code_version()
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop the clock: the cost of an evaluation does not depend on the objective."""
@@ -56,7 +87,7 @@ class RunCard(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the card on the first rank; counts are summed over ranks."""
-        seconds = time.perf_counter() - self._started - self._evaluating
+        segments = [*self._earlier, self._segment(trainer, pl_module)]
         work: Any = pl_module.work
 
         def total(count: Tensor) -> int:
@@ -75,13 +106,32 @@ class RunCard(L.Callback):
             "tokens": tokens,
             "forwards": work.forwards,
             "forward_tokens": forward_tokens,
-            "seconds": round(seconds, 3),
-            "evaluation_seconds": round(self._evaluating, 3),
-            "peak_memory_mib": round(self._peak or peak_memory_mib(pl_module.device), 1),
+            "seconds": round(sum(each["seconds"] for each in segments), 3),
+            "evaluation_seconds": round(sum(each["evaluation_seconds"] for each in segments), 3),
+            "peak_memory_mib": max(each["peak_memory_mib"] for each in segments),
             "flops": n_parameters * (6 * tokens + 2 * forward_tokens),
         }
-        card = _card(trainer, pl_module, cost, n_parameters)
+        card = _card(trainer, pl_module, cost, n_parameters) | {SEGMENTS: segments}
         write_json(Path(trainer.default_root_dir) / CARD, card)
+
+    def _segment(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        """The part of the run since this process began."""
+        now = time.perf_counter()
+        # While an evaluation runs, its start is subtracted already (on_validation_start).
+        evaluating = self._evaluating + (now if self._evaluating < 0 else 0.0)
+        return {
+            "began": self._began,
+            "first_step": self._first_step,
+            "last_step": trainer.global_step,
+            "resumed_from": str(trainer.ckpt_path) if trainer.ckpt_path else None,
+            "seconds": round(now - self._started - evaluating, 3),
+            "evaluation_seconds": round(evaluating, 3),
+            "peak_memory_mib": round(self._peak or peak_memory_mib(pl_module.device), 1),
+            "devices": trainer.world_size,
+            "device": str(pl_module.device),
+            "code": self._code,
+            "versions": _versions(),
+        }
 
 
 def _card(
@@ -89,7 +139,6 @@ def _card(
 ) -> dict[str, Any]:
     """The content of ``card.json``."""
     data = data_of(trainer)
-    versions = {name: installed_version(name) for name in PACKAGES}
     return {
         "objective": type(pl_module).__name__,
         "data": type(data).__name__,
@@ -102,13 +151,18 @@ def _card(
         "data_rows": _n_rows(data),
         "data_sha256": data.fingerprints(),
         "code": _code_version(),
-        "versions": versions | {"python": platform.python_version()},
+        "versions": _versions(),
         "machine": {
             "platform": platform.platform(),
             "cpus": os.cpu_count(),
             "device": str(pl_module.device),
         },
     }
+
+
+def _versions() -> dict[str, str]:
+    versions = {name: installed_version(name) for name in PACKAGES}
+    return versions | {"python": platform.python_version()}
 
 
 def _n_rows(data: StreamData) -> dict[str, int]:

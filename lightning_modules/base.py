@@ -12,6 +12,7 @@ from lightning_modules.packing import RowPacking
 from lightning_modules.resume import ResumeState
 from lightning_modules.work import Work
 from strategies import Loss, Vector, WeightSpace, weight_space
+from temper.checkpoint_file import OURS, check_weights
 from temper.data import Batch, micro_batches
 from temper.errors import TemperError
 from temper.losses import MeanTerms, Scores, nll
@@ -333,7 +334,15 @@ class ObjectiveModule(L.LightningModule):
             }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the kept vectors; an evaluation under FSDP2 or ZeRO reads none."""
+        """Check names and shapes of the weights, and restore the kept vectors; an evaluation under
+        FSDP2 or ZeRO reads none.
+        """
+        weights = {
+            name.removeprefix(OURS): weight
+            for name, weight in checkpoint.get("state_dict", {}).items()
+        }
+        if weights:  # sharded ones are read, and checked, by the strategy
+            check_weights(self.trainer.ckpt_path or "", weights, self.policy)
         vectors = checkpoint.get("vectors", {})
         self.kept = {name: Vector(list(vector.values())) for name, vector in vectors.items()}
 

@@ -8,10 +8,12 @@ import os
 import pickle
 import shutil
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from temper.errors import TemperError
 
@@ -123,3 +125,36 @@ def _mismatch(content: Any) -> str:
         if not str(name).startswith(OURS):
             return f"the weight {name!r} is not below {OURS!r}"
     return ""
+
+
+def check_weights(path: str | Path, saved: Mapping[str, Tensor], network: nn.Module) -> None:
+    """Refuse weights of another network, by names and shapes.
+
+    Args:
+        path: The checkpoint, for the message.
+        saved: Weights by their names in the network; those that are not trained may be left out.
+        network: The network that is going to have them.
+
+    Raises:
+        TemperError: a trained weight is missing, has another shape, or the network does not have
+            it.
+    """
+    known = network.state_dict()
+    for name, value in saved.items():
+        if name in known:
+            shapes = [tuple(each.shape) for each in (value, known[name])]
+            # A quantized weight is packed once it is on its device.
+            if shapes[0] != shapes[1] and torch.uint8 not in (value.dtype, known[name].dtype):
+                _refuse_weights(path, f"{name!r} is {shapes[0]} and should be {shapes[1]}")
+        elif not any(name.startswith(f"{each}.") for each in known):  # state of a quantized weight
+            _refuse_weights(path, f"the network has no {name!r}")
+    for name, parameter in network.named_parameters(remove_duplicate=False):
+        if parameter.requires_grad and name not in saved:
+            _refuse_weights(path, f"it has no {name!r}, which is trained")
+
+
+def _refuse_weights(path: str | Path, reason: str) -> None:
+    raise TemperError(
+        f"ckpt_path={path}: not a checkpoint of this network ({reason}); give the config.yaml of"
+        " the same run"
+    )

@@ -3,16 +3,13 @@
 import dataclasses
 import os
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
-from temper.checkpoint_file import load_checkpoint, load_file
 from temper.errors import TemperError, did_you_mean
 from temper.models.folder import FLAG, NetworkSpec
 from temper.models.load import check_network
 from temper.packages import check_deepspeed
 from temper.plan.memory import STRATEGIES
-from temper.sharded_checkpoint import COMMON, ShardedCheckpoint, is_sharded
 
 SHORT_NAMES = {  # of strategies given by class
     "SingleDeviceStrategy": "auto",
@@ -154,52 +151,11 @@ def _check_network(config: Any, verb: str) -> None:
         )
 
 
-# Needed to resume; a file saved with ``save_weights_only`` has neither.
-TO_RESUME = ("optimizer_states", "ranks")
-
-
-def check_checkpoint(path: str | None, verb: str) -> None:
-    """Refuse a file that is no checkpoint, or an unsafe one, before it is used.
-
-    Args:
-        path: A file or a folder; None, and names such as ``last``, pass.
-        verb: Verb that is going to read it.
-
-    Raises:
-        TemperError: reading it would call functions that a file names; it is missing, damaged or of
-            another program; or it holds weights alone, and a fit is to resume from it.
-    """
-    if path is None:
-        return
-    if is_sharded(path):
-        load_file(Path(path) / COMMON)
-        ShardedCheckpoint(Path(path))
-    elif Path(path).is_dir():
-        raise TemperError(
-            f"ckpt_path={path}: a folder, and not a sharded checkpoint (no {COMMON} in it); for a"
-            " model folder, give model.network.path"
-        )
-    elif Path(path).is_file():
-        content = load_checkpoint(Path(path))
-        missing = [key for key in TO_RESUME if key not in content]
-        if verb == "fit" and missing:
-            raise TemperError(
-                f"ckpt_path={path}: it has no {missing[0]}, so a fit cannot resume from it;"
-                " evaluate or export it, or give a checkpoint that was saved with them"
-            )
-
-
 def _check_checkpoint_settings(config: Any, verb: str) -> None:
     if config.get("weights_only") is False:
         raise TemperError(
             "weights_only=false cannot be honoured: reading a checkpoint of more than tensors and"
             " plain values can run any code, and Temper writes none; drop it"
-        )
-    path = config.get("ckpt_path")
-    if path and path.endswith(".ckpt") and not Path(path).exists():
-        raise TemperError(
-            f"ckpt_path={path}: no such checkpoint; give one that exists, or drop the flag to"
-            " start from the beginning"
         )
 
 

@@ -115,18 +115,49 @@ class _ContinuedWriter(ExperimentWriter):
             writer.writerows(kept)
 
 
-def with_defaults(logger: Any, folder: str, resumed: bool = False) -> Any:
-    """The loggers of a run: ``metrics.csv`` in the run folder is one of them, unless logging is
-    switched off.
+class NamedCSVLogger(CSVLogger):
+    """Lightning's CSV logger with another file name: it removes a ``metrics.csv`` that is there, of
+    a fit for example, when it begins.
+
+    Args:
+        folder: Where the file is written.
+        file: Its name.
+    """
+
+    def __init__(self, folder: str, file: str) -> None:
+        super().__init__(folder, name="", version="")
+        self._file = file
+
+    @property
+    def experiment(self) -> Any:
+        """The writer; made when something is logged for the first time."""
+        if self._experiment is None:
+            self._fs.makedirs(self.root_dir, exist_ok=True)
+            self._experiment = _NamedWriter(self.log_dir, self._file)
+        return self._experiment
+
+
+class _NamedWriter(ExperimentWriter):
+    def __init__(self, log_dir: str, file: str) -> None:
+        self.NAME_METRICS_FILE = file
+        super().__init__(log_dir)
+
+
+def with_defaults(logger: Any, folder: str, resumed: bool = False, verb: str = "fit") -> Any:
+    """The loggers of a run: ``metrics.csv`` in the run folder is one of them, or
+    ``metrics_<verb>.csv`` of an evaluation, unless logging is switched off.
 
     Args:
         logger: What the config says: nothing (or true), false, a logger, or several.
         folder: The run folder.
         resumed: Keep the rows that were written before the run was interrupted.
+        verb: What runs; only a fit writes ``metrics.csv``.
     """
     if logger is False:
         return False
     metrics = (ContinuedCSVLogger if resumed else CSVLogger)(folder, name="", version="")
+    if verb != "fit":
+        metrics = NamedCSVLogger(folder, f"metrics_{verb}.csv")
     if logger in (None, True):
         if not packages.is_installed("tensorboard"):
             return metrics

@@ -7,6 +7,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TextIO
 
 # Read when the dependencies below are imported: tokenizers warn of it at every fork.
@@ -19,14 +20,27 @@ from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-define
 from lightning.pytorch.cli import LightningCLI
 
 from temper.cli.checkpoint_io import with_atomic_checkpoints
-from temper.cli.checks import check_checkpoint, check_config, check_environment
+from temper.cli.checkpoints import (
+    CONFIG,
+    SETTINGS,
+    check_belongs,
+    check_checkpoint,
+    is_of,
+    named_checkpoint,
+    run_of,
+    trained_settings,
+    use_trained,
+)
+from temper.cli.checks import check_config, check_environment
 from temper.cli.loggers import DEFAULT_ROOT, prepare_loggers, with_defaults
+from temper.cli.merging import files_in, in_order, sets_root
+from temper.cli.own_checkpoints import OwnCheckpoints
 from temper.cli.parser import TemperParser, fill_tokenizer
-from temper.cli.slurm import cluster_plugins, resumed_from
+from temper.cli.slurm import cluster_plugins
 from temper.cli.snapshot import SaveConfig, as_saved, hold_run_folder
 from temper.cli.trainer import OFF_DEVICE, SafetyTrainer
 from temper.errors import TemperError
-from temper.slurm import in_job
+from temper.slurm import in_job, is_first_process, preempted_checkpoints
 
 PREFIX = "TEMPER"  # of environment variables
 VERBS = {
@@ -40,6 +54,8 @@ VERBS = {
 }
 # Verbs that run no loop: they need no device, and leave the run folder alone.
 LOOKING = ("preview", "export", "plan")
+# Verbs whose results do not replace those of a fit in the same run folder.
+EVALUATING = ("validate", "test", "predict")
 # Packages whose classes are known by their short names. They are above this one in the order of
 # imports, so they are imported by name, when a command runs.
 PACKAGES = ("callbacks", "datamodules", "lightning_modules")
@@ -134,12 +150,19 @@ class TemperCLI(LightningCLI):
         )
         return parser
 
+    def parse_arguments(self, parser: Any, args: Any) -> None:
+        """Parse the words of the command, whatever the order of classes and their arguments."""
+        self._words = in_order(sys.argv[1:] if args is None else args)
+        self.config = parser.parse_args(self._words)
+
     def before_instantiate_classes(self) -> None:
         """Cross-field checks, before anything is built."""
         assert self.subcommand is not None
         assert isinstance(self.parser, TemperParser)
         check_environment(self.parser.known_variables(PREFIX))
         config = self.config[self.subcommand]
+        if self.subcommand not in ("preview", "plan"):
+            self._choose_weights(config)
         self._given = config.clone()
         if self.subcommand in LOOKING:
             for option, value in OFF_DEVICE.items():
@@ -148,10 +171,6 @@ class TemperCLI(LightningCLI):
         if self.subcommand not in ("preview", "plan"):
             check_config(config, self.subcommand)
         self._before_filling = config.clone()
-        if self.subcommand == "fit" and in_job():
-            saved = as_saved(self._parser(self.subcommand), config)
-            folder = config.trainer.default_root_dir or DEFAULT_ROOT
-            config.ckpt_path = resumed_from(folder, saved) or config.ckpt_path
         self._resumed = self.subcommand == "fit" and bool(config.get("ckpt_path"))
         prepare_loggers(config)
         if self.subcommand == "plan" and "tokenizer" in (config.data.get("init_args") or {}):
@@ -165,12 +184,47 @@ class TemperCLI(LightningCLI):
         self.trainer.given = self._given  # type: ignore[attr-defined]
 
     def _parse_ckpt_path(self) -> None:
-        """Check the checkpoint. Lightning's merges hyperparameters from it over the command line: a
+        """Nothing: Lightning's merges hyperparameters from the checkpoint over the command line. A
         file could choose classes, and allow the code of a model folder.
         """
-        verb = self.config.get("subcommand")
-        if verb:
-            check_checkpoint(self.config[verb].get("ckpt_path"), verb)
+
+    def _choose_weights(self, config: Any) -> None:
+        """Find the checkpoint that is meant, and refuse one that does not belong to the config.
+
+        Under SLURM a fit resumes from what a preempted job left; an evaluation of a run, by its own
+        config, is of the weights that the run ended with.
+        """
+        verb = str(self.subcommand)
+        self._settings = trained_settings(as_saved(self._parser(verb), config))
+        fits = verb == "fit"
+        run = run_of(config, () if fits else files_in(self._words))
+        left = preempted_checkpoints(run) if fits and in_job() else []
+        if left:
+            config.ckpt_path = str(left[-1])
+        elif config.get("ckpt_path"):
+            config.ckpt_path = named_checkpoint(config.ckpt_path, config, run)
+        elif not fits and is_of(run, self._settings):
+            chosen = use_trained(config, verb, run)
+            if is_first_process():
+                print(f"{verb}: {chosen}", file=sys.stderr)
+        self._write_beside(config, verb, run)
+        path = config.get("ckpt_path")
+        content = check_checkpoint(path, verb)
+        way_out = "give the config.yaml of that run, or another checkpoint"
+        if left:
+            way_out = "delete it to start from scratch, or give another trainer.default_root_dir"
+        text = content.get(SETTINGS)
+        if left and text is None and (run / CONFIG).is_file():
+            text = (run / CONFIG).read_text(encoding="utf-8")  # of an earlier version's job
+        then = trained_settings(str(text))
+        check_belongs(f"ckpt_path={path}: it", then, self._settings, verb, way_out)
+
+    def _write_beside(self, config: Any, verb: str, run: Path) -> None:
+        """An evaluation of a run writes into a folder of the verb's name in it, unless a flag names
+        the folder.
+        """
+        if verb in EVALUATING and (run / CONFIG).is_file() and not sets_root(self._words):
+            config.trainer.default_root_dir = str(run / verb)
 
     def _instantiate_trainer(self, config: Any, callbacks: list[L.Callback]) -> L.Trainer:
         """The run folder is held by this process, and ``metrics.csv`` goes straight into it."""
@@ -184,8 +238,11 @@ class TemperCLI(LightningCLI):
         if self.subcommand not in LOOKING:
             self._lock = hold_run_folder(config["default_root_dir"])
         callbacks = [*callbacks, *self._missing(config.get("callbacks"))]
+        if self.subcommand not in LOOKING:
+            path = self._before_filling.get("ckpt_path")
+            callbacks.append(OwnCheckpoints(self._settings, path))
         config["logger"] = with_defaults(
-            config.get("logger"), config["default_root_dir"], self._resumed
+            config.get("logger"), config["default_root_dir"], self._resumed, str(self.subcommand)
         )
         return super()._instantiate_trainer(config, callbacks)
 

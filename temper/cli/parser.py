@@ -17,6 +17,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from yaml import YAMLError
 
 from temper.cli.functions import one_line
+from temper.cli.merging import apply_rules
 from temper.cli.renamed import moved_class, moved_config, moved_option, translated
 from temper.errors import TemperError, close_names, did_you_mean
 from temper.models.folder import NetworkSpec, tokenizer_folder
@@ -32,6 +33,28 @@ _UNKNOWN = (
     re.compile(r"\"config\": File does not exist: '([^']+)'"),
 )
 _CLASS_PATH = re.compile(r"class_path '([^']+)'")
+# What jsonargparse says about a value of another type, and about a class that is none.
+_WRONG_VALUE = re.compile(
+    r"Parser key \"(?P<key>[^\"]+)\":(?P<errors>(?:(?!Parser key).)*?)"
+    r"(?:\. Got value|Given value type: \S+ '[^']*'> Given value): (?P<value>.*)"
+)
+_EXPECTED = re.compile(
+    r"Expected a (?:<class '(?P<kind>[^']+)'>|typing\.Literal\[(?P<words>[^\]]+)\])"
+)
+_KINDS = {
+    "NoneType": "null",
+    "bool": "true or false",
+    "int": "a whole number",
+    "float": "a number",
+    "str": "a text",
+    "list": "a list",
+}
+_NO_CLASS = re.compile(
+    r"class_path '([\w.]+)': (?:module '[\w.]+' has no attribute|No module named)"
+)
+_OTHER_CLASS = re.compile(
+    r"Import path (\S+) does not (?:implement protocol|correspond to a subclass of) (\w+)"
+)
 _load_yaml = get_loader("yaml")
 MODE = "temper"  # YAML in which class paths of earlier versions are translated
 
@@ -43,6 +66,7 @@ def _load(text: str) -> Any:
 
 
 set_loader(MODE, _load, exceptions=(YAMLError,))
+apply_rules()
 
 
 class TemperParser(LightningArgumentParser):
@@ -69,6 +93,8 @@ class TemperParser(LightningArgumentParser):
             line = moved[0]
         elif names:
             line = self._explain(names[0], line)
+        else:
+            line = _readable(line)
         print(f"error: {line}", file=sys.stderr)
         sys.exit(2)
 
@@ -116,6 +142,39 @@ def suggest(name: str, known: Iterable[str]) -> list[str]:
     return close_names(name, known, 2, 0.75) or close_names(
         last, (k for k in known if "." not in k), 2, 0.7
     )
+
+
+def _readable(line: str) -> str:
+    """A message about a value, in the words of a config rather than of Python's types."""
+    if missing := _NO_CLASS.search(line):
+        path = missing[1]
+        return (
+            f"no class is named {path!r}; {did_you_mean(path, _neighbours(path), 'see the docs')}"
+        )
+    if other := _OTHER_CLASS.search(line):
+        return f"class {other[1]!r} is no {other[2]}, and one is needed there; give another class"
+    found = list(_WRONG_VALUE.finditer(line))
+    if not found:
+        return line
+    key, errors, value = found[-1]["key"], found[-1]["errors"], found[-1]["value"]
+    if "instantiatable class" in errors:
+        return f"{key}={value}: give a class as class_path, and its arguments under init_args"
+    accepted = [
+        _KINDS.get(match["kind"], match["kind"]) or match["words"].replace("'", "")
+        for match in _EXPECTED.finditer(errors)
+    ]
+    if not accepted or "Problem with" in errors:
+        return line
+    shown = "null" if value == "None" else value
+    return f"{key}={shown}: give {' or '.join(dict.fromkeys(accepted))}"
+
+
+def _neighbours(path: str) -> Iterator[str]:
+    """Import paths of the classes in the module of a class that it does not have."""
+    module = path.rpartition(".")[0]
+    for name, value in vars(sys.modules.get(module, object)).items():
+        if isinstance(value, type):
+            yield f"{module}.{name}"
 
 
 def _missing_config(path: str) -> str:

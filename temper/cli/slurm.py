@@ -1,20 +1,14 @@
-"""Under SLURM: the plugin that assigns ranks, and the checkpoint that a requeued job resumes."""
+"""Under SLURM: the plugin that assigns ranks."""
 
 import os
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import yaml
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
-from temper.cli.renamed import translated
 from temper.errors import TemperError
-from temper.slurm import in_job, preempted_checkpoints
-
-TRAINED = ("model", "data", "seed_everything")  # keys of a config that a checkpoint belongs to
+from temper.slurm import in_job
 
 
 def cluster_plugins(trainer: Any, alone: bool) -> list[Any]:
@@ -67,39 +61,3 @@ def _check_tasks(trainer: Any) -> None:
             f"the SLURM job has --ntasks={tasks}; say how many tasks each node has:"
             " --ntasks-per-node, one per device"
         )
-
-
-def resumed_from(folder: str | Path, config_yaml: str) -> Path | None:
-    """The checkpoint that a job in this folder resumes from; None if it starts from scratch.
-
-    Args:
-        folder: The run folder.
-        config_yaml: The run's config; what is trained must be what the checkpoint was trained on.
-
-    Raises:
-        TemperError: the checkpoint belongs to a run with another model, other data or another seed.
-    """
-    checkpoints = preempted_checkpoints(folder)
-    saved = Path(folder) / "config.yaml"
-    if not checkpoints:
-        return None
-    if saved.exists():
-        # Class paths of an earlier version are those of the classes they became.
-        then = translated(yaml.safe_load(saved.read_text(encoding="utf-8")))
-        now = yaml.safe_load(config_yaml)
-        for key in TRAINED:
-            for name, before, after in _differences(key, then.get(key), now.get(key)):
-                raise TemperError(
-                    f"{checkpoints[-1]} was left by a job with {name}={before}, and this one has"
-                    f" {after}; delete it to start from scratch, or give another"
-                    " trainer.default_root_dir"
-                )
-    return checkpoints[-1]
-
-
-def _differences(name: str, left: Any, right: Any) -> Iterator[tuple[str, Any, Any]]:
-    if isinstance(left, dict) and isinstance(right, dict):
-        for key in left | right:
-            yield from _differences(f"{name}.{key}", left.get(key), right.get(key))
-    elif left != right:
-        yield name, left, right

@@ -108,7 +108,12 @@ class SaveConfig(SaveConfigCallback):
         """Save on the first rank; validation and test keep theirs beside the training's."""
         folder = Path(trainer.default_root_dir)
         name = "config" if stage == "fit" else f"config_{getattr(stage, 'value', stage)}"
-        text = as_saved(self.parser, self.config)
+        config = self.config.clone()
+        if stage == "fit":
+            # A resumed run has the config of one that was not interrupted, and by that config an
+            # evaluation is of the weights that it ends with; code.json has the command.
+            config.pop("ckpt_path", None)
+        text = as_saved(self.parser, config)
         target = folder / f"{name}.yaml"
         if target.exists() and target.read_text() != text:
             number = 1

@@ -5,7 +5,7 @@ from typing import Any
 
 import lightning.pytorch as L
 
-from temper.checkpoint_file import load_checkpoint, load_file
+from temper.checkpoint_file import check_weights, load_checkpoint, load_file
 from temper.errors import TemperError
 from temper.models.export import Dtype
 from temper.sharded_checkpoint import COMMON, ShardedCheckpoint, is_sharded
@@ -105,7 +105,8 @@ class SafetyTrainer(L.Trainer):
             datamodule: The data; their tokenizer is saved with the network.
             folder: Folder to write, relative to the current one; an existing one is replaced.
             ckpt_path: Checkpoint whose weights are exported, a file or a sharded one (a folder);
-                null: the network as it is before training, for example to merge an adapter.
+                null: of a run, by its own config.yaml, its last checkpoint; otherwise the network
+                as it is before training, for example to merge an adapter.
             merge: Merge adapters into the weights; false writes only the adapter.
             dtype: Precision of the exported weights (an adapter that is not merged keeps its own);
                 null: that of the network.
@@ -223,12 +224,6 @@ def _load(model: L.LightningModule, ckpt_path: str) -> int:
         for name, value in saved.items()
         if name.startswith("network.")
     }
-    missing, unknown = network.load_state_dict(weights, strict=False)
-    trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
-    wrong = [*unknown, *(name for name in missing if name in trained)]
-    if wrong:
-        raise TemperError(
-            f"ckpt_path={ckpt_path}: not a checkpoint of this network, first at {wrong[0]!r}; give"
-            " the config.yaml of the same run"
-        )
+    check_weights(ckpt_path, weights, network)
+    network.load_state_dict(weights, strict=False)
     return int(checkpoint["global_step"])

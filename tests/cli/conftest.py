@@ -1,9 +1,11 @@
-"""The check of a refusal: one line, exit status 2, and nothing trained."""
+"""The check of a refusal (one line, exit status 2, nothing trained), and a config as printed."""
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 
 @pytest.fixture
@@ -32,3 +34,19 @@ def refused(temper, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Calla
         return printed.err.removeprefix("error: ").rstrip("\n")
 
     return refuse
+
+
+@pytest.fixture
+def print_config(command_line, capsys) -> Callable[..., dict[str, Any]]:
+    """What ``--print_config`` prints for these files and words."""
+
+    def printed(configs: list[str], *words: str) -> dict[str, Any]:
+        with pytest.raises(SystemExit) as left:
+            command_line(
+                "fit", *(f"--config={config}" for config in configs), *words, "--print_config"
+            )
+        output = capsys.readouterr()
+        assert left.value.code in (0, None), output.err
+        return yaml.safe_load(output.out)
+
+    return printed

@@ -12,7 +12,7 @@ import torch
 
 from temper.checkpoint_file import load_file, save_file
 from temper.cli.checkpoint_io import AtomicCheckpointIO, BackgroundCheckpointIO
-from temper.cli.checks import check_checkpoint
+from temper.cli.checkpoints import check_checkpoint
 from temper.errors import TemperError
 from temper.sharded_checkpoint import COMMON, ShardedCheckpoint, is_sharded, save_shard
 from tests.pickles import Bomb

@@ -1,6 +1,5 @@
 """Small files that compose; the resolved config stays in the run folder."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +14,6 @@ CONFIGS = sorted(
     if path.parent.name != "lm_eval"
 )
 LAYERS = {"trainer": "cpu", "objective": "sft", "model": "tiny", "data": "alignment"}
-
-
-@pytest.fixture
-def print_config(command_line, capsys) -> Callable[..., dict[str, Any]]:
-    """What ``--print_config`` prints for these files and words."""
-
-    def printed(configs: list[str], *words: str) -> dict[str, Any]:
-        with pytest.raises(SystemExit) as left:
-            command_line(
-                "fit", *(f"--config={config}" for config in configs), *words, "--print_config"
-            )
-        output = capsys.readouterr()
-        assert left.value.code in (0, None), output.err
-        return yaml.safe_load(output.out)
-
-    return printed
 
 
 def _assert_holds(found: Any, asked: Any, where: str = "") -> None:
@@ -53,13 +36,15 @@ def _assert_holds(found: Any, asked: Any, where: str = "") -> None:
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_every_config_of_the_project_composes(config, print_config):
+def test_every_config_of_the_project_composes(config, print_config, tmp_path):
     kind = Path(config).parts[1]
     layers = [f"configs/{layer}/{name}.yaml" for layer, name in LAYERS.items()]
     resolved = print_config(
         [*layers, config] if kind not in LAYERS else _with(layers, kind, config)
     )
     _assert_holds(resolved, yaml.safe_load((ROOT / config).read_text()), config)
+    (tmp_path / "printed.yaml").write_text(yaml.safe_dump(resolved))
+    assert print_config([str(tmp_path / "printed.yaml")]) == resolved
 
 
 def _with(layers: list[str], kind: str, config: str) -> list[str]:

@@ -106,8 +106,8 @@ def test_a_checkpoint_of_another_network_is_refused(refused, run, tmp_path):
         verb="export",
     )
     assert (
-        f"ckpt_path={_checkpoint(run)}: not a checkpoint of this network" in line
-        and "layers.2" in line
+        f"ckpt_path={_checkpoint(run)}: it was trained with model.network.shape.n_layers=3" in line
+        and "the config has 2" in line
     )
 
 

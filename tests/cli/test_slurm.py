@@ -1,7 +1,6 @@
 """Plugins, processes and resuming inside a SLURM job."""
 
 import os
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
@@ -13,7 +12,8 @@ from lightning.fabric.plugins.environments import (
 )
 from lightning.pytorch.trainer.states import TrainerStatus
 
-from temper.cli.slurm import cluster_plugins, resumed_from
+from temper.cli.checkpoints import check_belongs, trained_settings
+from temper.cli.slurm import cluster_plugins
 from temper.errors import TemperError
 from temper.slurm import next_checkpoint, preempted_checkpoints
 
@@ -108,51 +108,53 @@ CONFIG = (
 )
 
 
-@pytest.fixture
-def left(tmp_path) -> Path:
-    """A run folder of a preempted job."""
-    (tmp_path / "config.yaml").write_text(CONFIG)
+def belongs(then: str, now: str, verb: str = "fit") -> None:
+    check_belongs("it", trained_settings(then), trained_settings(now), verb, "delete it")
+
+
+def test_the_newest_checkpoint_is_the_last(tmp_path):
+    assert next_checkpoint(tmp_path).name == "hpc_ckpt_1.ckpt"
     (tmp_path / "hpc_ckpt_2.ckpt").touch()
-    return tmp_path
-
-
-def test_a_job_resumes_from_the_newest_checkpoint(left):
-    assert resumed_from(left, CONFIG) == left / "hpc_ckpt_2.ckpt"
-    (left / "hpc_ckpt_10.ckpt").mkdir()
-    (left / ".hpc_ckpt_11.ckpt.1234").touch()  # half written
-    assert (
-        resumed_from(left, CONFIG.replace("max_steps: 5", "max_steps: 9"))
-        == left / "hpc_ckpt_10.ckpt"
-    )
-    assert [path.name for path in preempted_checkpoints(left)] == [
+    (tmp_path / "hpc_ckpt_10.ckpt").mkdir()
+    (tmp_path / ".hpc_ckpt_11.ckpt.1234").touch()  # half written
+    assert [path.name for path in preempted_checkpoints(tmp_path)] == [
         "hpc_ckpt_2.ckpt",
         "hpc_ckpt_10.ckpt",
     ]
-    assert next_checkpoint(left).name == "hpc_ckpt_11.ckpt"
+    assert next_checkpoint(tmp_path).name == "hpc_ckpt_11.ckpt"
 
 
-def test_a_job_without_a_checkpoint_begins_anew(tmp_path):
-    assert (
-        resumed_from(tmp_path / "none", CONFIG) is None
-        and next_checkpoint(tmp_path).name == "hpc_ckpt_1.ckpt"
+def test_a_longer_run_is_the_same_training():
+    belongs(CONFIG, CONFIG.replace("max_steps: 5", "max_steps: 9"))
+
+
+def test_a_class_that_was_renamed_is_the_same_training():
+    belongs(
+        "model: {judge: {class_path: temper.judges.yes_no.YesNoLM}}",
+        "model: {judge: {class_path: temper.judges.YesNoLM}}",
     )
-
-
-def test_a_class_that_was_renamed_is_the_same_training(left):
-    saved = "data: {judge: {class_path: temper.judges.yes_no.YesNoLM}}"
-    (left / "config.yaml").write_text(saved)
-    now = "data: {judge: {class_path: temper.judges.YesNoLM}}"
-    assert resumed_from(left, now) == left / "hpc_ckpt_2.ckpt"
 
 
 @pytest.mark.parametrize(
     ("old", "new", "name"),
-    [("lam: 1.0", "lam: 2.0", "model.init_args.lam=1.0"), ("n: 3", "m: 3", "data.init_args.n=3")],
+    [("lam: 1.0", "lam: 2.0", "model.lam=1.0"), ("n: 3", "m: 3", "data.n=3")],
 )
-def test_a_job_does_not_resume_from_another_training(left, old, new, name):
-    with pytest.raises(TemperError, match="delete it to start from scratch") as refusal:
-        resumed_from(left, CONFIG.replace(old, new))
-    assert name in str(refusal.value) and "hpc_ckpt_2.ckpt" in str(refusal.value)
+def test_a_job_does_not_resume_from_another_training(old, new, name):
+    with pytest.raises(TemperError, match="delete it") as refusal:
+        belongs(CONFIG, CONFIG.replace(old, new))
+    assert name in str(refusal.value)
+
+
+@pytest.mark.parametrize("word", ["--model.optimizer.lr=0.5", "--seed_everything=3"])
+def test_a_requeued_job_of_another_config_is_refused(slurm, temper, tmp_path, capsys, word):
+    slurm(SLURM_NTASKS="1", SLURM_NTASKS_PER_NODE="1", SLURM_NNODES="1")
+    saver = ("--trainer.enable_checkpointing=true",)
+    temper("fit", tmp_path, *saver)
+    os.link(next((tmp_path / "checkpoints").iterdir()), tmp_path / "hpc_ckpt_1.ckpt")
+    with pytest.raises(SystemExit):
+        temper("fit", tmp_path, *saver, word)
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "hpc_ckpt_1.ckpt" in line and "delete it to start from scratch" in line
 
 
 def test_a_requeued_job_resumes_from_its_own_checkpoint(slurm, temper, tmp_path, monkeypatch):
