@@ -191,3 +191,16 @@ def test_a_new_run_begins_a_new_metrics_file(temper, tmp_path):
     temper("fit", tmp_path, "--trainer.max_steps=3")
     temper("fit", tmp_path, "--trainer.max_steps=1")
     assert set(_rows(tmp_path, "loss/instruct")) == {"0"}
+
+
+def test_a_resumed_run_writes_metrics_through_no_link(temper, tmp_path):
+    run = tmp_path / "run"
+    temper("fit", run, "--trainer.enable_checkpointing=true", "--trainer.max_steps=1")
+    own = tmp_path / "thesis.csv"
+    (run / "metrics.csv").rename(own)
+    before = own.read_bytes()
+    (run / "metrics.csv").symlink_to(own)
+    checkpoint = next((run / "checkpoints").glob("*.ckpt"))
+    temper("fit", run, f"--ckpt_path={checkpoint}", "--trainer.max_steps=2")
+    assert own.read_bytes() == before
+    assert set(_rows(run, "loss/instruct")) == {"0", "1"}
