@@ -14,7 +14,8 @@ from temper.models.lora import base_model_name, is_adapted
 from temper.output_folder import check_target, resolve_target
 
 FOLDER_FLAG = "HFExport.folder"
-RUN_SUFFIXES = (".json", ".jsonl", ".yaml", ".csv", ".diff", ".ckpt")  # of a run folder's files
+# Of the files that a run or a study's stage writes into the run folder.
+RUN_SUFFIXES = (".json", ".jsonl", ".yaml", ".csv", ".diff", ".ckpt", ".txt")
 
 
 class HFExport(L.Callback):

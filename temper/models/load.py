@@ -234,9 +234,8 @@ def load_network(folder: Path, spec: NetworkSpec, **settings: Any) -> nn.Module:
     """
     from transformers import AutoModelForCausalLM
 
-    network: nn.Module
     with _translate_load_errors(folder, spec):
-        network, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=getattr(torch, spec.dtype),
             use_safetensors=True,
@@ -246,7 +245,8 @@ def load_network(folder: Path, spec: NetworkSpec, **settings: Any) -> nn.Module:
             output_loading_info=True,
             **settings,
         )
-    check_loaded(network, info, f"{FLAG}.path={spec.path}")
+    network: nn.Module = loaded[0]
+    check_loaded(network, loaded[1], f"{FLAG}.path={spec.path}")
     return network
 
 

@@ -88,7 +88,8 @@ def load_adapter(network: nn.Module, folder: Path, spec: NetworkSpec) -> nn.Modu
             " combined with another; use merge"
         )
     if spec.adapter != "merge":
-        return adapted
+        plain: nn.Module = adapted
+        return plain
     merged: nn.Module = adapted.merge_and_unload()
     # The merged weights are in no folder, so an adapter-only export must not name one.
     merged.name_or_path = ""  # type: ignore[assignment]
@@ -123,7 +124,7 @@ def attach_adapter(
             adapted = PeftModel.from_pretrained(network, folder, is_trainable=trainable)
         stored = load_peft_weights(str(folder), device="cpu")
         # from_pretrained does not return what it could not place.
-        placed = set_peft_model_state_dict(adapted, stored, adapter_name=FIRST)
+        placed: Any = set_peft_model_state_dict(adapted, stored, adapter_name=FIRST)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
