@@ -101,13 +101,16 @@ class HFExport(L.Callback):
         return target
 
     def _other_folders(self, trainer: L.Trainer, run: Path) -> Iterator[tuple[Path, str]]:
-        """Folders that other callbacks and the loggers of the run write to, with their names."""
-        for other in trainer.callbacks:  # type: ignore[attr-defined]
-            folder: Any = getattr(other, "dirpath", None)
+        """Folders that other callbacks and the loggers of the run write to, with their names; but
+        not the run folder and those around it.
+        """
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        for other in (*callbacks, *trainer.loggers):
+            folder: Any = getattr(other, "dirpath", None) or getattr(other, "log_dir", None)
             if isinstance(other, HFExport) and other is not self:
                 folder = run / other.folder
-            if folder is not None and "://" not in str(folder):
-                yield Path(folder).resolve(), type(other).__name__
-        for logger in trainer.loggers:
-            if logger.log_dir and Path(logger.log_dir).resolve() != run:
-                yield Path(logger.log_dir).resolve(), type(logger).__name__
+            if folder is None or "://" in str(folder):
+                continue
+            place = Path(folder).resolve()
+            if place != run and place not in run.parents:
+                yield place, type(other).__name__

@@ -217,6 +217,8 @@ def base_folder(folder: Path, spec: NetworkSpec, weights: bool = True) -> Path:
             weights,
         )
     except TemperError as error:
+        if base and Path(base).is_dir():  # it is there, with a link out of it
+            raise
         raise TemperError(
             f"{FLAG}.path={spec.path}: its adapter_config.json names the base {base}, which is no"
             " folder and not in the hub cache; put it back, edit base_model_name_or_path, or set"
