@@ -32,7 +32,13 @@ from temper.models.folder import (
 )
 from temper.models.lora import attach_adapter
 from temper.models.score import contiguous_head_inputs
-from temper.models.weight_files import check_base, check_folder, check_loaded, check_tokens
+from temper.models.weight_files import (
+    check_base,
+    check_folder,
+    check_loaded,
+    check_tokens,
+    without_report,
+)
 
 _shared: dict[tuple[str | None, ...], Any] | None = None  # models, while `shared_models` is open
 
@@ -168,7 +174,7 @@ class ModelJudge(ABC):
         where = f"{type(self).__name__}.path={self.path}"
         adapted = is_adapter(self.folder)
         # Loading may draw random numbers, which must not change those of the training around it.
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), without_report():
             model, info = self._load(
                 auto_class.from_pretrained,
                 base_folder(self.folder, self.spec) if adapted else self.folder,

@@ -34,7 +34,13 @@ from temper.models.lora import (
     load_adapter,
 )
 from temper.models.quantize import check_bitsandbytes, prepare_quantized, quantization_settings
-from temper.models.weight_files import check_base, check_folder, check_loaded, check_tokens
+from temper.models.weight_files import (
+    check_base,
+    check_folder,
+    check_loaded,
+    check_tokens,
+    without_report,
+)
 from temper.packages import install_hint, is_installed
 
 # -- checks of the settings
@@ -234,7 +240,7 @@ def load_network(folder: Path, spec: NetworkSpec, **settings: Any) -> nn.Module:
     """
     from transformers import AutoModelForCausalLM
 
-    with _translate_load_errors(folder, spec):
+    with _translate_load_errors(folder, spec), without_report():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=getattr(torch, spec.dtype),

@@ -6,8 +6,10 @@ they are a sign that config.json is of another model.
 """
 
 import json
+import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -197,6 +199,23 @@ def read_header(path: Path, where: str) -> dict[str, TensorInfo]:
 
 
 # -- once loaded
+
+
+@contextmanager
+def without_report() -> Iterator[None]:
+    """Drop transformers' table of missing and unexpected weights inside a ``with`` block:
+    `check_loaded` gives the reason in one line.
+    """
+    logger = logging.getLogger("transformers.modeling_utils")
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)
 
 
 def check_loaded(network: nn.Module, info: Mapping[str, Any], where: str) -> None:

@@ -1,6 +1,7 @@
 """Weights are all there, are numbers, and come from safetensors, or the load is one line."""
 
 import json
+import logging
 import pickle
 import re
 import shutil
@@ -72,6 +73,17 @@ K = "model.layers.1.self_attn.k_proj.weight"
 def test_a_missing_weight_is_refused(folder):
     edit(folder / WEIGHTS, lambda tensors: tensors.pop(K))
     refused(folder, rf"files lack 1 weight \({re.escape(K)}, .*random numbers")
+
+
+def test_the_refusal_is_the_only_line(folder, caplog):
+    edit(folder / WEIGHTS, lambda tensors: tensors.pop(K))
+    transformers = logging.getLogger("transformers")
+    transformers.addHandler(caplog.handler)  # its records do not reach the root logger
+    try:
+        refused(folder, "files lack 1 weight")
+    finally:
+        transformers.removeHandler(caplog.handler)
+    assert caplog.records == []
 
 
 def test_fewer_layers_than_configured_are_refused(folder):
