@@ -7,11 +7,8 @@ absolute paths.
 import copy
 import json
 import platform
-import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
@@ -24,11 +21,13 @@ from transformers import PreTrainedTokenizerBase
 from temper.models.folder import HUB_NAME, NetworkSpec
 from temper.models.lora import is_adapted, merge_cosine, merged_copy, save_adapter
 from temper.models.quantize import is_quantized
+from temper.output_folder import staging_folder
 from temper.packages import installed_version
-from temper.run_folder import CARD, EVALUATION, replace_folder
+from temper.run_folder import CARD, EVALUATION
 
 # -- exporting
 
+WRITER = "temper export"  # in the marker of the folder
 Dtype = Literal["float32", "bfloat16", "float16"]
 MIN_MERGE_COSINE = 0.999  # a merge that keeps less of an adapter's change gives a warning
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
@@ -42,11 +41,12 @@ def export_network(
     card: str | Callable[[nn.Module], str] | None = None,
     stop_ids: Sequence[int] | None = None,
     dtype: torch.dtype | None = None,
+    flag: str = "--folder",
 ) -> None:
     """Save weights (safetensors), config, tokenizer, generation config and card in a folder.
 
-    An existing folder is replaced in one move. The network in training does not change. Sampling
-    settings of the base model are kept.
+    An earlier export is replaced in one move (`temper.output_folder`). The network in training does
+    not change. Sampling settings of the base model are kept.
 
     Args:
         network: A transformers model, or a PEFT model around one.
@@ -58,12 +58,14 @@ def export_network(
             saved; None writes no README.md.
         stop_ids: Tokens that end an answer; None keeps those of the network's generation config.
         dtype: Precision of the saved weights, unless only an adapter is saved; None: their own.
+        flag: Option that gave the folder, for errors.
 
     Raises:
-        TemperError: only the adapter would be saved, and its base model is in no folder.
+        TemperError: only the adapter would be saved, and its base model is in no folder; or the
+            target holds files that Temper did not write.
     """
     adapter_only = not merge and is_adapted(network)
-    with staging_folder(folder) as staging:
+    with staging_folder(folder, flag, WRITER) as staging:
         saved: Any = network
         if adapter_only:
             save_adapter(network, staging)
@@ -93,6 +95,7 @@ def export_module(
     step: int = 0,
     network: nn.Module | None = None,
     dtype: str | None = None,
+    flag: str = "--folder",
 ) -> None:
     """Export the network of an objective, with the tokenizer of its data and a model card.
 
@@ -107,6 +110,7 @@ def export_module(
             ranks.
         dtype: Precision of the saved weights by torch's name, unless only an adapter is saved;
             None: their own.
+        flag: Option that gave the folder, for errors.
     """
     spec: Any = getattr(module, "network_spec", None)
     network = module.network if network is None else network
@@ -126,6 +130,7 @@ def export_module(
         card=None if spec is None else make_card,
         stop_ids=getattr(data, "stop_ids", None),
         dtype=None if dtype is None else getattr(torch, dtype),
+        flag=flag,
     )
 
 
@@ -173,27 +178,6 @@ def _generation_config(
         for name in SAMPLING:
             setattr(config, name, None)
     return config
-
-
-@contextmanager
-def staging_folder(folder: Path) -> Iterator[Path]:
-    """Give an empty folder to write to, which replaces ``folder`` when the ``with`` block ends.
-
-    If the block raises, the new folder is deleted and ``folder`` does not change.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    old = staging.with_name(f"{staging.name}-old")
-    try:
-        yield staging
-        staging.chmod(0o755)
-        for file in staging.rglob("*"):
-            if file.is_file():
-                file.chmod(0o644)  # safetensors makes files that only their owner can read
-        replace_folder(folder, staging, old)
-    finally:
-        for left_over in (staging, old) if folder.exists() else (staging,):
-            shutil.rmtree(left_over, ignore_errors=True)
 
 
 # -- the model card

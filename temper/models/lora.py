@@ -5,6 +5,7 @@ is frozen, and only `SECOND` is trained.
 """
 
 import copy
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,19 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from temper.errors import TemperError
-from temper.models.folder import FLAG, LoRASpec, NetworkSpec
+from temper.models.folder import FLAG, LoRASpec, NetworkSpec, first_line
 from temper.models.quantize import dequantize, is_quantized
+from temper.models.weight_files import ADAPTER_WEIGHTS, AGAIN, check_finite
 
 # Names of the adapters in PEFT, and so in state dicts and checkpoints.
 FIRST = "default"
 SECOND = "next"
-
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 # -- adding, loading, switching off
 
@@ -76,23 +77,78 @@ def load_adapter(network: nn.Module, folder: Path, spec: NetworkSpec) -> nn.Modu
         frozen, for `add_lora`.
 
     Raises:
-        TemperError: ``new``, and the adapter is more than a plain LoRA adapter.
+        TemperError: ``new``, and the adapter is more than a plain LoRA adapter; or as
+            `attach_adapter`.
     """
-    from peft import PeftModel
-
-    adapted = PeftModel.from_pretrained(network, folder, is_trainable=spec.adapter == "continue")
+    where = f"{FLAG}.path={spec.path}"
+    adapted: Any = attach_adapter(network, folder, where, trainable=spec.adapter == "continue")
     if spec.adapter == "new" and (extra := _find_extra(adapted.peft_config[FIRST])):
         raise TemperError(
             f"{FLAG}.adapter=new: the adapter in path={spec.path} has {extra}, which cannot be"
             " combined with another; use merge"
         )
     if spec.adapter != "merge":
-        return adapted
+        plain: nn.Module = adapted
+        return plain
     merged: nn.Module = adapted.merge_and_unload()
     # The merged weights are in no folder, so an adapter-only export must not name one.
     merged.name_or_path = ""  # type: ignore[assignment]
     merged.config._name_or_path = ""  # type: ignore[union-attr]
     return merged.requires_grad_(True)  # PEFT had frozen the base model
+
+
+def attach_adapter(
+    network: nn.Module, folder: Path, where: str, trainable: bool = False
+) -> nn.Module:
+    """Put the adapter of a folder on its base model, whole.
+
+    Args:
+        network: The base model.
+        folder: Folder of the adapter, with safetensors.
+        where: Flag and folder, for errors.
+        trainable: Whether its weights are trained further.
+
+    Returns:
+        The PEFT model.
+
+    Raises:
+        TemperError: the adapter is of another network: weights of it are missing, left over or of
+            another shape, or no layer has a name that its config targets; or they are not finite.
+    """
+    from peft import PeftModel
+    from peft.utils import load_peft_weights, set_peft_model_state_dict
+
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Found missing adapter keys")  # an error below
+            adapted = PeftModel.from_pretrained(network, folder, is_trainable=trainable)
+        stored = load_peft_weights(str(folder), device="cpu")
+        # from_pretrained does not return what it could not place.
+        placed: Any = set_peft_model_state_dict(adapted, stored, adapter_name=FIRST)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        reason = f"lacks {error}" if isinstance(error, KeyError) else _size_mismatch(error)
+        raise TemperError(
+            f"{where}: its adapter does not fit its base model: {reason}; {AGAIN}, or put the base"
+            " model back that it was trained on (base_model_name_or_path in adapter_config.json)"
+        ) from error
+    missing = sorted(name for name in placed.missing_keys if f".{FIRST}" in name)
+    for names, verb in ((missing, "lacks"), (sorted(placed.unexpected_keys), "holds, unused,")):
+        if names:
+            raise TemperError(
+                f"{where}: its adapter {verb} {len(names)} weights ({names[0]}, ...), by its config"
+                f" and this base model; {AGAIN}, or put the base model back that it was trained on"
+                " (base_model_name_or_path in adapter_config.json)"
+            )
+    check_finite(stored.items(), where)
+    return adapted
+
+
+def _size_mismatch(error: Exception) -> str:
+    """The line of an error that names a weight of another shape, or its first line."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return next((line for line in lines if "size mismatch" in line), first_line(error)).rstrip(".")
 
 
 def cast_trainable_to_fp32(network: nn.Module) -> nn.Module:
