@@ -166,6 +166,7 @@ def _words(name: str, folder) -> list[str]:
         "--data.init_args.n_eval=2",
         f"--data.init_args.eval_kinds=[{','.join(KINDS)}]",
         *(f"--data.init_args.{key}={value}" for key, value in SIZES[name].items()),
+        *(["--data.init_args.retain_substitutes=true"] if config == "unlearning" else []),
         "--model.init_args.network.shape.hidden_size=32",
         "--model.init_args.network.shape.n_layers=1",
         "--trainer.max_steps=2",
