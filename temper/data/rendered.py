@@ -68,7 +68,7 @@ class Conversation:
         tags: Of reasoning; None: there are none.
         quote: Marks control tokens in a text, a list or a dictionary.
         reads_input: Whether the template has a section for a turn's input.
-        opened: The prompt of the last turn ends with the opening tag.
+        opened: Prompts end with the opening tag, so that answers need not begin with it.
 
     Attributes:
         pieces: The texts that are not blank.
@@ -94,9 +94,8 @@ class Conversation:
         self._turns: list[dict[str, Any]] = []
         for number, message in enumerate(messages):
             _check_private(message, number)
-            is_last = number == len(messages) - 1
             block = (
-                split_reasoning(message.content, tags, opened and is_last)
+                split_reasoning(message.content, tags, opened)
                 if tags and message.role == "assistant" and tags[1] in message.content
                 else None
             )
