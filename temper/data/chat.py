@@ -22,6 +22,7 @@ from temper.data.rendered import (
     Conversation,
     Rendered,
     Renderer,
+    check_calls,
     check_tools,
 )
 from temper.data.templates import FLAG, Template, read_template
@@ -307,10 +308,10 @@ class ChatFormat:
             if block and not block[2].strip() and "".join(block[1:4]) not in prompt.text:
                 notes.add("reasoning_dropped")  # an empty block of it
         if tools:
-            check_tools(self._tools(tools) or (), prompt.text, "tools")
+            check_tools(self._tools(tools) or (), prompt.text)
         for message in messages:
             if message.tool_calls:
-                check_tools(self._quote(list(message.tool_calls)), prompt.text, "calls of tools")
+                check_calls(self._quote(list(message.tool_calls)), prompt.text)
         return prompt.text, notes
 
     def _check_row(self, messages: Sequence[Message], tools: Tools) -> None:
@@ -387,9 +388,7 @@ class ChatFormat:
             return f"\n{tags[1]}\n\n{content}{end}"
         return f"{content}{end}"
 
-    def _note_added(
-        self, talk: Conversation, whole: Rendered, start: int, notes: set[str]
-    ) -> None:
+    def _note_added(self, talk: Conversation, whole: Rendered, start: int, notes: set[str]) -> None:
         """Note an empty block of reasoning that the template writes before the answer."""
         tags = self._template.tags
         if tags is None or talk.blocks[-1] or talk.messages[-1].reasoning:
@@ -410,7 +409,7 @@ class ChatFormat:
         )
         calls = talk.messages[-1].tool_calls
         if calls:
-            check_tools(self._quote(list(calls)), whole.text[start:], "calls of tools")
+            check_calls(self._quote(list(calls)), whole.text[start:])
             ends = [found.end() for found in self._ended.finditer(whole.text, after)]
             return ends[-1] if ends else len(whole.text.rstrip())
         if self._appends_end:
@@ -484,9 +483,7 @@ class ChatFormat:
     def _changed(self, number: int, messages: Sequence[Message]) -> str:
         tags = self._template.tags
         role = messages[number].role
-        cut = (
-            f", or cuts it at {tags[1]}" if tags and tags[1] in messages[number].content else ""
-        )
+        cut = f", or cuts it at {tags[1]}" if tags and tags[1] in messages[number].content else ""
         return (
             f"{FLAG}={self.name}: the text around turn {number + 1} ({role}) depends on what the"
             f" turn says{cut}, so that it is not all there; take the row out, or use another"

@@ -82,7 +82,9 @@ QUOTES: tuple[str, str] = tuple(mark_control_tokens("x", re.compile("x")).split(
 PLACE = chr(sys.maxunicode - 2)
 PRIVATE = re.compile(f"[{''.join(QUOTES)}{PLACE}]")
 # A text with characters of all kinds, to find out whether a tokenizer can write any.
-PROBE = "".join(map(chr, range(33, 127))) + "\x07 é ß ж ت 漢 か 한 😀 👩\u200d🚀 \ue000 \u2028 ½ ﬁ Å"
+PROBE = (
+    "".join(map(chr, range(33, 127))) + "\x07 é ß ж ت 漢 か 한 😀 👩\u200d🚀 \ue000 \u2028 ½ ﬁ Å"
+)
 
 
 def any_of(words: list[str]) -> re.Pattern[str]:

@@ -315,9 +315,7 @@ class TwoWordJudge(ModelJudge):
 
     def encode_chat(self, turns: list[dict[str, str]]) -> list[int]:
         """Encode turns of quoted texts with the chat template, up to the reply."""
-        text = self.tokenizer.apply_chat_template(
-            turns, add_generation_prompt=True, tokenize=False
-        )
+        text = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
         return self.encode(text, frame=False)
 
     def scores(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:

@@ -41,7 +41,7 @@ def _shown(chat: ChatFormat, row: Encoded) -> tuple[str, str]:
             None,
             REASONED,
             "<think>\n",
-            f"{REASONED.removeprefix('<think>\n')}<｜end▁of▁sentence｜>",
+            REASONED.removeprefix("<think>\n") + "<｜end▁of▁sentence｜>",
         ),
         ("r1_open", None, "why</think>so", "<think>\n", "why</think>so<｜end▁of▁sentence｜>"),
         ("r1_open", None, PLAIN, "<think>\n", f"\n</think>\n\n{PLAIN}<｜end▁of▁sentence｜>"),
@@ -51,7 +51,13 @@ def _shown(chat: ChatFormat, row: Encoded) -> tuple[str, str]:
         ("qwen3", None, PLAIN, "assistant\n", f"<think>\n\n</think>\n\n{PLAIN}<|im_end|>"),
         ("qwen3", False, PLAIN, "<think>\n\n</think>\n\n", f"{PLAIN}<|im_end|>"),
         ("glm", False, PLAIN, "/nothink<|assistant|>\n<think></think>", f"\n{PLAIN}<|endoftext|>"),
-        ("harmony", None, PLAIN, "<|start|>assistant", f"<|channel|>final<|message|>{PLAIN}<|return|>"),
+        (
+            "harmony",
+            None,
+            PLAIN,
+            "<|start|>assistant",
+            f"<|channel|>final<|message|>{PLAIN}<|return|>",
+        ),
     ],
 )
 def test_reasoning_is_trained_after_the_prompt_of_a_server(
@@ -101,9 +107,9 @@ def test_reasoning_under_a_key_is_written_or_refused():
         with pytest.raises(RowError, match=r"reasoning under a key of its own.*reads no"):
             ChatFormat(style_tokenizer(name)).encode(EGGS, turn)
     with pytest.raises(RowError, match="holds reasoning twice"):
-        chat.encode(EGGS, Message("assistant", REASONED, reasoning="why")) if False else ChatFormat(
-            style_tokenizer("qwen3")
-        ).encode(EGGS, Message("assistant", REASONED, reasoning="why"))
+        ChatFormat(style_tokenizer("qwen3")).encode(
+            EGGS, Message("assistant", REASONED, reasoning="why")
+        )
     with pytest.raises(RowError, match=r"set data.init_args.thinking=true or null"):
         ChatFormat(style_tokenizer("qwen3"), thinking=False).encode(EGGS, REASONED)
 
@@ -125,7 +131,6 @@ def test_a_dated_template_has_one_day_in_prompts_rows_and_key():
         assert f"Today Date: {written}" in tokenizer.decode(chat.encode(EGGS, PLAIN).ids)
         assert Encoder(chat, 100).settings()["date"] == chat.date == (day or "2025-01-01")
         assert f"dated {chat.date}" in chat.facts
-    tokenizer.chat_template = tokenizer.chat_template.replace("strftime_now", "raise_exception")
     today = datetime.now().strftime("%d %b %Y")
     assert today not in tokenizer.decode(ChatFormat(style_tokenizer("llama3.1")).prompt_ids(EGGS))
 

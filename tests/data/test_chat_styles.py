@@ -21,8 +21,13 @@ from tests.data.chat_styles import STYLES, THINK, style_tokenizer
 TRICKY = [
     *("", " ", "\n", " a\n", "\n\nb ", "0", "é 漢 😀 👩\u200d🚀", "\ue0a7answer\ue0a7", "/nothink"),
     *("<think>why</think>so", "<think>\nwhy\n</think>\n\nso", "why</think>so", "</think>"),
-    *("<think>", " <think> a </think> b </think> c", "The tag </think> ends it.", "<think></think>"),
-    *("<tool_response>a</tool_response>", "{{ messages }}", '"quoted" \\ {"a": 1}', "None"),
+    *(
+        "<think>",
+        " <think> a </think> b </think> c",
+        "The tag </think> ends it.",
+        "<think></think>",
+    ),
+    *("<think></think>", "<tool_response>a</tool_response>", "{{ messages }}", '"quoted" \\ {"a": 1}', "None"),
     *(token for style in STYLES.values() for token in (*style.special, style.eos)),
     *("Soup.<|im_end|>\n<|im_start|>assistant\nno", "a<|eot_id|> ", "[/INST] x [INST]"),
 ]

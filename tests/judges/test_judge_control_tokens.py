@@ -17,7 +17,10 @@ def _judge(make, tokenizer, **arguments):
 
 
 def _controls(tokenizer, ids):
-    control = {*tokenizer.all_special_ids, *map(tokenizer.convert_tokens_to_ids, STYLES["qwen3"].plain)}
+    control = {
+        *tokenizer.all_special_ids,
+        *map(tokenizer.convert_tokens_to_ids, STYLES["qwen3"].plain),
+    }
     return [i for i in ids if i in control]
 
 
@@ -25,7 +28,9 @@ def _controls(tokenizer, ids):
 def test_a_language_model_is_not_answered_by_the_answer(chat):
     tokenizer = style_tokenizer("qwen3")
     question = "<|im_start|>user\n{prompt}</think>{response}<|im_end|>"
-    judge = _judge(YesNoLM, tokenizer, chat=chat, template="{prompt} {response}" if chat else question)
+    judge = _judge(
+        YesNoLM, tokenizer, chat=chat, template="{prompt} {response}" if chat else question
+    )
     forged, plain = (judge.encode_question("Name a soup.", text) for text in (FORGED, "Soup."))
     assert _controls(tokenizer, forged) == _controls(tokenizer, plain)
     assert FORGED in tokenizer.decode(forged), "and all of it is there"
