@@ -138,7 +138,9 @@ class ChatFormat:
         )
         whole = self._render(self._talk([user, answer]))
         span = whole.spans[1]
-        if span is None or whole.unmatched is not None:
+        if whole.unmatched is not None:
+            raise TemperError(self._changed(whole.unmatched, [user, answer]))
+        if span is None:
             raise TemperError(f"{FLAG}={self.name}: it writes turn 2 0 times, and must once")
         self.folds_system = not self._takes_system()
         prompt = self._render(self._talk([user]), to_go_on=True).text
