@@ -11,7 +11,7 @@ from temper.data.chat import ChatFormat, Encoded
 from temper.data.encode import Encoder, EncodeReport
 from temper.data.examples import Example, Message
 from temper.data.readers import RowError
-from temper.data.tokenizer import PLACE, QUOTES
+from temper.data.tokenizer import PLACE, QUOTES, encode_quoted
 from temper.errors import TemperError
 from tests.data.chat_styles import style_tokenizer
 from tests.judges.models import words_tokenizer
@@ -106,6 +106,10 @@ def test_reasoning_under_a_key_is_written_or_refused():
     for name in ("chatml", "r1", "llama3"):
         with pytest.raises(RowError, match=r"reasoning under a key of its own.*reads no"):
             ChatFormat(style_tokenizer(name)).encode(EGGS, turn)
+    tokenizer = style_tokenizer("qwen3")
+    tokenizer.chat_template = tokenizer.chat_template.replace("reasoning.strip('\n')", "''")
+    with pytest.raises(RowError, match="does not write the whole answer after its own prompt"):
+        ChatFormat(tokenizer).encode(EGGS, turn)
     with pytest.raises(RowError, match="holds reasoning twice"):
         ChatFormat(style_tokenizer("qwen3")).encode(
             EGGS, Message("assistant", REASONED, reasoning="why")
@@ -197,6 +201,13 @@ def test_text_with_a_private_mark_is_refused(mark):
     ):
         with pytest.raises(RowError, match=found):
             chat.encode(messages, answer)
+
+
+@pytest.mark.parametrize("mark", QUOTES)
+def test_half_a_pair_of_marks_is_never_a_token(mark):
+    tokenizer = style_tokenizer("chatml")
+    ids = encode_quoted(tokenizer, f"soup{mark}bread")
+    assert tokenizer.decode(ids) == "soupbread"
 
 
 def _normalising(normalizer, control: AddedToken | None = None) -> PreTrainedTokenizerFast:
