@@ -26,7 +26,15 @@ from temper.data.rendered import (
     check_tools,
 )
 from temper.data.templates import FLAG, Template, read_template
-from temper.data.tokenizer import QUOTES, TextCheck, adds_bos, any_of, control_tokens, encode_quoted
+from temper.data.tokenizer import (
+    QUOTES,
+    TextCheck,
+    TokenRow,
+    adds_bos,
+    any_of,
+    control_tokens,
+    encode_quoted,
+)
 from temper.errors import TemperError
 
 Tools = Sequence[dict[str, Any]]
@@ -264,7 +272,7 @@ class ChatFormat:
             and (all_turns if message.trained is None else message.trained)
         ]
         whole = self._render(talk, self._tools(tools))
-        row = _Row(self)
+        row = TokenRow(self.tokenizer)
         if not self._is_whole(talk, whole, prompt):
             row.write(prompt, False)
             row.write(prompt + self._composed(talk, prompt, notes), True)
@@ -491,45 +499,6 @@ class ChatFormat:
             f" turn says{cut}, so that it is not all there; take the row out, or use another"
             " template"
         )
-
-    def _continued(self, text: str) -> list[int]:
-        """Tokens of a text in the middle of a conversation: tokenised after a line break, since
-        some tokenizers begin a text with a space.
-        """
-        line_break = encode_quoted(self.tokenizer, "\n")
-        ids = encode_quoted(self.tokenizer, "\n" + text)
-        return (
-            ids[len(line_break) :]
-            if ids[: len(line_break)] == line_break
-            else encode_quoted(self.tokenizer, text)
-        )
-
-
-class _Row:
-    """Tokens of a conversation, appended section by section."""
-
-    def __init__(self, chat: ChatFormat) -> None:
-        self.chat = chat
-        self.text = ""
-        self.ids: list[int] = []
-        self.trained: list[bool] = []
-
-    def write(self, text: str, trained: bool) -> None:
-        """Extend the row to ``text``, which begins with the text so far: with the tokens of the
-        whole text if they begin with those so far, else with tokens of the rest alone.
-        """
-        whole = encode_quoted(self.chat.tokenizer, text)
-        same = whole[: len(self.ids)] == self.ids
-        self.add(
-            whole[len(self.ids) :] if same else self.chat._continued(text[len(self.text) :]),
-            trained,
-        )
-        self.text = text
-
-    def add(self, ids: list[int], trained: bool) -> None:
-        """Append tokens."""
-        self.ids += ids
-        self.trained += [trained] * len(ids)
 
 
 _EXAMPLE: list[dict[str, Any]] = [

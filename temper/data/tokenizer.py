@@ -132,6 +132,54 @@ def unmark(text: str) -> str:
     return PRIVATE.sub("", text)
 
 
+class TokenRow:
+    """Tokens of a conversation, appended section by section.
+
+    Args:
+        tokenizer: The tokenizer.
+
+    Attributes:
+        text: The text so far.
+        ids: Its tokens.
+        trained: For each token, whether it is trained.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self.text = ""
+        self.ids: list[int] = []
+        self.trained: list[bool] = []
+
+    def write(self, text: str, trained: bool) -> None:
+        """Extend the row to ``text``, which begins with the text so far: with the tokens of the
+        whole text if they begin with those so far, else with tokens of the rest alone.
+        """
+        whole = encode_quoted(self.tokenizer, text)
+        same = whole[: len(self.ids)] == self.ids
+        self.add(
+            whole[len(self.ids) :] if same else self._continued(text[len(self.text) :]),
+            trained,
+        )
+        self.text = text
+
+    def add(self, ids: list[int], trained: bool) -> None:
+        """Append tokens."""
+        self.ids += ids
+        self.trained += [trained] * len(ids)
+
+    def _continued(self, text: str) -> list[int]:
+        """Tokens of a text in the middle of a conversation: tokenised after a line break, since
+        some tokenizers begin a text with a space.
+        """
+        line_break = encode_quoted(self.tokenizer, "\n")
+        ids = encode_quoted(self.tokenizer, "\n" + text)
+        return (
+            ids[len(line_break) :]
+            if ids[: len(line_break)] == line_break
+            else encode_quoted(self.tokenizer, text)
+        )
+
+
 class Quoting:
     """Marks the control tokens in a text that a model judges or reads, for `encode_quoted`.
 
