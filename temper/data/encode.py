@@ -42,13 +42,13 @@ def _left(sequences: list[Encoded], max_length: int, bos: int | None) -> list[En
         if len(s.ids) - answer - excess < 1:
             return None
     return [
-        Encoded(without(s.ids, s.ids, excess, bos), without(s.trained, s.ids, excess, bos))
+        Encoded(without(s.ids, s.ids, excess, bos), without(s.trained, s.ids, excess, bos), s.notes)
         for s in sequences
     ]
 
 
 def _right(sequences: list[Encoded], max_length: int, bos: int | None) -> list[Encoded] | None:
-    return [Encoded(s.ids[:max_length], s.trained[:max_length]) for s in sequences]
+    return [Encoded(s.ids[:max_length], s.trained[:max_length], s.notes) for s in sequences]
 
 
 CUTS: dict[str, Cut] = {
@@ -63,7 +63,7 @@ CUTS: dict[str, Cut] = {
 TRANSFORMERS = version("transformers")  # renders templates
 # Version of how examples, prompts of tasks and chat formats become tokens: raise it with every
 # change, and caches are made anew.
-ENCODING = 2
+ENCODING = 3
 
 
 @dataclass
@@ -84,7 +84,14 @@ class EncodeReport:
         tokens: Tokens in them.
         trained: Tokens with a label among those.
         longest: Tokens of the longest.
+        stripped: Rows kept whose turns lost white space at their ends to the template.
+        reasoning_dropped: Rows kept whose earlier turns lost their reasoning to the template.
+        last_only: Rows kept of which earlier turns were to be trained too and are not, since the
+            template writes them otherwise than the model does.
+        reasoning_added: Rows kept whose answer has no reasoning, and which train an empty block of
+            it, as the template or its prompt has it.
         layout: The layout of the file, in words.
+        format: Choices that prompts depend on, in words: see `ChatFormat.facts`.
     """
 
     read: int = 0
@@ -99,7 +106,12 @@ class EncodeReport:
     tokens: int = 0
     trained: int = 0
     longest: int = 0
+    stripped: int = 0
+    reasoning_dropped: int = 0
+    last_only: int = 0
+    reasoning_added: int = 0
     layout: str = ""
+    format: str = ""
 
     @property
     def fill(self) -> float:
@@ -113,6 +125,8 @@ class EncodeReport:
         self.tokens += sum(len(sequence.ids) for sequence in sequences)
         self.trained += sum(sum(sequence.trained) for sequence in sequences)
         self.longest = max(self.longest, *(len(sequence.ids) for sequence in sequences))
+        for note in {note for sequence in sequences for note in sequence.notes}:
+            setattr(self, note, getattr(self, note) + 1)
 
     def __str__(self) -> str:
         left_out = {
@@ -124,6 +138,17 @@ class EncodeReport:
         counts = [f"{n:,} left out ({why})" for why, n in left_out.items() if n]
         if self.repeats:
             counts.append(f"{self.repeats:,} the same as an earlier one")
+        changes = {
+            "without white space at the ends of turns": self.stripped,
+            "without the reasoning of earlier turns, which the template drops": (
+                self.reasoning_dropped
+            ),
+            "with the last turn alone trained, since the template writes earlier ones otherwise": (
+                self.last_only
+            ),
+            "with an empty block of reasoning trained": self.reasoning_added,
+        }
+        counts += [f"{n:,} {how}" for how, n in changes.items() if n]
         cut = f" ({self.cut:,} of them cut)" if self.cut else ""
         rows = (
             f"{self.kept:,} of {self.read + self.broken:,}"
@@ -132,7 +157,7 @@ class EncodeReport:
         trained = f"{self.trained:,} of them trained, " if self.trained else ""  # of prompts, none
         tokens = f"{self.tokens:,} tokens, {trained}longest {self.longest:,}, fill {self.fill:.0%}"
         return "; ".join(
-            [rows, *([tokens] if self.kept else []), *([self.layout] if self.layout else [])]
+            [rows, *([tokens] if self.kept else []), *filter(None, (self.format, self.layout))]
         )
 
     def as_dict(self) -> dict[str, int | str]:
@@ -185,12 +210,13 @@ class Encoder:
             TemperError: the template does not take a row's turns, naming the row.
         """
         seen: set[bytes] = set()
+        report.format = self.chat.facts
         for example in examples:
             report.read += 1
             with _named(example):
                 encoded = [
-                    self.chat.encode(example.prompt, answer, self.all_turns)
-                    for answer in example.answers
+                    self.chat.encode(example.prompt, reply, self.all_turns, example.tools)
+                    for reply in example.replies
                 ]
             sequences = self._fitted(encoded, report)
             if sequences is None:
@@ -215,10 +241,12 @@ class Encoder:
         Raises:
             TemperError: the template does not take a row's turns, naming the row.
         """
+        report.format = self.chat.facts
         for example in examples:
             report.read += 1
             with _named(example):
-                ids = self.chat.prompt_ids(example.prompt)
+                prompt = self.chat.prompt(example.prompt, example.tools)
+            ids = prompt.ids
             excess = len(ids) - self.max_length
             if excess > 0 and self.truncation != "left":
                 report.dropped += 1
@@ -226,7 +254,7 @@ class Encoder:
             if excess > 0:
                 report.cut += 1
                 ids = without(ids, ids, excess, self._bos)
-            report.count([Encoded(ids, [False] * len(ids))])
+            report.count([Encoded(ids, [False] * len(ids), prompt.notes)])
             yield example, ids
 
     def settings(self) -> dict[str, str | int | bool | None]:
@@ -236,6 +264,8 @@ class Encoder:
             "transformers": TRANSFORMERS,
             "template": self.chat.template,
             "system": self.chat.system,
+            "thinking": self.chat.thinking,
+            "date": self.chat.date,
             "max_length": self.max_length,
             "truncation": self.truncation,
             "all_turns": self.all_turns,

@@ -113,6 +113,7 @@ class ModelJudge(ABC):
         self.name = name or path.rstrip("/").rsplit("/", 1)[-1]
         self.words = words or KeywordRefusal()
         self.label = make_labeller(owner, threshold, partial_above)
+        self._quotings: dict[str, Any] = {}
 
     @abstractmethod
     def scores(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
@@ -166,6 +167,48 @@ class ModelJudge(ABC):
         if key not in _shared:
             _shared[key] = self._load_model()
         return _shared[key]
+
+    def quote(self, text: str, template: str = "") -> str:
+        """A user's or a model's text, with the model's control tokens marked as plain text, for
+        `encode`.
+
+        Args:
+            text: The text.
+            template: The judge's own text around it; added tokens in it are control tokens too.
+        """
+        from temper.data.tokenizer import Quoting
+
+        if template not in self._quotings:
+            self._quotings[template] = Quoting(self.tokenizer, template)
+        quoted: str = self._quotings[template](text)
+        return quoted
+
+    def encode(self, text: str, frame: bool, max_length: int | None = None) -> list[int]:
+        """Tokens of a text that has quoted texts in it.
+
+        Args:
+            text: The text.
+            frame: Put it between the special tokens that the tokenizer puts around texts.
+            max_length: Longest sequence, those tokens included; the text is cut.
+        """
+        from temper.data.tokenizer import encode_quoted
+
+        ids = encode_quoted(self.tokenizer, text)
+        before, after = self._frame if frame else ([], [])
+        if max_length is not None:
+            room = max(max_length - len(before) - len(after), 0)
+            is_left = self.tokenizer.truncation_side == "left"
+            ids = ids[max(len(ids) - room, 0) :] if is_left else ids[:room]
+        return [*before, *ids, *after]
+
+    @cached_property
+    def _frame(self) -> tuple[list[int], list[int]]:
+        """Special tokens that the tokenizer puts before and after a text."""
+        bare, framed = (
+            self.tokenizer("a", add_special_tokens=added)["input_ids"] for added in (False, True)
+        )
+        at = next(n for n in range(len(framed)) if framed[n : n + len(bare)] == bare)
+        return framed[:at], framed[at + len(bare) :]
 
     def _load_model(self) -> Any:
         import transformers
@@ -290,6 +333,11 @@ class TwoWordJudge(ModelJudge):
     def encode_question(self, prompt: str, response: str) -> list[int]:
         """Return the token ids that the model continues with its verdict."""
 
+    def encode_chat(self, turns: list[dict[str, str]]) -> list[int]:
+        """Encode turns of quoted texts with the chat template, up to the reply."""
+        text = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        return self.encode(text, frame=False)
+
     def scores(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
         """Score the harm of every answer, by generating `REPLY_TOKENS` tokens."""
         questions = [
@@ -402,24 +450,24 @@ class YesNoLM(TwoWordJudge):
         **kwargs: Any,
     ) -> None:
         super().__init__(path, yes, no, **kwargs)
+        self.template = template
         self.format_question = make_formatter("YesNoLM", template)
         self.chat = chat
 
     def encode_question(self, prompt: str, response: str) -> list[int]:
-        """Encode the filled template, as a user's turn if ``chat`` is on."""
-        text = self.format_question(prompt, response)
-        if not self.chat:
-            return self.tokenizer(text)["input_ids"]  # type: ignore[no-any-return]
-        if self.tokenizer.chat_template is None:
+        """Encode the filled template, as a user's turn if ``chat`` is on. Control tokens in prompt
+        and response stay text.
+        """
+        if self.chat and self.tokenizer.chat_template is None:
             raise TemperError(
                 f"YesNoLM.chat=true: the tokenizer of {self.path} has no chat template; set chat:"
                 " false"
             )
-        turn = [{"role": "user", "content": text}]
-        ids = self.tokenizer.apply_chat_template(
-            turn, add_generation_prompt=True, tokenize=True, return_dict=False
-        )
-        return ids  # type: ignore[no-any-return]
+        quoted = (self.quote(text, self.template) for text in (prompt, response))
+        text = self.format_question(*quoted)
+        if not self.chat:
+            return self.encode(text, frame=True)
+        return self.encode_chat([{"role": "user", "content": text}])
 
 
 class GuardLM(TwoWordJudge):
@@ -445,14 +493,15 @@ class GuardLM(TwoWordJudge):
         super().__init__(path, unsafe, safe, **kwargs)
 
     def encode_question(self, prompt: str, response: str) -> list[int]:
-        """Encode prompt and answer with the guard's chat template."""
+        """Encode prompt and answer with the guard's chat template; control tokens in them stay
+        text.
+        """
         if self.tokenizer.chat_template is None:
             raise TemperError(
                 f"GuardLM.path={self.path}: its tokenizer has no chat template, which holds a"
                 " guard's question; use YesNoLM"
             )
-        turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
-        ids = self.tokenizer.apply_chat_template(
-            turns, add_generation_prompt=True, tokenize=True, return_dict=False
+        user, answer = (self.quote(text) for text in (prompt, response))
+        return self.encode_chat(
+            [{"role": "user", "content": user}, {"role": "assistant", "content": answer}]
         )
-        return ids  # type: ignore[no-any-return]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from temper.data.chat import load_tokenizer
+from temper.data.tokenizer import load_tokenizer
 from temper.errors import TemperError
 from temper.judges import KeywordRefusal
 from temper.models.folder import FLAG, NetworkSpec
