@@ -49,9 +49,9 @@ def turns_row(cells: Cells) -> Example:
     return Example(prompt, () if answer is None else (answer,))
 
 
-def prompt_row(cells: Cells) -> Example:
-    """A prompt alone."""
-    return Example(_prompt(cells, PROMPT))
+def prompt_row(cells: Cells, names: Names = PROMPT) -> Example:
+    """A prompt alone, from the first of these columns."""
+    return Example(_prompt(cells, names))
 
 
 def preference_row(cells: Cells) -> Example:
@@ -205,9 +205,14 @@ def _tools(value: object) -> str:
     )
 
 
+def read_mark(value: object) -> bool | None:
+    """Whether a cell marks an answer as desirable; None if it is no mark."""
+    return MARKS.get(str(value).strip().lower())
+
+
 def _mark(cells: Cells) -> bool:
     column = find(cells, LABEL) or LABEL[0]
-    mark = MARKS.get(str(cells.get(column)).strip().lower())
+    mark = read_mark(cells.get(column))
     if mark is None:
         raise RowError(
             f"column {column!r} is {quote(cells.get(column))}; wanted true (desirable) or false, or"
