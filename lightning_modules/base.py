@@ -17,6 +17,7 @@ from temper.errors import TemperError
 from temper.losses import MeanTerms, Scores, nll
 from temper.models import NetworkSpec, build_network, score
 from temper.models.generate import generate_greedy
+from temper.models.score import output_layer
 from temper.plan.cost import Cost, Pass
 
 
@@ -280,8 +281,16 @@ class ObjectiveModule(L.LightningModule):
     # -- hooks of Lightning
 
     def on_train_start(self) -> None:
-        """Decide about packing, and move the kept vectors of a checkpoint to the device."""
+        """Decide about packing, try the fused loss, and move the kept vectors of a checkpoint to
+        the device.
+
+        Raises:
+            TemperError: packing or the fused loss was chosen, and the network cannot have it.
+        """
         self.packing.decide(self)
+        if self.fused_loss:
+            with self.trainer.precision_plugin.forward_context():
+                output_layer(self.policy)
         self.kept = {name: vector.to(self.device) for name, vector in self.kept.items()}
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:

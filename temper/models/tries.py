@@ -38,7 +38,7 @@ def _sequence(network: nn.Module, start: int) -> Tensor:
 
 
 def changed_logits(lm: nn.Module, decoder: nn.Module, head: nn.Module) -> str | None:
-    """What a causal LM does to its logits beside the product with its output layer; None if nothing.
+    """What a causal LM does to its logits beside the product with its output layer, if anything.
 
     The output layer is made to give logits of a wide range, in which any cap, scale, bias or mask
     after it shows, however small the network's own logits are; and its input is compared with the
@@ -82,44 +82,65 @@ def isolates_packed_sequences(network: nn.Module) -> bool:
     """Whether sequences that are packed into one row do not see each other, and are what they are
     alone.
 
-    * Another first sequence must not change the logits of the second in a single bit, since what is
-      hidden is multiplied by zero in every precision; a few units in the last place are allowed if
-      they are nothing beside the change where the second does attend (experts of a mixture get
-      other batches). That change must be visible, or the try says nothing and packing is left out.
+    * Another first sequence must change no module's outputs for the second, down to the bits: what
+      is hidden is multiplied by zero in every precision. (Rounding is allowed for: experts of a
+      mixture get other batches.) Outputs of modules are compared, because a leak may be scaled down
+      behind the module, and hidden by rounding in the logits. Where the second sequence is allowed
+      to attend, the change must be visible, or the try says nothing and nothing is packed.
     * Packed, the logits must be far nearer to those of the sequence alone than to those of one long
       sequence: positions begin anew.
     """
-    first, other, second = (_sequence(network, start) for start in (1, 21, 9))
+    first, second = (_sequence(network, start) for start in (1, 9))
+    pairs = [torch.cat([before, second], dim=1) for before in (first, first.flip(1))]
     positions = torch.arange(LENGTH, device=second.device).repeat(2)[None]
-
-    def logits(ids: Tensor, **inputs: Tensor) -> Tensor:
-        out: Tensor = network(input_ids=ids, use_cache=False, **inputs).logits[0, -LENGTH:]
-        return out
-
+    # With a mask that shows everything, networks do not look for sequences by position.
+    everything = {"position_ids": positions, "attention_mask": torch.ones_like(pairs[0])}
     try:
         with _evaluating(network):
-            pairs = [torch.cat([before, second], dim=1) for before in (first, other)]
-            packed, changed = (logits(pair, position_ids=positions) for pair in pairs)
-            # With a mask that shows everything, networks do not look for sequences by position.
-            attending, moved = (
-                logits(pair, position_ids=positions, attention_mask=torch.ones_like(pair))
-                for pair in pairs
-            )
-            alone = logits(second)
-            joined = logits(pairs[0])
+            packed, hidden = (_outputs(network, pair, position_ids=positions) for pair in pairs)
+            attending, moved = (_outputs(network, pair, **everything) for pair in pairs)
+            joined = network(input_ids=pairs[0], use_cache=False).logits[0, -LENGTH:].float()
+            alone = network(input_ids=second, use_cache=False).logits[0].float()
     except TypeError:  # it takes no position_ids
         return False
-    eps = torch.finfo(packed.dtype).eps
-    packed, changed, attending, moved, alone, joined = (
-        value.float() for value in (packed, changed, attending, moved, alone, joined)
-    )
-    leak = (packed - changed).norm()
-    visible = (attending - moved).norm()
-    rounded = (leak <= NOISE * eps * packed.norm()) & (leak < 1e-2 * visible)
-    apart = torch.where(leak == 0, visible > 0, rounded)
-    error = (packed - alone).norm()
+    if _differ(packed, hidden) or not _differ(attending, moved):
+        return False
+    logits = packed[-1]
+    eps = torch.finfo(logits.dtype).eps
+    error = (logits.float() - alone).norm()
     precise = eps < 1e-5
-    near = error < (1e-3 if precise else 0.1) * (joined - alone).norm()
+    near = error <= (1e-3 if precise else 0.1) * (joined - alone).norm()
     if precise:
         near = near | (error <= NOISE * eps * alone.norm())
-    return bool(apart & near)
+    return bool(near)
+
+
+def _outputs(network: nn.Module, ids: Tensor, **inputs: Tensor) -> list[Tensor]:
+    """Outputs of the network's modules for the second sequence of a row, the logits last. Of
+    compiled networks, which do not call their modules, the logits alone.
+    """
+    found: list[Tensor] = []
+
+    def record(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        floats = isinstance(output, Tensor) and output.is_floating_point()
+        if floats and output.shape[:2] == ids.shape:
+            found.append(output[0, -LENGTH:])
+
+    modules = list(network.modules())
+    if any(getattr(module, "_compiled_call_impl", None) for module in modules):
+        modules = []
+    hooks = [module.register_forward_hook(record) for module in modules]
+    try:
+        logits = network(input_ids=ids, use_cache=False, **inputs).logits
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [*found, logits[0, -LENGTH:]]
+
+
+def _differ(outputs: list[Tensor], others: list[Tensor]) -> bool:
+    """Whether two runs of a network differ in any module by more than rounding."""
+    return len(outputs) != len(others) or any(
+        bool((a.float() - b.float()).norm() > torch.finfo(a.dtype).eps * a.float().norm())
+        for a, b in zip(outputs, others, strict=True)
+    )
