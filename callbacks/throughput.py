@@ -8,6 +8,8 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 
+from temper.errors import TemperError
+
 
 def peak_memory_mib(device: torch.device) -> float:
     """Highest memory so far in MiB: allocated on a GPU, resident set of the process on a CPU."""
@@ -28,6 +30,8 @@ class Throughput(L.Callback):
     """
 
     def __init__(self, every_n_steps: int = 50) -> None:
+        if every_n_steps < 1:
+            raise TemperError(f"Throughput.every_n_steps={every_n_steps}: give at least 1")
         self.every_n_steps = every_n_steps
         self._since = 0.0
         self._tokens_then = 0
