@@ -103,7 +103,7 @@ class StartChecks(L.Callback):
         for callback in _callbacks(trainer, ModelCheckpoint):
             if not (callback.best_model_path or callback.last_model_path):
                 rank_zero_warn(
-                    f"ModelCheckpoint (trainer.enable_checkpointing): no checkpoint was written in this fit"
+                    "ModelCheckpoint (trainer.enable_checkpointing): this fit wrote no checkpoint"
                 )
 
 

@@ -8,7 +8,9 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
+from lightning_modules.lost_updates import LostUpdates
 from lightning_modules.packing import RowPacking
+from lightning_modules.positions import check_positions
 from lightning_modules.resume import ResumeState
 from lightning_modules.work import Work
 from strategies import Loss, Vector, WeightSpace, weight_space
@@ -84,6 +86,7 @@ class ObjectiveModule(L.LightningModule):
         self.max_skipped_steps = max_skipped_steps
         self.network: nn.Module | None = None
         self.work = Work()
+        self.lost_updates = LostUpdates()
         self.skipped_steps = 0
         self.skipped_in_a_row = 0
         #: Vectors that outlive a step, by name: saved in checkpoints, sharded as the weights are.
@@ -259,7 +262,8 @@ class ObjectiveModule(L.LightningModule):
         self.skipped_in_a_row = 0
         self.weights.assign(self.weights.clip(gradient, norm, self.max_grad_norm), skip)
         optimizer: Any = self.optimizers()
-        optimizer.step()
+        with self.lost_updates.measured(self.weights, optimizer, gradient):
+            optimizer.step()
         optimizer.zero_grad()
         scheduler: Any = self.lr_schedulers()
         if scheduler is not None:
@@ -285,8 +289,11 @@ class ObjectiveModule(L.LightningModule):
         the device.
 
         Raises:
-            TemperError: packing or the fused loss was chosen, and the network cannot have it.
+            TemperError: packing or the fused loss was chosen, and the network cannot have it; rows
+                are longer than its positions.
         """
+        check_positions(self, trains=True)
+        self.lost_updates = LostUpdates()
         self.packing.decide(self)
         if self.fused_loss:
             with self.trainer.precision_plugin.forward_context():
@@ -320,6 +327,14 @@ class ObjectiveModule(L.LightningModule):
         self.kept = {name: Vector(list(vector.values())) for name, vector in vectors.items()}
 
     # -- answers
+
+    def on_validation_start(self) -> None:
+        """Check, outside a fit, that prompts and answers fit the network's positions."""
+        if self.trainer.state.fn != "fit":
+            check_positions(self, trains=False)
+
+    on_test_start = on_validation_start
+    on_predict_start = on_validation_start
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Greedy answers to the prompts of a batch, without the prompts: responses_BR."""

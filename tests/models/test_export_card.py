@@ -62,7 +62,7 @@ def test_the_card_has_settings_cost_metrics_and_data_hashes(run):
         "| optimizer.lr | 0.001 |",
         '| network.lora | {"rank": 8} |',
         "| steps | 1,200 |",
-        "| tokens trained on | 34,567 |",
+        "| tokens read in training | 34,567 |",
         "| seconds | 12.5 |",
         "| Data | TextAlignment |",
         f"| `alignment` | 4,000 rows, SHA-256 {'ab' * 8} |",
