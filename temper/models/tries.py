@@ -59,7 +59,7 @@ def changed_logits(lm: nn.Module, decoder: nn.Module, head: nn.Module) -> str | 
         return given[-1]
 
     ids = _sequence(lm, 1)
-    hook = head.register_forward_hook(replace)
+    hook = head.register_forward_hook(replace, prepend=True)  # other hooks change what it gives
     try:
         with _evaluating(lm):
             logits = lm(input_ids=ids, use_cache=False).logits

@@ -1,4 +1,4 @@
-"""Updates that weights of 16 bits are too coarse for are measured, said once, and nothing else is."""
+"""Updates that weights of 16 bits are too coarse for are measured, and said once."""
 
 import warnings
 from functools import partial
@@ -28,7 +28,8 @@ def _fitted(dtype=torch.bfloat16, lr=1e-5, steps=4, **settings):
 def _counted(lr: float, steps: int) -> float:
     """The same share by hand: every element before and after every step."""
     module = make_module(SFTModule, double=False, optimizer=partial(ADAM, lr=lr))
-    module.network.to(torch.bfloat16)
+    for parameter in module.network.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16)
     counts = torch.zeros(2)
     honest = SFTModule.apply_gradient
 
@@ -45,7 +46,7 @@ def _counted(lr: float, steps: int) -> float:
     return float(counts[0] / counts[1])
 
 
-@pytest.mark.parametrize("lr", [1e-5, 1e-4])
+@pytest.mark.parametrize("lr", [1e-5, 4e-5])
 def test_the_share_of_lost_updates_is_measured_and_said(lr):
     module, said = _fitted(lr=lr)
     assert module.lost_updates.share == pytest.approx(_counted(lr, STEPS), abs=1e-6)

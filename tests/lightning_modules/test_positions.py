@@ -100,7 +100,7 @@ def long(tmp_path):
     rows.append({"prompt": f"Summarise: {said}", "completion": "Cake.", "label": True})
     train = write_lines(tmp_path / "long.jsonl", rows)
     plain = write_lines(tmp_path / "plain.jsonl", [r | {"label": None} for r in rows])
-    asked = write_lines(tmp_path / "asked.jsonl", [{"prompt": "Soup?"}])
+    asked = write_lines(tmp_path / "asked.jsonl", [{"prompt": "Bread?"}])
 
     def made(kind=TextSupervised, **settings):
         settings = {"max_length": 4096, "max_new_tokens": 4, "batch_size": 2} | settings

@@ -95,6 +95,12 @@ def test_any_change_after_the_output_layer_is_found(change, found):
     assert _tried(network) == found
 
 
+def test_a_hook_on_the_output_layer_is_found():
+    network: Any = _network(LlamaConfig(**TINY))
+    network.lm_head.register_forward_hook(lambda _head, _inputs, out: 30 * (out / 30).tanh())
+    assert _tried(network) == AFTER
+
+
 def test_hidden_states_scaled_before_the_output_layer_are_found():
     network: Any = _network(LlamaConfig(**TINY))
     network.lm_head.register_forward_pre_hook(lambda _head, inputs: (inputs[0] / 4,))
