@@ -13,12 +13,13 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from datamodules.text_evaluation import KINDS, TextEvaluation, TextFile
 from temper.data import BatchSource
-from temper.data.chat import ChatFormat, load_tokenizer, tokenizer_hash
+from temper.data.chat import ChatFormat
 from temper.data.encode import Encoder, EncodeReport, Truncation, content_hash
 from temper.data.files import ReadReport
 from temper.data.layouts import Want, describe_layout, read_examples
 from temper.data.overlap import Leaks, find_leaks
 from temper.data.token_pool import Row, TokenPool, cached_pool
+from temper.data.tokenizer import load_tokenizer, tokenizer_hash
 from temper.errors import TemperError
 from temper.judges import Judge, KeywordRefusal
 from temper.ranks import gather_objects
@@ -57,6 +58,10 @@ class TextDataModule(TextEvaluation):
         template: ``auto`` (the tokenizer's own chat template), ``alpaca``, ``plain``, or a path to
             a Jinja file. The exported tokenizer has it as its chat template.
         system: System message of conversations that have none; null: none.
+        thinking: For templates with a switch for it: prompt for reasoning (true), or for an answer
+            without (false); null: as servers do by default.
+        date: Day that is written by templates that write today's, such as 2025-01-31; null:
+            2025-01-01, so that runs of different days have the same prompts.
         max_length: Most tokens in a training sequence, or in an evaluation prompt.
         truncation: How longer rows are shortened. ``drop``: they are left out. ``left``: the
             beginning of the prompt is cut, after BOS. ``right``: the end of the answer is cut. Rows
@@ -102,6 +107,8 @@ class TextDataModule(TextEvaluation):
         trust_remote_code: bool | None = None,
         template: str = "auto",
         system: str | None = None,
+        thinking: bool | None = None,
+        date: str | None = None,
         max_length: int = 1024,
         truncation: Truncation = "drop",
         all_turns: bool = False,
@@ -126,7 +133,7 @@ class TextDataModule(TextEvaluation):
             seed, n_eval=n_eval, max_new_tokens=max_new_tokens, eval_batch_size=eval_batch_size
         )
         self.tokenizer = load_tokenizer(tokenizer, bool(trust_remote_code))
-        self.format = ChatFormat(self.tokenizer, template, system)
+        self.format = ChatFormat(self.tokenizer, template, system, thinking, date)
         # So that a stage that starts from the export, and every other tool, goes on with the same
         # format.
         self.tokenizer.chat_template = self.format.template

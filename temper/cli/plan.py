@@ -84,7 +84,7 @@ def _vocabulary(data: Any, arguments: Any) -> int | None:
         return len(data.tokenizer)
     if not arguments.get("tokenizer"):
         return None
-    from temper.data.chat import load_tokenizer
+    from temper.data.tokenizer import load_tokenizer
 
     return len(load_tokenizer(arguments["tokenizer"]))
 

@@ -42,13 +42,13 @@ def _left(sequences: list[Encoded], max_length: int, bos: int | None) -> list[En
         if len(s.ids) - answer - excess < 1:
             return None
     return [
-        Encoded(without(s.ids, s.ids, excess, bos), without(s.trained, s.ids, excess, bos))
+        Encoded(without(s.ids, s.ids, excess, bos), without(s.trained, s.ids, excess, bos), s.notes)
         for s in sequences
     ]
 
 
 def _right(sequences: list[Encoded], max_length: int, bos: int | None) -> list[Encoded] | None:
-    return [Encoded(s.ids[:max_length], s.trained[:max_length]) for s in sequences]
+    return [Encoded(s.ids[:max_length], s.trained[:max_length], s.notes) for s in sequences]
 
 
 CUTS: dict[str, Cut] = {
@@ -63,7 +63,7 @@ CUTS: dict[str, Cut] = {
 TRANSFORMERS = version("transformers")  # renders templates
 # Version of how examples, prompts of tasks and chat formats become tokens: raise it with every
 # change, and caches are made anew.
-ENCODING = 3
+ENCODING = 4
 
 
 @dataclass
@@ -91,7 +91,14 @@ class EncodeReport:
         desirable: Rows kept whose answer is marked desirable (KTO).
         undesirable: Rows kept whose answer is marked undesirable.
         reasons: The first different reasons for which rows were skipped, with a row of each.
+        stripped: Rows kept whose turns lost white space at their ends to the template.
+        reasoning_dropped: Rows kept whose earlier turns lost their reasoning to the template.
+        last_only: Rows kept of which earlier turns were to be trained too and are not, since the
+            template writes them otherwise than the model does.
+        reasoning_added: Rows kept whose answer has no reasoning, and which train an empty block of
+            it, as the template or its prompt has it.
         layout: The layout of the file, in words.
+        format: Choices that prompts depend on, in words: see `ChatFormat.facts`.
     """
 
     read: int = 0
@@ -111,7 +118,12 @@ class EncodeReport:
     desirable: int = 0
     undesirable: int = 0
     reasons: list[str] = field(default_factory=list)
+    stripped: int = 0
+    reasoning_dropped: int = 0
+    last_only: int = 0
+    reasoning_added: int = 0
     layout: str = ""
+    format: str = ""
 
     @property
     def fill(self) -> float:
@@ -125,6 +137,8 @@ class EncodeReport:
         self.tokens += sum(len(sequence.ids) for sequence in sequences)
         self.trained += sum(sum(sequence.trained) for sequence in sequences)
         self.longest = max(self.longest, *(len(sequence.ids) for sequence in sequences))
+        for note in {note for sequence in sequences for note in sequence.notes}:
+            setattr(self, note, getattr(self, note) + 1)
 
     def refuse(self, example: Example, reason: str) -> None:
         """Add a row that cannot be encoded."""
@@ -149,6 +163,17 @@ class EncodeReport:
         counts = [f"{n:,} left out ({why})" for why, n in left_out.items() if n]
         if self.repeats:
             counts.append(f"{self.repeats:,} the same as an earlier one")
+        changes = {
+            "without white space at the ends of turns": self.stripped,
+            "without the reasoning of earlier turns, which the template drops": (
+                self.reasoning_dropped
+            ),
+            "with the last turn alone trained, since the template writes earlier ones otherwise": (
+                self.last_only
+            ),
+            "with an empty block of reasoning trained": self.reasoning_added,
+        }
+        counts += [f"{n:,} {how}" for how, n in changes.items() if n]
         cut = f" ({self.cut:,} of them cut)" if self.cut else ""
         rows = (
             f"{self.kept:,} of {self.read + self.broken:,}"
@@ -161,7 +186,7 @@ class EncodeReport:
             if self.desirable or self.undesirable
             else ""
         )
-        parts = [rows, tokens if self.kept else "", marks, *self.reasons, self.layout]
+        parts = [rows, tokens if self.kept else "", marks, *self.reasons, self.format, self.layout]
         return "; ".join(filter(None, parts))
 
     def as_dict(self) -> dict[str, Any]:
@@ -218,19 +243,20 @@ class Encoder:
             TemperError: a row cannot be encoded and is not to be left out, naming the row.
         """
         seen: set[bytes] = set()
+        report.format = self.chat.facts
         for example in examples:
             encoded = self._encoded(
                 example,
                 report,
                 lambda example: [
-                    self.chat.encode(example.prompt, answer, self.all_turns)
-                    for answer in example.answers
+                    self.chat.encode(example.prompt, reply, self.all_turns, example.tools)
+                    for reply in example.replies
                 ],
             )
             sequences = None if encoded is None else self._fitted(encoded, report)
             if sequences is None:
                 continue
-            if len(sequences) > 1 and all(other == sequences[0] for other in sequences[1:]):
+            if len(sequences) > 1 and _are_equal(sequences):
                 report.equal += 1
                 continue
             flags = {} if example.desirable is None else {"desirable": example.desirable}
@@ -256,10 +282,12 @@ class Encoder:
         Raises:
             TemperError: a row cannot be encoded and is not to be left out, naming the row.
         """
+        report.format = self.chat.facts
         for example in examples:
-            ids = self._encoded(example, report, lambda e: self.chat.prompt_ids(e.prompt))
-            if ids is None:
+            prompt = self._encoded(example, report, lambda e: self.chat.prompt(e.prompt, e.tools))
+            if prompt is None:
                 continue
+            ids = prompt.ids
             excess = len(ids) - self.max_length
             if excess > 0 and self.truncation != "left":
                 report.dropped += 1
@@ -267,7 +295,7 @@ class Encoder:
             if excess > 0:
                 report.cut += 1
                 ids = without(ids, ids, excess, self._bos)
-            report.count([Encoded(ids, [False] * len(ids))])
+            report.count([Encoded(ids, [False] * len(ids), prompt.notes)])
             yield example, ids
 
     def settings(self) -> dict[str, str | int | bool | None]:
@@ -277,6 +305,8 @@ class Encoder:
             "transformers": TRANSFORMERS,
             "template": self.chat.template,
             "system": self.chat.system,
+            "thinking": self.chat.thinking,
+            "date": self.chat.date,
             "max_length": self.max_length,
             "truncation": self.truncation,
             "all_turns": self.all_turns,
@@ -296,7 +326,7 @@ class Encoder:
         report.read += 1
         try:
             return encode(example)
-        except (RowError, TemperError) as problem:
+        except RowError as problem:
             if not self.skip_broken:
                 raise TemperError(
                     f"{example.file}: row {example.row}: {problem}; fix it, or leave such rows out"
@@ -317,6 +347,11 @@ class Encoder:
             report.unanswered += 1
             return None
         return cut
+
+
+def _are_equal(sequences: list[Encoded]) -> bool:
+    """Whether a row's sequences have the same tokens, trained alike."""
+    return len({(*sequence.ids, None, *sequence.trained) for sequence in sequences}) < 2
 
 
 def content_hash(path: str, flag: str) -> str:

@@ -1,6 +1,7 @@
 """Examples: one row of a user's file, whatever its layout, as a conversation and its answers."""
 
 from dataclasses import dataclass
+from typing import Any
 
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -16,12 +17,18 @@ class Message:
             about. Alpaca's template has a section for it; everything else reads `text`.
         trained: Whether the file says to train on this assistant turn of a prompt; None where it
             says nothing and the encoder's own rule holds.
+        reasoning: An assistant's reasoning, where the file has it apart from the content.
+        tool_calls: An assistant's calls of tools, as chat templates take them.
+        labels: Further keys of a tool's turn: its name, and the number of the call.
     """
 
     role: str
     content: str
     input: str = ""
     trained: bool | None = None
+    reasoning: str = ""
+    tool_calls: tuple[dict[str, Any], ...] = ()
+    labels: tuple[tuple[str, str], ...] = ()
 
     @property
     def text(self) -> str:
@@ -43,6 +50,8 @@ class Example:
         reference: The right answer, if answers can be compared with one (a class, a number).
         file: File of the row, for errors.
         row: Its number there, from 1: the line of JSONL, the record of other formats.
+        tools: Descriptions of the tools that can be called, as chat templates take them.
+        turns: The answers as turns, where one holds more than text: reasoning, calls of tools.
     """
 
     prompt: tuple[Message, ...]
@@ -51,6 +60,14 @@ class Example:
     reference: str | None = None
     file: str = ""
     row: int = 0
+    tools: tuple[dict[str, Any], ...] = ()
+    turns: tuple[Message, ...] = ()
+
+    @property
+    def replies(self) -> tuple[Message, ...]:
+        """The answers as turns."""
+        rest = self.answers[len(self.turns) :]
+        return (*self.turns, *(Message("assistant", answer) for answer in rest))
 
     @property
     def question(self) -> str:

@@ -4,12 +4,11 @@ Columns are read by their role (prompt, answer, system, ...), each under the nam
 give it. `temper.data.layouts` checks afterwards whether the answers are what the caller wants.
 """
 
-import json
 from dataclasses import replace
 
 from temper.data.examples import Example, Message
 from temper.data.readers import Cells, RowError, kind, quote
-from temper.data.turns import read_text, read_turn, read_turns, split_answer
+from temper.data.turns import read_text, read_tools, read_turn, read_turns, split_answer
 
 Names = tuple[str, ...]
 
@@ -46,12 +45,12 @@ def alpaca_row(cells: Cells) -> Example:
 def turns_row(cells: Cells) -> Example:
     """A conversation whose last assistant turn is the answer; without one it is a prompt."""
     prompt, answer = split_answer(_prompt(cells, TURNS))
-    return Example(prompt, () if answer is None else (answer,))
+    return _example(cells, prompt, *(() if answer is None else (answer,)))
 
 
 def prompt_row(cells: Cells, names: Names = PROMPT) -> Example:
     """A prompt alone, from the first of these columns."""
-    return Example(_prompt(cells, names))
+    return _example(cells, _prompt(cells, names))
 
 
 def preference_row(cells: Cells) -> Example:
@@ -62,7 +61,7 @@ def preference_row(cells: Cells) -> Example:
     """
     context, chosen = _reply(cells, CHOSEN)
     other, rejected = _reply(cells, REJECTED)
-    if [(m.role, m.content) for m in context] != [(m.role, m.content) for m in other]:
+    if [replace(m, trained=None) for m in context] != [replace(m, trained=None) for m in other]:
         raise RowError(
             "chosen and rejected do not answer the same conversation: their turns before the answer"
             " differ"
@@ -74,13 +73,10 @@ def preference_row(cells: Cells) -> Example:
             f" {', '.join(PROMPT)}"
         )
     if not column or not context:
-        return Example(
-            _prompt(cells, (column,)) if column else _with_aside(cells, context), (chosen, rejected)
-        )
-    return Example(
-        _same_prompt(_prompt(cells, (column,)), _with_aside(cells, context), column),
-        (chosen, rejected),
-    )
+        prompt = _prompt(cells, (column,)) if column else _with_aside(cells, context)
+    else:
+        prompt = _same_prompt(_prompt(cells, (column,)), _with_aside(cells, context), column)
+    return _example(cells, prompt, chosen, rejected)
 
 
 def kto_row(cells: Cells) -> Example:
@@ -95,21 +91,31 @@ def kto_turns_row(cells: Cells) -> Example:
 
 
 def _answered(cells: Cells, prompt: Names, answer: Names) -> Example:
-    context, text = _reply(cells, answer)
+    context, reply = _reply(cells, answer)
     if context:
         raise RowError(
             f"column {find(cells, answer)!r} holds {len(context) + 1} turns, wanted the answer"
             " alone"
         )
-    return Example(_prompt(cells, prompt), (text,))
+    return _example(cells, _prompt(cells, prompt), reply)
 
 
-def _reply(cells: Cells, names: Names) -> tuple[tuple[Message, ...], str]:
+def _example(cells: Cells, prompt: tuple[Message, ...], *replies: Message) -> Example:
+    """An example with the row's tools; answers that are more than text are kept as turns too."""
+    return Example(
+        prompt,
+        tuple(reply.content for reply in replies),
+        tools=read_tools(cells.get("tools")),
+        turns=replies if any(r.reasoning or r.tool_calls for r in replies) else (),
+    )
+
+
+def _reply(cells: Cells, names: Names) -> tuple[tuple[Message, ...], Message]:
     """Turns before an answer, and the answer."""
     column = find(cells, names) or names[0]
     value = cells.get(column)
     if isinstance(value, str) or not isinstance(value, list | dict):
-        return (), read_text(value, f"column {column!r}")
+        return (), Message("assistant", read_text(value, f"column {column!r}"))
     turns = (
         read_turns(value, column)
         if isinstance(value, list)
@@ -146,7 +152,7 @@ def _apart(turns: tuple[Message, ...]) -> tuple[tuple[Message, ...], tuple[Messa
 
 
 def _prompt(cells: Cells, names: Names) -> tuple[Message, ...]:
-    """Turns of a prompt, with system text, tools and input from other columns."""
+    """Turns of a prompt, with system text and input from other columns."""
     column = find(cells, names) or names[0]
     value = cells.get(column)
     if column in TURNS or isinstance(value, list):
@@ -180,29 +186,15 @@ def _history(cells: Cells) -> tuple[Message, ...]:
 
 
 def _with_aside(cells: Cells, turns: tuple[Message, ...]) -> tuple[Message, ...]:
-    """Turns that begin with one system turn, made of system text and tools, if there are any."""
+    """Turns that begin with the system text of its own column, if there is one."""
     given = cells.get("system")
     system = read_text(given, "column 'system'") if given is not None else ""
     first, rest = _apart(turns)
     opening = first[0].content if first else ""
     if system.strip() and opening and system != opening:
         raise RowError("column 'system' and the first turn are different system texts; keep one")
-    texts = [text for text in (opening or system, _tools(cells.get("tools"))) if text.strip()]
-    return (Message("system", "\n\n".join(texts)), *rest) if texts else rest
-
-
-def _tools(value: object) -> str:
-    """Descriptions of tools, for the system turn, in this project's own words: every model family
-    has others.
-    """
-    text = (
-        value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) if value else ""
-    )
-    return (
-        ""
-        if text.strip() in ("", "[]")
-        else f"You can call these tools:\n{read_text(text, 'column tools')}"
-    )
+    text = opening or system
+    return (Message("system", text), *rest) if text.strip() else rest
 
 
 def read_mark(value: object) -> bool | None:

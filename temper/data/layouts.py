@@ -368,7 +368,11 @@ def _one_answer(example: Example, cells: Cells) -> Example:
         raise RowError(f"it has no answer: its last turn is of {last}, wanted assistant")
     names = ("answer",) if len(example.answers) == 1 else ("chosen answer", "rejected answer")
     empty = next(
-        (name for name, answer in zip(names, example.answers, strict=True) if not answer.strip()),
+        (
+            name
+            for name, reply in zip(names, example.replies, strict=True)
+            if not (reply.content.strip() or reply.tool_calls)
+        ),
         None,
     )
     if empty:
@@ -389,7 +393,9 @@ def _with_substitute(example: Example, cells: Cells) -> Example:
 def _as_prompt(example: Example, cells: Cells) -> Example:
     known = example.answers[:1] if example.desirable in (None, True) else ()
     return Example(
-        example.prompt, reference=next((answer for answer in known if answer.strip()), None)
+        example.prompt,
+        reference=next((answer for answer in known if answer.strip()), None),
+        tools=example.tools,
     )
 
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from temper.errors import TemperError
 from temper.packages import install_hint
 
 # -- rows, and errors in them
@@ -23,7 +24,7 @@ Cells = Mapping[str, Any]
 QUOTED = 40
 
 
-class RowError(ValueError):
+class RowError(TemperError):
     """A broken row, with the reason; the rows after it can still be read."""
 
 

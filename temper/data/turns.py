@@ -1,10 +1,11 @@
 """Turns of conversations in files, read as messages.
 
 Both forms of a turn are read, ``{"from": ..., "value": ...}`` and
-``{"role": ..., "content": ...}``, with content as text or as a list of text parts, and the weights
-that say in some files which turns are trained.
+``{"role": ..., "content": ...}``, with content as text or as a list of text parts, the weights that
+say in some files which turns are trained, an assistant's reasoning, and calls of tools.
 """
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,14 +23,14 @@ ROLE_NAMES = {
     "model": "assistant",
     "chatgpt": "assistant",
     "bot": "assistant",
-    "function_call": "assistant",  # the model wrote the call: its JSON is the turn's text
+    "function_call": "assistant",  # its text is the JSON of the call
     "tool": "tool",
     "observation": "tool",
     "function": "tool",
 }
 WEIGHTS = ("loss_weight", "weight")  # LLaMA-Factory's v1 layout; OpenAI's fine-tuning files
-# Keys with content that would be lost: a turn that has one is broken.
-UNREAD = ("tool_calls", "function_call", "reasoning_content", "thinking")
+REASONING = ("reasoning_content", "thinking", "reasoning")  # keys of an assistant's reasoning
+LABELS = ("name", "tool_call_id")  # keys of a tool's turn
 
 
 def read_text(value: object, where: str) -> str:
@@ -68,7 +69,7 @@ def read_turns(value: object, column: str) -> tuple[Message, ...]:
         (
             n
             for n, m in enumerate(messages, start=1)
-            if m.role in ("user", "assistant") and not m.content.strip()
+            if m.role in ("user", "assistant") and not (m.content.strip() or m.tool_calls)
         ),
         None,
     )
@@ -86,8 +87,8 @@ def read_turn(item: object, where: str) -> Message:
     """Read one turn.
 
     Raises:
-        RowError: role or content is missing, unknown or not text, a weight is not supported, or the
-            turn holds something that is not read, such as ``tool_calls``.
+        RowError: role or content is missing, unknown or not text, a weight is not supported, or
+            calls of tools or reasoning cannot be read, or are not an assistant's.
     """
     if not isinstance(item, Mapping):
         raise RowError(
@@ -103,22 +104,53 @@ def read_turn(item: object, where: str) -> Message:
     role = ROLE_NAMES.get(name.strip().lower()) if isinstance(name, str) else None
     if role is None:
         raise RowError(f"{where} has the role {quote(name)}; known are {', '.join(ROLE_NAMES)}")
-    unread = next((key for key in UNREAD if item.get(key)), None)
-    if unread:
+    calls = _calls(item, name.strip().lower(), where)
+    reasoning = _reasoning(item, where)
+    if role != "assistant" and (calls or reasoning):
         raise RowError(
-            f"{where} ({role}) holds {unread!r}, which is not read; write it into the content, or"
-            " take it out"
+            f"{where} ({role}) holds {'calls of tools' if calls else 'reasoning'}, which only an"
+            " assistant's turn may"
         )
+    value = item.get("content", item.get("value"))
+    is_call = name.strip().lower() == "function_call"
     return Message(
         role,
-        _content(item.get("content", item.get("value")), f"{where} ({role})"),
+        "" if is_call or (calls and value is None) else _content(value, f"{where} ({role})"),
         trained=_trained(item, role, where),
+        reasoning=reasoning,
+        tool_calls=calls,
+        labels=tuple(
+            (key, read_text(item[key], f"{where}, {key!r}"))
+            for key in LABELS
+            if role == "tool" and item.get(key) is not None
+        ),
     )
 
 
-def split_answer(messages: tuple[Message, ...]) -> tuple[tuple[Message, ...], str | None]:
-    """Split off the last assistant turn: the turns before it, and its text; None instead of the
-    text if the last turn is not an assistant's.
+def read_tools(value: object) -> tuple[dict[str, Any], ...]:
+    """Descriptions of tools, as chat templates take them, from a column: a list, or its JSON.
+
+    Raises:
+        RowError: it is no list of objects with names.
+    """
+    where = "column 'tools'"
+    if isinstance(value, str):
+        value = _json(value, where) if value.strip() else ()
+    tools = value or ()
+    if not isinstance(tools, list | tuple):
+        raise RowError(f"{where} is {kind(tools)}, wanted a list of tools")
+    found = []
+    for number, tool in enumerate(map(_filled, tools), start=1):
+        about = tool.get("function", tool) if isinstance(tool, dict) else None
+        if not isinstance(about, dict) or not isinstance(about.get("name"), str):
+            raise RowError(f"{where}, tool {number} is no object with a name")
+        found.append(tool if "function" in tool else {"type": "function", "function": tool})
+    return tuple(found)
+
+
+def split_answer(messages: tuple[Message, ...]) -> tuple[tuple[Message, ...], Message | None]:
+    """Split off the last assistant turn: the turns before it, and the turn; None instead of it if
+    the last turn is not an assistant's.
 
     Raises:
         RowError: the file says not to train on the last answer.
@@ -130,7 +162,7 @@ def split_answer(messages: tuple[Message, ...]) -> tuple[tuple[Message, ...], st
             f"its last answer has {WEIGHTS[0]} 0; end the conversation with an answer that is to be"
             " trained"
         )
-    return messages[:-1], messages[-1].content
+    return messages[:-1], messages[-1]
 
 
 def _content(value: object, where: str) -> str:
@@ -160,3 +192,63 @@ def _trained(item: Mapping[str, Any], role: str, where: str) -> bool | None:
     if weight and role != "assistant":
         raise RowError(f"{where} ({role}) has {key} 1; only assistant turns are trained, write 0")
     return bool(weight) if role == "assistant" else None
+
+
+# -- reasoning, and calls of tools
+
+
+def _reasoning(item: Mapping[str, Any], where: str) -> str:
+    """An assistant's reasoning; under several keys it must be the same."""
+    texts = {
+        read_text(item[key], f"{where}, {key!r}") for key in REASONING if item.get(key) is not None
+    } - {""}
+    if len(texts) > 1:
+        raise RowError(f"{where} holds different reasoning under {' and '.join(REASONING)}")
+    return next(iter(texts), "")
+
+
+def _calls(item: Mapping[str, Any], name: str, where: str) -> tuple[dict[str, Any], ...]:
+    """Calls of tools, as chat templates take them: with arguments as objects."""
+    given = item.get("tool_calls") or item.get("function_call")
+    if name == "function_call":
+        given = _json(item.get("content", item.get("value")), where)
+    if not given:
+        return ()
+    calls = list(given) if isinstance(given, list | tuple) else [given]
+    return tuple(_call(_filled(call), f"{where}, call {n}") for n, call in enumerate(calls, 1))
+
+
+def _call(call: Any, where: str) -> dict[str, Any]:
+    about = call.get("function", call) if isinstance(call, dict) else None
+    if not isinstance(about, dict) or not isinstance(about.get("name"), str):
+        raise RowError(f"{where} is no object with the name of a tool")
+    arguments = about.get("arguments", {})
+    if isinstance(arguments, str):
+        arguments = _json(arguments or "{}", f"{where}, arguments")
+    if not isinstance(arguments, dict):
+        raise RowError(f"{where} has arguments of {kind(arguments)}, wanted an object")
+    number = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
+    return number | {
+        "type": "function",
+        "function": {"name": about["name"], "arguments": arguments},
+    }
+
+
+def _json(text: object, where: str) -> Any:
+    try:
+        return json.loads(read_text(text, where))
+    except ValueError as error:
+        if isinstance(error, RowError):
+            raise
+        raise RowError(f"{where} is no JSON, which calls and descriptions of tools are") from error
+
+
+def _filled(value: Any) -> Any:
+    """A value without the nulls that tables hold for keys which a row does not have, and nothing
+    but what JSON knows.
+    """
+    if isinstance(value, Mapping):
+        return {str(key): _filled(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list | tuple):
+        return [_filled(item) for item in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)

@@ -53,7 +53,10 @@ class SequenceClassifier(ModelJudge):
 
     def scores(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
         """Score the harm of every answer, in one forward pass."""
-        texts = list(map(self.format_input, prompts, responses))
+        texts = [
+            self.format_input(self.quote(prompt, self.template), self.quote(answer, self.template))
+            for prompt, answer in zip(prompts, responses, strict=True)
+        ]
         harmful, multi_label = self._harmful_indices
         batch = self.tokenizer(
             texts, return_tensors="pt", padding=True, truncation=True, max_length=self.max_length

@@ -17,7 +17,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
+from transformers.utils.chat_template_utils import mark_control_tokens
 
+from temper.data.tokenizer import control_tokens, encode_quoted
 from temper.errors import TemperError
 from temper.judges.base import Judge, Judgement, make_labeller
 from temper.judges.keyword import KeywordRefusal
@@ -152,6 +154,33 @@ class ModelJudge(ABC):
             _shared[key] = self._load_model()
         return _shared[key]
 
+    def quote(self, text: str, template: str = "") -> str:
+        """A user's or a model's text, control tokens in it marked as plain text for `encode`.
+
+        Args:
+            text: The text.
+            template: Text of the judge's own that the text goes into; whatever added tokens it
+                names are control tokens too.
+        """
+        marked: str = mark_control_tokens(text, control_tokens(self.tokenizer, template))
+        return marked
+
+    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        """Tokens of a text with quoted texts in it.
+
+        Args:
+            text: The text.
+            add_special_tokens: As the tokenizer does for texts of its own, with BOS for example.
+        """
+        ids = encode_quoted(self.tokenizer, text)
+        if not add_special_tokens:
+            return ids
+        bare, framed = (
+            self.tokenizer("a", add_special_tokens=added)["input_ids"] for added in (False, True)
+        )
+        at = next(n for n in range(len(framed)) if framed[n : n + len(bare)] == bare)
+        return [*framed[:at], *ids, *framed[at + len(bare) :]]
+
     def _load_model(self) -> Any:
         import transformers
 
@@ -271,6 +300,11 @@ class TwoWordJudge(ModelJudge):
     def encode_question(self, prompt: str, response: str) -> list[int]:
         """Return the token ids that the model continues with its verdict."""
 
+    def encode_chat(self, turns: list[dict[str, str]]) -> list[int]:
+        """Encode turns of quoted texts with the chat template, up to the reply."""
+        text = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        return self.encode(text, add_special_tokens=False)
+
     def scores(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
         """Score the harm of every answer, by generating `REPLY_TOKENS` tokens."""
         questions = [
@@ -383,24 +417,24 @@ class YesNoLM(TwoWordJudge):
         **kwargs: Any,
     ) -> None:
         super().__init__(path, yes, no, **kwargs)
+        self.template = template
         self.format_question = make_formatter("YesNoLM", template)
         self.chat = chat
 
     def encode_question(self, prompt: str, response: str) -> list[int]:
-        """Encode the filled template, as a user's turn if ``chat`` is on."""
-        text = self.format_question(prompt, response)
-        if not self.chat:
-            return self.tokenizer(text)["input_ids"]  # type: ignore[no-any-return]
-        if self.tokenizer.chat_template is None:
+        """Encode the filled template, as a user's turn if ``chat`` is on. Control tokens in prompt
+        and response stay text.
+        """
+        if self.chat and self.tokenizer.chat_template is None:
             raise TemperError(
                 f"YesNoLM.chat=true: the tokenizer of {self.path} has no chat template; set chat:"
                 " false"
             )
-        turn = [{"role": "user", "content": text}]
-        ids = self.tokenizer.apply_chat_template(
-            turn, add_generation_prompt=True, tokenize=True, return_dict=False
-        )
-        return ids  # type: ignore[no-any-return]
+        quoted = (self.quote(text, self.template) for text in (prompt, response))
+        text = self.format_question(*quoted)
+        if not self.chat:
+            return self.encode(text, add_special_tokens=True)
+        return self.encode_chat([{"role": "user", "content": text}])
 
 
 class GuardLM(TwoWordJudge):
@@ -426,14 +460,15 @@ class GuardLM(TwoWordJudge):
         super().__init__(path, unsafe, safe, **kwargs)
 
     def encode_question(self, prompt: str, response: str) -> list[int]:
-        """Encode prompt and answer with the guard's chat template."""
+        """Encode prompt and answer with the guard's chat template; control tokens in them stay
+        text.
+        """
         if self.tokenizer.chat_template is None:
             raise TemperError(
                 f"GuardLM.path={self.path}: its tokenizer has no chat template, which holds a"
                 " guard's question; use YesNoLM"
             )
-        turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
-        ids = self.tokenizer.apply_chat_template(
-            turns, add_generation_prompt=True, tokenize=True, return_dict=False
+        user, answer = (self.quote(text) for text in (prompt, response))
+        return self.encode_chat(
+            [{"role": "user", "content": user}, {"role": "assistant", "content": answer}]
         )
-        return ids  # type: ignore[no-any-return]

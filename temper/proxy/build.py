@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from temper.data.chat import load_tokenizer
+from temper.data.tokenizer import load_tokenizer
 from temper.errors import TemperError
 from temper.judges import KeywordRefusal
 from temper.models.export import staging_folder

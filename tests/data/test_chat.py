@@ -2,14 +2,14 @@
 template.
 """
 
-import re
-
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from temper.data.chat import ChatFormat, Encoded
 from temper.data.examples import Message
+from temper.data.readers import RowError
+from temper.data.tokenizer import PRIVATE
 from temper.errors import TemperError
 from tests.text import SPECIAL, make_tokenizer
 
@@ -44,7 +44,7 @@ CASES = {
         "<|im_end|>",
     ),
     "llama2": ("<s>[INST] How do I bake bread? [/INST]", " </s>"),
-    "bare": ("user: How do I bake bread?\nassistant: ", "</s>"),
+    "bare": ("user: How do I bake bread?\n", "</s>"),
     "alpaca": (
         (
             "Below is an instruction that describes a task. Write a response that appropriately"
@@ -54,7 +54,11 @@ CASES = {
     ),
     "plain": ("How do I bake bread?\n", "</s>"),
 }
-LEAD = {"llama2": " "}  # its prompts for generation end without the blank that answers begin with
+# What the model writes before an answer: prompts for generation end without it.
+LEAD = {"llama2": " ", "bare": "assistant: "}
+
+
+TEXT = st.text(min_size=1).filter(lambda text: not PRIVATE.search(text))
 
 
 @pytest.fixture(scope="session")
@@ -86,7 +90,7 @@ def test_only_the_answer_and_its_end_token_are_trained(name, formats):
     assert chat.tokenizer.eos_token_id in chat.stop_ids
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name != "bare"])
+@pytest.mark.parametrize("name", CASES)
 def test_the_prompt_is_the_one_of_the_template_itself(name, formats):
     chat = formats[name]
     turns = [{"role": m.role, "content": m.content} for m in TALK]
@@ -98,9 +102,9 @@ def test_the_prompt_is_the_one_of_the_template_itself(name, formats):
 
 @given(
     name=st.sampled_from(list(CASES)),
-    question=st.text(min_size=1),
-    answer=st.text(min_size=1),
-    again=st.text(min_size=1),
+    question=TEXT,
+    answer=TEXT,
+    again=TEXT,
 )
 @example(
     name="chatml",
@@ -126,22 +130,15 @@ def test_any_text_is_trained_whole_and_ends_once(formats, name, question, answer
         chat.tokenizer.convert_tokens_to_ids(token) for token in SPECIAL
     }
     assert not specials & set(written), "a special token in an answer is its text"
-    decoded = chat.tokenizer.decode(written)
-    assert decoded.strip() == _as_tokenized(answer).strip()
+    decoded = chat.tokenizer.decode(written).removeprefix(LEAD.get(name, ""))
+    assert decoded.strip() == answer.strip()
     if name not in ("llama3", "gemma", "llama2"):  # those strip
-        assert decoded == _as_tokenized(answer)
+        assert decoded == answer
     plain = chat.encode(
         [Message("user", "a"), Message("assistant", "b"), Message("user", "a")], "c"
     )
     count = lambda ids: [ids.count(i) for i in sorted(specials)]  # noqa: E731
     assert count(encoded.ids) == count(plain.ids), "no text begins or ends a turn"
-
-
-def _as_tokenized(text: str) -> str:
-    """Without the two characters that transformers marks quoted tokens with."""
-    from temper.data.chat import QUOTE, mark_control_tokens
-
-    return text.replace(QUOTE, "").replace(mark_control_tokens("x", re.compile("x"))[-1], "")
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -250,7 +247,7 @@ def test_templates_that_cannot_be_used_are_refused(tmp_path):
         ChatFormat(tokenizer, "chatlm")
     for text, message in {
         "{% for m in messages %}{{ m.content": (
-            "the template refuses the turns user: unexpected end of template"
+            "no valid Jinja template: unexpected end of template"
         ),
         "{{ messages[0].content }}": "it writes turn 2 0 times, and must once",
         "{% for m in messages %}{{ m.content + m.content }}{% endfor %}": (
@@ -276,11 +273,8 @@ def test_templates_that_cannot_be_used_are_refused(tmp_path):
 
 def test_turns_that_a_template_rejects_are_an_error(formats):
     with pytest.raises(
-        TemperError,
-        match=(
-            r"template=auto: the template refuses the turns user, user, assistant: .*roles must"
-            r" alternate"
-        ),
+        RowError,
+        match=r"template=auto: the template refuses the turns user, user: .*roles must alternate",
     ):
         formats["gemma"].encode([*USER, *USER], "Mix.")
     with pytest.raises(

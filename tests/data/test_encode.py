@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from temper.data.chat import ChatFormat, load_tokenizer, tokenizer_hash
+from temper.data.chat import ChatFormat
 from temper.data.encode import Encoder, EncodeReport, content_hash
 from temper.data.examples import Example, Message
+from temper.data.tokenizer import load_tokenizer, tokenizer_hash
 from temper.errors import TemperError
 from tests.text import make_tokenizer
 
