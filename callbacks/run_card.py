@@ -28,9 +28,9 @@ class RunCard(L.Callback):
     ``trained_tokens`` those among them that have a label. Padding is in neither. FLOPs are those of
     the tokens that are read, estimated as 6 * parameters * tokens over all forward-backward passes
     plus 2 * parameters * tokens over forward-only ones (Kaplan et al. 2020), frozen parameters
-    included, attention scores and padding left out. Seconds are those of training; evaluations during training are
-    counted separately. Peak memory is the peak up to the first evaluation (on a CPU about 450 MiB
-    of it are Python and its libraries).
+    included, attention scores and padding left out. Seconds are those of training; evaluations
+    during training are counted separately. Peak memory is the peak up to the first evaluation (on a
+    CPU about 450 MiB of it are Python and its libraries).
     """
 
     def __init__(self) -> None:

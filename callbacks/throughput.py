@@ -10,7 +10,6 @@ import torch
 
 from temper.errors import TemperError
 
-
 RATES = ("tokens_per_second", "trained_tokens_per_second")
 
 
