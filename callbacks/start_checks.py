@@ -10,10 +10,6 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from callbacks.evaluation import EvaluationCallback
-from callbacks.hf_export import HFExport
-from callbacks.probe_loss import ProbeLoss
-from callbacks.safety_steering import SafetySteering
-from callbacks.throughput import Throughput
 from temper.errors import did_you_mean
 
 # Metrics under these names are logged by evaluations, which come later than the first step.
@@ -64,7 +60,7 @@ class StartChecks(L.Callback):
         run = run_length(trainer)
         _tell_evaluation(trainer, run)
         _tell_saving(trainer, run)
-        for callback in _callbacks(trainer, Throughput):
+        for callback in _named(trainer, "Throughput"):
             if callback.every_n_steps > run.steps:
                 rank_zero_warn(
                     f"Throughput.every_n_steps={callback.every_n_steps}: this run takes"
@@ -197,15 +193,13 @@ def never_validates(trainer: L.Trainer, run: RunLength) -> str | None:
 
 
 def _tell_evaluation(trainer: L.Trainer, run: RunLength) -> None:
-    waiting = [
-        type(callback).__name__
-        for kind in (EvaluationCallback, SafetySteering)
-        for callback in _callbacks(trainer, kind)
-    ]
+    waiting = [type(callback).__name__ for callback in _callbacks(trainer, EvaluationCallback)]
     reason = never_validates(trainer, run)
     if reason is not None and waiting:
-        rank_zero_warn(f"{', '.join(waiting)}: nothing is evaluated in this fit: {reason}")
-    elif reason is not None and not _callbacks(trainer, ProbeLoss):
+        # Switched off by name, as the stages of a study do, it is no surprise.
+        tell = rank_zero_info if trainer.limit_val_batches == 0 else rank_zero_warn
+        tell(f"{', '.join(waiting)}: nothing is evaluated in this fit: {reason}")
+    elif reason is not None and not _named(trainer, "ProbeLoss"):
         rank_zero_info(f"this fit evaluates nothing: {reason}")
     elif reason is None and not waiting:
         rank_zero_warn(
@@ -225,7 +219,7 @@ def _tell_saving(trainer: L.Trainer, run: RunLength) -> None:
             rank_zero_warn(
                 f"ModelCheckpoint (trainer.enable_checkpointing): nothing is written: {reason}"
             )
-    if not writing and not _callbacks(trainer, HFExport):
+    if not writing and not _named(trainer, "HFExport"):
         rank_zero_warn(
             "this run saves nothing: no checkpoint and no export; add the callback HFExport, or set"
             " trainer.enable_checkpointing=true"
@@ -261,3 +255,12 @@ def never_saves(callback: ModelCheckpoint, trainer: L.Trainer, run: RunLength) -
 def _callbacks(trainer: L.Trainer, kind: type[Any]) -> list[Any]:
     found: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
     return [callback for callback in found if isinstance(callback, kind)]
+
+
+def _named(trainer: L.Trainer, name: str) -> list[Any]:
+    """Callbacks of a class of this name or derived from one, which need not be imported here."""
+    return [
+        callback
+        for callback in _callbacks(trainer, L.Callback)
+        if any(kind.__name__ == name for kind in type(callback).__mro__)
+    ]

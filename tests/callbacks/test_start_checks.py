@@ -1,5 +1,6 @@
 """What a fit will not do is said at its start; and nothing is said of a fit that does it all."""
 
+import logging
 import re
 import warnings
 from datetime import timedelta
@@ -150,11 +151,10 @@ def test_metrics_that_nothing_logs_are_named_after_a_step(callback, said, tmp_pa
 @pytest.mark.parametrize(
     ("settings", "callbacks", "said"),
     [
-        ({"limit_val_batches": 0}, [SafetyEvaluation()], "SafetyEvaluation: .*limit_val_batches=0"),
         (
             {"check_val_every_n_epoch": None, "val_check_interval": 9},
             [SafetyEvaluation(), SafetySteering(), ForcedPrefix([0])],
-            "SafetyEvaluation, ForcedPrefix, SafetySteering: .*due after 9 batches, and this run"
+            "SafetyEvaluation, SafetySteering, ForcedPrefix: .*due after 9 batches, and this run"
             " takes 3; give --trainer.val_check_interval=3",
         ),
         (
@@ -171,6 +171,13 @@ def test_metrics_that_nothing_logs_are_named_after_a_step(callback, said, tmp_pa
 def test_what_a_fit_will_not_do_is_said(settings, callbacks, said, tmp_path):
     lines, _ = _fit(tmp_path, *callbacks, **settings)
     assert [line for line in lines if re.search(said, line)], lines
+
+
+def test_validation_switched_off_by_name_is_said(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    _fit(tmp_path, SafetyEvaluation(), HFExport(), limit_val_batches=0)
+    (line,) = [r.message for r in caplog.records if "nothing is evaluated" in r.message]
+    assert line.startswith("SafetyEvaluation: ") and "trainer.limit_val_batches=0" in line
 
 
 def test_data_without_prompts_are_said_to_evaluate_nothing(tmp_path):
