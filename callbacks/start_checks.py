@@ -62,7 +62,7 @@ class StartChecks(L.Callback):
         _tell_saving(trainer, run)
         for callback in _named(trainer, "Throughput"):
             if callback.every_n_steps > run.steps:
-                rank_zero_warn(
+                rank_zero_info(
                     f"Throughput.every_n_steps={callback.every_n_steps}: this run takes"
                     f" {run.steps:,.0f} steps, so nothing is logged; give a smaller number"
                 )

@@ -256,7 +256,8 @@ class TextDataModule(TextEvaluation):
         except TemperError as error:
             if report.read and not report.kept:
                 raise TemperError(
-                    f"data.init_args.{name}={file.path}: {report}; {error}"
+                    f"data.init_args.{name}={file.path}: {report}; {error}: fix the rows, or give a"
+                    " larger data.init_args.max_length"
                 ) from error
             raise
         self._report_rows(name, pool)

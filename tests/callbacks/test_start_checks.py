@@ -165,7 +165,6 @@ def test_metrics_that_nothing_logs_are_named_after_a_step(callback, said, tmp_pa
         ({}, [], "none of them evaluates, so the answers .* thrown away"),
         ({"limit_train_batches": 0}, [], "limit_train_batches=0: this run trains nothing"),
         ({}, [], "this run saves nothing: no checkpoint and no export"),
-        ({}, [Throughput(4)], "Throughput.every_n_steps=4: this run takes 3 steps, so nothing"),
     ],
 )
 def test_what_a_fit_will_not_do_is_said(settings, callbacks, said, tmp_path):
@@ -173,11 +172,13 @@ def test_what_a_fit_will_not_do_is_said(settings, callbacks, said, tmp_path):
     assert [line for line in lines if re.search(said, line)], lines
 
 
-def test_validation_switched_off_by_name_is_said(tmp_path, caplog):
+def test_what_is_no_surprise_is_said_without_a_warning(tmp_path, caplog):
     caplog.set_level(logging.INFO)
-    _fit(tmp_path, SafetyEvaluation(), HFExport(), limit_val_batches=0)
-    (line,) = [r.message for r in caplog.records if "nothing is evaluated" in r.message]
-    assert line.startswith("SafetyEvaluation: ") and "trainer.limit_val_batches=0" in line
+    said, _ = _fit(tmp_path, SafetyEvaluation(), HFExport(), Throughput(4), limit_val_batches=0)
+    found = [r.message for r in caplog.records if "nothing is" in r.message]
+    assert said == [] and len(found) == 2
+    assert found[0].startswith("SafetyEvaluation: ") and "limit_val_batches=0" in found[0]
+    assert found[1].startswith("Throughput.every_n_steps=4: this run takes 3 steps, so nothing")
 
 
 def test_data_without_prompts_are_said_to_evaluate_nothing(tmp_path):
