@@ -32,6 +32,7 @@ class StartChecks(L.Callback):
 
     def __init__(self) -> None:
         self._told = False
+        self._validates = False
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Look for an end, and for steps at all."""
@@ -58,6 +59,7 @@ class StartChecks(L.Callback):
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         run = run_length(trainer)
+        self._validates = never_validates(trainer, run) is None
         _tell_evaluation(trainer, run)
         _tell_saving(trainer, run)
         for callback in _named(trainer, "Throughput"):
@@ -79,16 +81,15 @@ class StartChecks(L.Callback):
         if self._told:
             return
         self._told = True
-        logged = list(trainer.callback_metrics)
-        validates = never_validates(trainer, run_length(trainer)) is None
+        logged = [*trainer.callback_metrics, "epoch", "step"]  # Lightning adds these two
         for callback in (
             *_callbacks(trainer, ModelCheckpoint),
             *_callbacks(trainer, EarlyStopping),
         ):
             name = callback.monitor
-            if name is None or name in logged or (validates and name.startswith(EVALUATED)):
+            if name is None or name in logged or (self._validates and name.startswith(EVALUATED)):
                 continue
-            known = f"the first step logged {', '.join(logged) or 'nothing'}"
+            known = f"the first step logged {', '.join(logged)}"
             rank_zero_warn(
                 f"{type(callback).__name__}.monitor={name}: no step logs it, and no evaluation of"
                 f" this run; {did_you_mean(name, logged, known)}"
@@ -167,7 +168,7 @@ def never_validates(trainer: L.Trainer, run: RunLength) -> str | None:
         )
     every = trainer.check_val_every_n_epoch
     interval = trainer.val_check_batch
-    if getattr(trainer, "_val_check_time_interval", None) is not None:
+    if interval is None:  # of time, not of batches
         return None
     if every is None:
         due = (run.batches_done // interval + 1) * interval - run.batches_done

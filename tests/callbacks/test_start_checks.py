@@ -140,6 +140,7 @@ def test_whether_a_fit_saves_is_known_at_its_start(settings, saves, trainer, tmp
         (ModelCheckpoint(monitor="eval/refusal"), "monitor=eval/refusal: no step logs it"),
         (EarlyStopping("train_loss", strict=False), "EarlyStopping.monitor=train_loss: no step"),
         (ModelCheckpoint(monitor="grad_norm"), None),
+        (ModelCheckpoint(monitor="step", mode="max"), None),
     ],
 )
 def test_metrics_that_nothing_logs_are_named_after_a_step(callback, said, tmp_path):
