@@ -22,6 +22,7 @@ from temper.data.rendered import (
     Conversation,
     Rendered,
     Renderer,
+    check_calls,
     check_tools,
 )
 from temper.data.templates import FLAG, Template, read_template
@@ -82,6 +83,7 @@ class ChatFormat:
         template: Text of the template; as a tokenizer's ``chat_template`` it gives the same tokens.
         end: The token that ends an answer.
         folds_system: Whether system messages go into the first user turn.
+        opens: Whether prompts end with the opening tag of reasoning.
         stop_ids: Tokens that end an answer, the template's own first.
 
     Raises:
@@ -116,6 +118,7 @@ class ChatFormat:
         self._quote = partial(mark_control_tokens, control_tokens_re=control)
         self._check_text = TextCheck(tokenizer, control)
         self._reads_input = False
+        self.opens = False
         try:
             self._try_out()
         except RowError as error:  # of no row, but of the template
@@ -140,7 +143,7 @@ class ChatFormat:
         self.folds_system = not self._takes_system()
         prompt = self._render(self._talk([user]), to_go_on=True).text
         tags = self._template.tags
-        self._opens = tags is not None and prompt.rstrip().endswith(tags[0])
+        self.opens = tags is not None and prompt.rstrip().endswith(tags[0])
         self._closes = tags is not None and prompt.rstrip().endswith(tags[1])
         self._header = (
             whole.text[len(prompt) : span[0]].strip() if whole.text.startswith(prompt) else ""
@@ -195,7 +198,7 @@ class ChatFormat:
         if self._template.thinking_name is not None:
             given = "the template's default" if self.thinking is None else str(self.thinking)
             facts.append(f"{self._template.thinking_name}: {given.lower()}")
-        if self._opens:
+        if self.opens:
             facts.append("prompts open the reasoning")
         if self.date is not None:
             facts.append(f"dated {self.date}")
@@ -247,7 +250,7 @@ class ChatFormat:
         messages = self._prepared(messages)
         prompt, notes = self._prompt(messages, tools)
         last = Message("assistant", answer) if isinstance(answer, str) else answer
-        talk = self._talk([*messages, last], self._opens)
+        talk = self._talk([*messages, last])
         for piece in talk.pieces:
             if piece.turn == len(messages):
                 self._check_text(piece.text)
@@ -301,11 +304,14 @@ class ChatFormat:
                 )
             if span is None:
                 notes.add("reasoning_dropped")
+        for block in talk.blocks:
+            if block and not block[2].strip() and "".join(block[1:4]) not in prompt.text:
+                notes.add("reasoning_dropped")  # an empty block of it
         if tools:
-            check_tools(self._tools(tools) or (), prompt.text, "tools")
+            check_tools(self._tools(tools) or (), prompt.text)
         for message in messages:
             if message.tool_calls:
-                check_tools(self._quote(list(message.tool_calls)), prompt.text, "calls of tools")
+                check_calls(self._quote(list(message.tool_calls)), prompt.text)
         return prompt.text, notes
 
     def _check_row(self, messages: Sequence[Message], tools: Tools) -> None:
@@ -338,8 +344,14 @@ class ChatFormat:
             for piece, span in zip(talk.pieces, whole.spans, strict=True)
             if piece.turn == number and span is None
         ]
-        is_whole = whole.unmatched is None and not missing and whole.text.startswith(prompt)
-        if is_whole or (talk.blocks[number] and not last.tool_calls):
+        block = talk.blocks[number]
+        is_whole = (
+            whole.unmatched is None
+            and not missing
+            and whole.text.startswith(prompt)
+            and (block is None or block[3] in whole.text[len(prompt) :])
+        )
+        if is_whole or (block and not last.tool_calls):
             return is_whole
         if whole.unmatched is not None:
             raise RowError(self._changed(whole.unmatched, talk.messages))
@@ -367,11 +379,11 @@ class ChatFormat:
         if block:
             blank, opening, *rest = block
             written = "".join(rest) + end
-            if not self._opens:
+            if not self.opens:
                 return blank + opening + written
             # The prompt has the opening tag, and often the line break after it.
             return written.removeprefix("\n") if opening and prompt.endswith("\n") else written
-        if self._opens and tags:
+        if self.opens and tags:
             notes.add("reasoning_added")
             return f"\n{tags[1]}\n\n{content}{end}"
         return f"{content}{end}"
@@ -393,11 +405,11 @@ class ChatFormat:
         number = len(talk.messages) - 1
         after = max(
             (s[1] for p, s in zip(talk.pieces, whole.spans, strict=True) if s and p.turn == number),
-            default=start,
+            default=len(whole.text.rstrip()) if self._appends_end else start,
         )
         calls = talk.messages[-1].tool_calls
         if calls:
-            check_tools(self._quote(list(calls)), whole.text[start:], "calls of tools")
+            check_calls(self._quote(list(calls)), whole.text[start:])
             ends = [found.end() for found in self._ended.finditer(whole.text, after)]
             return ends[-1] if ends else len(whole.text.rstrip())
         if self._appends_end:
@@ -451,8 +463,15 @@ class ChatFormat:
             turns[:2] = [replace(turns[1], content=f"{turns[0].text}\n\n{turns[1].content}")]
         return turns
 
+<<<<<<< HEAD
     def _talk(self, messages: Sequence[Message], opened: bool = False) -> Conversation:
         return Conversation(messages, self._template.tags, self._quote, self._reads_input, opened)
+=======
+    def _talk(self, messages: Sequence[Message]) -> Conversation:
+        return Conversation(
+            messages, self._template.tags, self._quote, self._reads_input, self.opens
+        )
+>>>>>>> chat
 
     def _tools(self, tools: Tools) -> list[Any] | None:
         """Tools as the template takes them, special tokens in them marked as text."""

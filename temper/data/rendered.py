@@ -68,7 +68,7 @@ class Conversation:
         tags: Of reasoning; None: there are none.
         quote: Marks control tokens in a text, a list or a dictionary.
         reads_input: Whether the template has a section for a turn's input.
-        opened: The prompt of the last turn ends with the opening tag.
+        opened: Prompts end with the opening tag, so that answers need not begin with it.
 
     Attributes:
         pieces: The texts that are not blank.
@@ -94,9 +94,8 @@ class Conversation:
         self._turns: list[dict[str, Any]] = []
         for number, message in enumerate(messages):
             _check_private(message, number)
-            is_last = number == len(messages) - 1
             block = (
-                split_reasoning(message.content, tags, opened and is_last)
+                split_reasoning(message.content, tags, opened)
                 if tags and message.role == "assistant" and tags[1] in message.content
                 else None
             )
@@ -292,19 +291,36 @@ def _turn_of(literals: list[str], at: int, pieces: list[Piece]) -> int:
 # -- tools
 
 
-def check_tools(values: Iterable[Any], text: str, what: str) -> None:
-    """Check that a text holds every word of tools or of calls of them, as JSON or plainly.
+def check_tools(tools: Iterable[Any], text: str) -> None:
+    """Check that a text holds the names and descriptions of tools.
 
     Args:
-        values: Tools or calls, control tokens in them marked as text.
+        tools: Tools, control tokens in them marked as text.
         text: The rendered text that must hold them.
-        what: Name of the values, for the error.
 
     Raises:
-        RowError: a word is missing.
+        RowError: one is missing.
     """
+    words = [
+        str(about[key])
+        for about in (tool.get("function", tool) for tool in tools)
+        for key in ("name", "description")
+        if about.get(key)
+    ]
+    _check_words(words, text, "tools")
+
+
+def check_calls(calls: Iterable[Any], text: str) -> None:
+    """Check that a text holds the names and arguments of calls of tools: see `check_tools`."""
+    for call in calls:
+        about = call["function"]
+        words = [about["name"], *about["arguments"], *_words(about["arguments"])]
+        _check_words(words, text, "calls of tools")
+
+
+def _check_words(words: Iterable[str], text: str, what: str) -> None:
     plain = unmark(text)
-    for word in _words(list(values)):
+    for word in words:
         spelled = (word, json.dumps(word)[1:-1], json.dumps(word, ensure_ascii=False)[1:-1])
         if not any(unmark(spelling).strip() in plain for spelling in spelled):
             raise RowError(f"the template does not write the whole of its {what}; use another")
@@ -319,6 +335,8 @@ def _words(value: Any) -> Iterator[str]:
     elif isinstance(value, list | tuple):
         for item in value:
             yield from _words(item)
+    elif value is not None:
+        yield json.dumps(value)
 
 
 def _check_private(message: Message, number: int) -> None:

@@ -132,6 +132,32 @@ def unmark(text: str) -> str:
     return PRIVATE.sub("", text)
 
 
+class Quoting:
+    """Marks the control tokens in a text that a model judges or reads, for `encode_quoted`.
+
+    Args:
+        tokenizer: The tokenizer.
+        template: Text around it; added tokens in it are control tokens too.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str = "") -> None:
+        self._tokenizer = tokenizer
+        self._control = control_tokens(tokenizer, template)
+
+    def __call__(self, text: str) -> str:
+        """The text, marked. A token that the tokenizer has no other way to write, as one of whole
+        words, gets a blank after its first character.
+        """
+        marked: str = mark_control_tokens(text, self._control)
+        if marked == text:
+            return text
+        try:
+            encode_quoted(self._tokenizer, marked)
+        except RowError:
+            return self._control.sub(lambda found: f"{found[0][:1]} {found[0][1:]}", unmark(text))
+        return marked
+
+
 class TextCheck:
     """Whether a tokenizer writes every character of a text, and no control token for it.
 

@@ -11,7 +11,8 @@ from temper.judges.model import ModelJudge, make_formatter
 
 
 class SequenceClassifier(ModelJudge):
-    """Hugging Face sequence classifier, multi-label or multi-class.
+    """Hugging Face sequence classifier, multi-label or multi-class. Control tokens in prompt and
+    response stay text.
 
     A multi-label classifier (``problem_type`` of its config, or a single output), such as
     beaver-dam-7b (Ji et al. 2023, arXiv 2307.04657), gives a probability per label; the score is
@@ -49,6 +50,7 @@ class SequenceClassifier(ModelJudge):
             raise TemperError(f"SequenceClassifier.max_length={max_length}: give at least 1 token")
         self.harmful_labels = harmful_labels
         self.max_length = max_length
+        self.template = template
         self.format_input = make_formatter("SequenceClassifier", template)
 
     def scores(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
@@ -58,8 +60,9 @@ class SequenceClassifier(ModelJudge):
             for prompt, answer in zip(prompts, responses, strict=True)
         ]
         harmful, multi_label = self._harmful_indices
-        batch = self.tokenizer(
-            texts, return_tensors="pt", padding=True, truncation=True, max_length=self.max_length
+        batch = self.tokenizer.pad(
+            {"input_ids": [self.encode(text, True, self.max_length) for text in texts]},
+            return_tensors="pt",
         )
         logits_BC = self.model(**batch.to(self.model.device)).logits.float()
         if multi_label:

@@ -17,9 +17,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers.utils.chat_template_utils import mark_control_tokens
 
-from temper.data.tokenizer import control_tokens, encode_quoted
 from temper.errors import TemperError
 from temper.judges.base import Judge, Judgement, make_labeller
 from temper.judges.keyword import KeywordRefusal
@@ -100,6 +98,7 @@ class ModelJudge(ABC):
         self.name = name or path.rstrip("/").rsplit("/", 1)[-1]
         self.words = words or KeywordRefusal()
         self.label = make_labeller(owner, threshold, partial_above)
+        self._quotings: dict[str, Any] = {}
 
     @abstractmethod
     def scores(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
@@ -155,31 +154,45 @@ class ModelJudge(ABC):
         return _shared[key]
 
     def quote(self, text: str, template: str = "") -> str:
-        """A user's or a model's text, control tokens in it marked as plain text for `encode`.
+        """A user's or a model's text, with the model's control tokens marked as plain text, for
+        `encode`.
 
         Args:
             text: The text.
-            template: Text of the judge's own that the text goes into; whatever added tokens it
-                names are control tokens too.
+            template: The judge's own text around it; added tokens in it are control tokens too.
         """
-        marked: str = mark_control_tokens(text, control_tokens(self.tokenizer, template))
-        return marked
+        from temper.data.tokenizer import Quoting
 
-    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        """Tokens of a text with quoted texts in it.
+        if template not in self._quotings:
+            self._quotings[template] = Quoting(self.tokenizer, template)
+        return self._quotings[template](text)
+
+    def encode(self, text: str, frame: bool, max_length: int | None = None) -> list[int]:
+        """Tokens of a text that has quoted texts in it.
 
         Args:
             text: The text.
-            add_special_tokens: As the tokenizer does for texts of its own, with BOS for example.
+            frame: Put it between the special tokens that the tokenizer puts around texts.
+            max_length: Longest sequence, those tokens included; the text is cut.
         """
+        from temper.data.tokenizer import encode_quoted
+
         ids = encode_quoted(self.tokenizer, text)
-        if not add_special_tokens:
-            return ids
+        before, after = self._frame if frame else ([], [])
+        if max_length is not None:
+            room = max(max_length - len(before) - len(after), 0)
+            is_left = self.tokenizer.truncation_side == "left"
+            ids = ids[max(len(ids) - room, 0) :] if is_left else ids[:room]
+        return [*before, *ids, *after]
+
+    @cached_property
+    def _frame(self) -> tuple[list[int], list[int]]:
+        """Special tokens that the tokenizer puts before and after a text."""
         bare, framed = (
             self.tokenizer("a", add_special_tokens=added)["input_ids"] for added in (False, True)
         )
         at = next(n for n in range(len(framed)) if framed[n : n + len(bare)] == bare)
-        return [*framed[:at], *ids, *framed[at + len(bare) :]]
+        return framed[:at], framed[at + len(bare) :]
 
     def _load_model(self) -> Any:
         import transformers
@@ -303,7 +316,7 @@ class TwoWordJudge(ModelJudge):
     def encode_chat(self, turns: list[dict[str, str]]) -> list[int]:
         """Encode turns of quoted texts with the chat template, up to the reply."""
         text = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-        return self.encode(text, add_special_tokens=False)
+        return self.encode(text, frame=False)
 
     def scores(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
         """Score the harm of every answer, by generating `REPLY_TOKENS` tokens."""
@@ -433,7 +446,7 @@ class YesNoLM(TwoWordJudge):
         quoted = (self.quote(text, self.template) for text in (prompt, response))
         text = self.format_question(*quoted)
         if not self.chat:
-            return self.encode(text, add_special_tokens=True)
+            return self.encode(text, frame=True)
         return self.encode_chat([{"role": "user", "content": text}])
 
 

@@ -251,7 +251,7 @@ def test_templates_that_cannot_be_used_are_refused(tmp_path):
         ),
         "{{ messages[0].content }}": "it writes turn 2 0 times, and must once",
         "{% for m in messages %}{{ m.content + m.content }}{% endfor %}": (
-            "it writes turn 2 2 times, and must once"
+            "it writes turn 1 2 times, and must once"
         ),
     }.items():
         (tmp_path / "broken.jinja").write_text(text)

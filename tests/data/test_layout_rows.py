@@ -40,14 +40,38 @@ def test_tool_calls_and_tools_become_turns(tmp_path: Path):
         {"conversations": turns, "tools": "[]"},
     ]
     first, second = read_examples(jsonl(rows, tmp_path / "rows.jsonl"), "supervised")
-    assert first.prompt[0] == Message(
-        "system", 'Be brief\n\nYou can call these tools:\n[{"name": "find"}]'
+    assert first.prompt[0] == Message("system", "Be brief")
+    assert first.tools == ({"type": "function", "function": {"name": "find"}},)
+    assert second.tools == () and second.turns == ()
+    call = {"type": "function", "function": {"name": "find", "arguments": {}}}
+    assert second.prompt == (
+        Message("user", "A recipe?"),
+        Message("assistant", "", tool_calls=(call,)),
+        Message("tool", "[]"),
     )
-    assert [(m.role, m.content) for m in second.prompt] == [
-        ("user", "A recipe?"),
-        ("assistant", '{"name": "find"}'),
-        ("tool", "[]"),
+
+
+def test_calls_and_reasoning_are_read_in_every_spelling(tmp_path: Path):
+    find = {"name": "find", "arguments": '{"what": "soup", "n": 2}'}
+    called = {"name": "find", "arguments": {"what": "soup", "n": 2}}
+    asked = {"role": "user", "content": "A recipe?"}
+    result = {"role": "tool", "content": "[]", "tool_call_id": "c1", "name": "find", "x": None}
+    spellings: list[dict] = [
+        {"content": None, "tool_calls": [{"id": "c1", "type": "function", "function": find}]},
+        {"tool_calls": [find], "function_call": None, "reasoning_content": None},
+        {"content": "", "function_call": find},
     ]
+    for spelling in spellings:
+        turns = [asked, {"role": "assistant"} | spelling]
+        rows = [{"messages": [*turns, result, said("None")]}, {"messages": turns}]
+        middle, last = read_examples(jsonl(rows, tmp_path / "rows.jsonl"), "supervised")
+        assert middle.prompt[1].tool_calls[0]["function"] == called
+        assert middle.prompt[2].labels == (("name", "find"), ("tool_call_id", "c1"))
+        assert last.answers == ("",) and last.replies[0].tool_calls[0]["function"] == called
+    for key in ("reasoning_content", "thinking", "reasoning"):
+        row = {"messages": [asked, said("None") | {key: "why"}]}
+        (found,) = read_examples(jsonl([row], tmp_path / "rows.jsonl"), "supervised")
+        assert found.replies == (Message("assistant", "None", reasoning="why"),)
 
 
 def test_loss_weights_are_kept_or_make_a_broken_row(tmp_path: Path):
@@ -112,7 +136,23 @@ def test_answers_become_references_where_prompts_are_wanted(tmp_path: Path):
         ),
         (
             [{"role": "assistant", "content": "a", "tool_calls": [{}]}],
-            "turn 1 (assistant) holds 'tool_calls', which is not read",
+            "turn 1, call 1 is no object with the name of a tool",
+        ),
+        (
+            [{"role": "user", "content": "a", "tool_calls": [{"name": "f"}]}, said("b")],
+            "turn 1 (user) holds calls of tools, which only an assistant's turn may",
+        ),
+        (
+            [{"role": "assistant", "tool_calls": [{"name": "f", "arguments": "{"}]}],
+            "turn 1, call 1, arguments is no JSON",
+        ),
+        (
+            [{"role": "assistant", "content": "a", "thinking": "b", "reasoning": "c"}],
+            "turn 1 holds different reasoning under",
+        ),
+        (
+            [{"from": "function_call", "value": "find soup"}],
+            "turn 1 is no JSON, which calls",
         ),
         (
             [{"role": "user", "content": "a"}],
