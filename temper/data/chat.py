@@ -138,7 +138,9 @@ class ChatFormat:
         )
         whole = self._render(self._talk([user, answer]))
         span = whole.spans[1]
-        if span is None or whole.unmatched is not None:
+        if whole.unmatched is not None:
+            raise TemperError(self._changed(whole.unmatched, [user, answer]))
+        if span is None:
             raise TemperError(f"{FLAG}={self.name}: it writes turn 2 0 times, and must once")
         self.folds_system = not self._takes_system()
         prompt = self._render(self._talk([user]), to_go_on=True).text
@@ -463,15 +465,10 @@ class ChatFormat:
             turns[:2] = [replace(turns[1], content=f"{turns[0].text}\n\n{turns[1].content}")]
         return turns
 
-<<<<<<< HEAD
-    def _talk(self, messages: Sequence[Message], opened: bool = False) -> Conversation:
-        return Conversation(messages, self._template.tags, self._quote, self._reads_input, opened)
-=======
     def _talk(self, messages: Sequence[Message]) -> Conversation:
         return Conversation(
             messages, self._template.tags, self._quote, self._reads_input, self.opens
         )
->>>>>>> chat
 
     def _tools(self, tools: Tools) -> list[Any] | None:
         """Tools as the template takes them, special tokens in them marked as text."""
