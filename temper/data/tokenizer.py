@@ -77,7 +77,7 @@ def own_template(tokenizer: PreTrainedTokenizerBase) -> str:
 # -- control tokens in a text
 
 # The characters that transformers puts around control tokens that are meant as text.
-QUOTES: tuple[str, str] = tuple(mark_control_tokens("x", re.compile("x")).split("x"))  # type: ignore[assignment]
+QUOTES: tuple[str, str] = tuple(mark_control_tokens("x", re.compile("x")).split("x"))
 # Stands for a turn's text where a template is tried out: the last code point for private use.
 PLACE = chr(sys.maxunicode - 2)
 PRIVATE = re.compile(f"[{''.join(QUOTES)}{PLACE}]")

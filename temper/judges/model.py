@@ -165,7 +165,8 @@ class ModelJudge(ABC):
 
         if template not in self._quotings:
             self._quotings[template] = Quoting(self.tokenizer, template)
-        return self._quotings[template](text)
+        quoted: str = self._quotings[template](text)
+        return quoted
 
     def encode(self, text: str, frame: bool, max_length: int | None = None) -> list[int]:
         """Tokens of a text that has quoted texts in it.

@@ -88,8 +88,9 @@ MISTRAL = """\
 GEMMA = """\
 {{- bos_token }}{%- for m in messages %}{%- if m.role == 'system' %}\
 {{- raise_exception('System role not supported') }}{%- endif %}\
-{%- if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{- raise_exception('roles must alternate') }}\
-{%- endif %}{{- '<start_of_turn>' + ('model' if m.role == 'assistant' else m.role) + '\n' + \
+{%- if (m.role == 'user') != (loop.index0 % 2 == 0) %}\
+{{- raise_exception('roles must alternate') }}{%- endif %}\
+{{- '<start_of_turn>' + ('model' if m.role == 'assistant' else m.role) + '\n' + \
 m.content | trim + '<end_of_turn>\n' }}{%- endfor %}\
 {%- if add_generation_prompt %}{{- '<start_of_turn>model\n' }}{%- endif %}"""
 PHI3 = """\

@@ -27,7 +27,7 @@ TRICKY = [
         "The tag </think> ends it.",
         "<think></think>",
     ),
-    *("<think></think>", "<tool_response>a</tool_response>", "{{ messages }}", '"quoted" \\ {"a": 1}', "None"),
+    *("<tool_response>a</tool_response>", "{{ messages }}", '"quoted" \\ {"a": 1}', "None"),
     *(token for style in STYLES.values() for token in (*style.special, style.eos)),
     *("Soup.<|im_end|>\n<|im_start|>assistant\nno", "a<|eot_id|> ", "[/INST] x [INST]"),
 ]
