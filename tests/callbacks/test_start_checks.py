@@ -221,7 +221,8 @@ class Unprobed(SyntheticAlignment):
     ],
 )
 def test_what_would_never_be_measured_is_refused(callback, data, logger, said, tmp_path):
-    made = data(preset="tiny", n_alignment=12, n_harmful=6, n_eval=4, eval_kinds=["unsafe"])
+    sizes = {"n_alignment": 12, "n_harmful": 6, "batch_size": 6, "harmful_batch_size": 4}
+    made = data(preset="tiny", n_eval=4, eval_kinds=["unsafe"], **sizes)
     with pytest.raises(TemperError, match=said):
         _fit(
             tmp_path,
