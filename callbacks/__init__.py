@@ -11,6 +11,7 @@ from callbacks.run_card import RunCard
 from callbacks.safety_evaluation import SafetyEvaluation
 from callbacks.safety_steering import SafetySteering
 from callbacks.sample_generations import SampleGenerations
+from callbacks.start_checks import StartChecks
 from callbacks.throughput import Throughput
 from callbacks.unlearning_evaluation import UnlearningEvaluation
 
@@ -25,6 +26,7 @@ __all__ = [
     "SafetySteering",
     "SampleGenerations",
     "SaveAnswers",
+    "StartChecks",
     "Throughput",
     "UnlearningEvaluation",
     "UtilityEvaluation",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from callbacks.evaluation import data_of, refuse_without
+from callbacks.evaluation import EvaluationCallback, data_of, refuse_without
 from temper.data import Batch, EvalSet, pad_left
 from temper.errors import TemperError
 from temper.judges import Judge, Judgement, decode_rows
@@ -39,7 +39,7 @@ class ForcedAnswers(Protocol):
         ...
 
 
-class ForcedPrefix(L.Callback):
+class ForcedPrefix(EvaluationCallback):
     """Measure refusal and harmful rate after the first k tokens of the true harmful answer, for
     every k of a list.
 
@@ -63,6 +63,7 @@ class ForcedPrefix(L.Callback):
     """
 
     def __init__(self, lengths: list[int] = [0, 1, 2, 3, 4]) -> None:  # noqa: B006
+        super().__init__()
         if not lengths or min(lengths) < 0:
             raise TemperError(
                 f"ForcedPrefix.lengths={lengths}: give at least one number of tokens >= 0, for"
@@ -87,6 +88,7 @@ class ForcedPrefix(L.Callback):
         """Generate from every length of prefix, judge, log, and write the file."""
         if trainer.sanity_checking:
             return
+        self.evaluated = True
         data = _forced_data(trainer)
         rows = data.forced_answers()
         metrics = {k: self._rates(trainer, pl_module, data, rows, k) for k in self.lengths}

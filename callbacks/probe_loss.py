@@ -5,7 +5,8 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 
-from callbacks.evaluation import data_of
+from callbacks.evaluation import data_of, refuse_without
+from temper.errors import TemperError
 
 
 class ProbeLoss(L.Callback):
@@ -16,10 +17,33 @@ class ProbeLoss(L.Callback):
 
     Args:
         every_n_steps: Batches between two evaluations; the first is before training.
+
+    Raises:
+        TemperError: ``every_n_steps`` is below 1; the data have no probe rows, or the run no
+            logger.
     """
 
     def __init__(self, every_n_steps: int = 20) -> None:
+        if every_n_steps < 1:
+            raise TemperError(f"ProbeLoss.every_n_steps={every_n_steps}: give at least 1")
         self.every_n_steps = every_n_steps
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuse, before training, what would never be measured or never be kept."""
+        if stage != "fit":
+            return
+        refuse_without(self, pl_module, "nll_terms")
+        data = data_of(trainer)
+        if not any(len(rows["input_ids"]) for rows in data.probe_rows.values()):
+            raise TemperError(
+                f"ProbeLoss: data={type(data).__name__} has no probe rows (probe_rows), so there is"
+                " nothing to measure; use synthetic data, or drop the callback"
+            )
+        if not trainer.loggers:
+            raise TemperError(
+                "ProbeLoss: trainer.logger=false, and the losses go to the loggers alone; drop the"
+                " callback, or leave trainer.logger out"
+            )
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int

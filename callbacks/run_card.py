@@ -26,11 +26,13 @@ class RunCard(L.Callback):
     """Write ``card.json``: cost (steps, passes, tokens, seconds, memory, FLOPs), versions, seed and
     data.
 
-    FLOPs are estimated as 6 * parameters * tokens over all forward-backward passes plus
-    2 * parameters * tokens over forward-only ones (Kaplan et al. 2020), frozen parameters included
-    and attention scores left out. Seconds are those of training; evaluations during training are
-    counted separately. Peak memory is the peak up to the first evaluation (on a CPU about 450 MiB
-    of it are Python and its libraries).
+    ``tokens`` are those read in all forward-backward passes, of prompts and answers;
+    ``trained_tokens`` those among them that have a label. Padding is in neither. FLOPs are those of
+    the tokens that are read, estimated as 6 * parameters * tokens over all forward-backward passes
+    plus 2 * parameters * tokens over forward-only ones (Kaplan et al. 2020), frozen parameters
+    included, attention scores and padding left out. Seconds are those of training; evaluations
+    during training are counted separately. Peak memory is the peak up to the first evaluation (on a
+    CPU about 450 MiB of it are Python and its libraries).
 
     A run that was interrupted and resumed has several ``segments``, each with its first and last
     step, seconds, devices and versions; seconds are summed over them, and the peak is the largest.
@@ -95,6 +97,7 @@ class RunCard(L.Callback):
             return int(trainer.strategy.reduce(here, reduce_op="sum"))
 
         tokens = total(work.tokens)
+        trained_tokens = total(work.trained_tokens)
         forward_tokens = total(work.forward_tokens)
         if not trainer.is_global_zero:
             return
@@ -104,6 +107,7 @@ class RunCard(L.Callback):
             "skipped_steps": pl_module.skipped_steps,
             "passes": work.passes,
             "tokens": tokens,
+            "trained_tokens": trained_tokens,
             "forwards": work.forwards,
             "forward_tokens": forward_tokens,
             "seconds": round(sum(each["seconds"] for each in segments), 3),

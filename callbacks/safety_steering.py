@@ -5,7 +5,7 @@ from typing import Any, Protocol, runtime_checkable
 import lightning.pytorch as L
 from torch.utils.hooks import RemovableHandle
 
-from callbacks.evaluation import data_of, refuse_without
+from callbacks.evaluation import EvaluationCallback, data_of, refuse_without
 from temper.data import Batch
 from temper.edit.steering import add_steering, hidden_differences, steering_vectors
 from temper.errors import TemperError
@@ -22,7 +22,7 @@ class SteeringPairs(Protocol):
         ...
 
 
-class SafetySteering(L.Callback):
+class SafetySteering(EvaluationCallback):
     """Steer MLP outputs away from harm while answers are generated, and at no other time: the
     second step of Safety Arithmetic (Hazra et al. 2024, arXiv 2406.11801).
 
@@ -43,6 +43,7 @@ class SafetySteering(L.Callback):
     """
 
     def __init__(self, alpha: float = 0.12, n_tokens: int = 4) -> None:
+        super().__init__()
         if alpha < 0:
             raise TemperError(
                 f"SafetySteering.alpha={alpha}: give a number >= 0 (0 steers nothing; a negative"
@@ -68,6 +69,7 @@ class SafetySteering(L.Callback):
     def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Compute the steering vectors and start to steer."""
         self._remove()
+        self.evaluated = True
         if self.alpha == 0:
             return
         rows = _steering_data(trainer).steering_pairs()

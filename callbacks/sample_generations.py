@@ -7,7 +7,7 @@ import lightning.pytorch as L
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
-from callbacks.evaluation import answers_as_text, data_of
+from callbacks.evaluation import EvaluationCallback, answers_as_text, data_of
 from temper.errors import TemperError
 
 KEY = "generations"
@@ -37,7 +37,17 @@ WRITERS: tuple[tuple[type[Logger], Callable[[Any, Rows, int], None]], ...] = (
 )
 
 
-class SampleGenerations(L.Callback):
+def _writers(trainer: L.Trainer) -> list[tuple[Logger, Callable[[Any, Rows, int], None]]]:
+    """The run's loggers that take text, with what writes to each."""
+    return [
+        (logger, write)
+        for logger in trainer.loggers
+        for kind, write in WRITERS
+        if isinstance(logger, kind)
+    ]
+
+
+class SampleGenerations(EvaluationCallback):
     """Log a few evaluation prompts with the model's answers, after every validation, to every
     logger that takes text: TensorBoard (tab Text), W&B (a table) and MLflow (an artifact).
 
@@ -53,25 +63,36 @@ class SampleGenerations(L.Callback):
     """
 
     def __init__(self, n: int = 4, show_unsafe: bool = False) -> None:
+        super().__init__()
         if n < 1:
             raise TemperError(f"SampleGenerations.n={n}: give at least 1")
         self.n = n
         self.show_unsafe = show_unsafe
         self.rows: list[tuple[int, list[str]]] = []
 
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Drop the answers of the last validation.
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuse, before training, prompts of which none may be shown; warn if nothing takes text.
 
         Raises:
             TemperError: no kind of prompt may be shown.
         """
+        if stage == "predict":
+            return
         kinds = data_of(trainer).eval_kinds
-        if not self._shown(kinds):
+        if kinds and not self._shown(kinds):
             raise TemperError(
                 "SampleGenerations.show_unsafe=false, and all evaluation prompts are"
                 f" {', '.join(kinds)}: add safe or task prompts, set show_unsafe to true, or drop"
                 " the callback"
             )
+        if not _writers(trainer):
+            rank_zero_warn(
+                "SampleGenerations: no logger takes text; use TensorBoard (the default, if"
+                " installed), W&B or MLflow"
+            )
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Drop the answers of the last validation."""
         self.rows = []
 
     def on_validation_batch_end(
@@ -111,19 +132,9 @@ class SampleGenerations(L.Callback):
         """Write the rows to the loggers."""
         if trainer.sanity_checking or not trainer.is_global_zero or not self.rows:
             return
+        self.evaluated = True
         rows = [texts for _, texts in sorted(self.rows)]
-        writers = [
-            (logger, write)
-            for logger in trainer.loggers
-            for kind, write in WRITERS
-            if isinstance(logger, kind)
-        ]
-        if not writers:
-            rank_zero_warn(
-                "SampleGenerations: no logger takes text; use TensorBoard (the default, if"
-                " installed), W&B or MLflow"
-            )
-        for text_logger, write in writers:
+        for text_logger, write in _writers(trainer):
             write(text_logger, rows, trainer.global_step)
 
     on_test_start = on_validation_start

@@ -8,6 +8,10 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 
+from temper.errors import TemperError
+
+RATES = ("tokens_per_second", "trained_tokens_per_second")
+
 
 def peak_memory_mib(device: torch.device) -> float:
     """Highest memory so far in MiB: allocated on a GPU, resident set of the process on a CPU."""
@@ -18,9 +22,11 @@ def peak_memory_mib(device: torch.device) -> float:
 
 
 class Throughput(L.Callback):
-    """Log ``throughput/tokens_per_second`` and ``throughput/peak_memory_mib``, per rank.
+    """Log ``throughput/tokens_per_second``, ``throughput/trained_tokens_per_second`` and
+    ``throughput/peak_memory_mib``, per rank.
 
-    Tokens are those of every forward-backward pass (a Booster step has three), without padding.
+    Tokens are those read in every forward-backward pass (a Booster step has three), of prompts and
+    answers, without padding; trained ones are those among them that have a label.
 
     Args:
         every_n_steps: Optimizer steps between two measurements; each one synchronizes with the
@@ -28,9 +34,11 @@ class Throughput(L.Callback):
     """
 
     def __init__(self, every_n_steps: int = 50) -> None:
+        if every_n_steps < 1:
+            raise TemperError(f"Throughput.every_n_steps={every_n_steps}: give at least 1")
         self.every_n_steps = every_n_steps
         self._since = 0.0
-        self._tokens_then = 0
+        self._counted = (0, 0)
         self._batches = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -50,18 +58,19 @@ class Throughput(L.Callback):
         if self._batches < self.every_n_steps:
             return
         now = time.perf_counter()
-        tokens = _tokens(pl_module)
-        rate = (tokens - self._tokens_then) / (now - self._since)
-        pl_module.log("throughput/tokens_per_second", rate)
+        counted = _tokens(pl_module)
+        for name, count, earlier in zip(RATES, counted, self._counted, strict=True):
+            pl_module.log(f"throughput/{name}", (count - earlier) / (now - self._since))
         pl_module.log("throughput/peak_memory_mib", peak_memory_mib(pl_module.device))
-        self._restart(now, tokens)
+        self._restart(now, counted)
 
-    def _restart(self, now: float, tokens: int) -> None:
+    def _restart(self, now: float, counted: tuple[int, int]) -> None:
         self._since = now
-        self._tokens_then = tokens
+        self._counted = counted
         self._batches = 0
 
 
-def _tokens(pl_module: L.LightningModule) -> int:
+def _tokens(pl_module: L.LightningModule) -> tuple[int, int]:
+    """Tokens read and tokens trained so far."""
     work: Any = pl_module.work
-    return int(work.tokens)
+    return int(work.tokens), int(work.trained_tokens)

@@ -72,8 +72,11 @@ class TextDataModule(TextEvaluation):
             whatever the file says.
         drop_repeats: Leave out rows that are the same as an earlier one of their file; they are
             counted in either case.
-        layout: Layout of the training files; ``auto`` finds it out from their columns.
-        skip_broken: Leave broken rows out and count them; else they are an error.
+        layout: Layout of the files; ``auto`` finds it out from their columns.
+        eval_layout: Layout of the evaluation files, of which the prompt alone must be there; null:
+            that of ``layout``.
+        skip_broken: Leave rows out that cannot be read, or that the template refuses, and count
+            them, in training and evaluation files alike; else they are an error.
         unsafe: File of prompts that should be refused, to evaluate on; null: none.
         safe: File of prompts that should be answered, to evaluate on; null: none.
         task: File of prompts of the user's task with the right answers, to evaluate on; null: none.
@@ -112,6 +115,7 @@ class TextDataModule(TextEvaluation):
         all_turns: bool = False,
         drop_repeats: bool = False,
         layout: str = "auto",
+        eval_layout: str | None = None,
         skip_broken: bool = False,
         unsafe: str | None = None,
         safe: str | None = None,
@@ -145,6 +149,7 @@ class TextDataModule(TextEvaluation):
             truncation,
             None if self.one_answer else all_turns,
             drop_repeats,
+            skip_broken,
         )
         self.layout = layout
         self.skip_broken = skip_broken
@@ -157,7 +162,7 @@ class TextDataModule(TextEvaluation):
         self.seed = seed
         self.files: dict[str, TextFile] = {}
         self.eval_files = {
-            kind: self.text_file(kind, path, "prompt", "auto")
+            kind: self.text_file(kind, path, "prompt", eval_layout)
             for kind, path in zip(KINDS, (unsafe, safe, task), strict=True)
             if path
         }
@@ -236,7 +241,7 @@ class TextDataModule(TextEvaluation):
 
         def rows() -> Iterator[Row]:
             yield from self.encoder.rows(file.read(seen), report)
-            report.broken = seen.n_broken
+            report.add_broken(seen)
             report.layout = file.layout()
 
         def about() -> dict[str, object]:
@@ -252,7 +257,8 @@ class TextDataModule(TextEvaluation):
         except TemperError as error:
             if report.read and not report.kept:
                 raise TemperError(
-                    f"data.init_args.{name}={file.path}: {report}; {error}"
+                    f"data.init_args.{name}={file.path}: {report}; {error}: fix the rows, or give a"
+                    " larger data.init_args.max_length"
                 ) from error
             raise
         self._report_rows(name, pool)

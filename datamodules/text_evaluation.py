@@ -88,12 +88,12 @@ class TextEvaluation(StreamDataModule):
         report = EncodeReport()
         seen = ReadReport()
         prompts = list(islice(self.encoder.prompts(file.read(seen), report), self.n_eval))
-        report.broken = seen.n_broken
+        report.add_broken(seen)
         if not report.kept:
-            raise TemperError(
-                f"data.init_args.{kind}={file.path}: {report}; give prompts of at most"
-                " max_length tokens"
+            way_out = (
+                "give prompts of at most max_length tokens" if report.dropped else "fix its rows"
             )
+            raise TemperError(f"data.init_args.{kind}={file.path}: {report}; {way_out}")
         report.layout = file.layout()
         rank_zero_info(f"{kind}={file.path}: {report}")
         self.reports[kind] = report

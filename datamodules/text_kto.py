@@ -2,6 +2,8 @@
 
 from typing import Any, ClassVar
 
+from lightning.pytorch.utilities import rank_zero_warn
+
 from datamodules.text import TextDataModule
 from temper.data import BatchSource, PoolSource
 from temper.data.pool import MismatchedPool
@@ -29,11 +31,23 @@ class TextKTO(TextDataModule):
         self.files["train"] = self.text_file("train", train, "kto")
 
     def streams(self, pools: dict[str, TokenPool]) -> dict[str, BatchSource]:
-        """The one stream.
+        """The one stream; warns if all its answers have the same mark.
 
         Raises:
             TemperError: there is one row only.
         """
+        report = self.reports["train"]
+        if not (report.desirable and report.undesirable):
+            way_out = (
+                "add undesirable ones, or train on these with TextSupervised"
+                if report.desirable
+                else "add desirable ones, or forget these with TextUnlearning"
+            )
+            rank_zero_warn(
+                f"data.init_args.train={self.files['train'].path}: {report.desirable:,} rows are"
+                f" desirable and {report.undesirable:,} undesirable, and KTO compares the two;"
+                f" {way_out}"
+            )
         if len(pools["train"]) < 2:
             raise TemperError(
                 f"data.init_args.train={self.files['train'].path}: the answer of another row is"

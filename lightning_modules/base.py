@@ -8,7 +8,9 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
+from lightning_modules.lost_updates import LostUpdates
 from lightning_modules.packing import RowPacking
+from lightning_modules.positions import check_positions
 from lightning_modules.resume import ResumeState
 from lightning_modules.work import Work
 from strategies import Loss, Vector, WeightSpace, weight_space
@@ -19,6 +21,7 @@ from temper.losses import MeanTerms, Scores, nll
 from temper.models import NetworkSpec, build_network, score
 from temper.models.blocks import undecayed_weights
 from temper.models.generate import generate_greedy
+from temper.models.score import output_layer
 from temper.plan.cost import Cost, Pass
 
 
@@ -90,6 +93,7 @@ class ObjectiveModule(L.LightningModule):
         self.max_skipped_steps = max_skipped_steps
         self.network: nn.Module | None = None
         self.work = Work()
+        self.lost_updates = LostUpdates()
         self.skipped_steps = 0
         self.skipped_in_a_row = 0
         #: Vectors that outlive a step, by name: saved in checkpoints, sharded as the weights are.
@@ -286,7 +290,8 @@ class ObjectiveModule(L.LightningModule):
         self.skipped_in_a_row = 0
         self.weights.assign(self.weights.clip(gradient, norm, self.max_grad_norm), skip)
         optimizer: Any = self.optimizers()
-        optimizer.step()
+        with self.lost_updates.measured(self.weights, optimizer, gradient):
+            optimizer.step()
         optimizer.zero_grad()
         scheduler: Any = self.lr_schedulers()
         if scheduler is not None:
@@ -308,8 +313,19 @@ class ObjectiveModule(L.LightningModule):
     # -- hooks of Lightning
 
     def on_train_start(self) -> None:
-        """Decide about packing, and move the kept vectors of a checkpoint to the device."""
+        """Decide about packing, try the fused loss, and move the kept vectors of a checkpoint to
+        the device.
+
+        Raises:
+            TemperError: packing or the fused loss was chosen, and the network cannot have it; rows
+                are longer than its positions.
+        """
+        check_positions(self, trains=True)
+        self.lost_updates = LostUpdates()
         self.packing.decide(self)
+        if self.fused_loss:
+            with self.trainer.precision_plugin.forward_context():
+                output_layer(self.policy)
         self.kept = {name: vector.to(self.device) for name, vector in self.kept.items()}
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
@@ -347,6 +363,14 @@ class ObjectiveModule(L.LightningModule):
         self.kept = {name: Vector(list(vector.values())) for name, vector in vectors.items()}
 
     # -- answers
+
+    def on_validation_start(self) -> None:
+        """Check, outside a fit, that prompts and answers fit the network's positions."""
+        if self.trainer.state.fn != "fit":
+            check_positions(self, trains=False)
+
+    on_test_start = on_validation_start
+    on_predict_start = on_validation_start
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Greedy answers to the prompts of a batch, without the prompts: responses_BR."""

@@ -9,7 +9,7 @@ from temper.data.packing import Fill
 from temper.data.rows import LENGTHS
 from temper.errors import TemperError
 from temper.models.blocks import count_weights
-from temper.models.score import isolates_packed_sequences
+from temper.models.tries import isolates_packed_sequences
 
 if TYPE_CHECKING:
     from lightning_modules.base import ObjectiveModule

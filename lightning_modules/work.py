@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from temper.data import Batch
+from temper.losses import IGNORE_INDEX
 
 
 def _zero() -> Tensor:
@@ -21,7 +22,9 @@ class Work:
 
     Attributes:
         passes: Forward-backward passes over a batch.
-        tokens: Tokens in them without padding (int64 scalar on the device: no synchronisation).
+        tokens: Tokens read in them, of prompts and answers, without padding (int64 scalar on the
+            device: no synchronisation).
+        trained_tokens: Those among them that have a label and a token before them that predicts it.
         forwards: Forward passes without a backward one: reference models, importance, statistics.
         forward_tokens: Tokens in those.
         is_first_micro_batch: Whether the current micro-batch is the first of its batch; see
@@ -30,6 +33,7 @@ class Work:
 
     passes: int = 0
     tokens: Tensor = field(default_factory=_zero)
+    trained_tokens: Tensor = field(default_factory=_zero)
     forwards: int = 0
     forward_tokens: Tensor = field(default_factory=_zero)
     is_first_micro_batch: bool = True
@@ -38,6 +42,8 @@ class Work:
         """Count a forward-backward pass over rows."""
         self.passes += 1
         self.tokens = self.tokens + rows["attention_mask"].sum()
+        labelled = (rows["labels"][..., 1:] != IGNORE_INDEX).sum()
+        self.trained_tokens = self.trained_tokens + labelled
 
     def count_forward(self, rows: Batch) -> None:
         """Count a forward pass over a micro-batch, once per batch."""
@@ -61,6 +67,7 @@ class Work:
         return {
             "passes": self.passes,
             "tokens": self.tokens.cpu(),
+            "trained_tokens": self.trained_tokens.cpu(),
             "forwards": self.forwards,
             "forward_tokens": self.forward_tokens.cpu(),
         }
@@ -72,8 +79,15 @@ class Work:
         Tokens are summed over ranks in the end, so rank 0 carries those of all earlier ranks.
         """
         first = states[0]
-        if rank != 0:
-            return cls(first["passes"], _zero(), first["forwards"], _zero())
-        tokens = torch.stack([state["tokens"] for state in states]).sum()
-        forward_tokens = torch.stack([state["forward_tokens"] for state in states]).sum()
-        return cls(first["passes"], tokens, first["forwards"], forward_tokens)
+
+        def summed(name: str) -> Tensor:
+            counts = [state.get(name, _zero()) for state in states]
+            return torch.stack(counts).sum() if rank == 0 else _zero()
+
+        return cls(
+            passes=first["passes"],
+            tokens=summed("tokens"),
+            trained_tokens=summed("trained_tokens"),
+            forwards=first["forwards"],
+            forward_tokens=summed("forward_tokens"),
+        )

@@ -207,6 +207,10 @@ class WeightSpace:
             ]
         )
 
+    def master_weights(self) -> list[Tensor]:
+        """This rank's shard of the weights in the optimizer's precision; no copies."""
+        return self._master_weights()
+
     # -- what a strategy may change
 
     @property

@@ -60,8 +60,8 @@ EVALUATING = ("validate", "test", "predict")
 # imports, so they are imported by name, when a command runs.
 PACKAGES = ("callbacks", "datamodules", "lightning_modules")
 # Callbacks of every fit. Without a signal, preemption does nothing; without preemption, a signal
-# ends a fit with exit status 0 and nothing saved.
-IN_EVERY_FIT = ("callbacks.Preemption",)
+# ends a fit with exit status 0 and nothing saved. What a fit will not do is said when it starts.
+IN_EVERY_FIT = ("callbacks.Preemption", "callbacks.StartChecks")
 # Callbacks of every prediction: the answers are what it is for.
 IN_EVERY_PREDICT = ("callbacks.SaveAnswers",)
 

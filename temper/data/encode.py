@@ -2,17 +2,17 @@
 counts the rows kept, cut and left out.
 """
 
-import contextlib
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from temper.data.chat import ChatFormat, Encoded
 from temper.data.examples import Example
-from temper.data.files import locate
+from temper.data.files import SHOWN, ReadReport, locate
+from temper.data.readers import RowError
 from temper.data.token_pool import Row
 from temper.errors import TemperError
 
@@ -63,7 +63,7 @@ CUTS: dict[str, Cut] = {
 TRANSFORMERS = version("transformers")  # renders templates
 # Version of how examples, prompts of tasks and chat formats become tokens: raise it with every
 # change, and caches are made anew.
-ENCODING = 3
+ENCODING = 4
 
 
 @dataclass
@@ -78,12 +78,19 @@ class EncodeReport:
         dropped: Rows left out because they are too long.
         unanswered: Rows left out because cutting them to that length would leave nothing of an
             answer.
+        refused: Rows left out because the template does not take their turns, or the tokenizer
+            cannot write them (``skip_broken``).
+        equal: Rows of two answers left out because these are the same, token for token, from the
+            start or once they are cut.
         repeats: Rows kept that are the same as an earlier one, token for token.
         repeats_dropped: Such rows left out (``drop_repeats``).
         sequences: Sequences in the rows kept: two in a pair.
         tokens: Tokens in them.
         trained: Tokens with a label among those.
         longest: Tokens of the longest.
+        desirable: Rows kept whose answer is marked desirable (KTO).
+        undesirable: Rows kept whose answer is marked undesirable.
+        reasons: The first different reasons for which rows were skipped, with a row of each.
         stripped: Rows kept whose turns lost white space at their ends to the template.
         reasoning_dropped: Rows kept whose earlier turns lost their reasoning to the template.
         last_only: Rows kept of which earlier turns were to be trained too and are not, since the
@@ -100,12 +107,17 @@ class EncodeReport:
     cut: int = 0
     dropped: int = 0
     unanswered: int = 0
+    refused: int = 0
+    equal: int = 0
     repeats: int = 0
     repeats_dropped: int = 0
     sequences: int = 0
     tokens: int = 0
     trained: int = 0
     longest: int = 0
+    desirable: int = 0
+    undesirable: int = 0
+    reasons: list[str] = field(default_factory=list)
     stripped: int = 0
     reasoning_dropped: int = 0
     last_only: int = 0
@@ -128,11 +140,24 @@ class EncodeReport:
         for note in {note for sequence in sequences for note in sequence.notes}:
             setattr(self, note, getattr(self, note) + 1)
 
+    def refuse(self, example: Example, reason: str) -> None:
+        """Add a row that cannot be encoded."""
+        self.refused += 1
+        if len(self.reasons) < SHOWN and not any(known.endswith(reason) for known in self.reasons):
+            self.reasons.append(f"row {example.row}: {reason}")
+
+    def add_broken(self, seen: ReadReport) -> None:
+        """Add the rows that could not be read."""
+        self.broken = seen.n_broken
+        self.reasons = [*map(str, seen.problems), *self.reasons][:SHOWN]
+
     def __str__(self) -> str:
         left_out = {
             "too long": self.dropped,
             "nothing of the answer left": self.unanswered,
+            "both answers the same": self.equal,
             "broken": self.broken,
+            "refused by the template": self.refused,
             "the same as an earlier one": self.repeats_dropped,
         }
         counts = [f"{n:,} left out ({why})" for why, n in left_out.items() if n]
@@ -156,11 +181,15 @@ class EncodeReport:
         )
         trained = f"{self.trained:,} of them trained, " if self.trained else ""  # of prompts, none
         tokens = f"{self.tokens:,} tokens, {trained}longest {self.longest:,}, fill {self.fill:.0%}"
-        return "; ".join(
-            [rows, *([tokens] if self.kept else []), *filter(None, (self.format, self.layout))]
+        marks = (
+            f"{self.desirable:,} desirable, {self.undesirable:,} undesirable"
+            if self.desirable or self.undesirable
+            else ""
         )
+        parts = [rows, tokens if self.kept else "", marks, *self.reasons, self.format, self.layout]
+        return "; ".join(filter(None, parts))
 
-    def as_dict(self) -> dict[str, int | str]:
+    def as_dict(self) -> dict[str, Any]:
         """The counts by name."""
         return asdict(self)
 
@@ -179,6 +208,7 @@ class Encoder:
             alone, whatever the file says.
         drop_repeats: Leave out rows that are the same as an earlier one; the hashes of all rows are
             held, about 100 bytes each.
+        skip_broken: Leave out rows that cannot be encoded, and count them; else they are an error.
 
     Raises:
         TemperError: a length below 2.
@@ -191,6 +221,7 @@ class Encoder:
         truncation: Truncation = "drop",
         all_turns: bool | None = False,
         drop_repeats: bool = False,
+        skip_broken: bool = False,
     ) -> None:
         if max_length < 2:
             raise TemperError(
@@ -202,24 +233,31 @@ class Encoder:
         self.truncation = truncation
         self.all_turns = all_turns
         self.drop_repeats = drop_repeats
+        self.skip_broken = skip_broken
 
     def rows(self, examples: Iterable[Example], report: EncodeReport) -> Iterator[Row]:
-        """Rows of the examples that fit, in their order, counted as they are made.
+        """Rows of the examples that fit, in their order, counted as they are made. Rows of two
+        answers that are the same, before or after they are cut, compare nothing and are left out.
 
         Raises:
-            TemperError: the template does not take a row's turns, naming the row.
+            TemperError: a row cannot be encoded and is not to be left out, naming the row.
         """
         seen: set[bytes] = set()
         report.format = self.chat.facts
         for example in examples:
-            report.read += 1
-            with _named(example):
-                encoded = [
+            encoded = self._encoded(
+                example,
+                report,
+                lambda example: [
                     self.chat.encode(example.prompt, reply, self.all_turns, example.tools)
                     for reply in example.replies
-                ]
-            sequences = self._fitted(encoded, report)
+                ],
+            )
+            sequences = None if encoded is None else self._fitted(encoded, report)
             if sequences is None:
+                continue
+            if len(sequences) > 1 and _are_equal(sequences):
+                report.equal += 1
                 continue
             flags = {} if example.desirable is None else {"desirable": example.desirable}
             row = Row([s.ids for s in sequences], [s.trained for s in sequences], flags)
@@ -230,6 +268,9 @@ class Encoder:
             report.repeats += digest in seen
             seen.add(digest)
             report.count(sequences)
+            report.cut += sequences is not encoded
+            report.desirable += example.desirable is True
+            report.undesirable += example.desirable is False
             yield row
 
     def prompts(
@@ -239,13 +280,13 @@ class Encoder:
         and left out otherwise.
 
         Raises:
-            TemperError: the template does not take a row's turns, naming the row.
+            TemperError: a row cannot be encoded and is not to be left out, naming the row.
         """
         report.format = self.chat.facts
         for example in examples:
-            report.read += 1
-            with _named(example):
-                prompt = self.chat.prompt(example.prompt, example.tools)
+            prompt = self._encoded(example, report, lambda e: self.chat.prompt(e.prompt, e.tools))
+            if prompt is None:
+                continue
             ids = prompt.ids
             excess = len(ids) - self.max_length
             if excess > 0 and self.truncation != "left":
@@ -270,12 +311,29 @@ class Encoder:
             "truncation": self.truncation,
             "all_turns": self.all_turns,
             "drop_repeats": self.drop_repeats,
+            "skip_broken": self.skip_broken,
         }
 
     @property
     def _bos(self) -> int | None:
         bos: int | None = self.chat.tokenizer.bos_token_id
         return bos
+
+    def _encoded(
+        self, example: Example, report: EncodeReport, encode: Callable[[Example], T]
+    ) -> T | None:
+        """Tokens of an example; None if the row cannot be encoded and is left out."""
+        report.read += 1
+        try:
+            return encode(example)
+        except RowError as problem:
+            if not self.skip_broken:
+                raise TemperError(
+                    f"{example.file}: row {example.row}: {problem}; fix it, or leave such rows out"
+                    " with data.init_args.skip_broken=true"
+                ) from problem
+            report.refuse(example, str(problem))
+            return None
 
     def _fitted(self, sequences: list[Encoded], report: EncodeReport) -> list[Encoded] | None:
         """The sequences, cut if need be; None where they are left out."""
@@ -288,8 +346,12 @@ class Encoder:
         if not all(any(sequence.trained) for sequence in cut):
             report.unanswered += 1
             return None
-        report.cut += 1
         return cut
+
+
+def _are_equal(sequences: list[Encoded]) -> bool:
+    """Whether a row's sequences have the same tokens, trained alike."""
+    return len({(*sequence.ids, None, *sequence.trained) for sequence in sequences}) < 2
 
 
 def content_hash(path: str, flag: str) -> str:
@@ -305,12 +367,3 @@ def content_hash(path: str, flag: str) -> str:
             content = hashlib.file_digest(opened, "sha256").hexdigest()
         digest.update(f"{file.relative_to(place)} {content}\n".encode())
     return f"{digest.hexdigest()} {path.rpartition(':')[2] if place != Path(path) else ''}"
-
-
-@contextlib.contextmanager
-def _named(example: Example) -> Iterator[None]:
-    """Add file and row to errors."""
-    try:
-        yield
-    except TemperError as error:
-        raise TemperError(f"{example.file}: row {example.row}: {error}") from error

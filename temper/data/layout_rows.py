@@ -50,9 +50,9 @@ def turns_row(cells: Cells) -> Example:
     return _example(cells, prompt, *(() if answer is None else (answer,)))
 
 
-def prompt_row(cells: Cells) -> Example:
-    """A prompt alone."""
-    return _example(cells, _prompt(cells, PROMPT))
+def prompt_row(cells: Cells, names: Names = PROMPT) -> Example:
+    """A prompt alone, from the first of these columns."""
+    return _example(cells, _prompt(cells, names))
 
 
 def preference_row(cells: Cells) -> Example:
@@ -223,9 +223,14 @@ def _with_aside(cells: Cells, turns: tuple[Message, ...]) -> tuple[Message, ...]
     return (Message("system", text), *rest) if text.strip() else rest
 
 
+def read_mark(value: object) -> bool | None:
+    """Whether a cell marks an answer as desirable; None if it is no mark."""
+    return MARKS.get(str(value).strip().lower())
+
+
 def _mark(cells: Cells) -> bool:
     column = find(cells, LABEL) or LABEL[0]
-    mark = MARKS.get(str(cells.get(column)).strip().lower())
+    mark = read_mark(cells.get(column))
     if mark is None:
         raise RowError(
             f"column {column!r} is {quote(cells.get(column))}; wanted true (desirable) or false, or"

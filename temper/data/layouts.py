@@ -45,9 +45,14 @@ class Layout:
     def __str__(self) -> str:
         return f"{self.name} ({' + '.join('|'.join(group) for group in self.required)})"
 
-    def missing(self, columns: Iterable[str]) -> list[Names]:
-        """Groups of which no column is there."""
-        return [group for group in self.required if not set(group) & set(columns)]
+    def needed(self, want: str) -> tuple[Names, ...]:
+        """Groups of columns that a row must have; an evaluation prompt needs no answer."""
+        prompts = tuple(group for group in self.required if set(group) & set(rows.PROMPT))
+        return prompts if want == "prompt" and prompts else self.required
+
+    def missing(self, columns: Iterable[str], want: str = "") -> list[Names]:
+        """Groups that are needed and of which no column is there."""
+        return [group for group in self.needed(want) if not set(group) & set(columns)]
 
 
 ALPACA = ("history", *rows.INPUT, *rows.ASIDE)
@@ -147,10 +152,28 @@ class Detected:
         )
 
 
-def detect(columns: Iterable[str]) -> Layout | None:
+@lru_cache(maxsize=256)  # rows of a file have few sets of columns
+def detect(columns: frozenset[str]) -> Layout | None:
     """First layout that these columns fit; None if none does."""
-    names = set(columns)
-    return next((layout for layout in LAYOUTS.values() if not layout.missing(names)), None)
+    return next((layout for layout in LAYOUTS.values() if not layout.missing(columns)), None)
+
+
+def detect_row(cells: Cells, want: str) -> Layout | None:
+    """First layout that fits the columns of a row that are not null, or else all its columns (so
+    that the null can be named).
+
+    Of a prompt that is evaluated, a label that is no mark of an answer (``safe``, a topic) is
+    another column that nothing reads.
+    """
+    present = {name for name, value in cells.items() if value is not None}
+    if want == "prompt":
+        labels = present.intersection(rows.LABEL)
+        present -= {name for name in labels if rows.read_mark(cells[name]) is None}
+    found = detect(frozenset(present))
+    if found is None or found.kind not in TAKES[want]:
+        whole = detect(frozenset(cells))
+        found = whole if whole and whole.kind in TAKES[want] else found or whole
+    return found
 
 
 @lru_cache(maxsize=256)  # all rows of a file may be broken, and alike
@@ -224,7 +247,7 @@ def read_examples(
     A row is broken if it cannot be read, has a null or an empty answer, has another layout than the
     rows before it, or repeats the ``id`` of another row. An answer of white space is empty. For
     ``prompt`` the answers become the reference: the chosen one of a pair, a desirable one, the only
-    one.
+    one; there may be none, and a label that marks no answer is not read.
 
     Args:
         path: File, dataset folder or ``folder:split``.
@@ -268,8 +291,8 @@ def describe_layout(
         if isinstance(cells, RowError):
             first = first or cells
             continue
-        found = detect(cells) if layout == "auto" else LAYOUTS[layout]
-        if found and not found.missing(cells):
+        found = detect_row(cells, want) if layout == "auto" else LAYOUTS[layout]
+        if found and not found.missing(cells, want) and found.kind in TAKES[want]:
             groups = (*found.required, *ALSO_READ.get(want, ()))
             read = [find(cells, group) for group in groups]
             used = tuple(
@@ -278,7 +301,7 @@ def describe_layout(
                 if name in (*read, "id") or (name in found.optional and cells[name] is not None)
             )
             return Detected(found, row, tuple(cells), used)
-        first = first or RowError(explain(tuple(cells), "prompt"))
+        first = first or RowError(explain(tuple(cells), want))
     raise TemperError(f"{flag}={path}: no row has a known layout; the first: {first}")
 
 
@@ -293,14 +316,16 @@ class _Parser:
         self.file = file
         self.report = report
         self.layout: Layout | None = None
-        self.known: dict[tuple[str, ...], Layout | None] = {}
         # Hash of an id: its row. About 100 bytes for each row that has one.
         self.ids: dict[int, int] = {}
         self.n_answers: int | None = None
 
     def __call__(self, row: int, cells: Cells) -> Example:
         layout = self._layout(cells)
-        example = FINISH[self.want](layout.read(cells), cells)
+        without = any(find(cells, group) is None for group in layout.required)
+        # Only an evaluation prompt may be without the layout's answer.
+        read = rows.prompt_row(cells, layout.required[0]) if without else layout.read(cells)
+        example = FINISH[self.want](read, cells)
         _check_prompt(example)
         if self.n_answers not in (None, len(example.answers)):
             found = len(example.answers)
@@ -321,10 +346,12 @@ class _Parser:
 
     def _layout(self, cells: Cells) -> Layout:
         """Layout of the file, if this row has it and all its columns."""
-        layout = self.chosen or self._detected(tuple(cells))
-        if self.chosen and self.chosen.missing(cells):
+        layout = self.chosen or detect_row(cells, self.want)
+        if self.chosen and self.chosen.missing(cells, self.want):
+            hint = "; eval_layout=auto finds it out" if self.want == "prompt" else ""
             raise RowError(
-                f"the given layout {self.chosen} does not fit; {explain(tuple(cells), self.want)}"
+                f"the given layout {self.chosen} does not fit;"
+                f" {explain(tuple(cells), self.want)}{hint}"
             )
         if layout is None:
             raise RowError(explain(tuple(cells), self.want, self.layout))
@@ -338,15 +365,11 @@ class _Parser:
                 f"its layout is {layout}, and that of the rows before it {self.layout}; keep one"
                 " layout in a file"
             )
-        null = next((group for group in layout.required if find(cells, group) is None), None)
-        if null:
-            raise RowError(f"column {next(name for name in null if name in cells)!r} is null")
+        for group in layout.needed(self.want):
+            there = next((name for name in group if name in cells), None)
+            if there and find(cells, group) is None:
+                raise RowError(f"column {there!r} is null")
         return layout
-
-    def _detected(self, columns: tuple[str, ...]) -> Layout | None:
-        if columns not in self.known:
-            self.known[columns] = detect(columns)
-        return self.known[columns]
 
 
 def _one_answer(example: Example, cells: Cells) -> Example:

@@ -336,7 +336,8 @@ ROWS_AT_ONCE = 256  # rows of a batch that are Python objects at the same time
 
 
 def parquet_rows(file: Path) -> Iterator[Scanned]:
-    """Rows of a parquet file, `ROWS_AT_ONCE` of them in memory.
+    """Rows of a parquet file, `ROWS_AT_ONCE` of them in memory. All structs of a column have the
+    same keys; those that are null inside a cell are left out, as JSON lines leave them out.
 
     Raises:
         FileError: it is no parquet file, or pyarrow is missing.
@@ -355,7 +356,7 @@ def parquet_rows(file: Path) -> Iterator[Scanned]:
 
 
 def dataset_rows(folder: Path, split: str | None) -> Iterator[Scanned]:
-    """Rows of a saved dataset, memory-mapped.
+    """Rows of a saved dataset, memory-mapped; nulls as in `parquet_rows`.
 
     Raises:
         FileError: the folder holds no saved dataset, the split is not in it or none was chosen, or
@@ -363,7 +364,7 @@ def dataset_rows(folder: Path, split: str | None) -> Iterator[Scanned]:
     """
     datasets = _needs("datasets", "saved datasets")
     try:
-        dataset = datasets.load_from_disk(str(_dataset_folder(folder, split))).with_format(None)
+        dataset = datasets.load_from_disk(str(_dataset_folder(folder, split))).with_format("arrow")
     except (KeyError, TypeError, ValueError) as problem:
         raise (
             problem
@@ -372,10 +373,9 @@ def dataset_rows(folder: Path, split: str | None) -> Iterator[Scanned]:
         ) from problem
     row = 0
     for start in range(0, len(dataset), ROWS_AT_ONCE):
-        batch = dataset[start : start + ROWS_AT_ONCE]
-        for values in zip(*batch.values(), strict=True):
+        for cells in _batch_rows(dataset[start : start + ROWS_AT_ONCE]):
             row += 1
-            yield row, dict(zip(batch, values, strict=True))
+            yield row, cells
 
 
 def _dataset_folder(folder: Path, split: str | None) -> Path:
@@ -403,14 +403,30 @@ def _dataset_folder(folder: Path, split: str | None) -> Path:
 
 
 def _batch_rows(batch: Any) -> Iterator[Cells | RowError]:
+    """Rows of an Arrow table or record batch."""
     try:
-        yield from batch.to_pylist()
-    except UnicodeDecodeError:  # raised before the first row of the batch: now try row by row
+        rows = batch.to_pylist()
+    except (ValueError, OverflowError):  # now try row by row
         for index in range(batch.num_rows):
             try:
-                yield from batch.slice(index, 1).to_pylist()
+                yield from map(_without_nulls, batch.slice(index, 1).to_pylist())
             except UnicodeDecodeError as problem:
                 yield RowError(f"not UTF-8: byte 0x{problem.object[problem.start]:02x}")
+            except (ValueError, OverflowError) as problem:  # such as a date after the year 9999
+                yield RowError(f"a value cannot be read: {_one_line(problem)}")
+        return
+    yield from map(_without_nulls, rows)
+
+
+def _without_nulls(cells: Cells) -> Cells:
+    """Cells whose structs, at any depth, have the keys that are not null."""
+    return {name: _pruned(value) for name, value in cells.items()}
+
+
+def _pruned(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _pruned(inner) for key, inner in value.items() if inner is not None}
+    return [_pruned(item) for item in value] if isinstance(value, list) else value
 
 
 def _needs(module: str, purpose: str) -> Any:

@@ -157,7 +157,10 @@ def _class(cells: Cells, column: str, names: tuple[str, ...], first: int) -> str
         raise RowError(
             f"no column {column!r}; found {', '.join(map(quote, list(cells)[:6])) or 'none'}"
         )
-    value = str(cells[column]).strip()
+    cell = cells[column]
+    # Tables that once had an empty cell hold 1.0 for 1.
+    whole = isinstance(cell, float) and cell.is_integer()
+    value = str(int(cell) if whole else cell).strip()
     known = {str(number): name for number, name in enumerate(names, start=first)} | {
         name.lower(): name for name in names
     }

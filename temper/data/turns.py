@@ -94,6 +94,7 @@ def read_turn(item: object, where: str) -> Message:
         raise RowError(
             f"{where} is {kind(item)}, wanted an object with role and content (or from and value)"
         )
+    item = {key: value for key, value in item.items() if value is not None}
     name = item.get("role", item.get("from"))
     if name is None:
         raise RowError(

@@ -189,7 +189,11 @@ NETWORK_SOURCE = ("path", "shape", "revision", "local_files_only", "trust_remote
 # Settings of data that do not change the rows.
 MACHINE_SETTINGS = ("tokenizer", "cache", "num_workers")
 PACKAGES = ("temper-lm", "torch", "transformers", "peft", "lightning")
-COSTS = {"tokens": "tokens trained on", "seconds": "seconds"}
+COSTS = {
+    "tokens": "tokens read in training",
+    "trained_tokens": "tokens trained on",
+    "seconds": "seconds",
+}
 FORMS = {
     "adapter": "This folder holds only a LoRA adapter; load it on its base model.",
     "merged": "The trained adapter is merged into the weights.",

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from temper.data.packing import Packing, plan_packing
@@ -24,12 +23,17 @@ from temper.losses import (
     labelled_positions,
     token_logps,
 )
+from temper.models.tries import changed_logits
 
 # -- the output layer
+
+TRIED = "_temper_changed_logits"  # attribute of a causal LM: what `changed_logits` found
 
 
 def output_layer(network: nn.Module) -> tuple[nn.Module, nn.Linear]:
     """Return the decoder and the output layer of a causal LM.
+
+    The first call for a network tries it (`changed_logits`): all ranks must take part.
 
     Raises:
         TemperError: the logits are not simply ``hidden @ weight.T + bias``: an adapter on the
@@ -38,20 +42,20 @@ def output_layer(network: nn.Module) -> tuple[nn.Module, nn.Linear]:
     lm: Any = network
     if hasattr(lm, "get_base_model"):
         lm = lm.get_base_model()
-    config = lm.config
     head = lm.get_output_embeddings()
-    for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
-        if getattr(config, name, None) not in (None, 1, 1.0):
-            raise TemperError(
-                f"model.init_args.fused_loss=true: {type(lm).__name__} changes its logits"
-                f" ({name}={getattr(config, name)}); set it to false"
-            )
     if type(head) is not nn.Linear:
         raise TemperError(
             f"model.init_args.fused_loss=true: the output layer is a {type(head).__name__}, not a"
             " plain Linear; set it to false"
         )
-    return getattr(lm, lm.base_model_prefix), head
+    decoder = getattr(lm, lm.base_model_prefix)
+    if not hasattr(lm, TRIED):
+        setattr(lm, TRIED, changed_logits(lm, decoder, head) or "")
+    if changes := getattr(lm, TRIED):
+        raise TemperError(
+            f"model.init_args.fused_loss=true: {type(lm).__name__} {changes}; set it to false"
+        )
+    return decoder, head
 
 
 def contiguous_head_inputs(network: nn.Module) -> Any:
@@ -205,39 +209,3 @@ def _plan_packing(network: nn.Module, rows: Rows) -> Packing | None:
 def _unpack(packed: Tensor, plan: Packing) -> Tensor:
     """``P x C x ...`` back to ``R x T x ...``."""
     return packed.flatten(0, 1)[plan.slots_RT]
-
-
-# -- packing
-
-
-def isolates_packed_sequences(network: nn.Module) -> bool:
-    """Whether sequences that are packed into one row do not attend to each other.
-
-    Tested by running the network on two short sequences: alone, packed, and as one sequence. In
-    whatever precision the network computes, the packed result must be far nearer to the separate
-    one than to that of one sequence.
-    """
-    device = next(network.parameters()).device
-    size = min(int(getattr(network.config, "vocab_size", 64)), 64)
-    first, second = (
-        torch.arange(start, start + 6, device=device).remainder(size)[None] for start in (1, 9)
-    )
-    positions = torch.arange(6, device=device)[None]
-    both = torch.cat([first, second], dim=1)
-    packed_positions = torch.cat([positions, positions], dim=1)
-    was_training = network.training
-    network.eval()
-    try:
-        with torch.no_grad():
-            separate = network(input_ids=second, use_cache=False).logits[0].float()
-            packed = (
-                network(input_ids=both, position_ids=packed_positions, use_cache=False)
-                .logits[0, 6:]
-                .float()
-            )
-            attending = network(input_ids=both, use_cache=False).logits[0, 6:].float()
-    except TypeError:  # it takes no position_ids
-        return False
-    finally:
-        network.train(was_training)
-    return bool((packed - separate).norm() < 0.1 * (attending - separate).norm())

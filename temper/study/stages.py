@@ -46,7 +46,13 @@ BASE = "base"  # folder of an existing base model's answers
 PLACES = ("base", "aligned", "data")  # what {base}, ... in settings stand for
 
 # Code that no result of a verb depends on.
-NOWHERE = ("temper.preview", "temper.plan", "temper.report", "temper.study")
+NOWHERE = (
+    "temper.preview",
+    "temper.plan",
+    "temper.report",
+    "temper.study",
+    "callbacks.start_checks",
+)
 # Nothing is answered or judged while a stage trains.
 NOT_IN_FIT = (
     *NOWHERE,

@@ -26,6 +26,12 @@ def _tokens(n_batches: int, seed: int = 0, first: int = 0) -> int:
     )
 
 
+def _trained(n_batches: int) -> int:
+    """Tokens with a label in the first batches of the tiny run: those of the answers."""
+    data = SyntheticInstruct(preset="tiny", n_eval=4, batch_size=4, seed=0)
+    return sum(int((data.batch(n)["labels"] != -100).sum()) for n in range(n_batches))
+
+
 def _column(folder: Path, name: str) -> list[float]:
     with open(folder / "metrics.csv", newline="") as file:
         return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
@@ -54,6 +60,7 @@ def test_throughput_is_tokens_per_second_since_last_reading(temper, tmp_path, mo
         _tokens(2),
         _tokens(2, first=2),
     ]
+    assert _column(tmp_path, "throughput/trained_tokens_per_second")[0] == _trained(2)
     assert all(memory > 50 for memory in _column(tmp_path, "throughput/peak_memory_mib"))
 
 
@@ -69,6 +76,7 @@ def test_the_card_counts_what_the_run_did(tiny_run):
         0,
         _tokens(2),
     )
+    assert 0 < cost["trained_tokens"] == _trained(2) < cost["tokens"]
     assert card["parameters"] == card["trainable_parameters"] == n_parameters
     assert cost["flops"] == 6 * n_parameters * _tokens(2)
     assert 0 < cost["seconds"] < 600 and cost["peak_memory_mib"] > 50

@@ -51,12 +51,13 @@ def test_rows_that_fit_are_taken_as_they_are_and_counted(chat):
         tokens=sum(lengths),
         trained=sum(sum(t) for row in rows for t in row.trained),
         longest=max(lengths),
+        desirable=1,
     )
     assert report.fill == sum(lengths) / (3 * max(lengths))
     assert (
         str(report)
         == f"2 of 2 rows; {sum(lengths)} tokens, {report.trained} of them trained, longest"
-        f" {max(lengths)}, fill {report.fill:.0%}"
+        f" {max(lengths)}, fill {report.fill:.0%}; 1 desirable, 0 undesirable"
     )
 
 

@@ -357,3 +357,40 @@ def test_any_bytes_are_rows_broken_rows_or_one_line(
             assert all(isinstance(cells, RowError | dict) for _, cells in scan(folder / name))
         except TemperError as problem:
             assert "\n" not in str(problem)
+
+
+def _saved(rows, folder: Path, kind: str) -> str:
+    """A parquet file or a saved dataset of rows; the path."""
+    pyarrow = pytest.importorskip("pyarrow")
+    table = pyarrow.Table.from_pylist(rows)
+    if kind == "parquet":
+        pytest.importorskip("pyarrow.parquet").write_table(table, folder / "rows.parquet")
+        return str(folder / "rows.parquet")
+    pytest.importorskip("datasets").Dataset(table).save_to_disk(str(folder / "saved"))
+    return str(folder / "saved")
+
+
+@pytest.mark.parametrize("kind", ["parquet", "dataset"])
+def test_null_keys_of_structs_are_as_absent(kind: str, tmp_path: Path):
+    # An Arrow struct has all keys of the column: those of the other rows are null.
+    rows = [
+        {"turns": [{"from": "human", "value": "q"}], "deep": {"a": {"b": [{"c": 1}, {"d": None}]}}}
+        | {"alone": None},
+        {"turns": [{"role": "user", "content": ""}], "deep": {"e": None}, "alone": None},
+        {"turns": [], "deep": None, "alone": 0},
+    ]
+    found = [cells for _, cells in scan(_saved(rows, tmp_path, kind))]
+    assert found == [
+        {"turns": rows[0]["turns"], "deep": {"a": {"b": [{"c": 1}, {}]}}, "alone": None},
+        {"turns": rows[1]["turns"], "deep": {}, "alone": None},
+        {"turns": [], "deep": None, "alone": 0},
+    ]
+
+
+def test_an_arrow_value_that_is_no_python_value_costs_one_row(tmp_path: Path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    days = pyarrow.array([0, 2**40, 1]).cast(pyarrow.timestamp("s"))  # the second: year 36812
+    parquet.write_table(pyarrow.table({"day": days}), tmp_path / "rows.parquet")
+    found = [cells for _, cells in scan(str(tmp_path / "rows.parquet"))]
+    assert [isinstance(cells, RowError) for cells in found] == [False, True, False]

@@ -38,7 +38,7 @@ def test_every_layout_comes_back_as_it_was_written(case: int, tmp_path: Path):
             else []
         )
         for file in files:
-            assert describe_layout(file).name == layout
+            assert describe_layout(file, want=want).name == layout  # type: ignore[arg-type]
             for name in ("auto", layout):
                 found = list(read_examples(file, want, layout=name))  # type: ignore[arg-type]
                 assert contents(found) == contents(wanted)
@@ -281,7 +281,60 @@ def test_public_files_of_the_common_layouts_are_read_whole(
     name: str, layout: str, want: str, n_rows: int
 ):
     file = SHARED / "formats" / name
-    assert describe_layout(file).name == layout
+    assert describe_layout(file, want=want).name == layout  # type: ignore[arg-type]
     assert (
         len(list(read_examples(file, want))) == len(list(read_examples(file, "prompt"))) == n_rows
     )  # type: ignore[arg-type]
+
+
+BOTH_STYLES = [
+    {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+    {"conversations": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "b"}]},
+]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_two_styles_in_one_struct_read_as_json_lines_are(kind: str, tmp_path: Path):
+    whole_turn = dict.fromkeys(("from", "value", "role", "content"))
+    padded = [
+        {"conversations": [whole_turn | t for t in row["conversations"]]} for row in BOTH_STYLES
+    ]
+    file = jsonl(padded, tmp_path / "rows.jsonl")
+    if kind == "parquet":
+        pyarrow = pytest.importorskip("pyarrow")
+        file = tmp_path / "rows.parquet"
+        pytest.importorskip("pyarrow.parquet").write_table(pyarrow.Table.from_pylist(padded), file)
+    found = contents(list(read_examples(file, "supervised")))
+    bare = jsonl(BOTH_STYLES, tmp_path / "bare.jsonl")
+    assert found == contents(list(read_examples(bare, "supervised"))) and len(found) == 2
+
+
+@pytest.mark.parametrize(
+    ("want", "row", "null"),
+    [
+        ("supervised", {"prompt": "a", "completion": "b"}, ("label", "chosen", "messages")),
+        (
+            "supervised",
+            {"messages": openai([Message("user", "a"), Message("assistant", "b")])},
+            ("instruction", "output", "system", "tools", "kto_tag"),
+        ),
+        ("preference", {"prompt": "a", "chosen": "b", "rejected": "c"}, ("label", "completion")),
+        ("prompt", {"instruction": "a"}, ("output", "input", "history", "label", "messages")),
+    ],
+)
+def test_columns_that_are_all_null_are_as_absent(want: str, row: dict, null, tmp_path: Path):
+    bare = jsonl([row] * 2, tmp_path / "bare.jsonl")
+    file = jsonl([row | dict.fromkeys(null)] * 2, tmp_path / "rows.jsonl")
+    found = [contents(list(read_examples(path, want))) for path in (file, bare)]  # type: ignore[arg-type]
+    assert found[0] == found[1]
+    assert describe_layout(file, want=want).name == describe_layout(bare, want=want).name  # type: ignore[arg-type]
+
+
+def test_a_null_that_a_row_needs_is_named(tmp_path: Path):
+    marked = {"prompt": "a", "completion": "b", "label": True}
+    file = jsonl([marked, marked | {"label": None}], tmp_path / "rows.jsonl")
+    assert "row 2: column 'label' is null" in failure(file, "kto")
+    pair = {"prompt": "a", "chosen": "b", "rejected": None}
+    assert "row 1: column 'rejected' is null" in failure(
+        jsonl([pair], tmp_path / "rows.jsonl"), "preference"
+    )

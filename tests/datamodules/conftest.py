@@ -6,7 +6,17 @@ from tests.datamodules.text_rows import DISHES, REFUSAL
 from tests.text import make_tokenizer, write_lines
 
 # Settings that are no file, although they are text.
-PLAIN = ("template", "truncation", "overlap", "layout", "stream", "system", "tokenizer", "test")
+PLAIN = (
+    "template",
+    "truncation",
+    "overlap",
+    "layout",
+    "eval_layout",
+    "stream",
+    "system",
+    "tokenizer",
+    "test",
+)
 
 
 @pytest.fixture(scope="module")

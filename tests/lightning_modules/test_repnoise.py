@@ -276,14 +276,15 @@ def test_the_lens_is_the_networks_own_output(name: str):
 
 def test_networks_without_a_known_lens_are_refused():
     capped = NETWORKS["llama"]()
-    capped.config.final_logit_softcapping = 30.0
+    capped.lm_head.register_forward_hook(lambda _head, _inputs, out: 30 * (out / 30).tanh())
     with pytest.raises(
         TemperError, match="the logit lens reads hidden states through the output layer.*alpha=0"
     ):
         final_norm_and_head(capped)
     odd = NETWORKS["llama"]()
     odd.model.closing = odd.model.norm
-    odd.model.norm = None
+    del odd.model.norm
+    object.__setattr__(odd.model, "norm", lambda hidden: odd.model.closing(hidden))
     with pytest.raises(TemperError, match="no final norm under a known name.*alpha=0"):
         final_norm_and_head(odd)
 

@@ -32,7 +32,7 @@ CONFIG = {
     },
 }
 CARD = {
-    "cost": {"steps": 1200, "tokens": 34567, "seconds": 12.5},
+    "cost": {"steps": 1200, "tokens": 34567, "trained_tokens": 4567, "seconds": 12.5},
     "data_rows": {"alignment": 4000, "eval": 20},
     "data_sha256": {"alignment": "ab" * 32, "eval": "cd" * 32},
 }
@@ -62,7 +62,8 @@ def test_the_card_has_settings_cost_metrics_and_data_hashes(run):
         "| optimizer.lr | 0.001 |",
         '| network.lora | {"rank": 8} |',
         "| steps | 1,200 |",
-        "| tokens trained on | 34,567 |",
+        "| tokens read in training | 34,567 |",
+        "| tokens trained on | 4,567 |",
         "| seconds | 12.5 |",
         "| Data | TextAlignment |",
         f"| `alignment` | 4,000 rows, SHA-256 {'ab' * 8} |",

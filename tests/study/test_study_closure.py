@@ -168,6 +168,7 @@ def test_everything_that_a_fit_imports_is_in_its_hash(project_root, tmp_path):
         "callbacks.hf_export": ["HFExport"],
         "callbacks.preemption": ["Preemption"],
         "callbacks.answers": ["SaveAnswers"],
+        "callbacks.start_checks": ["StartChecks"],
     }
     words = json.dumps({"modules": modules, "command": [*command, *TINY]})
     done = subprocess.run(
