@@ -16,7 +16,7 @@ from temper.data import Batch, micro_batches
 from temper.errors import TemperError
 from temper.losses import MeanTerms, Scores, nll
 from temper.models import NetworkSpec, build_network, score
-from temper.models.generate import generate_greedy
+from temper.models.generate import end_tokens, generate_greedy
 from temper.plan.cost import Cost, Pass
 
 
@@ -328,8 +328,8 @@ class ObjectiveModule(L.LightningModule):
     def generate(self, batch: Batch) -> Tensor:
         """Greedy answers to prompts padded on the left: responses_BR (ids, padded on the right).
 
-        They end where the datamodule says so (`stop_ids`), or else where the network's generation
-        config does.
+        They end at the stop tokens of the datamodule (`stop_ids`) and at all end tokens of the
+        network.
         """
         data = self.datamodule
         longest = self.max_new_tokens or data.max_new_tokens
@@ -337,4 +337,5 @@ class ObjectiveModule(L.LightningModule):
         in_step = getattr(self.trainer.strategy, "shards_weights", False)
         ids = batch["input_ids"]
         mask = batch["attention_mask"]
-        return generate_greedy(self.policy, ids, mask, longest, data.stop_ids, in_step)
+        ends = end_tokens(self.policy, data.stop_ids or ())
+        return generate_greedy(self.policy, ids, mask, longest, ends, in_step)
