@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from temper.models import NetworkSpec, ShapeSpec
-from temper.models.export import FORMS, model_card, shorten_path
+from temper.models.card import FORMS, model_card, shorten_path
 
 CONFIG = {
     "model": {
