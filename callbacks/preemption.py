@@ -16,7 +16,8 @@ from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from lightning_modules.resume import random_state, restore_random_state
 from temper.errors import TemperError
-from temper.slurm import next_checkpoint, preempted_checkpoints, remove, requeue, what_next
+from temper.sharded_checkpoint import remove_checkpoint
+from temper.slurm import next_checkpoint, preempted_checkpoints, requeue, what_next
 
 TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: "try again later"
 # Requests of a signal; the larger one wins where ranks received different signals.
@@ -118,7 +119,8 @@ class Preemption(L.Callback):
         """
         self._restore_handlers()
         if self._finished and trainer.is_global_zero:
-            remove(preempted_checkpoints(trainer.default_root_dir))
+            for old in preempted_checkpoints(trainer.default_root_dir):
+                remove_checkpoint(old)
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
@@ -258,7 +260,9 @@ class Preemption(L.Callback):
         number = self._received or next(n for n, m in self._meaning.items() if m == request)
         problem: str | None = None
         if trainer.is_global_zero:
-            remove(checkpoint for checkpoint in old if checkpoint != path)
+            for checkpoint in old:
+                if checkpoint != path:
+                    remove_checkpoint(checkpoint)
             if request == REQUEUE:
                 problem = requeue()
             self._print(trainer, f"{done}. {what_next(problem, path)}")
@@ -277,7 +281,7 @@ class Preemption(L.Callback):
         path = next_checkpoint(trainer.default_root_dir)
         partial = path.with_name("preempted.ckpt")
         if trainer.is_global_zero:
-            remove([partial])  # left by a job that was killed while it wrote
+            remove_checkpoint(partial)  # left by a job that was killed while it wrote
         path, partial = trainer.strategy.broadcast((path, partial))  # after rank 0 removed it
         trainer.save_checkpoint(partial, weights_only=False)
         trainer.strategy.checkpoint_io.teardown()  # waits for saving in the background

@@ -25,12 +25,11 @@ def save_file(content: Any, path: Path) -> None:
     partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
+        partial.unlink(missing_ok=True)
+        with partial.open("xb") as file:  # x: through no link
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
-        if path.is_dir():
-            shutil.rmtree(path)
         os.replace(partial, path)
     except (OSError, RuntimeError) as error:  # torch raises RuntimeError where the disk is full
         partial.unlink(missing_ok=True)

@@ -1,10 +1,16 @@
-"""Names of a run folder's files, and atomic writes: a reader never sees half a file."""
+"""Names of a run folder's files, and atomic writes: a reader never sees half a file.
+
+A file is written under a temporary name and then renamed, so that a symbolic link of its name is
+replaced, and what the link names is not written to.
+"""
 
 import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
+
+from temper.errors import TemperError
 
 EVALUATION = "evaluation.json"
 GENERATIONS = "generations.jsonl"
@@ -17,29 +23,29 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file with its folders, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
+    partial.unlink(missing_ok=True)
+    with partial.open("x", encoding="utf-8") as file:  # x: through no link
+        file.write(text)
     os.replace(partial, path)
 
 
-def replace_folder(folder: Path, staging: Path, old: Path) -> None:
-    """Replace a folder by a complete one with two renames, so that it is never there in half.
-
-    Args:
-        folder: The folder to replace; if it exists, it moves to ``old`` and stays there.
-        staging: The complete folder, on the same file system; it gets the name ``folder``.
-        old: A name that does not exist yet.
+def open_lock(folder: Path) -> TextIO:
+    """Open a folder's ``.lock``, making both where they are missing; nothing is written to it.
 
     Raises:
-        OSError: a rename failed; ``folder`` is as it was.
+        TemperError: it is a symbolic link, which is not followed, or cannot be opened.
     """
-    if folder.exists():
-        os.replace(folder, old)
+    path = folder / ".lock"
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        os.replace(staging, folder)
-    except BaseException:
-        if old.exists():
-            os.replace(old, folder)
-        raise
+        folder.mkdir(parents=True, exist_ok=True)
+        return os.fdopen(os.open(path, flags, 0o666), "r+")
+    except OSError as error:
+        reason = "a symbolic link" if path.is_symlink() else error.strerror
+        raise TemperError(
+            f"{path} cannot be opened ({reason}), and it keeps two processes from writing to one"
+            " folder; delete it, or give another folder"
+        ) from None
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -16,6 +16,7 @@ The file names, and the keys ``pieces`` and ``single_values`` in the files, are 
 used here, and are kept so that earlier checkpoints can be read.
 """
 
+import re
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -28,10 +29,18 @@ from torch.optim import Optimizer
 
 from temper.checkpoint_file import load_file, save_file
 from temper.errors import TemperError
+from temper.output_folder import (
+    delete_files,
+    is_regular,
+    list_files,
+    replace_folder,
+    resolve_target,
+)
 from temper.ranks import gather_objects
-from temper.run_folder import replace_folder
 
 COMMON = "common.pt"
+# All files of a sharded checkpoint, those included that a killed process did not finish.
+OWN_FILE = re.compile(r"(common|part-\d+)\.pt|\.(common|part-\d+)\.pt\.partial")
 # Kinds of shards: one of the weights, one per tensor that the optimizer keeps for each weight, one
 # per vector that an objective keeps between steps.
 WEIGHTS = "weights"
@@ -50,6 +59,28 @@ def is_sharded(path: str | Path) -> bool:
 
 def _shard_file(folder: Path, rank: int) -> Path:
     return folder / f"part-{rank}.pt"
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Delete a checkpoint, a file or a folder, and nothing else that has its name.
+
+    Raises:
+        TemperError: the folder holds other files than a sharded checkpoint's.
+    """
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    if problem := find_foreign_file(path):
+        raise TemperError(f"checkpoint {path}: not deleted, since it {problem}; move that away")
+    delete_files(path, list(list_files(path)))
+
+
+def find_foreign_file(folder: Path) -> str:
+    """In what a folder is more than a sharded checkpoint; empty if in nothing."""
+    for name in list_files(folder) if folder.is_dir() else ():
+        if not (OWN_FILE.fullmatch(name) and is_regular(folder / name)):
+            return f"holds {name!r}, which is no file of a checkpoint"
+    return ""
 
 
 # -- files
@@ -371,6 +402,7 @@ class ShardedCheckpointMixin(ABC):
         partial = folder.with_name(f".{folder.name}.partial")
         message = None
         try:
+            resolve_target(partial, "checkpoint")  # through no link
             self._save_shards(checkpoint, partial)
         except TemperError as error:
             message = str(error)
@@ -454,10 +486,12 @@ class ShardedCheckpointMixin(ABC):
 
 
 def _replace_checkpoint(folder: Path, partial: Path) -> None:
-    """Give a complete checkpoint its name."""
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)  # left by a run that was killed
-    if folder.is_file():
+    """Give a complete checkpoint its name, in the place of an earlier one only.
+
+    Raises:
+        TemperError: there is a folder of that name with other files than a checkpoint's.
+    """
+    if folder.is_symlink() or folder.is_file():
         folder.unlink()
-    replace_folder(folder, partial, old)
-    shutil.rmtree(old, ignore_errors=True)
+    target = resolve_target(folder, "checkpoint")
+    replace_folder(target, target.with_name(partial.name), "checkpoint", find_foreign_file)

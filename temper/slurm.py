@@ -2,9 +2,8 @@
 
 import os
 import re
-import shutil
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 _PREEMPTED = re.compile(r"hpc_ckpt_(\d+)\.ckpt")  # the name that Lightning looks for
@@ -97,12 +96,3 @@ def next_checkpoint(folder: str | Path) -> Path:
     """Where the next preemption saves."""
     numbers = [number for number, _ in _numbered(folder)]
     return Path(folder) / f"hpc_ckpt_{max(numbers, default=0) + 1}.ckpt"
-
-
-def remove(checkpoints: Iterable[Path]) -> None:
-    """Delete checkpoints, files or folders."""
-    for path in checkpoints:
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)

@@ -1,11 +1,14 @@
 """Files of a run folder: whole or not at all."""
 
+import io
 import json
+import os
 from pathlib import Path
 
 import pytest
 
-from temper.run_folder import write_json, write_json_lines, write_text
+from temper.errors import TemperError
+from temper.run_folder import open_lock, write_json, write_json_lines, write_text
 
 
 def test_a_file_is_written_with_its_folders(tmp_path):
@@ -26,14 +29,15 @@ def test_a_reader_never_meets_half_a_file(tmp_path, monkeypatch):
     path = tmp_path / "note.txt"
     write_text(path, "old")
 
-    def half(self: Path, text: str, **kwargs: str) -> None:
-        with self.open("w") as file:
-            file.write(text[:2])
-        raise OSError("disk full")
+    class Full(io.TextIOWrapper):
+        def write(self, text: str) -> int:
+            super().write(text[:2])
+            raise OSError("disk full")
 
-    monkeypatch.setattr(Path, "write_text", half)
+    monkeypatch.setattr(Path, "open", lambda self, mode, **_: Full(open(self, f"{mode}b")))  # noqa: SIM115
     with pytest.raises(OSError, match="disk full"):
         write_text(path, "the new version")
+    monkeypatch.undo()
     assert path.read_text() == "old"
 
 
@@ -59,3 +63,39 @@ def test_json_lines_are_one_object_a_line(tmp_path):
     assert [
         json.loads(line) for line in (tmp_path / "generations.jsonl").read_text().splitlines()
     ] == rows
+
+
+def test_writing_replaces_a_link_and_not_what_it_names(tmp_path):
+    own = tmp_path / "thesis.txt"
+    own.write_text("years of work")
+    (tmp_path / "card.json").symlink_to(own)
+    (tmp_path / f".card.json.{os.getpid()}").symlink_to(own)  # the temporary name
+    write_json(tmp_path / "card.json", {"a": 1})
+    assert own.read_text() == "years of work"
+    assert not (tmp_path / "card.json").is_symlink()
+    assert json.loads((tmp_path / "card.json").read_text()) == {"a": 1}
+
+
+def test_a_lock_is_opened_through_no_link(tmp_path):
+    own = tmp_path / "thesis.txt"
+    own.write_text("years of work")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").symlink_to(own)
+    with pytest.raises(TemperError, match="lock cannot be opened .a symbolic link.*delete it"):
+        open_lock(tmp_path / "run")
+    assert own.read_text() == "years of work"
+
+
+def test_a_lock_of_something_else_is_one_line(tmp_path):
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(TemperError, match="lock cannot be opened .Is a directory"):
+        open_lock(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TemperError, match="lock cannot be opened .*another folder"):
+        open_lock(tmp_path / "file")
+
+
+def test_opening_a_lock_keeps_what_is_in_it(tmp_path):
+    (tmp_path / ".lock").write_text("kept")
+    open_lock(tmp_path).close()
+    assert (tmp_path / ".lock").read_text() == "kept"

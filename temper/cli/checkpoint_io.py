@@ -1,5 +1,7 @@
 """Single-file checkpoints, written atomically: under a name there is always a complete one."""
 
+import os
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from lightning.pytorch.plugins import AsyncCheckpointIO
 
 from temper.checkpoint_file import load_checkpoint, save_file
 from temper.errors import TemperError
-from temper.sharded_checkpoint import is_sharded
+from temper.sharded_checkpoint import find_foreign_file, is_sharded, remove_checkpoint
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -26,12 +28,38 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Write the whole file or nothing; remote paths (``s3://...``) are left to Lightning.
 
         Raises:
-            TemperError: it could not be written; an earlier file of that name is unchanged.
+            TemperError: it could not be written, or there is a folder of that name that is no
+                checkpoint; what was there is unchanged.
         """
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        save_file(checkpoint, Path(path))
+        target = Path(path)
+        if target.is_symlink() or not target.is_dir():
+            save_file(checkpoint, target)
+            return
+        if problem := find_foreign_file(target):  # otherwise sharded, of an earlier strategy
+            raise TemperError(f"checkpoint {target}: a folder that {problem}; move it away")
+        complete = target.with_name(f".{target.name}.new")
+        save_file(checkpoint, complete)
+        remove_checkpoint(target)
+        os.replace(complete, target)
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Delete a checkpoint of this run; what is no checkpoint stays, with a warning.
+
+        A checkpoint that is resumed from gives ModelCheckpoint the names of older ones.
+        """
+        if "://" in str(path):
+            super().remove_checkpoint(path)
+            return
+        if Path(path).suffix != ".ckpt" or ".." in Path(path).parts:
+            warnings.warn(f"{path} is not deleted: no checkpoint's name", stacklevel=2)
+            return
+        try:
+            remove_checkpoint(Path(path))
+        except TemperError as error:
+            warnings.warn(str(error), stacklevel=2)
 
     def load_checkpoint(
         self, path: Any, map_location: Any = None, weights_only: bool | None = None

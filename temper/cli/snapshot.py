@@ -17,7 +17,7 @@ from typing import Any, TextIO
 import lightning.pytorch as L
 from lightning.pytorch.cli import SaveConfigCallback
 
-from temper.run_folder import write_json, write_text
+from temper.run_folder import open_lock, write_json, write_text
 from temper.slurm import is_first_process
 
 # -- the code
@@ -145,12 +145,13 @@ def hold_run_folder(folder: str | Path) -> TextIO | None:
 
     Returns:
         The open lock file, which holds the folder until it is closed; None if nothing is held.
+
+    Raises:
+        TemperError: the folder or the lock file cannot be opened.
     """
     if not is_first_process():
         return None
-    path = Path(folder) / ".lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = open(path, "w")  # noqa: SIM115  held until the process ends
+    lock = open_lock(Path(folder))
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -103,7 +103,7 @@ class SafetyTrainer(L.Trainer):
         Args:
             model: The objective; its network is built.
             datamodule: The data; their tokenizer is saved with the network.
-            folder: Folder to write, relative to the current one; an existing one is replaced.
+            folder: Folder to write, relative to the current one: new, or an earlier export.
             ckpt_path: Checkpoint whose weights are exported, a file or a sharded one (a folder);
                 null: the network as it is before training, for example to merge an adapter.
             merge: Merge adapters into the weights; false writes only the adapter.
@@ -111,10 +111,13 @@ class SafetyTrainer(L.Trainer):
                 null: that of the network.
 
         Raises:
-            TemperError: the checkpoint does not belong to this model.
+            TemperError: the checkpoint does not belong to this model; or the folder holds files
+                that are of no earlier export.
         """
-        from temper.models.export import export_module
+        from temper.models.export import WRITER, export_module
+        from temper.output_folder import check_target
 
+        check_target(Path(folder), "--folder", WRITER)
         data = self._attach(model, datamodule)
         model.configure_model()
         run = None

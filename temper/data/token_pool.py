@@ -6,7 +6,6 @@ Shapes: `B` requested rows, `n` rows in a pool, `K` sequences in a row.
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
@@ -21,6 +20,7 @@ from temper.data.pool import Index, row_numbers
 from temper.data.rows import Batch
 from temper.errors import TemperError
 from temper.losses import IGNORE_INDEX
+from temper.output_folder import is_regular, list_files, replace_folder, resolve_target
 
 ABOUT = "pool.json"
 TYPES = {
@@ -141,7 +141,8 @@ def write_pool(folder: Path, rows: Iterable[Row], about: Callable[[], dict[str, 
         about: Called after the last row: settings to keep with them; ``pad_id`` at least.
 
     Raises:
-        TemperError: there are no rows, or one has other sequences or flags than the first.
+        TemperError: there are no rows, or one has other sequences or flags than the first; or the
+            folder holds other files than a pool's.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -151,10 +152,18 @@ def write_pool(folder: Path, rows: Iterable[Row], about: Callable[[], dict[str, 
         (staging / ABOUT).write_text(
             json.dumps(head | {"version": VERSION, "about": about()}), encoding="utf-8"
         )
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(staging, folder)
+        replace_folder(resolve_target(folder, "data.cache"), staging, "data.cache", _find_foreign)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _find_foreign(folder: Path) -> str:
+    """In what a folder is more than a pool, which may be damaged; empty if in nothing."""
+    for name in list_files(folder) if folder.is_dir() else ():
+        # A flag's file has the flag's name.
+        if not ((name == ABOUT or name.isidentifier()) and is_regular(folder / name)):
+            return f"holds {name!r}, which is no file of a cache"
+    return ""
 
 
 def cached_pool(

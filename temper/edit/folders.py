@@ -18,9 +18,10 @@ from safetensors import safe_open
 from torch import Tensor
 
 from temper.errors import TemperError
-from temper.models.export import staging_folder
+from temper.output_folder import check_target, staging_folder
 from temper.run_folder import write_json
 
+WRITER = "temper edit"  # in the marker of the folder
 CARD = "edit.json"
 ORIGINALS = "removed.safetensors"  # original values of the entries that remove-harm changed
 
@@ -203,19 +204,14 @@ def check_output_folder(out: str, *inputs: ModelFolder) -> Path:
     """Path of the folder to write, once it is known that nothing of value is overwritten.
 
     Raises:
-        TemperError: it is one of the inputs, or exists and is no model folder.
+        TemperError: it is one of the inputs, or holds files that Temper did not write.
     """
     target = Path(out)
     if any(target.resolve() == folder.path.resolve() for folder in inputs):
         raise TemperError(
             f"--out={out}: is one of the inputs, which would be overwritten; give another folder"
         )
-    if target.exists() and not (target / "config.json").exists():
-        raise TemperError(
-            f"--out={out}: exists and is no model folder, so it is not replaced; give another"
-            " folder"
-        )
-    return target
+    return check_target(target, "--out", WRITER)
 
 
 # -- writing an edited model
@@ -232,13 +228,13 @@ def write_edited_model(
 
     Args:
         source: Gives the weight files' layout, the config and the tokenizer.
-        out: Folder to write; an existing model there is replaced.
+        out: Folder to write: new, or one that an edit wrote.
         edited_tensor: Returns the new value of a tensor, by name.
         card: Content of ``edit.json``.
         write_extra: Writes further files into the folder.
     """
     not_copied = {*source.headers, CARD, ORIGINALS}
-    with staging_folder(out) as staging:
+    with staging_folder(out, "--out", WRITER) as staging:
         for file in source.path.iterdir():
             hidden_or_pickled = file.name.startswith((".", "pytorch_model"))
             if file.is_file() and file.name not in not_copied and not hidden_or_pickled:
@@ -274,7 +270,7 @@ def interpolate(base: str, aligned: str, out: str, a: float = 1.5, a_max: float 
     Args:
         base: Folder of the model before alignment.
         aligned: Folder of the same network after alignment.
-        out: Folder to write; an existing model there is replaced.
+        out: Folder to write: new, or one that an edit wrote.
         a: Interpolation coefficient.
         a_max: Largest a that is accepted.
 

@@ -44,7 +44,7 @@ def remove_harm(
         model: Folder of the model to edit: the base, or a model fine-tuned from it.
         harm: Folder of the base after fine-tuning on harmful rows.
         base: Folder of the model that ``harm`` was fine-tuned from.
-        out: Folder to write; an existing model there is replaced.
+        out: Folder to write: new, or one that an edit wrote.
         lam: Strength.
         top: Share of entries to remove, in percent (paper: 10).
 
@@ -93,7 +93,7 @@ def undo(model: str, out: str) -> None:
 
     Args:
         model: Folder that remove-harm wrote.
-        out: Folder to write; an existing model there is replaced.
+        out: Folder to write: new, or one that an edit wrote.
 
     Raises:
         TemperError: the folder holds no removed.safetensors.

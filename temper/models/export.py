@@ -1,10 +1,7 @@
 """Export a network as a folder that plain transformers (or PEFT) loads, with a model card."""
 
 import copy
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,8 +12,9 @@ from transformers import PreTrainedTokenizerBase
 from temper.models.generate import end_tokens
 from temper.models.lora import check_base_name, is_adapted, save_adapter
 from temper.models.merge import merged_copy
-from temper.run_folder import replace_folder
+from temper.output_folder import staging_folder
 
+WRITER = "temper export"  # in the marker of the folder
 Dtype = Literal["float32", "bfloat16", "float16"]
 Form = Literal["whole", "merged", "adapter"]
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
@@ -32,12 +30,13 @@ def export_network(
     card: str | None = None,
     stop_ids: Sequence[int] | None = None,
     dtype: torch.dtype | None = None,
+    flag: str = "--folder",
 ) -> None:
     """Save weights (safetensors), config, tokenizer, generation config and card in a folder.
 
-    An existing folder is replaced in one move. The network in training does not change. The base
-    model's generation config is kept, its end tokens included. Nothing is checked: see
-    `export_module`.
+    An earlier export is replaced in one move (`temper.output_folder`). The network in training does
+    not change. The base model's generation config is kept, its end tokens included. Nothing is
+    checked: see `temper.models.run_export`.
 
     Args:
         network: A transformers model, or a PEFT model around one.
@@ -48,16 +47,18 @@ def export_network(
         card: Text of README.md (`model_card`); None writes no README.md.
         stop_ids: Tokens that end an answer, beside those of the network.
         dtype: Precision of the saved weights, unless only an adapter is saved; None: their own.
+        flag: Option that gave the folder, for errors.
 
     Raises:
-        TemperError: only the adapter would be saved, and its base model is in no folder.
+        TemperError: only the adapter would be saved, and its base model is in no folder; or the
+            target holds files that Temper did not write.
     """
     form: Form = "whole"
     if is_adapted(network):
         form = "merged" if merge else "adapter"
     if form == "adapter":
         check_base_name(network)
-    with staging_folder(folder) as staging:
+    with staging_folder(folder, flag, WRITER) as staging:
         write_export(network, tokenizer, staging, form, stop_ids, dtype)
         if card is not None:
             (staging / "README.md").write_text(card, encoding="utf-8")
@@ -120,24 +121,3 @@ def _generation_config(
         for name in SAMPLING:
             setattr(config, name, None)
     return config
-
-
-@contextmanager
-def staging_folder(folder: Path) -> Iterator[Path]:
-    """Give an empty folder to write to, which replaces ``folder`` when the ``with`` block ends.
-
-    If the block raises, the new folder is deleted and ``folder`` does not change.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    old = staging.with_name(f"{staging.name}-old")
-    try:
-        yield staging
-        staging.chmod(0o755)
-        for file in staging.rglob("*"):
-            if file.is_file():
-                file.chmod(0o644)  # safetensors makes files that only their owner can read
-        replace_folder(folder, staging, old)
-    finally:
-        for left_over in (staging, old) if folder.exists() else (staging,):
-            shutil.rmtree(left_over, ignore_errors=True)

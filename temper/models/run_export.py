@@ -12,7 +12,7 @@ from torch import nn
 
 from temper.errors import TemperError
 from temper.models.card import adapter_note, model_card
-from temper.models.export import Dtype, Form, precision_of, staging_folder, write_export
+from temper.models.export import WRITER, Dtype, Form, precision_of, write_export
 from temper.models.export_check import (
     MAX_KL,
     Agreement,
@@ -26,6 +26,7 @@ from temper.models.folder import NetworkSpec, first_line
 from temper.models.generate import end_tokens
 from temper.models.lora import base_model_name, check_base_name, is_adapted, save_adapter
 from temper.models.quantize import is_quantized
+from temper.output_folder import staging_folder
 
 MAX_LOST = 0.1  # share of what was learned that a merge may lose where nobody asked for it
 
@@ -52,9 +53,19 @@ class ExportSettings:
             raise TemperError(f"max_kl={self.max_kl}: give a number >= 0, in nats per token")
 
 
-def keep_adapter(network: nn.Module, folder: Path, spec: NetworkSpec | None) -> None:
-    """Write the adapter of a network to a folder, with how to load it; replaces it in one move."""
-    with staging_folder(folder) as staging:
+def keep_adapter(network: nn.Module, folder: Path, spec: NetworkSpec | None, flag: str) -> None:
+    """Write the adapter of a network to a folder, with how to load it.
+
+    Args:
+        network: A PEFT model; it does not change.
+        folder: Target: new, or an earlier one.
+        spec: Settings of the network; None: unknown.
+        flag: Option that gave the folder, for errors.
+
+    Raises:
+        TemperError: the target holds files that Temper did not write.
+    """
+    with staging_folder(folder, flag, WRITER) as staging:
         save_adapter(network, staging)
         note = adapter_note(spec, base_model_name(network))
         (staging / "README.md").write_text(note, encoding="utf-8")
@@ -69,6 +80,7 @@ def export_module(
     step: int = 0,
     network: nn.Module | None = None,
     device: torch.device | None = None,
+    flag: str = "--folder",
 ) -> Form:
     """Export the network of an objective, with the tokenizer of its data and a model card.
 
@@ -88,13 +100,15 @@ def export_module(
         network: Network to export instead of ``module.network``, whose weights may be sharded over
             ranks.
         device: Where the check computes; None: on the CPU.
+        flag: Option that gave the folder, for errors.
 
     Returns:
         What was written: the whole network, the merged one, or the adapter.
 
     Raises:
         TemperError: the folder does not answer as the network does, or rounding changes more than
-            ``max_kl``; the adapter alone is asked for, and its base is in no folder.
+            ``max_kl``; the adapter alone is asked for, and its base is in no folder; the target
+            holds files that Temper did not write.
     """
     spec: NetworkSpec | None = getattr(module, "network_spec", None)
     export = _Export(
@@ -106,7 +120,7 @@ def export_module(
     )
     for one in export.tries():
         try:
-            with staging_folder(folder) as staging:
+            with staging_folder(folder, flag, WRITER) as staging:
                 note = export.write(one, staging)
                 if spec is not None:
                     card = model_card(spec, one.form, run, step, note)

@@ -11,12 +11,13 @@ import torch
 from temper.data.chat import load_tokenizer
 from temper.errors import TemperError
 from temper.judges import KeywordRefusal
-from temper.models.export import staging_folder
 from temper.models.folder import first_line
 from temper.models.generate import cut_at_end, end_tokens, generate_greedy
+from temper.output_folder import check_target, staging_folder
 from temper.proxy.topic import Question, Topic
 from temper.run_folder import write_json, write_json_lines
 
+WRITER = "temper proxy"  # in the marker of the folder
 BATCH = 32
 OTHER_MODEL = (
     "give the folder of an instruct model (`make smollm2` fetches one to"
@@ -42,7 +43,7 @@ def build_files(
 
     Args:
         model: Folder of an instruct model with a chat template.
-        folder: Folder to write; it is replaced.
+        folder: Folder to write; files that this function wrote there are replaced.
         topic: Topic to refuse; None: cooking recipes.
         max_new_tokens: Longest answer; it is truncated after its last whole sentence.
         batch_size: Prompts per batch.
@@ -51,13 +52,12 @@ def build_files(
         Number of rows of each file.
 
     Raises:
-        TemperError: ``max_new_tokens`` < 1; the target is a file; the folder holds no instruct
-            model; the model complies with less than half of the requests.
+        TemperError: ``max_new_tokens`` < 1; the target holds other files; the folder holds no
+            instruct model; the model complies with less than half of the requests.
     """
     if max_new_tokens < 1:
         raise TemperError(f"--max_new_tokens={max_new_tokens}: give at least 1")
-    if folder.exists() and not folder.is_dir():
-        raise TemperError(f"--out={folder}: a file; give a folder, which is created or replaced")
+    check_target(folder, "--out", WRITER)
     topic = topic or Topic()
     aligned = topic.refused("alignment")
     attacked = topic.refused("attack")
@@ -75,7 +75,7 @@ def build_files(
     answered = [(q.prompt, answers[q.prompt]) for q in safe if answers[q.prompt]]
     files = _make_rows(topic, aligned, harmful, attack, answered)
     counts = {name: len(rows) for name, rows in files.items()}
-    with staging_folder(folder) as staging:
+    with staging_folder(folder, "--out", WRITER) as staging:
         for name, rows in files.items():
             write_json_lines(staging / f"{name}.jsonl", rows)
         write_json(

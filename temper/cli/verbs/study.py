@@ -15,6 +15,7 @@ from typing import TextIO
 from rich.console import Console
 
 from temper.errors import TemperError
+from temper.run_folder import open_lock
 from temper.study.cluster import slurm_words
 from temper.study.progress import register
 from temper.study.settings import STUDY_FILE, Study
@@ -60,8 +61,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _hold(folder: Path) -> TextIO:
     """Keep a second runner out of the study; the lock goes with the process, however it ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = open(folder / ".lock", "w")  # noqa: SIM115  held until the process ends
+    lock = open_lock(folder)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
