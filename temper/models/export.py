@@ -1,6 +1,7 @@
 """Export a network as a folder that plain transformers (or PEFT) loads, with a model card."""
 
 import copy
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -9,6 +10,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from temper.errors import TemperError
+from temper.models.folder import first_line
 from temper.models.generate import end_tokens
 from temper.models.lora import check_base_name, is_adapted, save_adapter
 from temper.models.merge import merged_copy
@@ -86,6 +89,31 @@ def write_export(
         finally:
             saved.generation_config = before
     tokenizer.save_pretrained(folder)
+
+
+def check_savable(
+    network: nn.Module, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int] | None
+) -> None:
+    """Check, before training, that what an export writes beside the weights can be saved.
+
+    Raises:
+        TemperError: config, generation config, tokenizer or adapter config cannot be.
+    """
+    plain: Any = network.get_base_model() if is_adapted(network) else network  # type: ignore[operator]
+    parts = {
+        "config": plain.config.save_pretrained,
+        "generation config": _generation_config(plain, tokenizer, stop_ids).save_pretrained,
+        "tokenizer": tokenizer.save_pretrained,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        for name, save in parts.items():
+            try:
+                save(folder)
+            except (OSError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+                raise TemperError(
+                    f"HFExport: the {name} of this model cannot be saved, so its export would fail"
+                    f" after training: {first_line(error)}; correct its files, or drop HFExport"
+                ) from error
 
 
 def _cast(network: nn.Module, dtype: torch.dtype | None) -> nn.Module:
