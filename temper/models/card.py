@@ -37,16 +37,18 @@ SNIPPETS = {
         "model = AutoModelForCausalLM.from_pretrained(folder)"
     ),
     "peft": (
-        "from peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer\n\n"
+        "import torch\nfrom peft import AutoPeftModelForCausalLM\n"
+        "from transformers import AutoTokenizer\n\n"
         "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
-        "model = AutoPeftModelForCausalLM.from_pretrained(folder)"
+        "model = AutoPeftModelForCausalLM.from_pretrained(folder, dtype=torch.DTYPE)"
     ),
     "quantized": (
         "import torch\nfrom peft import AutoPeftModelForCausalLM\n"
         "from transformers import AutoTokenizer, BitsAndBytesConfig\n\n"
         "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
         "quantized = BitsAndBytesConfig(ARGUMENTS)\n"
-        "model = AutoPeftModelForCausalLM.from_pretrained(folder, quantization_config=quantized)"
+        "model = AutoPeftModelForCausalLM.from_pretrained(\n"
+        "    folder, dtype=torch.DTYPE, quantization_config=quantized\n)"
     ),
 }
 DECODING = (
@@ -114,16 +116,19 @@ def adapter_note(spec: NetworkSpec | None, base: str) -> str:
 
 
 def _snippet(spec: NetworkSpec, library: str) -> str:
-    """Code that loads an export; an adapter's base is quantized as it was in training."""
-    if library != "peft" or spec.quantization is None:
+    """Code that loads an export; an adapter's base in the precision of training."""
+    if library != "peft":
         return SNIPPETS[library]
+    if spec.quantization is None:
+        return SNIPPETS["peft"].replace("DTYPE", spec.dtype)
     settings = quantization_settings(spec)["quantization_config"].to_diff_dict()
     arguments = [
         f"{name}=torch.{value}" if name.endswith("dtype") else f"{name}={value!r}"
         for name, value in settings.items()
         if name.startswith(("load_in", "bnb")) and value
     ]
-    return SNIPPETS["quantized"].replace("ARGUMENTS", ", ".join(arguments))
+    filled = SNIPPETS["quantized"].replace("ARGUMENTS", ", ".join(arguments))
+    return filled.replace("DTYPE", spec.dtype)
 
 
 def _describe_run(run: Path, step: int) -> dict[str, Any]:

@@ -131,15 +131,20 @@ class Agreement:
 
     @property
     def lost(self) -> float | None:
-        """Divergence of the export over that of the network before training: the share of what was
-        learned that is lost. None where that is not known.
+        """Share of what was learned that the export lacks, about; None where that is not known.
+
+        A small divergence grows with the square of a change, so it is the root of the export's over
+        that of the network before training. (Merged into bfloat16, 5 steps of DPO lost 51 % of
+        their margins, and 20 steps 27 %; this gives 46 % and 23 %.)
         """
-        return self.kl / self.trained_kl if self.trained_kl else None
+        return (self.kl / self.trained_kl) ** 0.5 if self.trained_kl else None
 
     def describe(self) -> str:
         """A sentence for the model card."""
         of = f"greedy answers to {self.n} {self.source}, of at most {self.max_new_tokens} tokens"
-        kl = f"mean KL divergence {self.kl:.2g} nats per token of the run's answers"
+        kl = f"mean KL divergence {self.kl:.2g} nats per token of the trained network's answers"
+        if self.trained_kl is not None:
+            kl += f" ({self.trained_kl:.2g} between the networks before and after training)"
         if self.same == self.n:
             found = "all are the same, token for token"
         else:
@@ -297,11 +302,13 @@ def _load(folder: Path, spec: NetworkSpec) -> Any:
     if not is_adapter(folder):
         return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **arguments)
     settings = quantization_settings(spec)
-    dtype = getattr(torch, spec.dtype) if settings else torch.float32
+    # In the precision of training first: the base's files may have another.
     base = AutoModelForCausalLM.from_pretrained(
-        base_folder(folder, spec), dtype=dtype, **settings, **arguments
+        base_folder(folder, spec), dtype=getattr(torch, spec.dtype), **settings, **arguments
     )
-    return PeftModel.from_pretrained(prepare_quantized(base) if settings else base, folder)
+    if settings:
+        return PeftModel.from_pretrained(prepare_quantized(base), folder)
+    return PeftModel.from_pretrained(base.float(), folder)
 
 
 # -- memory

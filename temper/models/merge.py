@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from temper.errors import TemperError
+from temper.models.folder import first_line
 from temper.models.quantize import dequantize, is_quantized
 
 
@@ -42,10 +44,26 @@ def merged_copy(network: nn.Module, dtype: torch.dtype | None = None) -> nn.Modu
     return plain
 
 
+class CannotMergeError(TemperError):
+    """An adapter that cannot be merged, such as one with biases on layers that have none."""
+
+
 def merge(adapted: Any) -> nn.Module:
-    """Merge the active adapters of a PEFT model into its base, in place; return the base."""
+    """Merge the active adapters of a PEFT model into its base, in place; return the base.
+
+    Raises:
+        CannotMergeError: PEFT cannot merge an adapter of this kind.
+    """
     _untie_adapted(adapted.get_base_model())
-    merged: nn.Module = adapted.merge_and_unload()
+    try:
+        merged: nn.Module = adapted.merge_and_unload()
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, NotImplementedError, TypeError) as error:
+        raise CannotMergeError(
+            f"this adapter cannot be merged: {first_line(error)}; continue it (adapter=continue),"
+            " and export it alone (merge=false)"
+        ) from error
     _record_untied(merged)
     return merged
 

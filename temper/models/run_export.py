@@ -25,6 +25,7 @@ from temper.models.export_check import (
 from temper.models.folder import NetworkSpec, first_line
 from temper.models.generate import end_tokens
 from temper.models.lora import base_model_name, check_base_name, is_adapted, save_adapter
+from temper.models.merge import CannotMergeError
 from temper.models.quantize import is_quantized
 from temper.output_folder import staging_folder
 
@@ -144,13 +145,13 @@ class _Try:
         form: What is written.
         dtype: Precision of whole weights; None: their own.
         exact: Whether nothing is rounded.
-        asked: Whether this form is written or refused; otherwise another one follows.
+        last: Whether this form is written or refused; otherwise another one follows.
     """
 
     form: Form
     dtype: torch.dtype | None
     exact: bool
-    asked: bool
+    last: bool
 
 
 class _Export:
@@ -185,27 +186,26 @@ class _Export:
         own = precision_of(self.network)
         kept = dtype in (None, own, torch.float32)
         if not is_adapted(self.network):
-            yield _Try("whole", dtype, exact=kept, asked=True)
+            yield _Try("whole", dtype, exact=kept, last=True)
             return
         quantized = is_quantized(self.network)
         exact = not quantized and (dtype or own) == torch.float32
         if self.settings.merge is False:
             check_base_name(self.network)
-            yield _Try("adapter", None, exact=not quantized, asked=True)
+            yield _Try("adapter", None, exact=not quantized, last=True)
             return
-        asked = exact or self.settings.merge is True
-        if asked or self.answers is not None:
-            yield _Try("merged", dtype, exact, asked)
+        if self.settings.merge is True:
+            yield _Try("merged", dtype, exact, last=True)
+            return
+        placed = bool(base_model_name(self.network))
+        if exact or self.answers is not None:
+            yield _Try("merged", dtype, exact, last=exact and not placed)
         else:
-            self.notes.append(
-                f"merging rounds, and what it loses was not measured: {self.unchecked}"
-            )
-        if asked:
-            return
-        if base_model_name(self.network):
-            yield _Try("adapter", None, exact=not quantized, asked=True)
+            self.notes.append(f"merging rounds, what it loses was not measured: {self.unchecked}")
+        if placed:
+            yield _Try("adapter", None, exact=not quantized, last=True)
         else:  # on random weights, or on a base that an adapter was merged into
-            yield _Try("merged", torch.float32, exact=not quantized, asked=True)
+            yield _Try("merged", torch.float32, exact=not quantized, last=True)
 
     def write(self, one: _Try, folder: Path) -> str:
         """Write a folder, and check it; return what the card says about it.
@@ -214,7 +214,13 @@ class _Export:
             TemperError: the folder answers otherwise than the network, or loses too much.
             _LosesTooMuch: it loses too much, and another form is next.
         """
-        write_export(self.network, self.data.tokenizer, folder, one.form, self.stop_ids, one.dtype)
+        tokenizer = self.data.tokenizer
+        try:
+            write_export(self.network, tokenizer, folder, one.form, self.stop_ids, one.dtype)
+        except CannotMergeError as error:
+            if one.last:
+                raise
+            raise _LosesTooMuch(str(error)) from error
         said = [f"{_capitalised(note)}." for note in self.notes]
         if is_quantized(self.network) and one.form == "merged":
             said.append("The base model was quantized; its weights were dequantized to merge.")
@@ -223,7 +229,7 @@ class _Export:
         found = self._compare(self.answers, folder)
         if problem := self._problem(found, one):
             what = f"{_words(one, self.network)} {problem}"
-            if not one.asked:
+            if not one.last:
                 raise _LosesTooMuch(what)
             raise TemperError(f"export: {what}; {self._way_out(found, one)}")
         return " ".join([*said, found.describe()])
@@ -270,7 +276,8 @@ class _Export:
                 f"has a mean KL of {found.kl:.2g} nats per token of the trained network's answers,"
                 f" above max_kl={self.settings.max_kl}"
             )
-        if not one.asked and found.lost is not None and found.lost > MAX_LOST:
+        chosen = self.settings.merge is None and one.form == "merged"  # by nobody
+        if chosen and found.lost is not None and found.lost > MAX_LOST:
             return (
                 f"loses {100 * found.lost:.0f} % of what was learned (mean KL {found.kl:.2g} nats"
                 f" per token; {found.trained_kl:.2g} of the network before training)"
