@@ -131,7 +131,7 @@ class HFExport(L.Callback):
         call it.
         """
         for callback in trainer.checkpoint_callbacks:
-            last = Path(getattr(callback, "last_model_path", ""))
+            last = Path(getattr(callback, "_last_checkpoint_saved", ""))
             saved_at = getattr(callback, "_last_global_step_saved", None)
             if saved_at == trainer.global_step and last.name and last.exists():
                 return last
