@@ -150,7 +150,8 @@ class HFExport(L.Callback):
         run = Path(trainer.default_root_dir)
         adapter = run / self.adapter
         left = []
-        if is_adapted(pl_module.network) and (adapter / "adapter_config.json").exists():
+        network: Any = pl_module.network
+        if is_adapted(network) and (adapter / "adapter_config.json").exists():
             left.append(f"the adapter is in {adapter}")
         if isinstance(kept, str):
             return "; ".join([*left, kept])

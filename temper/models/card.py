@@ -58,7 +58,12 @@ DECODING = (
 
 
 def model_card(
-    spec: NetworkSpec, form: str, run: Path | None = None, step: int = 0, note: str = ""
+    spec: NetworkSpec,
+    form: str,
+    run: Path | None = None,
+    step: int = 0,
+    note: str = "",
+    decoding: str = "",
 ) -> str:
     """Write the model card of an export, in Markdown.
 
@@ -70,6 +75,7 @@ def model_card(
         step: Optimizer steps that the weights were trained for; cost and evaluation after another
             number of steps are left out.
         note: Sentences on how the folder compares with the network that was trained.
+        decoding: A sentence on settings of its generation config.
     """
     base = _describe_base(spec)
     library = "peft" if form == "adapter" else "transformers"
@@ -92,7 +98,7 @@ def model_card(
         "objective": objective,
         "form": f"{FORMS[form]} {note}".strip(),
         "snippet": _snippet(spec, library),
-        "decoding": DECODING,
+        "decoding": f"{DECODING} {decoding}".strip(),
         "versions": ", ".join([*packages, f"Python {platform.python_version()}"]),
     }
     return environment.get_template("card.md.jinja").render(run_fields | fields)

@@ -308,7 +308,7 @@ def _load(folder: Path, spec: NetworkSpec) -> Any:
     )
     if settings:
         return PeftModel.from_pretrained(prepare_quantized(base), folder)
-    return PeftModel.from_pretrained(base.float(), folder)
+    return PeftModel.from_pretrained(base.to(torch.float32), folder)
 
 
 # -- memory

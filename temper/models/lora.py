@@ -83,14 +83,15 @@ def load_adapter(network: nn.Module, folder: Path, spec: NetworkSpec) -> nn.Modu
             base; or it holds whole embedding layers, and is not merged.
     """
     _check_embeddings(network, folder, spec)
-    adapted = _read_adapter(network, folder, spec)
+    adapted: Any = _read_adapter(network, folder, spec)
     if spec.adapter == "new" and (extra := _find_extra(adapted.peft_config[FIRST])):
         raise TemperError(
             f"{FLAG}.adapter=new: the adapter in path={spec.path} has {extra}, which cannot be"
             " combined with another; use merge"
         )
     if spec.adapter != "merge":
-        return adapted
+        kept: nn.Module = adapted
+        return kept
     merged: Any = merge(adapted)
     # The merged weights are in no folder, so an adapter-only export must not name one.
     merged.name_or_path = ""
@@ -99,15 +100,16 @@ def load_adapter(network: nn.Module, folder: Path, spec: NetworkSpec) -> nn.Modu
     return trainable
 
 
-def _read_adapter(network: nn.Module, folder: Path, spec: NetworkSpec) -> Any:
+def _read_adapter(network: nn.Module, folder: Path, spec: NetworkSpec) -> nn.Module:
     """PEFT's model of the adapter in a folder, with its errors in one line."""
     from peft import PeftModel
 
     try:
         with _quiet_about_ties():
-            return PeftModel.from_pretrained(
+            loaded: nn.Module = PeftModel.from_pretrained(
                 network, folder, is_trainable=spec.adapter == "continue"
             )
+            return loaded
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ValueError, KeyError, TypeError) as error:

@@ -23,7 +23,7 @@ from temper.models.export_check import (
     prompts_of,
 )
 from temper.models.folder import NetworkSpec, first_line
-from temper.models.generate import end_tokens
+from temper.models.generate import end_tokens, set_aside
 from temper.models.lora import base_model_name, check_base_name, is_adapted, save_adapter
 from temper.models.merge import CannotMergeError
 from temper.models.quantize import is_quantized
@@ -124,7 +124,7 @@ def export_module(
             with staging_folder(folder, flag, WRITER) as staging:
                 note = export.write(one, staging)
                 if spec is not None:
-                    card = model_card(spec, one.form, run, step, note)
+                    card = model_card(spec, one.form, run, step, note, export.decoding())
                     (staging / "README.md").write_text(card, encoding="utf-8")
             return one.form
         except _LosesTooMuch as found:
@@ -233,6 +233,17 @@ class _Export:
                 raise _LosesTooMuch(what)
             raise TemperError(f"export: {what}; {self._way_out(found, one)}")
         return " ".join([*said, found.describe()])
+
+    def decoding(self) -> str:
+        """A sentence for the card on what greedy evaluation leaves unused; empty if nothing."""
+        network: Any = self.network
+        ignored = set_aside(network.generation_config)
+        if not ignored:
+            return ""
+        return (
+            f"The generation config also has {', '.join(ignored)}: Temper sets them aside, and"
+            " `generate` uses them unless they are overridden."
+        )
 
     def _answer(self) -> Answers | None:
         """The answers of the network; None, and `unchecked` says why, if there are none."""

@@ -47,7 +47,7 @@ PLACES = ("base", "aligned", "data")  # what {base}, ... in settings stand for
 
 # Code that no result of a verb depends on.
 NOWHERE = ("temper.preview", "temper.plan", "temper.report", "temper.study")
-# Nothing is answered or judged while a stage trains.
+# Nothing is judged while a stage trains, and answers only check its export.
 NOT_IN_FIT = (
     *NOWHERE,
     "temper.judges",
