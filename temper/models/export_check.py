@@ -308,7 +308,8 @@ def _load(folder: Path, spec: NetworkSpec) -> Any:
     )
     if settings:
         return PeftModel.from_pretrained(prepare_quantized(base), folder)
-    return PeftModel.from_pretrained(base.to(torch.float32), folder)
+    plain: Any = base
+    return PeftModel.from_pretrained(plain.float(), folder)
 
 
 # -- memory
