@@ -37,9 +37,9 @@ class HFExport(L.Callback):
         merge: Merge LoRA weights into the base model (true), or export the adapter alone (false).
             null merges where that keeps what was learned: in float32; in the precision of a 16-bit
             base, or into a dequantized 4- or 8-bit one, if the mean KL divergence along the trained
-            network's answers is at most ``max_kl``, and a tenth of that between the networks before
-            and after training. Otherwise the adapter alone is exported, or, where the base model is
-            in no folder, the merge in float32.
+            network's answers is at most ``max_kl`` and less than a tenth of what was learned is
+            lost. Otherwise the adapter alone is exported, or, where the base model is in no folder,
+            the merge in float32.
         dtype: Precision of the written weights; null: that of the network. float32 keeps what a
             merge into a 16-bit base would round. Adapters alone are always float32.
         adapter: Folder of the trained adapter, as `folder`.
