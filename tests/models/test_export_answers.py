@@ -18,6 +18,7 @@ from transformers import (
 
 from temper.errors import TemperError
 from temper.models import LoRASpec, NetworkSpec, build_network
+from temper.models.lora import is_adapted
 from temper.models.run_export import ExportSettings, export_module
 from tests.models.networks import TOKENIZER, disturb
 
@@ -110,7 +111,8 @@ def _check(module, folder: Path, forms=(None, False), **settings: object) -> Non
         else:
             loaded = AutoModelForCausalLM.from_pretrained(target)
             assert not (target / "adapter_config.json").exists()
-        assert form == ("adapter" if merge is False else form) and _answers(loaded) == expected
+        whole = "merged" if is_adapted(module.network) else "whole"
+        assert form == ("adapter" if merge is False else whole) and _answers(loaded) == expected
         again = build_network(NetworkSpec(path=str(target)), TOKENIZER)
         assert _answers(again) == expected, "the next stage starts where this one ended"
         card = (target / "README.md").read_text()
