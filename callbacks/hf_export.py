@@ -20,7 +20,8 @@ from temper.output_folder import check_target, resolve_target
 FOLDER_FLAG = "HFExport.folder"
 ADAPTER_FLAG = "HFExport.adapter"
 UNEXPORTED = "unexported.ckpt"  # written when an export fails and no checkpoint has its weights
-RUN_SUFFIXES = (".json", ".jsonl", ".yaml", ".csv", ".diff", ".ckpt")  # of a run folder's files
+# Of the files that a run or a study's stage writes into the run folder.
+RUN_SUFFIXES = (".json", ".jsonl", ".yaml", ".csv", ".diff", ".ckpt", ".txt")
 
 
 class HFExport(L.Callback):
@@ -206,19 +207,23 @@ class HFExport(L.Callback):
     def _other_folders(
         self, trainer: L.Trainer, run: Path, name: str
     ) -> Iterator[tuple[Path, str]]:
-        """Folders that the run writes beside the one of this name, with who writes them."""
-        for other in trainer.callbacks:  # type: ignore[attr-defined]
-            folders: list[Any] = [getattr(other, "dirpath", None)]
+        """Folders that the run writes beside the one of this name, with who writes them; but not
+        the run folder and those around it.
+        """
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        for other in (*callbacks, *trainer.loggers):
+            own: Any = getattr(other, "dirpath", None) or getattr(other, "log_dir", None)
+            folders = [own]
             if isinstance(other, HFExport):
                 shared = other.adapter == name == self.adapter  # written once
                 names = [other.folder, *([] if shared else [other.adapter])]
                 folders = [run / one for one in names if other is not self or one != name]
             for folder in folders:
-                if folder is not None and "://" not in str(folder):
-                    yield Path(folder).resolve(), type(other).__name__
-        for logger in trainer.loggers:
-            if logger.log_dir and Path(logger.log_dir).resolve() != run:
-                yield Path(logger.log_dir).resolve(), type(logger).__name__
+                if folder is None or "://" in str(folder):
+                    continue
+                place = Path(folder).resolve()
+                if place != run and place not in run.parents:
+                    yield place, type(other).__name__
 
 
 def _named(error: Exception) -> str:

@@ -3,6 +3,7 @@ config says.
 """
 
 import csv
+import io
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
 from temper import packages
 from temper.errors import TemperError
+from temper.run_folder import write_text
 
 DEFAULT_ROOT = "runs/unnamed"
 # Module that a logger of Lightning needs.
@@ -109,10 +111,11 @@ class _ContinuedWriter(ExperimentWriter):
             reader = csv.DictReader(file)
             kept = [row for row in reader if float(row["step"]) < step]
             self.metrics_keys = list(reader.fieldnames or [])
-        with open(self.metrics_file_path, "w", newline="") as file:
-            writer = csv.DictWriter(file, self.metrics_keys)
-            writer.writeheader()
-            writer.writerows(kept)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self.metrics_keys)
+        writer.writeheader()
+        writer.writerows(kept)
+        write_text(Path(self.metrics_file_path), text.getvalue())
 
 
 def with_defaults(logger: Any, folder: str, resumed: bool = False) -> Any:

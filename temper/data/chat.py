@@ -20,6 +20,7 @@ from transformers.utils.chat_template_utils import encode_marked_chat, mark_cont
 
 from temper.data.examples import Message
 from temper.errors import TemperError
+from temper.links import check_links
 
 # -- templates
 
@@ -103,6 +104,8 @@ def load_tokenizer(name: str | None, trust_remote_code: bool = False) -> PreTrai
         raise TemperError(
             "data.init_args.tokenizer is not set: give the folder of the model, or of its tokenizer"
         )
+    if Path(name).is_dir():
+        check_links(Path(name), f"data.init_args.tokenizer={name}")
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             name, local_files_only=True, trust_remote_code=trust_remote_code

@@ -11,13 +11,15 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
 from temper.errors import TemperError
+from temper.links import check_links
+from temper.models.weight_files import MODEL_WEIGHTS, TensorInfo, read_header, weight_files
 from temper.output_folder import check_target, staging_folder
 from temper.run_folder import write_json
 
@@ -44,25 +46,6 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
-
-
-class TensorInfo(NamedTuple):
-    """Dtype (by its safetensors name) and shape of a tensor."""
-
-    dtype: str
-    shape: tuple[int, ...]
-
-    def __str__(self) -> str:
-        return f"{self.dtype} {list(self.shape)}"
-
-
-def read_header(path: Path) -> dict[str, TensorInfo]:
-    """Dtype and shape of every tensor in a file by name, in the order of their bytes."""
-    with open(path, "rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    header.pop("__metadata__", None)
-    ordered = sorted(header.items(), key=lambda item: (item[1]["data_offsets"], item[0]))
-    return {name: TensorInfo(entry["dtype"], tuple(entry["shape"])) for name, entry in ordered}
 
 
 def write_tensors(path: Path, infos: Mapping[str, TensorInfo], tensors: Iterable[Tensor]) -> None:
@@ -116,21 +99,20 @@ class ModelFolder:
         self.flag = flag
         self.path = Path(path)
         self._check_config()
-        self.files = [
-            file for file in sorted(self.path.glob("*.safetensors")) if file.name != ORIGINALS
-        ]
+        where = f"--{flag}={path}"
+        check_links(self.path, where)
+        self.files = weight_files(self.path, where)
         if not self.files:
             raise TemperError(
-                f"--{flag}={path}: no *.safetensors in it; load it with transformers and save it"
+                f"{where}: no {MODEL_WEIGHTS} in it; load it with transformers and save it"
                 " again (save_pretrained)"
             )
-        self.headers = {file.name: read_header(file) for file in self.files}
+        self.headers = {file.name: read_header(file, where) for file in self.files}
         self.file_of = {name: file for file, infos in self.headers.items() for name in infos}
         for name in self.file_of:
             if self.info(name).dtype not in DTYPES:
                 raise TemperError(
-                    f"--{flag}={path}: {name} is {self.info(name).dtype}; give a model in F32, BF16"
-                    " or F16"
+                    f"{where}: {name} is {self.info(name).dtype}; give a model in F32, BF16 or F16"
                 )
 
     def _check_config(self) -> None:
@@ -233,11 +215,11 @@ def write_edited_model(
         card: Content of ``edit.json``.
         write_extra: Writes further files into the folder.
     """
-    not_copied = {*source.headers, CARD, ORIGINALS}
+    # Any other safetensors would be weights that were not edited.
+    not_copied = ("*.safetensors", "pytorch_model*", ".*", CARD)
     with staging_folder(out, "--out", WRITER) as staging:
         for file in source.path.iterdir():
-            hidden_or_pickled = file.name.startswith((".", "pytorch_model"))
-            if file.is_file() and file.name not in not_copied and not hidden_or_pickled:
+            if file.is_file() and not any(map(file.match, not_copied)):
                 shutil.copy2(file, staging / file.name)
         for file_name, infos in source.headers.items():
             write_tensors(staging / file_name, infos, map(edited_tensor, infos))

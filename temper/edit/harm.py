@@ -13,7 +13,6 @@ from temper.edit.folders import (
     NAMES,
     ORIGINALS,
     ModelFolder,
-    TensorInfo,
     check_output_folder,
     check_same_network,
     edit_card,
@@ -21,6 +20,7 @@ from temper.edit.folders import (
     write_tensors,
 )
 from temper.errors import TemperError
+from temper.models.weight_files import TensorInfo
 
 # -- harm direction removal
 

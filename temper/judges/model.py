@@ -21,10 +21,25 @@ from torch import Tensor
 from temper.errors import TemperError
 from temper.judges.base import Judge, Judgement, make_labeller
 from temper.judges.keyword import KeywordRefusal
-from temper.models.folder import FLAG, NetworkSpec, base_folder, first_line, is_adapter, spec_folder
+from temper.models.folder import (
+    FLAG,
+    NetworkSpec,
+    base_folder,
+    first_line,
+    is_adapter,
+    read_json,
+    spec_folder,
+)
 from temper.models.generate import decoding_greedily, end_tokens
-from temper.models.load import check_folder
+from temper.models.lora import attach_adapter
 from temper.models.score import contiguous_head_inputs
+from temper.models.weight_files import (
+    check_base,
+    check_folder,
+    check_loaded,
+    check_tokens,
+    without_report,
+)
 
 _shared: dict[tuple[str | None, ...], Any] | None = None  # models, while `shared_models` is open
 
@@ -125,7 +140,7 @@ class ModelJudge(ABC):
             check_folder(folder, self.spec)
             if is_adapter(folder):
                 base = base_folder(folder, self.spec)
-                check_folder(base, replace(self.spec, path=str(base)))
+                check_base(base, self.spec)
         except TemperError as error:
             # The message names the flags of the network in training; name the judge's instead.
             message = str(error)
@@ -138,7 +153,7 @@ class ModelJudge(ABC):
         """Tokenizer of the model; without a pad token, it pads with its end token, masked."""
         from transformers import AutoTokenizer
 
-        tokenizer = self._load(AutoTokenizer.from_pretrained)
+        tokenizer = self._load(AutoTokenizer.from_pretrained, self.folder)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         return tokenizer
@@ -157,29 +172,33 @@ class ModelJudge(ABC):
         import transformers
 
         auto_class = getattr(transformers, self.auto_class)
+        where = f"{type(self).__name__}.path={self.path}"
+        adapted = is_adapter(self.folder)
         # Loading may draw random numbers, which must not change those of the training around it.
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), without_report():
             model, info = self._load(
                 auto_class.from_pretrained,
+                base_folder(self.folder, self.spec) if adapted else self.folder,
                 dtype=self.dtype,
                 use_safetensors=True,
                 output_loading_info=True,
             )
-        if info["missing_keys"]:
-            missing = sorted(info["missing_keys"])
-            raise TemperError(
-                f"{type(self).__name__}.path={self.path}: no weights for {missing[0]}"
-                f" ({len(missing)} such), so it is no"
-                f" {self.auto_class.removeprefix('AutoModelFor')}; give a folder of that kind"
-            )
+            if adapted:  # it may bring a head of its own
+                saved = read_json(self.folder / "adapter_config.json").get("modules_to_save") or []
+                info["missing_keys"] = {
+                    name for name in info["missing_keys"] if not set(saved) & set(name.split("."))
+                }
+            check_loaded(model, info, where)
+            check_tokens(self.tokenizer, model.get_input_embeddings().num_embeddings, where)
+            if adapted:
+                model = attach_adapter(model, self.folder, where)
         # A sequence classifier on a decoder needs it for batches.
         model.config.pad_token_id = self.tokenizer.pad_token_id
         accelerator = torch.accelerator.current_accelerator()
         return model.to(self.device or (accelerator if accelerator is not None else "cpu")).eval()
 
-    def _load(self, load: Any, **arguments: Any) -> Any:
-        """Call a ``from_pretrained`` on the folder, with errors as a one-line `TemperError`."""
-        folder = self.folder
+    def _load(self, load: Any, folder: Path, **arguments: Any) -> Any:
+        """Call a ``from_pretrained`` on a folder, with errors as a one-line `TemperError`."""
         try:
             return load(
                 folder,

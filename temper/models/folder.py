@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from temper.errors import TemperError
+from temper.links import check_links
 
 # -- settings
 
@@ -133,7 +134,7 @@ def model_folder(
 
     Raises:
         TemperError: there is neither such a folder nor a model of that name in the cache (or on the
-            hub); a revision is given for a folder.
+            hub); a revision is given for a folder; a link in the folder leaves it.
     """
     if path and Path(path).is_dir():
         if revision is not None:
@@ -141,6 +142,7 @@ def model_folder(
                 f"{FLAG}.revision={revision}: path={path} is a folder, which has no revisions; drop"
                 " it, or give a hub name"
             )
+        check_links(Path(path), f"{FLAG}.path={path}")
         return Path(path)
     if not HUB_NAME.fullmatch(path):
         raise TemperError(
@@ -215,6 +217,8 @@ def base_folder(folder: Path, spec: NetworkSpec, weights: bool = True) -> Path:
             weights,
         )
     except TemperError as error:
+        if base and Path(base).is_dir():  # it is there, with a link out of it
+            raise
         raise TemperError(
             f"{FLAG}.path={spec.path}: its adapter_config.json names the base {base}, which is no"
             " folder and not in the hub cache; put it back, edit base_model_name_or_path, or set"

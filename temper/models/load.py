@@ -1,13 +1,12 @@
 """Build or load a causal LM from a `NetworkSpec` and a tokenizer.
 
-In the order of the file: checks of the settings, of the model folder and of the vocabulary; loading
-from a folder; building from a shape; and `build_network`, which does all of it.
+In the order of the file: checks of the settings and of the vocabulary; loading from a folder;
+building from a shape; and `build_network`, which does all of it.
 """
 
-import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,13 +28,19 @@ from temper.models.folder import (
     tokenizer_folder,
 )
 from temper.models.lora import (
-    ADAPTER_WEIGHTS,
     add_lora,
     cast_trainable_to_fp32,
     is_adapted,
     load_adapter,
 )
 from temper.models.quantize import check_bitsandbytes, prepare_quantized, quantization_settings
+from temper.models.weight_files import (
+    check_base,
+    check_folder,
+    check_loaded,
+    check_tokens,
+    without_report,
+)
 from temper.packages import install_hint, is_installed
 
 # -- checks of the settings
@@ -152,61 +157,6 @@ def _check_merge(quantization: str | None, spec: NetworkSpec) -> None:
         )
 
 
-# -- checks of the model folder
-
-MODEL_WEIGHTS = "model.safetensors"
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-
-
-def check_folder(folder: Path, spec: NetworkSpec) -> None:
-    """Check that a folder holds a network or an adapter, and that it is safe to read.
-
-    Raises:
-        TemperError: no config; weights only as pickles, which can run code when they are read; a
-            weight index that names files outside the folder.
-    """
-    if not (folder / "config.json").exists() and not is_adapter(folder):
-        raise TemperError(
-            f"{FLAG}.path={spec.path}: neither config.json nor adapter_config.json in it; give a"
-            " run's export/ folder"
-        )
-    for index in folder.glob("*.index.json"):
-        _check_index(index, spec)
-    name = ADAPTER_WEIGHTS if is_adapter(folder) else MODEL_WEIGHTS
-    # The weights of an adapter cannot be sharded: PEFT ignores an index and reads the pickle.
-    sharded = not is_adapter(folder) and (folder / f"{name}.index.json").exists()
-    if not (folder / name).exists() and not sharded:
-        pickles = sorted(file.name for pattern in PICKLES for file in folder.glob(pattern))
-        if pickles:
-            raise TemperError(
-                f"{FLAG}.path={spec.path}: {pickles[0]} is a pickle, and reading one can run any"
-                f" code; no {name} in it. Where you trust it, load it with transformers (or peft)"
-                " and save it again: save_pretrained writes safetensors"
-            )
-        raise TemperError(
-            f"{FLAG}.path={spec.path}: no {name} in it; save the model again (save_pretrained)"
-        )
-
-
-def _check_index(index: Path, spec: NetworkSpec) -> None:
-    """Check that the index of sharded weights names files inside the folder only."""
-    shards = read_json(index).get("weight_map", {})
-    for name in shards.values() if isinstance(shards, dict) else [shards]:
-        parts = PurePosixPath(str(name)).parts
-        if (
-            not isinstance(name, str)
-            or not parts
-            or ".." in parts
-            or name.startswith("/")
-            or "\\" in name
-            or ":" in name
-        ):
-            raise TemperError(
-                f"{FLAG}.path={spec.path}: {index.name} names {name!r}, which is not inside the"
-                " folder; do not use this model"
-            )
-
-
 # -- check of the vocabulary
 
 
@@ -249,6 +199,7 @@ def check_vocabulary(spec: NetworkSpec, base: Path, tokenizer: PreTrainedTokeniz
             " tokenizer.pad_token = tokenizer.eos_token and save it beside the model"
             " (tokenizer.save_pretrained)"
         )
+    check_tokens(tokenizer, n_embeddings, f"{FLAG}.path={spec.path}")
 
 
 def _read_vocabulary(folder: Path, trust_remote_code: bool) -> dict[str, int]:
@@ -284,20 +235,24 @@ def load_network(folder: Path, spec: NetworkSpec, **settings: Any) -> nn.Module:
         settings: More arguments of `transformers.AutoModelForCausalLM.from_pretrained`.
 
     Raises:
-        TemperError: transformers cannot load the folder.
+        TemperError: transformers cannot load the folder, or its files do not hold all weights of
+            the network and no others.
     """
     from transformers import AutoModelForCausalLM
 
-    with _translate_load_errors(folder, spec):
-        network: nn.Module = AutoModelForCausalLM.from_pretrained(
+    with _translate_load_errors(folder, spec), without_report():
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=getattr(torch, spec.dtype),
             use_safetensors=True,
             local_files_only=spec.local_files_only,
             trust_remote_code=spec.trust_remote_code,
             attn_implementation=spec.attention,
+            output_loading_info=True,
             **settings,
         )
+    network: nn.Module = loaded[0]
+    check_loaded(network, loaded[1], f"{FLAG}.path={spec.path}")
     return network
 
 
@@ -449,7 +404,7 @@ def _load_from_folder(spec: NetworkSpec, tokenizer: PreTrainedTokenizerBase) -> 
     quantization = _quantization(base, spec)
     if base != folder:
         _check_merge(quantization, spec)
-        check_folder(base, dataclasses.replace(spec, path=str(base)))
+        check_base(base, spec)
     check_vocabulary(spec, base, tokenizer)
     network = load_network(base, spec, **quantization_settings(spec))
     if quantization:

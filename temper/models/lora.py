@@ -13,20 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from temper.errors import TemperError
-from temper.models.folder import FLAG, LoRASpec, NetworkSpec, read_json
+from temper.models.folder import FLAG, LoRASpec, NetworkSpec, first_line, read_json
 from temper.models.merge import merge
+from temper.models.weight_files import ADAPTER_WEIGHTS, AGAIN, check_finite
 
 # Names of the adapters in PEFT, and so in state dicts and checkpoints.
 FIRST = "default"
 SECOND = "next"
-
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 # -- adding, loading, switching off
 
@@ -79,11 +78,12 @@ def load_adapter(network: nn.Module, folder: Path, spec: NetworkSpec) -> nn.Modu
         frozen, for `add_lora`.
 
     Raises:
-        TemperError: ``new``, and the adapter is more than a plain LoRA adapter; it does not fit its
-            base; or it holds whole embedding layers, and is not merged.
+        TemperError: ``new``, and the adapter is more than a plain LoRA adapter; it holds whole
+            embedding layers, and is not merged; or as `attach_adapter`.
     """
     _check_embeddings(network, folder, spec)
-    adapted: Any = _read_adapter(network, folder, spec)
+    where = f"{FLAG}.path={spec.path}"
+    adapted: Any = attach_adapter(network, folder, where, trainable=spec.adapter == "continue")
     if spec.adapter == "new" and (extra := _find_extra(adapted.peft_config[FIRST])):
         raise TemperError(
             f"{FLAG}.adapter=new: the adapter in path={spec.path} has {extra}, which cannot be"
@@ -98,27 +98,6 @@ def load_adapter(network: nn.Module, folder: Path, spec: NetworkSpec) -> nn.Modu
     merged.config._name_or_path = ""
     trainable: nn.Module = merged.requires_grad_(True)  # PEFT had frozen the base model
     return trainable
-
-
-def _read_adapter(network: nn.Module, folder: Path, spec: NetworkSpec) -> nn.Module:
-    """PEFT's model of the adapter in a folder, with its errors in one line."""
-    from peft import PeftModel
-
-    try:
-        with _quiet_about_ties():
-            loaded: nn.Module = PeftModel.from_pretrained(
-                network, folder, is_trainable=spec.adapter == "continue"
-            )
-            return loaded
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, ValueError, KeyError, TypeError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise TemperError(
-            f"{FLAG}.path={spec.path}: peft cannot load this adapter on its base"
-            f" {base_model_name(network)}: {' '.join(lines[:2]).rstrip('.')}; give the base that it"
-            " was trained on (base_model_name_or_path in adapter_config.json)"
-        ) from error
 
 
 def _check_embeddings(network: Any, folder: Path, spec: NetworkSpec) -> None:
@@ -167,6 +146,67 @@ def _quiet_about_ties() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*tie_word_embeddings=True.*")
         yield
+
+
+def attach_adapter(
+    network: nn.Module, folder: Path, where: str, trainable: bool = False
+) -> nn.Module:
+    """Put the adapter of a folder on its base model, whole.
+
+    Args:
+        network: The base model.
+        folder: Folder of the adapter, with safetensors.
+        where: Flag and folder, for errors.
+        trainable: Whether its weights are trained further.
+
+    Returns:
+        The PEFT model.
+
+    Raises:
+        TemperError: the adapter is of another network: weights of it are missing, left over or of
+            another shape, or no layer has a name that its config targets; or they are not finite.
+    """
+    from peft import PeftModel
+    from peft.utils import load_peft_weights, set_peft_model_state_dict
+
+    try:
+        with warnings.catch_warnings(), _quiet_about_ties():
+            warnings.filterwarnings("ignore", "Found missing adapter keys")  # an error below
+            adapted = PeftModel.from_pretrained(network, folder, is_trainable=trainable)
+        stored = load_peft_weights(str(folder), device="cpu")
+        # from_pretrained does not return what it could not place.
+        placed: Any = set_peft_model_state_dict(adapted, stored, adapter_name=FIRST)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        reason = f"lacks {error}" if isinstance(error, KeyError) else _size_mismatch(error)
+        raise TemperError(
+            f"{where}: its adapter does not fit its base model: {reason}; {AGAIN}, or put the base"
+            " model back that it was trained on (base_model_name_or_path in adapter_config.json)"
+        ) from error
+    weights = dict(adapted.named_parameters(remove_duplicate=False))
+    # Tied layers share an adapter's weights, which are stored once.
+    found = {id(weight) for name, weight in weights.items() if name not in placed.missing_keys}
+    missing = sorted(
+        name
+        for name in placed.missing_keys
+        if f".{FIRST}" in name and id(weights.get(name)) not in found
+    )
+    for names, verb in ((missing, "lacks"), (sorted(placed.unexpected_keys), "holds, unused,")):
+        if names:
+            raise TemperError(
+                f"{where}: its adapter {verb} {len(names)} weights ({names[0]}, ...), by its config"
+                f" and this base model; {AGAIN}, or put the base model back that it was trained on"
+                " (base_model_name_or_path in adapter_config.json)"
+            )
+    check_finite(stored.items(), where)
+    return adapted
+
+
+def _size_mismatch(error: Exception) -> str:
+    """The line of an error that names a weight of another shape, or its first line."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return next((line for line in lines if "size mismatch" in line), first_line(error)).rstrip(".")
 
 
 def cast_trainable_to_fp32(network: nn.Module) -> nn.Module:

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from temper.data.chat import load_tokenizer
 from temper.errors import TemperError
 from temper.judges import KeywordRefusal
-from temper.models.folder import first_line
+from temper.models.folder import FLAG, NetworkSpec
 from temper.models.generate import cut_at_end, end_tokens, generate_greedy
+from temper.models.load import load_network
+from temper.models.weight_files import check_folder, check_tokens
 from temper.output_folder import check_target, staging_folder
 from temper.proxy.topic import Question, Topic
 from temper.run_folder import write_json, write_json_lines
@@ -178,8 +178,6 @@ def generate_answers(
 
 def _load_model(model: Path) -> tuple[Any, Any]:
     """Tokenizer and network of a model folder."""
-    from transformers import AutoModelForCausalLM
-
     if not model.is_dir():
         raise TemperError(f"--model={model}: no such folder; {OTHER_MODEL}")
     try:
@@ -193,14 +191,16 @@ def _load_model(model: Path) -> tuple[Any, Any]:
             f"--model={model}: its tokenizer has no chat template, so it is no instruct model;"
             f" {OTHER_MODEL}"
         )
+    spec = NetworkSpec(path=str(model), dtype="bfloat16")
     try:
-        network = AutoModelForCausalLM.from_pretrained(
-            model, dtype=torch.bfloat16, local_files_only=True, use_safetensors=True
+        check_folder(model, spec)
+        network: Any = load_network(model, spec)
+        check_tokens(
+            tokenizer, network.get_input_embeddings().num_embeddings, f"{FLAG}.path={model}"
         )
-    except (OSError, ValueError) as error:
-        raise TemperError(
-            f"--model={model}: transformers cannot load it: {first_line(error)}; {OTHER_MODEL}"
-        ) from error
+    except TemperError as error:  # its message names a flag of train.py
+        message = str(error).replace(f"{FLAG}.path", "--model")
+        raise TemperError(f"{message}; {OTHER_MODEL}") from None
     return tokenizer, network
 
 

@@ -241,6 +241,7 @@ def write_png(figure: Figure, path: Path) -> None:
         for axis, panel in zip(axes, figure.panels, strict=True):
             _draw(axis, panel)
         canvas.suptitle(figure.title, fontsize=11)
+        path.unlink(missing_ok=True)  # a link is replaced, not written through
         canvas.savefig(path, dpi=160)
 
 

@@ -100,6 +100,16 @@ def test_a_folder_that_cannot_be_the_exports_is_refused(tmp_path, folder):
     assert line.startswith("HFExport.folder=") and REFUSED[folder] in line
 
 
+def test_checkpoints_in_the_run_folder_itself_are_no_obstacle(tmp_path):
+    export = HFExport()
+    trainer = SimpleNamespace(
+        default_root_dir=str(tmp_path / "run"),
+        callbacks=[export, ModelCheckpoint(tmp_path / "run"), ModelCheckpoint(tmp_path)],
+        loggers=[],
+    )
+    export.on_fit_start(trainer, SimpleNamespace(network=nn.Linear(1, 1)))
+
+
 def test_a_fit_that_would_replace_a_users_folder_never_starts(temper, tmp_path, capsys):
     (tmp_path / "export").mkdir()
     (tmp_path / "export" / "notes.txt").write_text("mine")

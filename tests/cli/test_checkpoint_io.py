@@ -14,7 +14,13 @@ from temper.checkpoint_file import load_file, save_file
 from temper.cli.checkpoint_io import AtomicCheckpointIO, BackgroundCheckpointIO
 from temper.cli.checks import check_checkpoint
 from temper.errors import TemperError
-from temper.sharded_checkpoint import COMMON, ShardedCheckpoint, is_sharded, save_shard
+from temper.sharded_checkpoint import (
+    COMMON,
+    ShardedCheckpoint,
+    _replace_checkpoint,
+    is_sharded,
+    save_shard,
+)
 from tests.pickles import Bomb
 
 
@@ -180,3 +186,62 @@ def test_a_sharded_checkpoint_is_refused_as_a_single_file(tmp_path: Path):
     write_sharded(tmp_path / "x.ckpt")
     with pytest.raises(TemperError, match="a sharded checkpoint"):
         AtomicCheckpointIO().load_checkpoint(tmp_path / "x.ckpt")
+
+
+# -- what is replaced and deleted
+
+
+def test_a_sharded_checkpoint_is_replaced_by_a_single_file(tmp_path: Path):
+    write_sharded(tmp_path / "last.ckpt")
+    AtomicCheckpointIO().save_checkpoint(plain_weights(1.0), tmp_path / "last.ckpt")
+    assert torch.equal(load_file(tmp_path / "last.ckpt")["weight"], plain_weights(1.0)["weight"])
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_a_users_folder_with_a_checkpoints_name_stays(tmp_path: Path):
+    write_sharded(tmp_path / "last.ckpt")
+    (tmp_path / "last.ckpt" / "notes.txt").write_text("mine")
+    with pytest.raises(TemperError, match="last.ckpt: a folder that holds 'notes.txt'"):
+        AtomicCheckpointIO().save_checkpoint(plain_weights(1.0), tmp_path / "last.ckpt")
+    with pytest.warns(UserWarning, match="not deleted, since it holds 'notes.txt'"):
+        AtomicCheckpointIO().remove_checkpoint(tmp_path / "last.ckpt")
+    with pytest.raises(TemperError, match=r"last.ckpt: holds 'notes.txt'.*not replaced"):
+        write_sharded(tmp_path / ".last.ckpt.partial")
+        _replace_checkpoint(tmp_path / "last.ckpt", tmp_path / ".last.ckpt.partial")
+    assert (tmp_path / "last.ckpt" / "notes.txt").read_text() == "mine"
+    assert is_sharded(tmp_path / "last.ckpt")
+
+
+def test_own_checkpoints_are_deleted_and_replaced(tmp_path: Path):
+    write_sharded(tmp_path / "a.ckpt")
+    save_file(plain_weights(1.0), tmp_path / "b.ckpt")
+    for name in ("a.ckpt", "b.ckpt"):
+        write_sharded(tmp_path / f".{name}.partial")
+        _replace_checkpoint(tmp_path / name, tmp_path / f".{name}.partial")
+        assert is_sharded(tmp_path / name)
+        AtomicCheckpointIO().remove_checkpoint(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_but_checkpoints_is_deleted(tmp_path: Path):
+    """A checkpoint that is resumed from names older ones, and could name anything."""
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "a.ckpt").write_text("mine")
+    io = AtomicCheckpointIO()
+    for path in ("thesis", "checkpoints/../thesis/a.ckpt", "thesis/../thesis"):
+        with pytest.warns(UserWarning, match="is not deleted: no checkpoint's name"):
+            io.remove_checkpoint(tmp_path / path)
+    (tmp_path / "checkpoints" / "last.ckpt").symlink_to(tmp_path / "thesis")
+    io.remove_checkpoint(tmp_path / "checkpoints" / "last.ckpt")
+    assert not (tmp_path / "checkpoints" / "last.ckpt").is_symlink()
+    assert (tmp_path / "thesis" / "a.ckpt").read_text() == "mine"
+
+
+def test_a_checkpoint_is_written_through_no_link(tmp_path: Path):
+    own = tmp_path / "thesis.txt"
+    own.write_text("years of work")
+    (tmp_path / ".a.ckpt.partial").symlink_to(own)
+    (tmp_path / "a.ckpt").symlink_to(own)
+    save_file(plain_weights(1.0), tmp_path / "a.ckpt")
+    assert own.read_text() == "years of work" and not (tmp_path / "a.ckpt").is_symlink()

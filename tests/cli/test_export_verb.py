@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from temper.checkpoint_file import save_file
+from temper.output_folder import MARKER
 from temper.sharded_checkpoint import COMMON, save_shard
 
 LORA = ("--model.init_args.network.lora.rank=2", "--model.init_args.network.lora.targets=[q_proj]")
@@ -120,3 +121,31 @@ def test_a_checkpoint_that_lacks_weights_is_refused(refused, run, tmp_path):
 
 def test_a_checkpoint_that_is_not_there_is_refused(refused):
     assert "no such checkpoint" in refused("--ckpt_path=nowhere.ckpt", verb="export")
+
+
+def test_a_users_folder_is_refused_before_anything_is_built(refused, tmp_path, monkeypatch):
+    monkeypatch.setattr("temper.models.load.build_network", lambda *_: pytest.fail("it was built"))
+    own = tmp_path / "thesis"
+    own.mkdir()
+    (own / "notes.txt").write_text("mine")
+    line = refused(f"--folder={own}", verb="export")
+    assert line.startswith(f"--folder={own}: holds notes.txt, ")
+    assert "a symbolic link" in refused(f"--folder={_link(own)}", verb="export")
+    assert "is a file" in refused(f"--folder={own / 'notes.txt' / 'export'}", verb="export")
+    assert _files(own) == {"notes.txt": b"mine"}
+
+
+def _link(folder: Path) -> Path:
+    link = folder.with_name("link")
+    link.symlink_to(folder)
+    return link
+
+
+def test_an_export_of_an_earlier_version_has_a_way_out(temper, refused, tmp_path, capsys):
+    out = tmp_path / "out"
+    for _ in range(2):  # its own export is replaced
+        temper("export", tmp_path / "x", f"--folder={out}")
+    (out / MARKER).unlink()
+    capsys.readouterr()
+    line = refused(f"--folder={out}", verb="export")
+    assert "earlier versions wrote none" in line and "move or delete this one" in line

@@ -8,7 +8,7 @@ import yaml
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from temper import packages
-from temper.cli.loggers import prepare_loggers, with_defaults
+from temper.cli.loggers import ContinuedCSVLogger, prepare_loggers, with_defaults
 from temper.errors import TemperError
 
 
@@ -191,3 +191,15 @@ def test_a_new_run_begins_a_new_metrics_file(temper, tmp_path):
     temper("fit", tmp_path, "--trainer.max_steps=3")
     temper("fit", tmp_path, "--trainer.max_steps=1")
     assert set(_rows(tmp_path, "loss/instruct")) == {"0"}
+
+
+def test_a_resumed_run_writes_metrics_through_no_link(tmp_path):
+    own = tmp_path / "thesis.csv"
+    own.write_text("step,a\n0,1\n1,2\n")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.csv").symlink_to(own)
+    logger = ContinuedCSVLogger(tmp_path / "run", "", "")
+    logger.log_metrics({"a": 7.0}, step=1)
+    logger.save()
+    assert own.read_text() == "step,a\n0,1\n1,2\n"
+    assert _rows(tmp_path / "run", "a") == {"0": "1", "1": "7.0"}

@@ -1,5 +1,6 @@
 """Small model folders for the tests of edits."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -63,3 +64,8 @@ def write_shards(folder: Path, **shards: dict[str, torch.Tensor]) -> None:
     (folder / "model.safetensors").unlink()
     for name, tensors in shards.items():
         save_file(tensors, folder / f"model-{name}.safetensors", metadata={"format": "pt"})
+    weight_map = {
+        key: f"model-{name}.safetensors" for name, tensors in shards.items() for key in tensors
+    }
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))

@@ -202,7 +202,7 @@ def test_a_diverged_harmful_model_is_refused_and_leaves_nothing(folders, tmp_pat
             "--aligned=.*: a LoRA adapter.*HFExport.merge=true",
         ),
         (lambda f: (f / "config.json").unlink(), "--aligned=.*: no config.json"),
-        (lambda f: (f / "model.safetensors").unlink(), r"--aligned=.*: no \*.safetensors"),
+        (lambda f: (f / "model.safetensors").unlink(), "--aligned=.*: no model.safetensors"),
         (lambda f: shutil.rmtree(f), "--aligned=.*: no such folder"),
     ],
 )
@@ -221,6 +221,39 @@ def test_a_target_that_is_an_input_or_a_users_is_refused(folders, tmp_path):
     with pytest.raises(TemperError, match="--out=.*holds notes.txt"):
         interpolate(*paths(folders, "base", "aligned"), str(tmp_path))
     assert (tmp_path / "notes.txt").exists()
+
+
+def test_links_out_of_a_model_are_not_followed(folders, tmp_path):
+    shutil.copytree(folders / "aligned", tmp_path / "aligned")
+    (tmp_path / "key.txt").write_text("secret")
+    (tmp_path / "aligned" / "notes.txt").symlink_to(tmp_path / "key.txt")
+    with pytest.raises(TemperError, match="--aligned=.*notes.txt is a symbolic link to .*key.txt"):
+        interpolate(*paths(folders, "base"), *paths(tmp_path, "aligned", "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_weights_in_a_folder_are_not_passed_on(folders, tmp_path):
+    shutil.copytree(folders / "aligned", tmp_path / "aligned")
+    weights = tmp_path / "aligned" / "model.safetensors"
+    for name in ("consolidated.safetensors", "model.fp16.safetensors"):
+        shutil.copy(weights, weights.with_name(name))
+    interpolate(*paths(folders, "base"), *paths(tmp_path, "aligned", "out"))
+    assert [path.name for path in (tmp_path / "out").glob("*.safetensors")] == ["model.safetensors"]
+
+
+def test_damaged_and_missing_weights_are_one_line(folders, tmp_path):
+    shutil.copytree(folders / "aligned", tmp_path / "aligned")
+    weights = tmp_path / "aligned" / "model.safetensors"
+    whole = weights.read_bytes()
+    for content in (b"", b"not tensors at all", whole[:40]):
+        weights.write_bytes(content)
+        with pytest.raises(TemperError, match="--aligned=.*model.safetensors is no safetensors"):
+            interpolate(*paths(folders, "base"), *paths(tmp_path, "aligned", "out"))
+    weights.rename(weights.with_name("model-1.safetensors"))
+    index = {"weight_map": {"lm_head.weight": "model-2.safetensors"}}
+    weights.with_name("model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(TemperError, match="--aligned=.*model-2.safetensors is missing"):
+        interpolate(*paths(folders, "base"), *paths(tmp_path, "aligned", "out"))
 
 
 def test_a_result_is_replaced_and_a_failure_keeps_it(folders, tmp_path, monkeypatch):

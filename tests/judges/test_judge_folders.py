@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from temper.judges import GuardLM, SequenceClassifier
@@ -92,3 +93,42 @@ def test_an_uncached_hub_name_is_refused_without_a_download():
 
 def test_a_revision_of_a_folder_is_refused(lm):
     assert _refusal(GuardLM(str(lm), revision="main")).startswith("GuardLM.revision=main: path=")
+
+
+def _adapter_judge(base: Path, folder: Path, **settings: object) -> Path:
+    network = AutoModelForCausalLM.from_pretrained(base)
+    get_peft_model(network, LoraConfig(target_modules=["q_proj"], **settings)).save_pretrained(
+        folder
+    )
+    words_tokenizer(CHAT).save_pretrained(folder)
+    return folder
+
+
+def test_a_judge_whose_weights_are_incomplete_is_refused(tmp_path):
+    base = lm_folder(tmp_path / "base", CHAT)
+    adapter = _adapter_judge(base, tmp_path / "judge")
+    stored = adapter / "adapter_model.safetensors"
+    save_file({f"x.{name}": value for name, value in load_file(stored).items()}, stored)
+    assert "its adapter lacks" in _refusal(GuardLM(str(adapter)))
+    config = json.loads((base / "config.json").read_text())
+    config["num_hidden_layers"] += 1
+    (base / "config.json").write_text(json.dumps(config))
+    for folder in (base, adapter):
+        line = _refusal(GuardLM(str(folder)))
+        assert line.startswith(f"GuardLM.path={folder}: its files lack 9 weights")
+
+
+def test_a_judge_with_more_tokens_than_embeddings_is_refused(tmp_path):
+    folder = lm_folder(tmp_path, CHAT)
+    tokenizer = words_tokenizer(CHAT)
+    tokenizer.add_tokens(["spoon"])
+    tokenizer.save_pretrained(folder)
+    assert "'spoon' has the id" in _refusal(GuardLM(str(folder)))
+
+
+def test_a_link_out_of_a_judges_folder_is_refused(lm, tmp_path):
+    folder = tmp_path / "judge"
+    shutil.copytree(lm, folder)
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to(lm / "model.safetensors")
+    assert "model.safetensors is a symbolic link" in _refusal(GuardLM(str(folder)))

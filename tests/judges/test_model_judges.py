@@ -272,8 +272,8 @@ def test_a_causal_lm_is_refused_as_a_classifier(lm):
     with pytest.raises(
         TemperError,
         match=(
-            r"SequenceClassifier\.path=.*no weights for score\.weight .*it is no"
-            r" SequenceClassification"
+            r"SequenceClassifier\.path=.*files lack 1 weight \(score\.weight, .*"
+            r"ForSequenceClassification"
         ),
     ):
         judge(["q"], ["a"])

@@ -110,7 +110,7 @@ def test_a_pad_token_without_an_embedding_is_refused(tmp_path):
 
 
 def test_a_tokenizer_in_other_files_is_read_by_transformers(tmp_path):
-    folder = _save(tmp_path / "a", _bpe(), 7)
+    folder = _save(tmp_path / "a", _bpe(), 8)  # GPT-2's tokenizer adds <|endoftext|>
     shutil.move(folder / "tokenizer.json", tmp_path / "kept.json")
     with pytest.raises(TemperError, match=r"no tokenizer\.json in it; save the tokenizer"):
         _load(folder, _bpe())
