@@ -38,6 +38,10 @@ class StreamData(Protocol):
         """Answers as judges read them."""
         ...
 
+    def end_tokens(self) -> list[int]:
+        """All tokens that end an answer."""
+        ...
+
     def correct(self, batch: Batch, answers: list[str]) -> list[bool | None]:
         """Whether answers are right; None where the judge decides."""
         ...

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from callbacks.evaluation import EvaluationCallback, data_of, refuse_without
 from temper.errors import TemperError, did_you_mean
+from temper.models.generate import decoding_greedily, end_tokens
 from temper.packages import install_command
 from temper.run_folder import write_json
 
@@ -150,13 +151,17 @@ class UtilityEvaluation(EvaluationCallback):
 
         with _no_warnings():  # HFLM warns of options that are not used here
             model = HFLM(pretrained=network, tokenizer=tokenizer, batch_size=self.batch_size)
-        results = simple_evaluate(
-            model=model,
-            tasks=self.tasks,
-            task_manager=self.manager,
-            log_samples=False,
-            **self.settings,
-        )
+        # Tasks say how they decode; what the network's generation config adds is no part of them.
+        ends = end_tokens(network, [tokenizer.eos_token_id])
+        with decoding_greedily(network, ends, tokenizer.pad_token_id) as config:
+            config.return_dict_in_generate = False
+            results = simple_evaluate(
+                model=model,
+                tasks=self.tasks,
+                task_manager=self.manager,
+                log_samples=False,
+                **self.settings,
+            )
         return {
             task: {
                 "metrics": read_metrics(found),

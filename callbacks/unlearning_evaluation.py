@@ -157,10 +157,13 @@ class UnlearningEvaluation(EvaluationCallback):
     on_test_epoch_end = on_validation_epoch_end
 
     def _empty(self, trainer: L.Trainer, pl_module: L.LightningModule) -> UnlearningMetrics:
-        tokenizer = data_of(trainer).tokenizer
+        data = data_of(trainer)
+        tokenizer = data.tokenizer
         wrong = sets_with_wrong_answers(self.rows)
+        # The token that ends a turn need not be flagged special.
+        special = [*tokenizer.all_special_ids, *data.end_tokens()]
         return UnlearningMetrics(
-            wrong, self.min_k, tokenizer.eos_token_id, tokenizer.all_special_ids, pl_module.device
+            wrong, self.min_k, tokenizer.eos_token_id, special, pl_module.device
         )
 
     def _batches(

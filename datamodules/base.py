@@ -15,6 +15,7 @@ from temper.data import Batch, BatchSource, EvalSet, Stream, StreamLoader, finge
 from temper.data.streams import own_generator
 from temper.errors import TemperError
 from temper.judges import Judge, decode_rows
+from temper.models.generate import end_tokens
 
 
 class StreamDataModule(L.LightningDataModule):
@@ -32,7 +33,7 @@ class StreamDataModule(L.LightningDataModule):
         probe_rows: Held-out rows whose loss the callback `ProbeLoss` follows, by name.
         judge: Judges answers to the evaluation prompts.
         max_new_tokens: Longest answer, in tokens.
-        stop_ids: Tokens that end an answer; None: those of the network.
+        stop_ids: Tokens that end an answer beside those of the network; None: no others.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -108,6 +109,11 @@ class StreamDataModule(L.LightningDataModule):
     def _ranks(self) -> tuple[int, int]:
         """This rank and the number of ranks; (0, 1) without a Trainer."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def end_tokens(self) -> list[int]:
+        """All tokens that end an answer: `stop_ids`, and those of the network that is run."""
+        module: Any = self.trainer.lightning_module if self.trainer else None
+        return end_tokens(getattr(module, "network", None), self.stop_ids or ())
 
     def prompt_texts(self, batch: Batch) -> list[str]:
         """Evaluation prompts as judges read them."""

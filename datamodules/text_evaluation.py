@@ -15,6 +15,7 @@ from temper.data.encode import Encoder, EncodeReport
 from temper.data.examples import Example
 from temper.data.files import ReadReport
 from temper.errors import TemperError
+from temper.models.generate import cut_at_end
 
 KINDS = ("unsafe", "safe", "task")  # of evaluation prompts
 
@@ -145,9 +146,11 @@ class TextEvaluation(StreamDataModule):
         return [self.eval_examples[i].question for i in batch["ids"].tolist()]
 
     def answer_texts(self, ids_BR: Tensor) -> list[str]:
-        """Answers without special tokens."""
+        """Answers up to their first end token, flagged special or not, without special tokens."""
+        ends = self.end_tokens()
+        answers = [cut_at_end(ids, ends) for ids in ids_BR.tolist()]
         return [
-            text.strip() for text in self.tokenizer.batch_decode(ids_BR, skip_special_tokens=True)
+            text.strip() for text in self.tokenizer.batch_decode(answers, skip_special_tokens=True)
         ]
 
     def correct(self, batch: Batch, answers: list[str]) -> list[bool | None]:

@@ -20,7 +20,7 @@ from temper.errors import TemperError
 from temper.losses import MeanTerms, Scores, nll
 from temper.models import NetworkSpec, build_network, score
 from temper.models.blocks import undecayed_weights
-from temper.models.generate import generate_greedy
+from temper.models.generate import end_tokens, generate_greedy
 from temper.models.score import output_layer
 from temper.plan.cost import Cost, Pass
 
@@ -388,8 +388,8 @@ class ObjectiveModule(L.LightningModule):
     def generate(self, batch: Batch) -> Tensor:
         """Greedy answers to prompts padded on the left: responses_BR (ids, padded on the right).
 
-        They end where the datamodule says so (`stop_ids`), or else where the network's generation
-        config does.
+        They end at the stop tokens of the datamodule (`stop_ids`) and at all end tokens of the
+        network.
         """
         data = self.datamodule
         longest = self.max_new_tokens or data.max_new_tokens
@@ -397,4 +397,5 @@ class ObjectiveModule(L.LightningModule):
         in_step = getattr(self.trainer.strategy, "shards_weights", False)
         ids = batch["input_ids"]
         mask = batch["attention_mask"]
-        return generate_greedy(self.policy, ids, mask, longest, data.stop_ids, in_step)
+        ends = end_tokens(self.policy, data.stop_ids or ())
+        return generate_greedy(self.policy, ids, mask, longest, ends, in_step)

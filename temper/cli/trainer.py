@@ -1,5 +1,6 @@
 """The Trainer, with the verbs that are Temper's own."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import lightning.pytorch as L
 from temper.checkpoint_file import check_weights, load_checkpoint, load_file
 from temper.errors import TemperError
 from temper.models.export import Dtype
+from temper.models.export_check import MAX_KL
+from temper.models.folder import first_line
 from temper.sharded_checkpoint import COMMON, ShardedCheckpoint, is_sharded
 
 # Trainer settings of the verbs that compute nothing on a device, whatever the config says: they run
@@ -20,6 +23,12 @@ OFF_DEVICE: dict[str, Any] = {
     "precision": None,
     "logger": False,
     "callbacks": None,
+}
+# What `export` has written.
+WRITTEN = {
+    "whole": "the whole network",
+    "merged": "the network with its adapter merged",
+    "adapter": "the adapter, to be loaded on its base model",
 }
 
 
@@ -95,10 +104,14 @@ class SafetyTrainer(L.Trainer):
         datamodule: L.LightningDataModule | None = None,
         folder: str = "export",
         ckpt_path: str | None = None,
-        merge: bool = True,
+        merge: bool | None = None,
         dtype: Dtype | None = None,
+        check: bool = True,
+        max_kl: float = MAX_KL,
     ) -> None:
         """Write a model, or a checkpoint of it, as a Hugging Face folder.
+
+        The written folder is loaded again, and its answers are compared with the model's.
 
         Args:
             model: The objective; its network is built.
@@ -107,15 +120,20 @@ class SafetyTrainer(L.Trainer):
             ckpt_path: Checkpoint whose weights are exported, a file or a sharded one (a folder);
                 null: of a run, by its own config.yaml, its last checkpoint; otherwise the network
                 as it is before training, for example to merge an adapter.
-            merge: Merge adapters into the weights; false writes only the adapter.
+            merge: Merge adapters into the weights (true), or write the adapter alone (false); null
+                merges where that keeps what was learned (see `HFExport`).
             dtype: Precision of the exported weights (an adapter that is not merged keeps its own);
                 null: that of the network.
+            check: Compare the answers.
+            max_kl: Largest mean KL divergence, in nats per token of the model's answers, of an
+                export that rounds weights.
 
         Raises:
-            TemperError: the checkpoint does not belong to this model; or the folder holds files
-                that are of no earlier export.
+            TemperError: the checkpoint does not belong to this model; the folder holds files that
+                are of no earlier export; or what is written answers otherwise than the model.
         """
-        from temper.models.export import WRITER, export_module
+        from temper.models.export import WRITER
+        from temper.models.run_export import ExportSettings, export_module
         from temper.output_folder import check_target
 
         check_target(Path(folder), "--folder", WRITER)
@@ -126,8 +144,11 @@ class SafetyTrainer(L.Trainer):
         if ckpt_path is not None:
             run = Path(self.default_root_dir)
             step = _load(model, ckpt_path)
-        export_module(model, data, Path(folder), merge, run, step, dtype=dtype)
-        print(f"written to {folder}")
+        settings = ExportSettings(merge, dtype, check, max_kl)
+        if check:
+            _read_prompts(data)
+        form = export_module(model, data, Path(folder), settings, run, step)
+        print(f"written to {folder}: {WRITTEN[form]}")
 
     def plan(
         self,
@@ -186,6 +207,20 @@ class SafetyTrainer(L.Trainer):
         self.strategy.connect(model)
         self._data_connector.attach_data(model, datamodule=datamodule)
         return datamodule
+
+
+def _read_prompts(data: Any) -> None:
+    """Read the evaluation prompts, on which an export is checked; a warning if they are gone."""
+    if not hasattr(data, "setup_evaluation"):
+        return  # data of another kind
+    try:
+        data.setup_evaluation()
+    except (TemperError, OSError) as error:
+        warnings.warn(
+            f"export: no evaluation prompts ({first_line(error)}); it is checked on rows of"
+            " arbitrary tokens",
+            stacklevel=2,
+        )
 
 
 def _packed_width(model: L.LightningModule) -> int | None:

@@ -30,6 +30,7 @@ from temper.models.folder import (
     read_json,
     spec_folder,
 )
+from temper.models.generate import decoding_greedily, end_tokens
 from temper.models.lora import attach_adapter
 from temper.models.score import contiguous_head_inputs
 from temper.models.weight_files import (
@@ -347,15 +348,14 @@ class TwoWordJudge(ModelJudge):
         batch = self.tokenizer.pad(
             {"input_ids": questions}, padding_side="left", return_tensors="pt"
         ).to(self.model.device)
-        with contiguous_head_inputs(self.model):
+        end = self.tokenizer.eos_token_id
+        ends = end_tokens(self.model, () if end is None else (end,))
+        greedy = decoding_greedily(self.model, ends, self.tokenizer.pad_token_id)
+        with greedy as config, contiguous_head_inputs(self.model):
+            config.max_new_tokens = REPLY_TOKENS
+            config.output_logits = True
             reply = self.model.generate(
-                input_ids=batch["input_ids"],
-                attention_mask=batch["attention_mask"],
-                max_new_tokens=REPLY_TOKENS,
-                do_sample=False,
-                pad_token_id=self.tokenizer.pad_token_id,
-                return_dict_in_generate=True,
-                output_logits=True,
+                input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
             )
         reply_BR = reply.sequences[:, batch["input_ids"].shape[1] :]
         logps_BV = self._verdict_logits(reply_BR, torch.stack(reply.logits, 1)).log_softmax(-1)

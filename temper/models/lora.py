@@ -1,26 +1,26 @@
-"""LoRA adapters through PEFT: adding, loading, switching off, saving and merging; and dropout.
+"""LoRA adapters through PEFT: adding, loading, switching off and saving; and dropout.
 
 A network has one adapter, named `FIRST`. With ``adapter=new`` it has two: the loaded one (`FIRST`)
 is frozen, and only `SECOND` is trained.
 """
 
-import copy
+import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from temper.errors import TemperError
-from temper.models.folder import FLAG, LoRASpec, NetworkSpec, first_line
-from temper.models.quantize import dequantize, is_quantized
+from temper.models.folder import FLAG, LoRASpec, NetworkSpec, first_line, read_json
+from temper.models.merge import merge
 from temper.models.weight_files import ADAPTER_WEIGHTS, AGAIN, check_finite
 
 # Names of the adapters in PEFT, and so in state dicts and checkpoints.
@@ -59,9 +59,10 @@ def add_lora(network: nn.Module, lora: LoRASpec, revision: str | None = None) ->
         task_type="CAUSAL_LM",
         revision=revision,
     )
-    if not isinstance(network, PeftModel):
-        return get_peft_model(network, config)
-    network.add_adapter(SECOND, config)
+    with _quiet_about_ties():
+        if not isinstance(network, PeftModel):
+            return get_peft_model(network, config)
+        network.add_adapter(SECOND, config)
     network.base_model.set_adapter([FIRST, SECOND])  # type: ignore[operator]
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(f".{SECOND}." in name)
@@ -77,9 +78,10 @@ def load_adapter(network: nn.Module, folder: Path, spec: NetworkSpec) -> nn.Modu
         frozen, for `add_lora`.
 
     Raises:
-        TemperError: ``new``, and the adapter is more than a plain LoRA adapter; or as
-            `attach_adapter`.
+        TemperError: ``new``, and the adapter is more than a plain LoRA adapter; it holds whole
+            embedding layers, and is not merged; or as `attach_adapter`.
     """
+    _check_embeddings(network, folder, spec)
     where = f"{FLAG}.path={spec.path}"
     adapted: Any = attach_adapter(network, folder, where, trainable=spec.adapter == "continue")
     if spec.adapter == "new" and (extra := _find_extra(adapted.peft_config[FIRST])):
@@ -88,13 +90,62 @@ def load_adapter(network: nn.Module, folder: Path, spec: NetworkSpec) -> nn.Modu
             " combined with another; use merge"
         )
     if spec.adapter != "merge":
-        plain: nn.Module = adapted
-        return plain
-    merged: nn.Module = adapted.merge_and_unload()
+        kept: nn.Module = adapted
+        return kept
+    merged: Any = merge(adapted)
     # The merged weights are in no folder, so an adapter-only export must not name one.
-    merged.name_or_path = ""  # type: ignore[assignment]
-    merged.config._name_or_path = ""  # type: ignore[union-attr]
-    return merged.requires_grad_(True)  # PEFT had frozen the base model
+    merged.name_or_path = ""
+    merged.config._name_or_path = ""
+    trainable: nn.Module = merged.requires_grad_(True)  # PEFT had frozen the base model
+    return trainable
+
+
+def _check_embeddings(network: Any, folder: Path, spec: NetworkSpec) -> None:
+    """Refuse an adapter file that replaces whole embedding layers, where they would be lost.
+
+    PEFT stores them beside an adapter that was trained on resized embeddings. They are part of the
+    base, so an adapter saved later would lack them.
+
+    Raises:
+        TemperError: their number is not that of the base; or ``adapter`` is not ``merge``.
+    """
+    weights = folder / ADAPTER_WEIGHTS
+    kept = read_json(folder / "adapter_config.json").get("modules_to_save") or []
+    layers = {
+        name: layer
+        for name, layer in network.named_modules()
+        if layer in (network.get_input_embeddings(), network.get_output_embeddings())
+        and name.rsplit(".", 1)[-1] not in kept
+    }
+    if not weights.exists():
+        return  # PEFT's own error names the file
+    with safe_open(weights, framework="pt") as file:
+        stored = set(file.keys())
+        for name, layer in layers.items():
+            key = f"base_model.model.{name}.weight"
+            if key not in stored:
+                continue
+            n_stored = file.get_slice(key).get_shape()[0]
+            n_own = len(layer.weight)
+            if n_stored != n_own:
+                raise TemperError(
+                    f"{FLAG}.path={spec.path}: this adapter was trained with {n_stored} rows in"
+                    f" {name}, and its base has {n_own}; resize the base"
+                    " (resize_token_embeddings), merge the adapter with peft and save the result"
+                )
+            if spec.adapter != "merge":
+                raise TemperError(
+                    f"{FLAG}.adapter={spec.adapter}: the adapter in path={spec.path} replaces the"
+                    f" whole layer {name}, which an adapter saved later would lack; use merge"
+                )
+
+
+@contextmanager
+def _quiet_about_ties() -> Iterator[None]:
+    """Silence PEFT's advice on adapters of tied layers: merging unties them (`merge`)."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*tie_word_embeddings=True.*")
+        yield
 
 
 def attach_adapter(
@@ -119,7 +170,7 @@ def attach_adapter(
     from peft.utils import load_peft_weights, set_peft_model_state_dict
 
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _quiet_about_ties():
             warnings.filterwarnings("ignore", "Found missing adapter keys")  # an error below
             adapted = PeftModel.from_pretrained(network, folder, is_trainable=trainable)
         stored = load_peft_weights(str(folder), device="cpu")
@@ -133,7 +184,14 @@ def attach_adapter(
             f"{where}: its adapter does not fit its base model: {reason}; {AGAIN}, or put the base"
             " model back that it was trained on (base_model_name_or_path in adapter_config.json)"
         ) from error
-    missing = sorted(name for name in placed.missing_keys if f".{FIRST}" in name)
+    weights = dict(adapted.named_parameters(remove_duplicate=False))
+    # Tied layers share an adapter's weights, which are stored once.
+    found = {id(weight) for name, weight in weights.items() if name not in placed.missing_keys}
+    missing = sorted(
+        name
+        for name in placed.missing_keys
+        if f".{FIRST}" in name and id(weights.get(name)) not in found
+    )
     for names, verb in ((missing, "lacks"), (sorted(placed.unexpected_keys), "holds, unused,")):
         if names:
             raise TemperError(
@@ -202,28 +260,51 @@ def _check_targets(network: nn.Module, lora: LoRASpec) -> None:
         )
 
 
+# Settings of an adapter that do not make it more than ``scale * B A``.
+PLAIN = (
+    "auto_mapping",
+    "base_model_name_or_path",
+    "exclude_modules",
+    "fan_in_fan_out",
+    "inference_mode",
+    "layers_pattern",
+    "layers_to_transform",
+    "loftq_config",
+    "lora_alpha",
+    "lora_dropout",
+    "megatron_core",
+    "peft_type",
+    "peft_version",
+    "r",
+    "revision",
+    "runtime_config",
+    "target_modules",
+    "task_type",
+    "use_rslora",
+)
+PLAIN_STARTS = (True, False, "gaussian")  # the others change the base's weights
+
+
 def _find_extra(config: Any) -> str | None:
     """Name the first setting of an adapter that goes beyond plain LoRA: ``scale * B A``, one rank.
 
     Returns:
         None for a plain LoRA adapter.
     """
+    from peft import LoraConfig
+
     kind = str(getattr(config.peft_type, "value", config.peft_type))
     if kind != "LORA":
         return f"the type {kind}"
-    extras = (
-        "use_dora",
-        "modules_to_save",
-        "rank_pattern",
-        "alpha_pattern",
-        "lora_bias",
-        "trainable_token_indices",
-        "layer_replication",
-    )
-    return next(
-        (name for name in extras if getattr(config, name, None)),
-        "bias" if config.bias != "none" else None,
-    )
+    if config.init_lora_weights not in PLAIN_STARTS:
+        return f"init_lora_weights={config.init_lora_weights}"
+    default = LoraConfig()
+    for field in fields(default):
+        value = getattr(config, field.name)
+        same = value == getattr(default, field.name) or not (value or value == 0)
+        if field.name not in (*PLAIN, "init_lora_weights") and not same:
+            return field.name
+    return None
 
 
 # -- dropout
@@ -271,16 +352,12 @@ def base_model_name(network: nn.Module) -> str:
     return str(getattr(network, "name_or_path", "") or "")
 
 
-def save_adapter(network: nn.Module, folder: Path) -> None:
-    """Save the network's adapter alone, in PEFT's format; two adapters are combined into one.
-
-    Args:
-        network: A PEFT model; it does not change.
-        folder: An existing folder.
+def check_base_name(network: nn.Module) -> None:
+    """Check that an adapter of this network can be loaded on its base.
 
     Raises:
         TemperError: the base model is in no folder (random weights, or an adapter was merged into
-            it), so the adapter could not be loaded.
+            it).
     """
     if not base_model_name(network):
         raise TemperError(
@@ -288,14 +365,26 @@ def save_adapter(network: nn.Module, folder: Path) -> None:
             " network.adapter=merge changed it); export merged, or use network.adapter=new, which"
             " keeps the existing adapter beside the trained one"
         )
+
+
+def save_adapter(network: nn.Module, folder: Path) -> None:
+    """Save the network's adapter alone, in PEFT's format; two adapters are combined into one.
+
+    Args:
+        network: A PEFT model; it does not change.
+        folder: An existing folder.
+    """
     peft: Any = network
     if SECOND not in peft.peft_config:
-        # With embedding layers, PEFT would look the base model up on the hub.
-        peft.save_pretrained(folder, save_embedding_layers=False)
-        return
-    config, weights = combine_adapters(network)
-    config.save_pretrained(folder)
-    save_file(weights, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        with _quiet_about_ties():
+            # With embedding layers, PEFT would look the base model up on the hub.
+            peft.save_pretrained(folder, save_embedding_layers=False)
+    else:
+        config, weights = combine_adapters(network)
+        config.save_pretrained(folder)
+        save_file(weights, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    # PEFT writes a README.md that names local folders.
+    (folder / "README.md").unlink(missing_ok=True)
 
 
 def combine_adapters(network: nn.Module) -> tuple[Any, dict[str, Tensor]]:
@@ -333,10 +422,28 @@ def combine_adapters(network: nn.Module) -> tuple[Any, dict[str, Tensor]]:
         r=rank,
         lora_alpha=rank,
         use_rslora=False,
-        target_modules=set().union(*(config.target_modules for config in configs)),
+        target_modules=_combined_targets(configs, weights),
+        exclude_modules=None,
+        layers_to_transform=None,
+        layers_pattern=None,
         inference_mode=True,
     )
     return combined, weights
+
+
+def _combined_targets(configs: list[Any], weights: Mapping[str, Tensor]) -> set[str]:
+    """Names of the layers of a combined adapter: as they were given, or in full where one of the
+    adapters chooses layers in another way than by the ends of their names.
+    """
+    chosen = ("layers_to_transform", "layers_pattern", "exclude_modules")
+    by_name = all(
+        not isinstance(config.target_modules, str)
+        and not any(getattr(config, name) for name in chosen)
+        for config in configs
+    )
+    if by_name:
+        return set().union(*(config.target_modules for config in configs))
+    return {re.sub(r"^base_model\.model\.|\.lora_.*", "", key) for key in weights}
 
 
 def _scale(config: Any) -> float:
@@ -354,69 +461,3 @@ def _fill_missing(factors: list[Tensor | None], configs: list[Any], is_a: bool) 
         present.new_zeros(shape) if factor is None else factor
         for factor, shape in zip(factors, shapes, strict=True)
     ]
-
-
-# -- merging
-
-
-def merged_copy(network: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
-    """Return a plain network with the adapters merged into its weights, as a copy.
-
-    A quantized base is dequantized first, to the weights that training computed with. The network
-    in training does not change. A network without adapters is returned itself, not copied.
-
-    Args:
-        network: A PEFT model, or any other.
-        dtype: Precision to merge in and to return; None: that of the base model, to which the sum
-            is rounded (`merge_cosine` measures the effect).
-    """
-    from peft import PeftModel, get_peft_model
-    from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
-
-    if not isinstance(network, PeftModel):
-        return network
-    copied: Any = copy.deepcopy(network)
-    if not is_quantized(network):
-        merged: nn.Module = copied.to(dtype).merge_and_unload()
-        return merged
-    plain = dequantize(copied.unload()).to(dtype)
-    # PEFT's own merge into a quantized base would quantize the sum again.
-    for name, config in network.peft_config.items():
-        adapted = get_peft_model(plain, copy.deepcopy(config))
-        set_peft_model_state_dict(
-            adapted,
-            get_peft_model_state_dict(network, adapter_name=name, save_embedding_layers=False),
-        )
-        plain = adapted.merge_and_unload()
-    return plain
-
-
-@torch.no_grad()
-def merge_cosine(network: nn.Module, merged: nn.Module) -> float:
-    """Return the cosine between the adapters' weight change and the change that a merge made.
-
-    It is below 1 if merging rounded: half a step of bfloat16 is 0.2 to 0.4 % of a weight, and
-    adapters change most weights by less.
-
-    Args:
-        network: A PEFT model whose base is not quantized.
-        merged: Its `merged_copy`.
-    """
-    delta_norm2 = 0.0
-    change_norm2 = 0.0
-    product = 0.0
-    peft: Any = network
-    for name, layer in peft.get_base_model().named_modules():
-        if hasattr(layer, "get_delta_weight"):
-            delta = sum(
-                layer.get_delta_weight(adapter).float() for adapter in layer.active_adapters
-            )
-            change = (
-                merged.get_submodule(name).weight.float() - layer.get_base_layer().weight.float()
-            )
-            delta_norm2 += float(delta.square().sum())
-            change_norm2 += float(change.square().sum())
-            product += float((delta * change).sum())
-    if not delta_norm2:
-        return 1.0
-    return float(product / max((delta_norm2 * change_norm2) ** 0.5, 1e-30))

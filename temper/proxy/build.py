@@ -10,7 +10,7 @@ from temper.data.tokenizer import load_tokenizer
 from temper.errors import TemperError
 from temper.judges import KeywordRefusal
 from temper.models.folder import FLAG, NetworkSpec
-from temper.models.generate import generate_greedy
+from temper.models.generate import cut_at_end, end_tokens, generate_greedy
 from temper.models.load import load_network
 from temper.models.weight_files import check_folder, check_tokens
 from temper.output_folder import check_target, staging_folder
@@ -155,6 +155,7 @@ def generate_answers(
         for q in questions
     }
     order = sorted(texts, key=lambda prompt: len(texts[prompt]))
+    ends = end_tokens(network, [tokenizer.eos_token_id])
     answers = {}
     for start in range(0, len(order), batch_size):
         prompts = order[start : start + batch_size]
@@ -166,12 +167,12 @@ def generate_answers(
             add_special_tokens=False,
         )
         generated = generate_greedy(
-            network, batch["input_ids"], batch["attention_mask"], max_new_tokens
+            network, batch["input_ids"], batch["attention_mask"], max_new_tokens, ends
         )
-        for prompt, ids in zip(prompts, generated, strict=True):
-            ended = tokenizer.eos_token_id in ids.tolist()
-            text = str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
-            answers[prompt] = text if ended else truncate_to_sentences(text)
+        for prompt, ids in zip(prompts, generated.tolist(), strict=True):
+            answer = cut_at_end(ids, ends)
+            text = str(tokenizer.decode(answer, skip_special_tokens=True)).strip()
+            answers[prompt] = text if len(answer) < len(ids) else truncate_to_sentences(text)
     return answers
 
 

@@ -53,7 +53,7 @@ NOWHERE = (
     "temper.study",
     "callbacks.start_checks",
 )
-# Nothing is answered or judged while a stage trains.
+# Nothing is judged while a stage trains, and answers only check its export.
 NOT_IN_FIT = (
     *NOWHERE,
     "temper.judges",

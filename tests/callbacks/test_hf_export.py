@@ -1,11 +1,15 @@
 """The exported model is an ordinary Hugging Face folder."""
 
+import json
+import shlex
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from peft import AutoPeftModelForCausalLM
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -122,3 +126,142 @@ def test_a_second_fit_replaces_its_own_export(temper, tmp_path):
     before = (tmp_path / "export" / "model.safetensors").read_bytes()
     temper("fit", tmp_path, "--model.init_args.optimizer.init_args.lr=0.1")
     assert (tmp_path / "export" / "model.safetensors").read_bytes() != before
+
+
+# -- adapters, and exports that fail
+
+LORA = ("--model.init_args.network.lora.rank=2",)
+
+
+def _export_config(folder: Path, *settings: dict[str, object]) -> Path:
+    """A config whose callbacks are exports with these settings."""
+    callbacks = [{"class_path": "HFExport", "init_args": dict(one)} for one in settings]
+    path = folder / "own.yaml"
+    path.write_text(json.dumps({"trainer": {"callbacks": callbacks}}))
+    return path
+
+
+def test_the_adapter_is_kept_beside_a_merged_export(temper, tiny_run, tmp_path):
+    temper("fit", tmp_path / "run", *LORA, model=tiny_run / "export")
+    files = {file.name for file in (tmp_path / "run" / "adapter").iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors", "README.md"} <= files
+    assert (tmp_path / "run" / "export" / "model.safetensors").exists()
+    card = (tmp_path / "run" / "export" / "README.md").read_text()
+    assert "all are the same, token for token" in card and "evaluation prompts" in card
+    alone = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "run" / "adapter")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "export")
+    ids = torch.arange(3, 13)[None]
+    with torch.no_grad():
+        assert torch.allclose(alone(ids).logits, merged(ids).logits, atol=1e-5)
+
+
+def test_a_run_of_all_weights_keeps_no_adapter(tiny_run):
+    assert not (tiny_run / "adapter").exists()
+    assert "Checked by greedy answers" in (tiny_run / "export" / "README.md").read_text()
+
+
+def test_two_exports_keep_one_adapter(temper, tiny_run, tmp_path):
+    own = _export_config(tmp_path, {}, {"folder": "small", "merge": False})
+    run = tmp_path / "run"
+    temper("fit", run, *LORA, f"--config={own}", model=tiny_run / "export")
+    assert (run / "export" / "model.safetensors").exists()
+    assert (run / "small" / "adapter_model.safetensors").exists()
+    assert (run / "adapter" / "adapter_model.safetensors").exists()
+
+
+def test_an_export_over_the_adapter_is_refused():
+    assert "HFExport.adapter=x: the export goes there" in error_line(
+        lambda: HFExport("x", adapter="x")
+    )
+
+
+class _DiskFull(OSError):
+    """No space is left, from some point on."""
+
+
+def _break(monkeypatch, where: str) -> None:
+    def fail(*args, **kwargs):
+        raise _DiskFull("No space left on device\nsecond line")
+
+    monkeypatch.setattr(where, fail)
+
+
+BREAKS = {
+    "weights": "transformers.LlamaForCausalLM.save_pretrained",
+    "merge": "peft.tuners.lora.LoraModel.merge_and_unload",
+    "check": "temper.models.run_export.compare",
+    "card": "temper.models.run_export.model_card",
+}
+
+
+@pytest.mark.parametrize(
+    "part",
+    ["merge", *(pytest.param(one, marks=pytest.mark.slow) for one in ("weights", "check", "card"))],
+)
+def test_an_export_that_fails_loses_nothing(
+    temper, command_line, tiny_run, tmp_path, monkeypatch, capsys, part
+):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        _break(patch, BREAKS[part])
+        with pytest.raises(SystemExit) as left:
+            temper("fit", run, *LORA, model=tiny_run / "export")
+    assert left.value.code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert "No space left on device" in line
+    assert f"the adapter is in {run / 'adapter'}" in line and not (run / "export").exists()
+    words = shlex.split(line.split("export again: temper ")[1])
+    command_line(*words)
+    again = AutoModelForCausalLM.from_pretrained(run / "export")
+    kept = AutoPeftModelForCausalLM.from_pretrained(run / "adapter").merge_and_unload()
+    state = kept.state_dict()
+    assert all(torch.allclose(value, state[name]) for name, value in again.state_dict().items())
+
+
+def test_an_export_of_all_weights_that_fails_leaves_a_checkpoint(
+    temper, command_line, tmp_path, monkeypatch, capsys
+):
+    with monkeypatch.context() as patch:
+        _break(patch, BREAKS["weights"])
+        with pytest.raises(SystemExit):
+            temper("fit", tmp_path)
+    line = capsys.readouterr().err.splitlines()[-1]
+    path = tmp_path / "checkpoints" / "unexported.ckpt"
+    assert f"the checkpoint is {path}; export again: temper export --config" in line
+    command_line(*shlex.split(line.split("export again: temper ")[1]))
+    assert (tmp_path / "export" / "model.safetensors").exists()
+
+
+def test_a_checkpoint_that_is_there_is_named(temper, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        _break(patch, BREAKS["weights"])
+        with pytest.raises(SystemExit):
+            temper("fit", tmp_path, "--trainer.enable_checkpointing=true")
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "unexported" not in line and not (tmp_path / "checkpoints" / "unexported.ckpt").exists()
+    named = Path(line.split("the checkpoint is ")[1].split(";")[0])
+    assert named.exists() and named.parent == tmp_path / "checkpoints"
+
+
+def test_a_disk_too_full_for_a_checkpoint_is_said(temper, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        _break(patch, BREAKS["weights"])
+        _break(patch, "lightning.pytorch.Trainer.save_checkpoint")
+        with pytest.raises(SystemExit):
+            temper("fit", tmp_path)
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "no checkpoint could be written (HFExport: _DiskFull: No space left on device)" in line
+
+
+def test_what_merging_would_lose_is_refused_after_the_adapter_is_kept(
+    temper, tiny_run, tmp_path, capsys
+):
+    own = _export_config(tmp_path, {"merge": True, "max_kl": 0.0})
+    run = tmp_path / "run"
+    words = (*LORA, f"--config={own}", "--model.init_args.network.dtype=bfloat16")
+    with pytest.raises(SystemExit) as left:
+        temper("fit", run, *words, model=tiny_run / "export")
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert left.value.code == 2 and "set dtype=float32, merge=false, or max_kl=" in line
+    assert (run / "adapter" / "adapter_model.safetensors").exists()
+    assert not (run / "export").exists()

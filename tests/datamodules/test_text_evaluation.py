@@ -1,9 +1,13 @@
 """Evaluation prompts of a user's files, and their overlap with the training rows."""
 
+import json
 import logging
+import shutil
 import warnings
+from types import SimpleNamespace
 
 import pytest
+from transformers import GenerationConfig
 
 from datamodules import (
     GSM8K,
@@ -63,6 +67,29 @@ def test_answers_are_read_without_special_tokens(make):
     assert data.answer_texts(written["input_ids"]) == ["5", "4 eggs"]
     answers = ["s o u p", "b r e a d", "b r e a d", "s o u p", " 5 ", "5"]
     assert data.correct(data.eval_rows, answers) == [None, None, None, None, True, False]
+
+
+def test_an_end_of_turn_not_flagged_special_is_no_answer(make, folder, tmp_path):
+    stored = shutil.copytree(folder / "tokenizer", tmp_path / "unflagged")
+    content = json.loads((stored / "tokenizer.json").read_text())
+    for token in content["added_tokens"]:
+        token["special"] &= token["content"] not in ("<end_of_turn>", "<|im_end|>")
+    (stored / "tokenizer.json").write_text(json.dumps(content))
+    settings = json.loads((stored / "tokenizer_config.json").read_text())
+    settings["extra_special_tokens"] = []
+    settings.pop("additional_special_tokens", None)
+    (stored / "tokenizer_config.json").write_text(json.dumps(settings))
+    data = make(TextSupervised, train="user", task="task", tokenizer=str(stored))
+    ends = data.tokenizer.convert_tokens_to_ids(["<end_of_turn>", "<|im_end|>"])
+    assert not set(ends) & set(data.tokenizer.all_special_ids), "not flagged"
+    texts = [" 5<end_of_turn>\nuser\nAnd 6?", "4 eggs</s> more", "7<|im_end|>8"]
+    ids = data.tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt")
+    answers = data.answer_texts(ids["input_ids"])
+    assert answers[:2] == ["5", "4 eggs"] and answers[2] != "7", "an end token of the network alone"
+    network = SimpleNamespace(generation_config=GenerationConfig(eos_token_id=[ends[1], 20]))
+    data.trainer = SimpleNamespace(lightning_module=SimpleNamespace(network=network))
+    assert data.answer_texts(ids["input_ids"]) == ["5", "4 eggs", "7"]
+    assert data.end_tokens() == [*data.stop_ids, ends[1], 20]
 
 
 @pytest.mark.parametrize(

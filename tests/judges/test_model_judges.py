@@ -1,12 +1,18 @@
 """Judges that are models: scores in batches equal those of one answer at a time."""
 
+import json
+import shutil
 import warnings
 from types import SimpleNamespace
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    GenerationConfig,
+)
 
 from temper.errors import TemperError
 from temper.judges import GuardLM, Judgement, SequenceClassifier, YesNoLM
@@ -188,6 +194,7 @@ class Replies:
     """A model with fixed replies and logits."""
 
     device = torch.device("cpu")
+    generation_config = GenerationConfig()
 
     def __init__(self, replies, logits):
         self.replies = torch.tensor(replies)
@@ -217,6 +224,19 @@ def test_the_verdict_is_read_at_the_first_non_blank_word(lm):
     torch.testing.assert_close(
         torch.tensor(judge.scores(["q"] * 3, ["a"] * 3)), torch.full((3,), 1.0).sigmoid()
     )
+
+
+def test_a_judge_generates_greedily_whatever_its_config_says(lm, tmp_path):
+    expected = _scores(YesNoLM(str(lm), template="{prompt} {response}", chat=False))
+    folder = shutil.copytree(lm, tmp_path / "penal")
+    bad = {"repetition_penalty": 9.0, "num_beams": 3, "min_new_tokens": 3, "do_sample": True}
+    bad |= {"suppress_tokens": list(range(4, 15)), "eos_token_id": [2, 5]}
+    (folder / "generation_config.json").write_text(json.dumps(bad))
+    judge = YesNoLM(str(folder), template="{prompt} {response}", chat=False)
+    with pytest.warns(UserWarning, match=r"set aside: .*num_beams=3.*repetition_penalty=9\.0"):
+        found = _scores(judge)
+    torch.testing.assert_close(found, expected)
+    assert judge.model.generation_config.num_beams == 3, "the judge's own config is put back"
 
 
 def test_a_model_that_prefers_other_words_gives_one_warning(lm):

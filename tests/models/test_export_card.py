@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from temper.models import NetworkSpec, ShapeSpec
-from temper.models.export import FORMS, model_card, shorten_path
+from temper.models.card import FORMS, model_card, shorten_path
 
 CONFIG = {
     "model": {
@@ -113,6 +113,17 @@ def test_without_training_the_card_has_no_training_section():
         and "What was done" not in card
         and "Metrics\n" not in card
     )
+
+
+def test_settings_that_greedy_evaluation_sets_aside_are_named():
+    card = model_card(SPEC, "whole", note="A note.", decoding="It also has x=1.")
+    assert f"{FORMS['whole']} A note." in card and "if it has one. It also has x=1." in card
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_adapter_is_loaded_in_the_precision_of_training(dtype):
+    card = model_card(NetworkSpec(path="org/name", dtype=dtype), "adapter")
+    assert f"from_pretrained(folder, dtype=torch.{dtype})" in card
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from temper.errors import TemperError
 from temper.models import LoRASpec, NetworkSpec, ShapeSpec, build_network, export_network
+from temper.models.export import check_savable
 from temper.synthetic import build_tokenizer, language_spec
+from tests.errors import error_line
 from tests.models.networks import IDS, TOKENIZER, logits
 
 
@@ -70,6 +72,45 @@ def test_the_tokens_that_end_an_answer_are_those_of_training(adapted, tmp_path, 
     saved = GenerationConfig.from_pretrained(tmp_path / "export")
     assert (saved.eos_token_id, saved.pad_token_id) == ([2, 5], TOKENIZER.pad_token_id)
     assert adapted.generation_config.to_dict() == before, "the network in training has not changed"
+
+
+@pytest.mark.parametrize(
+    ("own", "stop_ids", "written"),
+    [
+        ([9, 5], [5], [9, 5]),
+        ([9, 5], [7, 5], [9, 5, 7]),
+        (2, [2], 2),
+        (2, None, 2),
+        (2, [5, 2], [2, 5]),
+        (None, [7], [7]),
+    ],
+)
+def test_end_tokens_are_exported_as_they_were_and_ours(base, tmp_path, own, stop_ids, written):
+    network = build_network(NetworkSpec(path=str(base)), TOKENIZER)
+    network.generation_config.eos_token_id = own
+    network.config.eos_token_id = own
+    export_network(network, TOKENIZER, tmp_path / "export", merge=True, stop_ids=stop_ids)
+    assert GenerationConfig.from_pretrained(tmp_path / "export").eos_token_id == written
+
+
+def test_other_settings_of_a_generation_config_are_kept(base, tmp_path):
+    network = build_network(NetworkSpec(path=str(base)), TOKENIZER)
+    kept = {"repetition_penalty": 1.1, "no_repeat_ngram_size": 3, "num_beams": 4}
+    network.generation_config.update(**kept)
+    export_network(network, TOKENIZER, tmp_path / "export", merge=True)
+    saved = GenerationConfig.from_pretrained(tmp_path / "export").to_dict()
+    assert {name: saved[name] for name in kept} == kept
+
+
+def test_what_cannot_be_saved_is_found_before_training(adapted, monkeypatch):
+    check_savable(adapted, TOKENIZER, [2, 5])
+    adapted.generation_config.num_beams = object()
+    line = error_line(lambda: check_savable(adapted, TOKENIZER, None))
+    assert line.startswith("HFExport: the generation config of this model cannot be saved, so")
+    adapted.generation_config.num_beams = 1
+    adapted.config.extra = object()
+    line = error_line(lambda: check_savable(adapted, TOKENIZER, None))
+    assert line.startswith("HFExport: the config of this model cannot be saved")
 
 
 def test_a_greedy_config_with_sampling_settings_can_be_exported(base, tmp_path):

@@ -3,9 +3,7 @@
 import copy
 import os
 import shutil
-import warnings
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,8 +13,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from temper.errors import TemperError
 from temper.models import LoRASpec, NetworkSpec, ShapeSpec, build_network, export_network
-from temper.models.export import export_module
-from temper.models.lora import merge_cosine, merged_copy
 from tests.models.networks import SHAPE, TOKENIZER, logits
 
 
@@ -206,43 +202,6 @@ def test_merging_into_a_16_bit_base_is_done_in_float32(rounded, tmp_path):
     assert {
         parameter.dtype for name, parameter in rounded.named_parameters() if "lora" not in name
     } == {torch.bfloat16}
-
-
-def test_the_rounding_of_a_merge_is_measured_and_reported(rounded, tmp_path):
-    merged = merged_copy(rounded)
-    change = []
-    kept = []
-    for name, layer in rounded.get_base_model().named_modules():
-        if hasattr(layer, "lora_A"):
-            change.append(
-                (
-                    layer.scaling["default"]
-                    * layer.lora_B["default"].weight
-                    @ layer.lora_A["default"].weight
-                ).flatten()
-            )
-            kept.append(
-                (
-                    merged.get_submodule(name).weight.float() - layer.base_layer.weight.float()
-                ).flatten()
-            )
-    plain = torch.nn.functional.cosine_similarity(torch.cat(change), torch.cat(kept), dim=0).item()
-    assert 0.1 < plain < 0.999 and merge_cosine(rounded, merged) == pytest.approx(plain, abs=1e-5)
-    assert merge_cosine(rounded, merged_copy(rounded, torch.float32)) == pytest.approx(1, abs=1e-4)
-    module = SimpleNamespace(network=rounded, network_spec=NetworkSpec(path="base"))
-    data = SimpleNamespace(tokenizer=TOKENIZER)
-    with pytest.warns(
-        UserWarning,
-        match=(
-            rf"merging rounded to bfloat16: cosine {plain:.3f} .* dtype=float32 .* \(merge=false\)"
-        ),
-    ):
-        export_module(module, data, tmp_path / "export", merge=True)
-    assert f"what is left of it is {plain:.3f}." in (tmp_path / "export" / "README.md").read_text()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
-        export_module(module, data, tmp_path / "export", merge=True, dtype="float32")
-        assert "rounded" not in (tmp_path / "export" / "README.md").read_text()
 
 
 def test_a_whole_network_is_saved_in_the_given_precision(tmp_path):

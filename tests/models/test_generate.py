@@ -1,17 +1,25 @@
 """Greedy generation in batches equals one prompt at a time, and finished rows leave the batch."""
 
 import copy
+import warnings
 from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
+from peft import LoraConfig, get_peft_model
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from temper.data import pad_left
 from temper.models import NetworkSpec, ShapeSpec, generate
-from temper.models.generate import generate_greedy
+from temper.models.generate import cut_at_end, end_tokens, generate_greedy
 
 PAD = 0
 STOP = 2
@@ -160,6 +168,90 @@ def test_every_answer_may_be_as_long_as_allowed():
     )
 
 
+# What generation_config.json of published models has, each enough to change greedy answers.
+SETTINGS = {
+    "repetition_penalty": 5.0,
+    "no_repeat_ngram_size": 1,
+    "min_new_tokens": 12,
+    "min_length": 18,
+    "num_beams": 4,
+    "bad_words_ids": [[7], [8], [9], [10]],
+    "suppress_tokens": [6, 7, 8, 9, 10, 11, 12],
+    "begin_suppress_tokens": [6, 7, 8, 9, 10, 11, 12, 20, 21, 22, 23],
+    "forced_bos_token_id": 3,
+    "forced_eos_token_id": 3,
+    "exponential_decay_length_penalty": (1, 9.0),
+    "sequence_bias": {(7,): 50.0},
+    "guidance_scale": 3.0,
+    "penalty_alpha": 0.6,
+    "prompt_lookup_num_tokens": 2,
+    "stop_strings": "x",
+    "max_time": 1e-9,
+    "num_return_sequences": 3,
+    "do_sample": True,
+    "return_dict_in_generate": False,
+    "max_length": 5,
+    "use_cache": False,
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_greedy_is_greedy_whatever_the_generation_config_says(name):
+    network = copy.deepcopy(NETWORK)
+    setattr(network.generation_config, name, SETTINGS[name])
+    own = network.generation_config
+    before = own.to_dict()
+    ids, mask = _prompts([3, 5, 4, 6], seed=2)
+    expected = _generate_one_by_one(NETWORK, ids, mask, 20, STOPS)
+    generate._warn_once.cache_clear()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = [generate_greedy(network, ids, mask, 20, STOPS) for _ in range(2)]
+    assert _unpad(found[0], expected) == expected and torch.equal(*found)
+    said = [str(one.message) for one in caught if "set aside" in str(one.message)]
+    chooses = name not in generate.NOT_DECODING
+    assert len(said) == chooses and all(f"{name}=" in text for text in said)
+    assert network.generation_config is own and own.to_dict() == before
+
+
+def test_adapted_networks_are_greedy_too():
+    network = copy.deepcopy(NETWORK)
+    network.generation_config.repetition_penalty = 5.0
+    config = LoraConfig(r=1, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    adapted = get_peft_model(network, config).double()
+    ids, mask = _prompts([3, 5, 4, 6], seed=2)
+    expected = _generate_one_by_one(NETWORK, ids, mask, 20, STOPS)
+    assert _unpad(generate_greedy(adapted, ids, mask, 20, STOPS), expected) == expected
+    assert network.generation_config.repetition_penalty == 5.0
+
+
+def test_plain_configs_are_not_remarked_upon():
+    plain = {"do_sample": False, "temperature": 1.0, "repetition_penalty": 1.0, "num_beams": 1}
+    config = GenerationConfig(bos_token_id=1, eos_token_id=[2, 3], max_length=99, **plain)
+    assert generate.set_aside(config) == []
+    config.temperature = 0.6
+    config.bad_words_ids = [[i] for i in range(99)]
+    found = generate.set_aside(config)
+    assert found[0].startswith("temperature=0.6") or found[1].startswith("temperature=0.6")
+    assert len(found) == 2 and max(map(len, found)) < 90
+
+
+def test_all_end_tokens_of_a_network_and_its_data():
+    network = copy.deepcopy(NETWORK)
+    network.generation_config.eos_token_id = [9, 5]
+    assert end_tokens(network) == [9, 5], "2 is the default of Llama's config, and no one's choice"
+    network.config.eos_token_id = 13
+    assert end_tokens(network, [7, 5]) == [7, 5, 9, 13]
+    network.config.eos_token_id = [13, 14]
+    network.generation_config.eos_token_id = None
+    assert end_tokens(network) == [13, 14] and end_tokens(None, [3]) == [3]
+
+
+def test_an_answer_ends_at_any_of_its_end_tokens():
+    assert cut_at_end([4, 6, 9, 4, 5], [5, 9]) == [4, 6]
+    assert cut_at_end([4, 6], [5]) == [4, 6] and cut_at_end([5, 4], [5]) == []
+
+
 def test_activation_checkpointing_and_training_use_the_cache(monkeypatch):
     network = copy.deepcopy(NETWORK)
     network.gradient_checkpointing_enable()
@@ -197,8 +289,16 @@ def test_a_module_stops_at_the_tokens_of_its_datamodule():
         strategy=None, datamodule=SimpleNamespace(max_new_tokens=20, stop_ids=STOPS)
     )
     found = module.generate({"input_ids": ids, "attention_mask": mask})
+    # The datamodule's, and the network's own.
     expected = _generate_one_by_one(NETWORK, ids, mask, 20, STOPS)
     assert _unpad(found, expected) == expected
+    module._trainer.datamodule.stop_ids = None
+    network = copy.deepcopy(NETWORK)
+    network.generation_config.eos_token_id = STOPS
+    module.network = network
+    assert torch.equal(module.generate({"input_ids": ids, "attention_mask": mask}), found)
+    module._trainer.datamodule.stop_ids = STOPS[2:]
+    assert torch.equal(module.generate({"input_ids": ids, "attention_mask": mask}), found)
     module.max_new_tokens = 3
     shorter = [row[:3] for row in expected]
     assert _unpad(module.generate({"input_ids": ids, "attention_mask": mask}), shorter) == shorter

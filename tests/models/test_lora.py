@@ -5,13 +5,28 @@ import shutil
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from temper.errors import TemperError
-from temper.models import AdapterOff, LoRASpec, NetworkSpec
+from temper.models import (
+    AdapterOff,
+    LoRASpec,
+    NetworkSpec,
+    ShapeSpec,
+    build_network,
+    export_network,
+)
 from temper.models.load import check_network
-from temper.models.lora import combine_adapters, disable_trained_adapter, merged_copy, save_adapter
+from temper.models.lora import (
+    _find_extra,
+    check_base_name,
+    combine_adapters,
+    disable_trained_adapter,
+    save_adapter,
+)
+from temper.models.merge import merged_copy
+from tests.errors import error_line
 from tests.models.networks import IDS, LORA, TOKENIZER, build, disturb, gradients, logits
 
 # Another rank and scale; one target layer in common with LORA.
@@ -122,14 +137,13 @@ def test_a_merged_copy_has_the_outputs_of_both_adapters(both):
     assert torch.equal(logits(both), before)
 
 
-def test_an_adapter_on_a_merged_base_is_not_saved_alone(adapter, tmp_path):
+def test_an_adapter_on_a_merged_base_has_no_base_folder(adapter):
     network = build(adapter, adapter="merge", lora=OTHER)
     for nowhere in (network, build(lora=LORA)):
         with pytest.raises(
             TemperError, match=r"HFExport\.merge=false: the base .* is in no folder .*adapter=new"
         ):
-            save_adapter(nowhere, tmp_path)
-    assert list(tmp_path.iterdir()) == []
+            check_base_name(nowhere)
 
 
 def test_an_adapter_keeps_the_name_of_its_base(base, adapter):
@@ -189,6 +203,73 @@ def test_an_adapter_of_another_kind_is_refused_beside_a_new_one(base, tmp_path):
     get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(tmp_path)
     with pytest.raises(TemperError, match="has the type IA3"):
         build(tmp_path, adapter="new", lora=LORA)
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"alpha_pattern": {"q_proj": 3}},
+        {"trainable_token_indices": [5]},
+        {"lora_bias": True},
+        {"init_lora_weights": "pissa"},
+        {"alora_invocation_tokens": [5]},
+    ],
+)
+def test_every_setting_beyond_plain_lora_is_found(extra):
+    config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", **extra)
+    assert str(_find_extra(config)).startswith(next(iter(extra)))
+
+
+def test_plain_lora_of_every_shape_can_be_combined():
+    plain = {"use_rslora": True, "layers_to_transform": [1], "layers_pattern": "layers"}
+    plain |= {"fan_in_fan_out": True, "lora_dropout": 0.1, "init_lora_weights": "gaussian"}
+    plain |= {"exclude_modules": ["k_proj"], "revision": "main", "inference_mode": True}
+    assert _find_extra(LoraConfig(r=9, target_modules=["q_proj"], **plain)) is None
+
+
+def _resized(base, folder, n: int, **settings: object) -> None:
+    """An adapter as PEFT saves it after the embeddings of its base were resized."""
+    network = AutoModelForCausalLM.from_pretrained(base)
+    network.resize_token_embeddings(n)
+    with torch.no_grad():
+        network.lm_head.weight.add_(0.5)
+    config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", **settings)
+    disturb(get_peft_model(network, config)).save_pretrained(folder, save_embedding_layers=True)
+
+
+@pytest.mark.parametrize("policy", ["continue", "merge", "new"])
+@pytest.mark.parametrize("whole", [True, False])
+def test_an_adapter_with_resized_embeddings_is_refused(base, tmp_path, policy, whole):
+    n = len(TOKENIZER)
+    settings = {} if whole else {"modules_to_save": ["embed_tokens", "lm_head"]}
+    _resized(base, tmp_path, n + 8, **settings)
+    lora = LORA if policy == "new" else None
+    line = error_line(lambda: build(tmp_path, adapter=policy, lora=lora))
+    named = (
+        f"was trained with {n + 8} rows in" if whole else "its adapter does not fit its base model"
+    )
+    assert named in line and line.count("\n") == 0
+
+
+def test_an_adapter_with_whole_embeddings_is_merged_or_refused(base, tmp_path):
+    _resized(base, tmp_path, len(TOKENIZER))
+    wanted = logits(AutoPeftModelForCausalLM.from_pretrained(tmp_path))
+    assert not torch.allclose(wanted, logits(build(base)), atol=1e-2)
+    assert torch.allclose(logits(build(tmp_path, adapter="merge")), wanted, atol=1e-5)
+    for policy, lora in (("continue", None), ("new", LORA)):
+        line = error_line(lambda p=policy, a=lora: build(tmp_path, adapter=p, lora=a))
+        assert "replaces the whole layer" in line and line.endswith("use merge")
+
+
+def test_an_adapter_of_another_base_is_refused_in_one_line(adapter, tmp_path):
+    small = build_network(NetworkSpec(shape=ShapeSpec(32, 2, 2, 64, 32)), TOKENIZER)
+    export_network(small, TOKENIZER, tmp_path / "small", merge=True)
+    other = shutil.copytree(adapter, tmp_path / "adapter")
+    config = json.loads((other / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = str(tmp_path / "small")
+    (other / "adapter_config.json").write_text(json.dumps(config))
+    line = error_line(lambda: build(other))
+    assert "its adapter does not fit its base model" in line and "size mismatch" in line
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from temper.errors import TemperError
 from temper.models import AdapterOff, FrozenCopy, LoRASpec, NetworkSpec
 from temper.models.load import check_network
-from temper.models.lora import merged_copy
+from temper.models.merge import merged_copy
 from temper.models.quantize import is_quantized
 from tests.errors import error_line
 from tests.models.networks import IDS, LORA, build, disturb, gradients, logits

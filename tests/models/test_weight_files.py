@@ -274,7 +274,7 @@ SPOILT_ADAPTERS = {
     "embeddings of another size": (
         ADAPTER,
         lambda t: t.update({"base_model.model.lm_head.weight": torch.ones(99, 64)}),
-        "size mismatch",
+        r"size mismatch|trained with 99 rows in lm_head, and its base has",
     ),
 }
 
