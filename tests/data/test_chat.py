@@ -6,9 +6,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from temper.data.chat import BUILT_IN, ChatFormat, Encoded
+from temper.data.chat import ChatFormat, Encoded
 from temper.data.examples import Message
 from temper.data.readers import RowError
+from temper.data.templates import BUILT_IN
 from temper.data.tokenizer import PRIVATE
 from temper.errors import TemperError
 from tests.text import SPECIAL, make_tokenizer
