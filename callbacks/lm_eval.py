@@ -17,7 +17,8 @@ from rich.table import Table
 
 from callbacks.evaluation import EvaluationCallback, data_of, refuse_without
 from temper.errors import TemperError, did_you_mean
-from temper.models.generate import decoding_greedily, end_tokens
+from temper.models.end_tokens import end_tokens
+from temper.models.generate import decoding_greedily
 from temper.packages import install_command
 from temper.run_folder import write_json
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedTokenizerBase
 
-from callbacks.evaluation import StreamData, data_of, refuse_without
+from callbacks.evaluation import EvaluationCallback, StreamData, data_of, refuse_without
 from temper.analysis.refusal import MAX_KL
 from temper.data import Batch, EvalSet
 from temper.errors import TemperError
@@ -42,7 +42,7 @@ class DirectionPrompts(Protocol):
         ...
 
 
-class RefusalAblation(L.Callback):
+class RefusalAblation(EvaluationCallback):
     """Measure safety while the refusal direction is removed from every activation (Arditi et al.
     2024, arXiv 2406.11717): an attack on an open model that needs no training and writes none.
 
@@ -74,6 +74,7 @@ class RefusalAblation(L.Callback):
         max_kl: float = MAX_KL,
         seed: int = 0,
     ) -> None:
+        super().__init__()
         for name, value, least in (
             ("n_prompts", n_prompts, MIN_PROMPTS),
             ("n_positions", n_positions, 1),
@@ -104,6 +105,7 @@ class RefusalAblation(L.Callback):
         """Find the direction, answer without it, log, and write the file."""
         if trainer.sanity_checking:
             return
+        self.evaluated = True
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             content = self._measure(trainer, pl_module)
         values = {

@@ -15,7 +15,7 @@ from temper.data import Batch, BatchSource, EvalSet, Stream, StreamLoader, finge
 from temper.data.streams import own_generator
 from temper.errors import TemperError
 from temper.judges import Judge, decode_rows
-from temper.models.generate import end_tokens
+from temper.models.end_tokens import end_tokens
 
 
 class StreamDataModule(L.LightningDataModule):

@@ -15,7 +15,7 @@ from temper.data.encode import Encoder, EncodeReport
 from temper.data.examples import Example
 from temper.data.files import ReadReport
 from temper.errors import TemperError
-from temper.models.generate import cut_at_end
+from temper.models.end_tokens import cut_at_end
 
 KINDS = ("unsafe", "safe", "task")  # of evaluation prompts
 

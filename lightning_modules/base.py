@@ -20,7 +20,8 @@ from temper.errors import TemperError
 from temper.losses import MeanTerms, Scores, nll
 from temper.models import NetworkSpec, build_network, score
 from temper.models.blocks import undecayed_weights
-from temper.models.generate import end_tokens, generate_greedy
+from temper.models.end_tokens import end_tokens
+from temper.models.generate import generate_greedy
 from temper.models.score import output_layer
 from temper.plan.cost import Cost, Pass
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from temper.errors import TemperError
 from temper.judges.base import Judge, Judgement, make_labeller
 from temper.judges.keyword import KeywordRefusal
+from temper.models.end_tokens import end_tokens
 from temper.models.folder import (
     FLAG,
     NetworkSpec,
@@ -30,7 +31,7 @@ from temper.models.folder import (
     read_json,
     spec_folder,
 )
-from temper.models.generate import decoding_greedily, end_tokens
+from temper.models.generate import decoding_greedily
 from temper.models.lora import attach_adapter
 from temper.models.score import contiguous_head_inputs
 from temper.models.weight_files import (

@@ -11,8 +11,8 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from temper.errors import TemperError
+from temper.models.end_tokens import end_tokens
 from temper.models.folder import first_line
-from temper.models.generate import end_tokens
 from temper.models.lora import check_base_name, is_adapted, save_adapter
 from temper.models.merge import merged_copy
 from temper.output_folder import staging_folder

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from temper.data.rows import pad_left, sequence
+from temper.models.end_tokens import cut_at_end
 from temper.models.folder import NetworkSpec, base_folder, is_adapter
-from temper.models.generate import cut_at_end, generate_greedy
+from temper.models.generate import generate_greedy
 from temper.models.lora import disable_trained_adapter, is_adapted
 from temper.models.quantize import is_quantized, prepare_quantized, quantization_settings
 

@@ -6,7 +6,7 @@ Shapes: `B` prompts, `P` prompt tokens, `R` answer tokens, `S` stop tokens, `T` 
 """
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
+from temper.models.end_tokens import end_tokens
 from temper.models.score import contiguous_head_inputs
 
 # Finished rows are dropped from a batch once they are this share of it and answers may still grow
@@ -210,40 +211,6 @@ def _warn_once(path: str, settings: str) -> None:
         f" aside: {settings}",
         stacklevel=3,
     )
-
-
-def end_tokens(network: Any, further: Iterable[int] = ()) -> list[int]:
-    """All tokens that end an answer of a network.
-
-    Args:
-        network: A causal LM, or PEFT's wrapper around one; None: only the further ones.
-        further: More of them, such as those of a tokenizer and its template; they come first.
-
-    Returns:
-        These, then those of the generation config and of the config.
-    """
-    found = list(further)
-    if network is not None:
-        config = getattr(network, "config", None)
-        ends = _as_list(network.generation_config.eos_token_id)
-        own = _as_list(getattr(config, "eos_token_id", None))
-        # The default of a config's class is no one's choice: it may be any token of a vocabulary.
-        if ends and own == _as_list(getattr(type(config), "eos_token_id", None)):
-            own = []
-        found += [*ends, *own]
-    return list(dict.fromkeys(found))
-
-
-def _as_list(ids: int | list[int] | None) -> list[int]:
-    if ids is None:
-        return []
-    return [ids] if isinstance(ids, int) else list(ids)
-
-
-def cut_at_end(ids: Sequence[int], ends: Iterable[int]) -> list[int]:
-    """An answer up to its first end token, without it."""
-    ends = set(ends)
-    return list(ids[: next((n for n, token in enumerate(ids) if token in ends), len(ids))])
 
 
 def _pad_token(network: Any, stops: Sequence[int]) -> int:

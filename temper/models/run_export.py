@@ -12,6 +12,7 @@ from torch import nn
 
 from temper.errors import TemperError
 from temper.models.card import adapter_note, model_card
+from temper.models.end_tokens import end_tokens
 from temper.models.export import WRITER, Dtype, Form, precision_of, write_export
 from temper.models.export_check import (
     MAX_KL,
@@ -23,7 +24,7 @@ from temper.models.export_check import (
     prompts_of,
 )
 from temper.models.folder import NetworkSpec, first_line
-from temper.models.generate import end_tokens, set_aside
+from temper.models.generate import set_aside
 from temper.models.lora import base_model_name, check_base_name, is_adapted, save_adapter
 from temper.models.merge import CannotMergeError
 from temper.models.quantize import is_quantized

@@ -9,8 +9,9 @@ from typing import Any
 from temper.data.tokenizer import load_tokenizer
 from temper.errors import TemperError
 from temper.judges import KeywordRefusal
+from temper.models.end_tokens import cut_at_end, end_tokens
 from temper.models.folder import FLAG, NetworkSpec
-from temper.models.generate import cut_at_end, end_tokens, generate_greedy
+from temper.models.generate import generate_greedy
 from temper.models.load import load_network
 from temper.models.weight_files import check_folder, check_tokens
 from temper.output_folder import check_target, staging_folder

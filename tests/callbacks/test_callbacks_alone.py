@@ -17,6 +17,7 @@ PRODUCTS = {
     "Throughput": "throughput/tokens_per_second",
     "ProbeLoss": "probe/harmful_loss",
     "ForcedPrefix": "forced_prefix.json",
+    "RefusalAblation": "refusal_ablation.json",
     "UnlearningEvaluation": "unlearning.json",
     "UtilityEvaluation": "utility.json",
 }

@@ -100,12 +100,14 @@ def test_a_folder_that_cannot_be_the_exports_is_refused(tmp_path, folder):
     assert line.startswith("HFExport.folder=") and REFUSED[folder] in line
 
 
-def test_checkpoints_in_the_run_folder_itself_are_no_obstacle(tmp_path):
+def test_checkpoints_in_the_run_folder_itself_are_no_obstacle(tmp_path, monkeypatch):
+    monkeypatch.setattr("callbacks.hf_export.check_savable", lambda *_: None)
     export = HFExport()
     trainer = SimpleNamespace(
         default_root_dir=str(tmp_path / "run"),
         callbacks=[export, ModelCheckpoint(tmp_path / "run"), ModelCheckpoint(tmp_path)],
         loggers=[],
+        datamodule=SimpleNamespace(tokenizer=None),
     )
     export.on_fit_start(trainer, SimpleNamespace(network=nn.Linear(1, 1)))
 

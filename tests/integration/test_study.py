@@ -15,6 +15,8 @@ import pandas as pd
 import pytest
 import yaml
 
+# Minutes of training; `make demo` is the quick check.
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 CODE = (
     "train.py",
@@ -217,7 +219,6 @@ def test_run_again_a_study_does_nothing(finished):
     assert "Report:" in output, "the table is shown all the same"
 
 
-@pytest.mark.slow
 def test_a_change_of_the_attack_runs_the_attack_alone_again(finished):
     study, _ = finished
     before = study.written()
@@ -234,7 +235,6 @@ def test_a_change_of_the_attack_runs_the_attack_alone_again(finished):
     assert (study.results / "results.csv").read_text() == results, "and back again"
 
 
-@pytest.mark.slow
 def test_a_named_stage_runs_alone_without_a_report(finished):
     study = finished[0]
     report = (finished[0].results / "report.html").read_bytes()
@@ -251,14 +251,12 @@ def test_a_named_stage_runs_alone_without_a_report(finished):
     assert (study.results / "report.html").read_bytes() == report
 
 
-@pytest.mark.slow
 def test_two_runs_of_a_study_have_the_same_results(finished, project, tmp_path):
     other = Study(project, tmp_path)
     assert other.run()[0] == 0
     other.assert_same_results(finished[0])
 
 
-@pytest.mark.slow
 def test_a_failed_stage_shows_its_log(finished, project, tmp_path):
     study = Study(project, tmp_path)
     micro = _micro()
@@ -279,7 +277,6 @@ def test_a_failed_stage_shows_its_log(finished, project, tmp_path):
     study.assert_same_results(finished[0])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("whole_group", [True, False], ids=["with its stages", "alone"])
 def test_a_killed_study_goes_on_to_the_same_results(finished, project, tmp_path, whole_group):
     study = Study(project, tmp_path)

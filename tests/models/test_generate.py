@@ -19,7 +19,8 @@ from transformers import (
 
 from temper.data import pad_left
 from temper.models import NetworkSpec, ShapeSpec, generate
-from temper.models.generate import cut_at_end, end_tokens, generate_greedy
+from temper.models.end_tokens import cut_at_end, end_tokens
+from temper.models.generate import generate_greedy
 
 PAD = 0
 STOP = 2
