@@ -16,10 +16,10 @@ from temper.models.folder import first_line
 from temper.models.lora import base_model_name, is_adapted
 from temper.models.run_export import ExportSettings, export_module, keep_adapter
 from temper.output_folder import check_target, resolve_target
+from temper.run_folder import UNEXPORTED
 
 FOLDER_FLAG = "HFExport.folder"
 ADAPTER_FLAG = "HFExport.adapter"
-UNEXPORTED = "unexported.ckpt"  # written when an export fails and no checkpoint has its weights
 # Of the files that a run or a study's stage writes into the run folder.
 RUN_SUFFIXES = (".json", ".jsonl", ".yaml", ".csv", ".diff", ".ckpt", ".txt")
 
@@ -93,16 +93,16 @@ class HFExport(L.Callback):
         Raises:
             TemperError: the export failed; the message says what was kept, and how to export again.
         """
-        network = whole_network(trainer, pl_module)
         problem: str | None = None
         cause: Exception | None = None
-        if trainer.is_global_zero:
-            try:
+        try:
+            network = whole_network(trainer, pl_module)  # may build the base model again
+            if trainer.is_global_zero:
                 self._export(trainer, pl_module, network)
-            except Exception as error:  # whatever it is, the run must not be lost
-                cause = error
-                problem = str(error) if isinstance(error, TemperError) else _named(error)
-        problem = trainer.strategy.broadcast(problem)
+        except Exception as error:  # whatever it is, the run must not be lost
+            cause = error
+            problem = str(error) if isinstance(error, TemperError) else _named(error)
+        problem = trainer.strategy.broadcast(problem)  # that of the first rank, which writes
         if problem is None:
             return
         kept = self._keep_checkpoint(trainer)

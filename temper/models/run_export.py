@@ -227,7 +227,14 @@ class _Export:
             said.append("The base model was quantized; its weights were dequantized to merge.")
         if self.answers is None:
             return " ".join([*said, f"Not checked against the trained network: {self.unchecked}."])
-        found = self._compare(self.answers, folder)
+        try:
+            found = self._compare(self.answers, folder)
+        except (NotChecked, torch.OutOfMemoryError) as error:
+            if not (one.last or one.exact):
+                what = f"what {_words(one, self.network)} loses was not measured"
+                raise _LosesTooMuch(f"{what}: {first_line(error)}") from error
+            said.append(f"Not checked against the trained network: {first_line(error)}.")
+            return " ".join(said)
         if problem := self._problem(found, one):
             what = f"{_words(one, self.network)} {problem}"
             if not one.last:

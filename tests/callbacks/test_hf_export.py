@@ -234,6 +234,30 @@ def test_an_export_of_all_weights_that_fails_leaves_a_checkpoint(
     assert (tmp_path / "export" / "model.safetensors").exists()
 
 
+def test_a_base_that_cannot_be_built_again_loses_nothing(temper, tmp_path, monkeypatch, capsys):
+    """Sharded weights are gathered into a network that is built once more."""
+    with monkeypatch.context() as patch:
+        _break(patch, "callbacks.hf_export.whole_network")
+        with pytest.raises(SystemExit) as left:
+            temper("fit", tmp_path)
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert left.value.code == 2 and "No space left on device; the checkpoint is" in line
+    assert (tmp_path / "checkpoints" / "unexported.ckpt").exists()
+
+
+def test_a_run_whose_export_failed_can_be_evaluated(
+    temper, command_line, tmp_path, monkeypatch, capsys
+):
+    with monkeypatch.context() as patch:
+        _break(patch, BREAKS["weights"])
+        with pytest.raises(SystemExit):
+            temper("fit", tmp_path)
+    command_line("validate", f"--config={tmp_path / 'config.yaml'}")
+    assert f"{tmp_path / 'checkpoints' / 'unexported.ckpt'}" in capsys.readouterr().err
+    rows = [read_generations(folder) for folder in (tmp_path, tmp_path / "validate")]
+    assert rows[0] == rows[1]
+
+
 def test_a_checkpoint_that_is_there_is_named(temper, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         _break(patch, BREAKS["weights"])
