@@ -131,11 +131,10 @@ class HFExport(L.Callback):
         """A checkpoint of the last step, written if there is none; or why there is none. All ranks
         call it.
         """
-        for callback in trainer.checkpoint_callbacks:
-            last = Path(getattr(callback, "_last_checkpoint_saved", ""))
-            saved_at = getattr(callback, "_last_global_step_saved", None)
-            if saved_at == trainer.global_step and last.name and last.exists():
-                return last
+        # One answer for all ranks: saving is collective, and disks may be those of one machine.
+        saved: Path | None = trainer.strategy.broadcast(self._saved_checkpoint(trainer))
+        if saved is not None:
+            return saved
         path = Path(trainer.default_root_dir) / "checkpoints" / UNEXPORTED
         try:
             trainer.save_checkpoint(path, weights_only=False)
@@ -143,6 +142,16 @@ class HFExport(L.Callback):
         except Exception as error:  # a full disk, most likely: the message says it
             return f"no checkpoint could be written ({_named(error)})"
         return path
+
+    @staticmethod
+    def _saved_checkpoint(trainer: L.Trainer) -> Path | None:
+        """A checkpoint of the last step; None if there is none on this machine."""
+        for callback in trainer.checkpoint_callbacks:
+            last = Path(getattr(callback, "_last_checkpoint_saved", ""))
+            saved_at = getattr(callback, "_last_global_step_saved", None)
+            if saved_at == trainer.global_step and last.name and last.exists():
+                return last
+        return None
 
     def _what_is_left(
         self, trainer: L.Trainer, pl_module: L.LightningModule, kept: Path | str

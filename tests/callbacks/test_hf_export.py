@@ -269,6 +269,19 @@ def test_a_checkpoint_that_is_there_is_named(temper, tmp_path, monkeypatch, caps
     assert named.exists() and named.parent == tmp_path / "checkpoints"
 
 
+def test_all_ranks_agree_on_the_checkpoint_that_is_there(tmp_path):
+    """Saving is collective, and the file may be on the first rank's machine alone."""
+    of_first_rank = tmp_path / "elsewhere" / "last.ckpt"
+    saver = SimpleNamespace(_last_checkpoint_saved=str(of_first_rank), _last_global_step_saved=3)
+    asked = []
+    trainer = SimpleNamespace(
+        checkpoint_callbacks=[saver],
+        global_step=3,
+        strategy=SimpleNamespace(broadcast=lambda own: asked.append(own) or of_first_rank),
+    )
+    assert HFExport()._keep_checkpoint(trainer) == of_first_rank and asked == [None]
+
+
 def test_a_disk_too_full_for_a_checkpoint_is_said(temper, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         _break(patch, BREAKS["weights"])
