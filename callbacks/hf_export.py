@@ -22,6 +22,8 @@ FOLDER_FLAG = "HFExport.folder"
 ADAPTER_FLAG = "HFExport.adapter"
 # Of the files that a run or a study's stage writes into the run folder.
 RUN_SUFFIXES = (".json", ".jsonl", ".yaml", ".csv", ".diff", ".ckpt", ".txt")
+# Folders in it: of checkpoints, of those of earlier fits (earlier.<n>), and of evaluations.
+RUN_FOLDERS = ("checkpoints", "earlier", "validate", "test", "predict")
 
 
 class HFExport(L.Callback):
@@ -207,9 +209,11 @@ class HFExport(L.Callback):
                     " export"
                 )
         first = target.relative_to(run).parts[0] if run in target.parents else ""
-        if Path(first).suffix in RUN_SUFFIXES or first.startswith("."):
+        stem, _, ending = first.partition(".")
+        own = stem in RUN_FOLDERS and (not ending or ending.isdecimal())
+        if own or Path(first).suffix in RUN_SUFFIXES or (not stem and first):
             raise TemperError(
-                f"{flag}={name}: named like the files that a run writes; give a name such as export"
+                f"{flag}={name}: named like what a run writes; give a name such as export"
             )
         return target
 

@@ -265,6 +265,12 @@ class _Export:
         except (NotChecked, torch.OutOfMemoryError) as error:
             self.unchecked = first_line(error)
             return None
+        except Exception as error:  # a network that answers in a way of its own, most likely
+            raise TemperError(
+                f"export: the trained network does not answer ({type(error).__name__}:"
+                f" {first_line(error)}), so it cannot be compared; check=false writes it all the"
+                " same"
+            ) from error
 
     def _compare(self, answers: Answers, folder: Path) -> Agreement:
         """How the written folder compares.

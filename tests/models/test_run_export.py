@@ -273,6 +273,18 @@ def test_without_memory_to_load_it_again_it_is_not_checked(base, tmp_path, monke
     assert form == "merged" and "Not checked" in card
 
 
+def test_a_network_that_does_not_answer_can_be_written(base, tmp_path, monkeypatch):
+    def fail(*_):
+        raise TypeError("forward() got an unexpected keyword\nsecond line")
+
+    monkeypatch.setattr(run_export, "answer", fail)
+    line = error_line(lambda: _export(_module(base, 3.0), tmp_path / "export"))
+    assert "does not answer (TypeError: forward() got an unexpected keyword)" in line
+    assert line.endswith("check=false writes it all the same")
+    form, _ = _export(_module(base, 3.0), tmp_path / "export", check=False, merge=True)
+    assert form == "merged"
+
+
 def test_a_copy_must_fit_on_the_host_too(monkeypatch):
     """It is made and loaded there, on its way to a device."""
     free = {"cuda": 2.0**40, "cpu": 2.0**10}
