@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -135,7 +136,7 @@ def _savers(trainer: L.Trainer) -> Iterator[Any]:
 
 def _set_aside(checkpoints: list[Path], run: Path) -> None:
     number = 1
-    while (run / f"earlier.{number}").exists():
+    while os.path.lexists(run / f"earlier.{number}"):
         number += 1
     target = run / f"earlier.{number}"
     for path in checkpoints:
