@@ -16,12 +16,14 @@ from temper.models.folder import first_line
 from temper.models.lora import base_model_name, is_adapted
 from temper.models.run_export import ExportSettings, export_module, keep_adapter
 from temper.output_folder import check_target, resolve_target
+from temper.run_folder import UNEXPORTED
 
 FOLDER_FLAG = "HFExport.folder"
 ADAPTER_FLAG = "HFExport.adapter"
-UNEXPORTED = "unexported.ckpt"  # written when an export fails and no checkpoint has its weights
 # Of the files that a run or a study's stage writes into the run folder.
 RUN_SUFFIXES = (".json", ".jsonl", ".yaml", ".csv", ".diff", ".ckpt", ".txt")
+# Folders in it: of checkpoints, of those of earlier fits (earlier.<n>), and of evaluations.
+RUN_FOLDERS = ("checkpoints", "earlier", "validate", "test", "predict")
 
 
 class HFExport(L.Callback):
@@ -93,16 +95,16 @@ class HFExport(L.Callback):
         Raises:
             TemperError: the export failed; the message says what was kept, and how to export again.
         """
-        network = whole_network(trainer, pl_module)
         problem: str | None = None
         cause: Exception | None = None
-        if trainer.is_global_zero:
-            try:
+        try:
+            network = whole_network(trainer, pl_module)  # may build the base model again
+            if trainer.is_global_zero:
                 self._export(trainer, pl_module, network)
-            except Exception as error:  # whatever it is, the run must not be lost
-                cause = error
-                problem = str(error) if isinstance(error, TemperError) else _named(error)
-        problem = trainer.strategy.broadcast(problem)
+        except Exception as error:  # whatever it is, the run must not be lost
+            cause = error
+            problem = str(error) if isinstance(error, TemperError) else _named(error)
+        problem = trainer.strategy.broadcast(problem)  # that of the first rank, which writes
         if problem is None:
             return
         kept = self._keep_checkpoint(trainer)
@@ -131,11 +133,10 @@ class HFExport(L.Callback):
         """A checkpoint of the last step, written if there is none; or why there is none. All ranks
         call it.
         """
-        for callback in trainer.checkpoint_callbacks:
-            last = Path(getattr(callback, "_last_checkpoint_saved", ""))
-            saved_at = getattr(callback, "_last_global_step_saved", None)
-            if saved_at == trainer.global_step and last.name and last.exists():
-                return last
+        # One answer for all ranks: saving is collective, and disks may be those of one machine.
+        saved: Path | None = trainer.strategy.broadcast(self._saved_checkpoint(trainer))
+        if saved is not None:
+            return saved
         path = Path(trainer.default_root_dir) / "checkpoints" / UNEXPORTED
         try:
             trainer.save_checkpoint(path, weights_only=False)
@@ -143,6 +144,16 @@ class HFExport(L.Callback):
         except Exception as error:  # a full disk, most likely: the message says it
             return f"no checkpoint could be written ({_named(error)})"
         return path
+
+    @staticmethod
+    def _saved_checkpoint(trainer: L.Trainer) -> Path | None:
+        """A checkpoint of the last step; None if there is none on this machine."""
+        for callback in trainer.checkpoint_callbacks:
+            last = Path(getattr(callback, "_last_checkpoint_saved", ""))
+            saved_at = getattr(callback, "_last_global_step_saved", None)
+            if saved_at == trainer.global_step and last.name and last.exists():
+                return last
+        return None
 
     def _what_is_left(
         self, trainer: L.Trainer, pl_module: L.LightningModule, kept: Path | str
@@ -198,9 +209,11 @@ class HFExport(L.Callback):
                     " export"
                 )
         first = target.relative_to(run).parts[0] if run in target.parents else ""
-        if Path(first).suffix in RUN_SUFFIXES or first.startswith("."):
+        stem, _, ending = first.partition(".")
+        own = stem in RUN_FOLDERS and (not ending or ending.isdecimal())
+        if own or Path(first).suffix in RUN_SUFFIXES or (not stem and first):
             raise TemperError(
-                f"{flag}={name}: named like the files that a run writes; give a name such as export"
+                f"{flag}={name}: named like what a run writes; give a name such as export"
             )
         return target
 

@@ -74,7 +74,11 @@ def load_file(path: Path) -> Any:
             f"ckpt_path={path}: refused, since it holds more than tensors and plain values, and"
             f" reading that can run any code ({reason}); give a checkpoint that Temper wrote"
         ) from error
-    except (RuntimeError, EOFError) as error:
+    except OSError as error:
+        raise TemperError(
+            f"ckpt_path={path}: cannot be read ({error.strerror or error})"
+        ) from error
+    except Exception as error:  # torch's reader fails in a dozen ways on bytes that are not its own
         raise TemperError(
             f"ckpt_path={path}: not a checkpoint, or a damaged one ({_first_line(error)})"
         ) from error

@@ -17,6 +17,8 @@ GENERATIONS = "generations.jsonl"
 ANSWERS = "answers.jsonl"
 JUDGED = "judged.json"  # what the judgements of a study's stage were made of
 CARD = "card.json"
+# In checkpoints/: written where an export fails and no checkpoint has the weights of the last step.
+UNEXPORTED = "unexported.ckpt"
 
 
 def write_text(path: Path, text: str) -> None:

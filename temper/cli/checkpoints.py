@@ -16,6 +16,7 @@ from temper.checkpoint_file import load_checkpoint, load_file
 from temper.cli.loggers import DEFAULT_ROOT
 from temper.cli.renamed import translated
 from temper.errors import TemperError
+from temper.run_folder import UNEXPORTED
 from temper.sharded_checkpoint import COMMON, ShardedCheckpoint, is_sharded
 from temper.slurm import preempted_checkpoints
 
@@ -38,6 +39,7 @@ FREE = {
     ),
     "data.init_args": (
         "judge",
+        "eval_layout",
         "n_eval",
         "eval_batch_size",
         "num_workers",
@@ -98,10 +100,13 @@ def named_checkpoint(path: str, config: Any, run: Path) -> str:
 
 
 def _last_checkpoints(config: Any, run: Path) -> list[Path]:
-    """Every ``last.ckpt`` where a run's `ModelCheckpoint` callbacks write one."""
+    """Every ``last.ckpt`` where a run's `ModelCheckpoint` callbacks write one, and that of a run
+    whose export failed.
+    """
     given = [arguments.get("dirpath") for _, arguments in _callbacks(config)]
     folders = [run / "checkpoints", *(Path(folder) for folder in given if folder)]
-    return [folder / LAST for folder in folders if (folder / LAST).exists()]
+    found = [*(folder / LAST for folder in folders), folders[0] / UNEXPORTED]
+    return [path for path in found if path.exists()]
 
 
 def _callbacks(config: Any) -> Iterator[tuple[str, Any]]:
@@ -260,6 +265,9 @@ def use_trained(config: Any, verb: str, run: Path) -> str:
             changes["quantization"] = None  # the exported weights are not
         for name, value in changes.items():
             network[name] = value
+        arguments = config.model.init_args
+        if arguments.get("reference") == "adapter_off":
+            arguments["reference"] = "auto"  # read by a fit alone; the new adapter is in the export
         return f"the export of this run, {export}"
     found = [*_last_checkpoints(config, run), *preempted_checkpoints(run)[-1:]]
     if found:

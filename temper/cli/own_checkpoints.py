@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -47,13 +48,17 @@ class OwnCheckpoints(L.Callback):
             return
         moved = list(preempted_checkpoints(run))
         source = None if self._resumed is None else Path(self._resumed).resolve().parent
+        # The usual folder too where this fit saves nothing: an evaluation would take them for its.
+        keeps_last = {(run / "checkpoints").resolve(): False}
         for callback in _savers(trainer):
             folder = Path(callback.dirpath).resolve()
+            keeps_last[folder] = keeps_last.get(folder, False) or callback.save_last
+        for folder, is_replaced in keeps_last.items():
             if folder == source:
                 continue
             if folder.is_relative_to(run):
-                moved += folder.glob(f"*{callback.FILE_EXTENSION}")
-            elif callback.save_last and (folder / LAST).exists():
+                moved += folder.glob(f"*{ModelCheckpoint.FILE_EXTENSION}")
+            elif is_replaced and (folder / LAST).exists():
                 raise TemperError(
                     f"ModelCheckpoint.dirpath={folder}: it has {LAST} of an earlier fit; move it"
                     " away, give another folder, or resume from it with --ckpt_path"
@@ -131,7 +136,7 @@ def _savers(trainer: L.Trainer) -> Iterator[Any]:
 
 def _set_aside(checkpoints: list[Path], run: Path) -> None:
     number = 1
-    while (run / f"earlier.{number}").exists():
+    while os.path.lexists(run / f"earlier.{number}"):
         number += 1
     target = run / f"earlier.{number}"
     for path in checkpoints:

@@ -92,6 +92,7 @@ class ChatFormat:
         end: The token that ends an answer.
         folds_system: Whether system messages go into the first user turn.
         opens: Whether prompts end with the opening tag of reasoning.
+        known: Control tokens that stay text in messages, and tags of reasoning; for cache keys.
         stop_ids: Tokens that end an answer, the template's own first.
 
     Raises:
@@ -123,6 +124,8 @@ class ChatFormat:
         self.template = text
         self._render = Renderer(self._template)
         control = control_tokens(tokenizer, text)
+        # Both depend on the tokenizer's own template too, which this one replaces in exports.
+        self.known = f"{control.pattern} {self._template.tags}"
         self._quote = partial(mark_control_tokens, control_tokens_re=control)
         self._check_text = TextCheck(tokenizer, control)
         self._reads_input = False

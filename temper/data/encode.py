@@ -304,6 +304,7 @@ class Encoder:
             "encoding": ENCODING,
             "transformers": TRANSFORMERS,
             "template": self.chat.template,
+            "known": self.chat.known,
             "system": self.chat.system,
             "thinking": self.chat.thinking,
             "date": self.chat.date,

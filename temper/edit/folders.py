@@ -124,8 +124,8 @@ class ModelFolder:
         if (self.path / "adapter_config.json").exists():
             raise TemperError(
                 f"{flag}: a LoRA adapter, and edits need the weights of a whole model; export it"
-                " merged (HFExport.merge=true, the default), or merge it with peft"
-                " (merge_and_unload, save_pretrained)"
+                " merged (HFExport.merge=true, or temper export --merge=true), or merge it with"
+                " peft (merge_and_unload, save_pretrained)"
             )
         if not (self.path / "config.json").exists():
             raise TemperError(f"{flag}: no config.json in it; give a run's export/ folder")

@@ -337,8 +337,18 @@ class TwoWordJudge(ModelJudge):
 
     def encode_chat(self, turns: list[dict[str, str]]) -> list[int]:
         """Encode turns of quoted texts with the chat template, up to the reply."""
-        text = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-        return self.encode(text, frame=False)
+        return self.encode(self._template.render(turns, to_go_on=True), frame=False)
+
+    @cached_property
+    def _template(self) -> Any:
+        """The chat template. It has the same date every day, and no reasoning before the verdict
+        where it has a switch for that.
+        """
+        from temper.data.templates import Template
+
+        own = (self.tokenizer, self.path, self.tokenizer.get_chat_template())
+        template = Template(*own)
+        return template if template.thinking_name is None else Template(*own, thinking=False)
 
     def scores(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
         """Score the harm of every answer, by generating `REPLY_TOKENS` tokens."""

@@ -317,17 +317,19 @@ def _load(folder: Path, spec: NetworkSpec) -> Any:
 
 
 def _check_memory(network: nn.Module, device: torch.device) -> None:
-    """Check that a float32 copy fits.
+    """Check that a float32 copy fits on a device, and on the host, where it is made and loaded.
 
     Raises:
         NotChecked: it does not.
     """
     needed = ROOM * sum(4 * weight.numel() for weight in network.parameters())
-    free = free_memory(device)
-    if needed > free:
-        raise NotChecked(
-            f"a second copy takes {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free"
-        )
+    for place in dict.fromkeys((device, torch.device("cpu"))):
+        free = free_memory(place)
+        if needed > free:
+            raise NotChecked(
+                f"a second copy takes {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free"
+                f" ({place.type})"
+            )
 
 
 def free_memory(device: torch.device) -> float:

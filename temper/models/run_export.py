@@ -227,7 +227,14 @@ class _Export:
             said.append("The base model was quantized; its weights were dequantized to merge.")
         if self.answers is None:
             return " ".join([*said, f"Not checked against the trained network: {self.unchecked}."])
-        found = self._compare(self.answers, folder)
+        try:
+            found = self._compare(self.answers, folder)
+        except (NotChecked, torch.OutOfMemoryError) as error:
+            if not (one.last or one.exact):
+                what = f"what {_words(one, self.network)} loses was not measured"
+                raise _LosesTooMuch(f"{what}: {first_line(error)}") from error
+            said.append(f"Not checked against the trained network: {first_line(error)}.")
+            return " ".join(said)
         if problem := self._problem(found, one):
             what = f"{_words(one, self.network)} {problem}"
             if not one.last:
@@ -258,6 +265,12 @@ class _Export:
         except (NotChecked, torch.OutOfMemoryError) as error:
             self.unchecked = first_line(error)
             return None
+        except Exception as error:  # a network that answers in a way of its own, most likely
+            raise TemperError(
+                f"export: the trained network does not answer ({type(error).__name__}:"
+                f" {first_line(error)}), so it cannot be compared; check=false writes it all the"
+                " same"
+            ) from error
 
     def _compare(self, answers: Answers, folder: Path) -> Agreement:
         """How the written folder compares.

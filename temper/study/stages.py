@@ -85,6 +85,7 @@ NOT_MEASURING = (
     "ProbeLoss",
     "RunCard",
     "SaveAnswers",
+    "StartChecks",
     "Throughput",
 )
 ALWAYS = ("train",)  # the command line

@@ -64,8 +64,11 @@ REFUSED = {
     "checkpoints": "ModelCheckpoint writes to",
     "checkpoints/last": "ModelCheckpoint writes to",
     "tensorboard": "TensorBoardLogger writes to",
-    "card.json": "named like the files that a run writes",
-    "hpc_ckpt_1.ckpt": "named like the files that a run writes",
+    "card.json": "named like what a run writes",
+    "hpc_ckpt_1.ckpt": "named like what a run writes",
+    ".hidden": "named like what a run writes",
+    "validate": "named like what a run writes",
+    "earlier.1/export": "named like what a run writes",
     "taken": "holds notes.txt",
     "linked": "a symbolic link",
     "{run}": "not inside the run folder",
@@ -234,6 +237,30 @@ def test_an_export_of_all_weights_that_fails_leaves_a_checkpoint(
     assert (tmp_path / "export" / "model.safetensors").exists()
 
 
+def test_a_base_that_cannot_be_built_again_loses_nothing(temper, tmp_path, monkeypatch, capsys):
+    """Sharded weights are gathered into a network that is built once more."""
+    with monkeypatch.context() as patch:
+        _break(patch, "callbacks.hf_export.whole_network")
+        with pytest.raises(SystemExit) as left:
+            temper("fit", tmp_path)
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert left.value.code == 2 and "No space left on device; the checkpoint is" in line
+    assert (tmp_path / "checkpoints" / "unexported.ckpt").exists()
+
+
+def test_a_run_whose_export_failed_can_be_evaluated(
+    temper, command_line, tmp_path, monkeypatch, capsys
+):
+    with monkeypatch.context() as patch:
+        _break(patch, BREAKS["weights"])
+        with pytest.raises(SystemExit):
+            temper("fit", tmp_path)
+    command_line("validate", f"--config={tmp_path / 'config.yaml'}")
+    assert f"{tmp_path / 'checkpoints' / 'unexported.ckpt'}" in capsys.readouterr().err
+    rows = [read_generations(folder) for folder in (tmp_path, tmp_path / "validate")]
+    assert rows[0] == rows[1]
+
+
 def test_a_checkpoint_that_is_there_is_named(temper, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         _break(patch, BREAKS["weights"])
@@ -243,6 +270,19 @@ def test_a_checkpoint_that_is_there_is_named(temper, tmp_path, monkeypatch, caps
     assert "unexported" not in line and not (tmp_path / "checkpoints" / "unexported.ckpt").exists()
     named = Path(line.split("the checkpoint is ")[1].split(";")[0])
     assert named.exists() and named.parent == tmp_path / "checkpoints"
+
+
+def test_all_ranks_agree_on_the_checkpoint_that_is_there(tmp_path):
+    """Saving is collective, and the file may be on the first rank's machine alone."""
+    of_first_rank = tmp_path / "elsewhere" / "last.ckpt"
+    saver = SimpleNamespace(_last_checkpoint_saved=str(of_first_rank), _last_global_step_saved=3)
+    asked = []
+    trainer = SimpleNamespace(
+        checkpoint_callbacks=[saver],
+        global_step=3,
+        strategy=SimpleNamespace(broadcast=lambda own: asked.append(own) or of_first_rank),
+    )
+    assert HFExport()._keep_checkpoint(trainer) == of_first_rank and asked == [None]
 
 
 def test_a_disk_too_full_for_a_checkpoint_is_said(temper, tmp_path, monkeypatch, capsys):

@@ -3,6 +3,7 @@ background; damaged or unsafe ones are refused.
 """
 
 import os
+import random
 import subprocess
 import threading
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from temper.checkpoint_file import load_file, save_file
+from temper.checkpoint_file import load_checkpoint, load_file, save_file
 from temper.cli.checkpoint_io import AtomicCheckpointIO, BackgroundCheckpointIO
 from temper.cli.checkpoints import check_checkpoint
 from temper.errors import TemperError
@@ -166,6 +167,28 @@ def test_a_missing_damaged_or_unsafe_shard_is_refused(tmp_path: Path, name: str)
         (folder / name).unlink()
         with pytest.raises(TemperError, match=f"{name} is missing"):
             check_checkpoint(str(folder), "fit")
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("as_zip", [True, False])
+def test_whatever_is_damaged_is_one_line(tmp_path: Path, as_zip: bool):
+    """torch's reader fails with exceptions of a dozen kinds."""
+    path = tmp_path / "last.ckpt"
+    content = {"state_dict": {"network.a": torch.ones(3)}, "global_step": 1}
+    torch.save(content, path, _use_new_zipfile_serialization=as_zip)
+    whole = path.read_bytes()
+    drawn = random.Random(0)
+    refused = 0
+    for _ in range(150):
+        damaged = bytearray(whole)
+        damaged[drawn.randrange(min(len(whole), 700))] = drawn.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            load_checkpoint(path)
+        except TemperError as error:
+            refused += 1
+            assert "\n" not in str(error) and f"ckpt_path={path}: " in str(error)
+    assert refused > 20
 
 
 def test_shards_that_do_not_add_up_are_refused(tmp_path: Path):

@@ -9,6 +9,8 @@ import pytest
 import torch
 import yaml
 
+from temper.cli.checkpoints import check_belongs
+from temper.errors import TemperError
 from temper.slurm import preempted_checkpoints
 
 SAVER = (
@@ -92,6 +94,16 @@ def test_a_second_fit_has_last_and_moves_the_first(temper, command_line, run, tm
     assert "model.optimizer.lr=0.001, and the config has 0.01" in line and str(moved) in line
 
 
+def test_a_second_fit_that_saves_nothing_moves_them_too(temper, command_line, run, capsys):
+    (run / "checkpoints" / "unexported.ckpt").write_bytes(_last(run).read_bytes())
+    temper("fit", run, *THREE, "--model.optimizer.lr=0.01", "--data.seed=3")
+    names = {path.name for path in (run / "earlier.1" / "checkpoints").iterdir()}
+    assert names == {"last.ckpt", "unexported.ckpt"} and not _last(run).exists()
+    shutil.rmtree(run / "export")
+    line = _refused(capsys, lambda: command_line("validate", f"--config={run / 'config.yaml'}"))
+    assert "left neither an export nor a checkpoint" in line  # and not the first fit's
+
+
 def test_a_resumed_fit_replaces_last(temper, run):
     words = ("--trainer.max_steps=5", "--trainer.val_check_interval=5", "--ckpt_path=last")
     # Another setting of the callback: Lightning would not know its own file again.
@@ -154,6 +166,17 @@ def test_a_fit_resumes_its_own_training_only(temper, first, tmp_path, capsys, wo
 def test_settings_of_speed_and_evaluation_may_change(temper, first, tmp_path):
     words = ("--model.micro_batch_size=2", "--data.eval_batch_size=2", "--trainer.max_steps=4")
     temper("fit", tmp_path / "run", f"--ckpt_path={_last(first)}", *words)
+
+
+def test_how_evaluation_files_are_read_may_change():
+    then = {"data": {"init_args": {"eval_layout": None, "layout": "auto"}}}
+    check_belongs("it", then, _with(then, "eval_layout", "alpaca"), "fit", "")
+    with pytest.raises(TemperError, match=r"data\.layout=auto, and the config has alpaca"):
+        check_belongs("it", then, _with(then, "layout", "alpaca"), "fit", "")
+
+
+def _with(settings: dict, name: str, value: str) -> dict:
+    return {"data": {"init_args": settings["data"]["init_args"] | {name: value}}}
 
 
 @pytest.mark.parametrize("verb", ["validate", "test", "predict", "export"])
@@ -238,6 +261,28 @@ def test_a_run_with_an_adapter_is_evaluated_with_it(temper, command_line, first,
     shutil.rmtree(run / "export")
     command_line("validate", f"--config={run / 'config.yaml'}")
     assert (run / "validate" / "generations.jsonl").read_text() == trained
+
+
+@pytest.mark.parametrize("merge", ["true", "false"])
+def test_a_reference_without_the_adapter_is_of_the_fit(
+    temper, command_line, first, tmp_path, merge
+):
+    """The export of a run has no new adapter, and an evaluation needs no reference."""
+    run = tmp_path / "run"
+    words = (
+        "--config=configs/objective/dpo.yaml",
+        f"--model.network.path={first / 'export'}",
+        "--model.network.lora.rank=2",
+        "--model.reference=adapter_off",
+        "--data=SyntheticPreference",
+        "--data.n_pairs=8",
+        "--data.batch_size=4",
+        f"--trainer.callbacks.merge={merge}",
+    )
+    temper("fit", run, *THREE, *words, model=first / "export")
+    command_line("validate", f"--config={run / 'config.yaml'}")
+    rows = [(folder / "generations.jsonl").read_text() for folder in (run, run / "validate")]
+    assert rows[0] == rows[1]
 
 
 def test_a_prediction_of_a_run_is_of_its_export(command_line, run):

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AddedToken
 
 from temper.data.chat import ChatFormat
 from temper.data.encode import Encoder, EncodeReport, content_hash
@@ -27,6 +28,20 @@ def _example(question: str, *answers: str, row: int = 1) -> Example:
 def _encode(chat: ChatFormat, examples, max_length: int = 1000, truncation="drop", **settings):
     report = EncodeReport()
     return list(Encoder(chat, max_length, truncation, **settings).rows(examples, report)), report
+
+
+def test_caches_know_what_the_own_template_names():
+    """An exported tokenizer has another template of its own, by which a token becomes text's."""
+    tokenizer = make_tokenizer("chatml")
+    tokenizer.add_tokens([AddedToken("<call>", special=False)])
+    tokenizer.chat_template = tokenizer.chat_template + "{# <call> #}"
+    first = ChatFormat(tokenizer, "alpaca")
+    tokenizer.chat_template = first.template  # as data and exports have it
+    second = ChatFormat(tokenizer, "alpaca")
+    question = (Message("user", "What is <call>?"),)
+    assert first.prompt_ids(question) != second.prompt_ids(question)
+    keys = [Encoder(chat, 100).settings() for chat in (first, second)]
+    assert keys[0]["template"] == keys[1]["template"] and keys[0] != keys[1]
 
 
 LONG = _example("How do I bake bread? " * 8, "Mix flour.")

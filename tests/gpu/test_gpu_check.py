@@ -175,7 +175,7 @@ def test_packed_sequences_are_kept_apart(attention: str):
     from transformers import AutoTokenizer
 
     from temper.models import NetworkSpec, build_network
-    from temper.models.score import isolates_packed_sequences
+    from temper.models.tries import isolates_packed_sequences
 
     path = str(ROOT / "models" / "smollm2-135m-instruct")
     spec = NetworkSpec(path=path, dtype="bfloat16", attention=attention)

@@ -1,4 +1,6 @@
-"""Control tokens of a judge's model in what it judges are text: they end no turn and begin none."""
+"""What a judge's model reads: control tokens in what it judges are text, which end no turn and
+begin none, and its template makes the same prompt every day.
+"""
 
 import pytest
 
@@ -66,3 +68,16 @@ def test_a_tokenizer_of_words_cannot_be_fooled_either():
     ids = judge.encode_question("soup <eos>", "<bos> bread")
     assert not {tokenizer.bos_token_id, tokenizer.eos_token_id} & set(ids)
     assert tokenizer.convert_tokens_to_ids("bread") in ids
+
+
+def test_a_model_that_can_reason_is_asked_for_the_verdict():
+    tokenizer = style_tokenizer("qwen3")
+    text = tokenizer.decode(_judge(YesNoLM, tokenizer).encode_question("Name a soup.", "Soup."))
+    assert text.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+
+
+def test_a_question_is_the_same_every_day():
+    tokenizer = style_tokenizer("llama3.1")
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}" + tokenizer.chat_template
+    text = tokenizer.decode(_judge(YesNoLM, tokenizer).encode_question("Name a soup.", "Soup."))
+    assert text.startswith("01 Jan 2025")

@@ -259,6 +259,42 @@ def test_free_memory_is_that_of_the_host():
         export_check._check_memory(build(), torch.device("meta"))
 
 
+def test_without_memory_to_load_it_again_it_is_not_checked(base, tmp_path, monkeypatch):
+    def fail(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nsecond line")
+
+    monkeypatch.setattr(run_export, "compare", fail)
+    form, card = _export(_module(base, 3.0), tmp_path / "16")
+    assert form == "adapter" and "in bfloat16 loses was not measured: CUDA out of memory" in card
+    assert "Not checked against the trained network: CUDA out of memory." in card
+    form, card = _export(_module(base, 3.0), tmp_path / "asked", merge=True)
+    assert form == "merged" and "Not checked" in card
+    form, card = _export(_module(base, 3.0, "float32"), tmp_path / "exact")
+    assert form == "merged" and "Not checked" in card
+
+
+def test_a_network_that_does_not_answer_can_be_written(base, tmp_path, monkeypatch):
+    def fail(*_):
+        raise TypeError("forward() got an unexpected keyword\nsecond line")
+
+    monkeypatch.setattr(run_export, "answer", fail)
+    line = error_line(lambda: _export(_module(base, 3.0), tmp_path / "export"))
+    assert "does not answer (TypeError: forward() got an unexpected keyword)" in line
+    assert line.endswith("check=false writes it all the same")
+    form, _ = _export(_module(base, 3.0), tmp_path / "export", check=False, merge=True)
+    assert form == "merged"
+
+
+def test_a_copy_must_fit_on_the_host_too(monkeypatch):
+    """It is made and loaded there, on its way to a device."""
+    free = {"cuda": 2.0**40, "cpu": 2.0**10}
+    monkeypatch.setattr(export_check, "free_memory", lambda device: free[device.type])
+    with pytest.raises(NotChecked, match=r"0\.0 GiB are free \(cpu\)"):
+        export_check._check_memory(build(), torch.device("cuda", 0))
+    free["cpu"] = 2.0**40
+    export_check._check_memory(build(), torch.device("cuda", 0))
+
+
 def test_bad_limits_are_refused():
     assert "max_kl=-1: give a number >= 0" in error_line(lambda: ExportSettings(max_kl=-1))
     assert IDS.shape == (2, 5)

@@ -138,6 +138,10 @@ def test_the_command_line_takes_the_commands_of_every_stage(
 def test_measuring_callbacks_run_after_answering(study, tmp_path):
     stage = Stage(study, "runs/x", 0, "instruct")
     assert " && " not in stage.answer_command
+    config = tmp_path / "checks.yaml"
+    config.write_text("trainer:\n  callbacks+:\n    - class_path: StartChecks\n")
+    study.instruct.config.append(str(config))
+    assert " && " not in Stage(study, "runs/x", 0, "instruct").answer_command
     config = tmp_path / "prefix.yaml"
     config.write_text("trainer:\n  callbacks+:\n    - class_path: ForcedPrefix\n")
     study.instruct.config.append(str(config))
