@@ -1,5 +1,6 @@
 """Export of the trained network to a Hugging Face folder."""
 
+import dataclasses
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -168,9 +169,17 @@ class HFExport(L.Callback):
         if isinstance(kept, str):
             return "; ".join([*left, kept])
         words = ["temper", "export", "--config", run / "config.yaml", "--ckpt_path", kept]
-        words += ["--folder", run / self.folder]
+        words += ["--folder", run / self.folder, *self._as_flags()]
         command = shlex.join(map(str, words))
         return "; ".join([*left, f"the checkpoint is {kept}; export again: {command}"])
+
+    def _as_flags(self) -> Iterator[str]:
+        """The settings that are not the defaults, as flags of ``temper export``."""
+        plain = ExportSettings()
+        for field in dataclasses.fields(plain):
+            value = getattr(self.settings, field.name)
+            if value != getattr(plain, field.name):
+                yield f"--{field.name}={str(value).lower() if isinstance(value, bool) else value}"
 
     # -- targets
 

@@ -13,7 +13,7 @@ from callbacks.evaluation import EvaluationCallback
 from temper.errors import did_you_mean
 
 # Metrics under these names are logged by evaluations, which come later than the first step.
-EVALUATED = ("eval/", "unlearning/", "utility/", "forced_prefix/")
+EVALUATED = ("eval/", "unlearning/", "utility/", "forced_prefix/", "refusal_ablation/")
 
 
 class StartChecks(L.Callback):

@@ -1,6 +1,6 @@
 """Chat templates: those that are built in, reading one, and rendering turns as a server does.
 
-Every format is a Jinja chat template: the tokenizer's own, one of the two that are built in, or a
+Every format is a Jinja chat template: the tokenizer's own, one of those that are built in, or a
 file. It is compiled by transformers, in the environment that servers use, and gets what they give
 it: turns, tools, the tokenizer's special tokens, and the switch between thinking and not where the
 user sets one. Only the date is another: one for the whole run.
@@ -44,7 +44,7 @@ PLAIN = (
     " else '') + '\n' }}{%- endfor %}"
 )
 # The same in Booster's code (git-disl/Booster, utils.py and pred_eval.py): the prompt ends with a
-# newline. (The training prompts of the code before it have none.)
+# newline.
 BOOSTER = ALPACA.replace("### Response:'", "### Response:\n'")
 BUILT_IN = {"alpaca": ALPACA, "booster": BOOSTER, "plain": PLAIN}
 

@@ -235,6 +235,16 @@ def test_an_export_of_all_weights_that_fails_leaves_a_checkpoint(
     assert f"the checkpoint is {path}; export again: temper export --config" in line
     command_line(*shlex.split(line.split("export again: temper ")[1]))
     assert (tmp_path / "export" / "model.safetensors").exists()
+    temper("fit", tmp_path)
+    assert f"moved to {tmp_path / 'earlier.1'}" in capsys.readouterr().out
+    assert not path.exists()
+
+
+def test_the_command_that_exports_again_has_the_settings():
+    export = HFExport(merge=False, dtype="float32", check=False, max_kl=0.5)
+    flags = ["--merge=false", "--dtype=float32", "--check=false", "--max_kl=0.5"]
+    assert list(export._as_flags()) == flags
+    assert list(HFExport()._as_flags()) == []
 
 
 def test_a_base_that_cannot_be_built_again_loses_nothing(temper, tmp_path, monkeypatch, capsys):
