@@ -94,7 +94,10 @@ class OwnCheckpoints(L.Callback):
         """Save the last step where ``last.ckpt`` is of an earlier one."""
         for callback in _savers(trainer):
             if callback.save_last and not callback._should_skip_saving_checkpoint(trainer):
+                chosen = callback.save_last
+                callback.save_last = True  # a link would be to the checkpoint of an earlier step
                 callback._save_last_checkpoint(trainer, callback._monitor_candidates(trainer))
+                callback.save_last = chosen
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]

@@ -94,6 +94,14 @@ def test_a_second_fit_has_last_and_moves_the_first(temper, command_line, run, tm
     assert "model.optimizer.lr=0.001, and the config has 0.01" in line and str(moved) in line
 
 
+def test_last_has_the_last_step_where_it_was_a_link(temper, tmp_path):
+    words = ("--trainer.callbacks.save_last=link", "--trainer.callbacks.save_top_k=-1")
+    temper("fit", tmp_path, *SAVER, *THREE, *words)
+    assert _state(_last(tmp_path))["global_step"] == 3
+    (other,) = set((tmp_path / "checkpoints").iterdir()) - {_last(tmp_path)}
+    assert _state(other)["global_step"] == 2
+
+
 def test_a_second_fit_that_saves_nothing_moves_them_too(temper, command_line, run, capsys):
     (run / "checkpoints" / "unexported.ckpt").write_bytes(_last(run).read_bytes())
     temper("fit", run, *THREE, "--model.optimizer.lr=0.01", "--data.seed=3")
