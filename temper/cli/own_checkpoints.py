@@ -12,7 +12,6 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from temper.cli.checkpoints import LAST, SETTINGS
 from temper.errors import TemperError
-from temper.run_folder import UNEXPORTED
 from temper.slurm import preempted_checkpoints
 
 # Keys of a checkpoint, beside its settings.
@@ -48,9 +47,6 @@ class OwnCheckpoints(L.Callback):
         if self._goes_on_in(run):
             return
         moved = list(preempted_checkpoints(run))
-        unexported = run / "checkpoints" / UNEXPORTED  # with or without a ModelCheckpoint
-        if unexported.exists():
-            moved.append(unexported)
         source = None if self._resumed is None else Path(self._resumed).resolve().parent
         # The usual folder too where this fit saves nothing: an evaluation would take them for its.
         keeps_last = {(run / "checkpoints").resolve(): False}
