@@ -176,6 +176,7 @@ def _words(name: str, folder) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SIZES)
 def test_a_fit_on_the_released_language_is_evaluated(name, command_line, tmp_path):
     command_line(*_words(name, tmp_path))

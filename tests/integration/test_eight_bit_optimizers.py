@@ -18,6 +18,9 @@ CHECKPOINT = (
 )
 
 
+pytestmark = pytest.mark.slow
+
+
 def _fit(temper, folder: Path, steps: int, config: str, *words: str) -> dict:
     temper(
         "fit",

@@ -156,23 +156,12 @@ MORE = {
 }
 
 
-# Found adapter, output layer, targets of the adapter that follows; the others are slow.
-CORE = [
-    ("q, v", True, ALL_ATTENTION),
-    ("output layer", True, ATTENTION),
-    ("one layer", False, HEAD),
-]
+# Found adapter, tied output layer, targets of the adapter that follows.
 EVERY = list(product(FOUND, (True, False), (ATTENTION, ALL_ATTENTION, HEAD)))
 
 
-@pytest.mark.parametrize(
-    ("kind", "tied", "targets"),
-    [
-        *CORE,
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in EVERY if case not in CORE),
-    ],
-    ids=str,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "tied", "targets"), EVERY, ids=str)
 def test_found_adapters_answer_alike_by_every_policy(bases, kind, tied, targets, tmp_path):
     """Continued, merged, or kept beside a new one; each exported merged and as an adapter."""
     path = _found(bases[tied], tmp_path / "found", **FOUND[kind])
@@ -193,8 +182,9 @@ def test_found_adapters_answer_alike_by_every_policy(bases, kind, tied, targets,
     assert _answers(merged.network) == _answers(new.network), "the same training, two ways"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MORE)
-@pytest.mark.parametrize("tied", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("tied", [True, False])
 def test_more_than_lora_is_continued_and_merged(bases, tied, kind, tmp_path):
     path = _found(bases[tied], tmp_path / "found", **MORE[kind])
     plain = _answers(AutoPeftModelForCausalLM.from_pretrained(path))

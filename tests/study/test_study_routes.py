@@ -168,6 +168,7 @@ def test_a_route_that_leads_nowhere_is_refused(write_study, part, words):
     assert words in str(mistake.value) and "objectives.wrong" in str(mistake.value)
 
 
+@pytest.mark.slow
 def test_snakemake_plans_every_route_once(study, write_study, tmp_path, capfd):
     from temper.cli.verbs.study import main
 

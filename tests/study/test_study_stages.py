@@ -232,6 +232,7 @@ EVERY_FIT = {f"fit {place}" for place in STAGES}
 EVERY_ANSWER = {f"answer {place}" for place in STAGES}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "again"),
     [
