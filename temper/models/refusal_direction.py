@@ -6,6 +6,7 @@ Shapes: `B` prompts, `T` time, `L` layers, `P` positions, `D` width, `V` vocabul
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor, nn
@@ -69,30 +70,14 @@ def find_refusal_direction(
         max_kl: Most KL divergence on safe prompts, in nats.
     """
     found_with = [_part(prompts, 0, -n_validation) for prompts in (unsafe, safe)]
-    chosen_with = [_part(prompts, -n_validation, None) for prompts in (unsafe, safe)]
+    unsafe, safe = (_part(prompts, -n_validation, None) for prompts in (unsafe, safe))
     candidates_LPD = mean_difference(
-        *(
-            torch.cat(
-                [
-                    last_residuals(
-                        network, batch["input_ids"], batch["attention_mask"], n_positions
-                    )
-                    for batch in _batches(prompts, batch_size)
-                ]
-            )
-            for prompts in found_with
-        )
+        *(_residuals(network, prompts, n_positions, batch_size) for prompts in found_with)
     )
-    unsafe, safe = chosen_with
 
     def logits_BV(prompts: Prompts, change: AbstractContextManager[None] | None = None) -> Tensor:
         with change or nullcontext():
-            return torch.cat(
-                [
-                    run_prompts(network, batch["input_ids"], batch["attention_mask"])
-                    for batch in _batches(prompts, batch_size)
-                ]
-            )
+            return _logits(network, prompts, batch_size)
 
     def score(logits: Tensor) -> float:
         return float(refusal_score(logits, refusal_ids).mean())
@@ -100,19 +85,18 @@ def find_refusal_direction(
     plain_safe_BV = logits_BV(safe)
     n_layers = len(candidates_LPD)
     candidates = []
-    for layer in range(int(n_layers * (1 - LEAVE_OUT_LAYERS))):
-        for place in range(n_positions):
-            vector_D = candidates_LPD[layer, place]
-            without_BV = logits_BV(safe, ablated(network, vector_D))
-            candidates.append(
-                Candidate(
-                    layer=layer,
-                    position=place - n_positions,
-                    ablated=score(logits_BV(unsafe, ablated(network, vector_D))),
-                    induced=score(logits_BV(safe, added(network, layer, vector_D))),
-                    kl=float(kl_divergence(plain_safe_BV, without_BV).mean()),
-                )
+    for layer, place in product(range(int(n_layers * (1 - LEAVE_OUT_LAYERS))), range(n_positions)):
+        vector_D = candidates_LPD[layer, place]
+        without_BV = logits_BV(safe, ablated(network, vector_D))
+        candidates.append(
+            Candidate(
+                layer=layer,
+                position=place - n_positions,
+                ablated=score(logits_BV(unsafe, ablated(network, vector_D))),
+                induced=score(logits_BV(safe, added(network, layer, vector_D))),
+                kl=float(kl_divergence(plain_safe_BV, without_BV).mean()),
             )
+        )
     selection = select_candidate(candidates, n_layers, max_kl)
     best = selection.best
     return RefusalDirection(
@@ -120,6 +104,26 @@ def find_refusal_direction(
         None if best is None else candidates_LPD[best.layer, best.position],
         score(logits_BV(unsafe)),
         score(plain_safe_BV),
+    )
+
+
+def _residuals(network: nn.Module, prompts: Prompts, n_positions: int, size: int) -> Tensor:
+    """`last_residuals` of all prompts, ``B x L x P x D``."""
+    return torch.cat(
+        [
+            last_residuals(network, batch["input_ids"], batch["attention_mask"], n_positions)
+            for batch in _batches(prompts, size)
+        ]
+    )
+
+
+def _logits(network: nn.Module, prompts: Prompts, size: int) -> Tensor:
+    """`run_prompts` of all prompts, ``B x V``."""
+    return torch.cat(
+        [
+            run_prompts(network, batch["input_ids"], batch["attention_mask"])
+            for batch in _batches(prompts, size)
+        ]
     )
 
 
