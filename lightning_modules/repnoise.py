@@ -13,7 +13,7 @@ from temper.losses import IGNORE_INDEX, MeanTerms, Scores
 from temper.losses.mmd import gaussian_mmd
 from temper.models import NetworkSpec
 from temper.models.blocks import mlp_blocks
-from temper.models.capture import record_outputs
+from temper.models.capture import exact, record_outputs
 from temper.models.lens import final_norm_and_head, lens_nll
 from temper.plan.cost import Cost, Pass
 
@@ -161,9 +161,11 @@ class RepNoiseModule(ObjectiveModule):
         mask_BT1 = differs_BT[..., None]
         distances = []
         for hidden in activations:
-            exact = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
-            noise = torch.randn(exact.shape, generator=generator, device=device, dtype=exact.dtype)
-            masked = (exact * mask_BT1).flatten(1), (noise * mask_BT1).flatten(1)
+            states = exact(hidden)
+            noise = torch.randn(
+                states.shape, generator=generator, device=device, dtype=states.dtype
+            )
+            masked = (states * mask_BT1).flatten(1), (noise * mask_BT1).flatten(1)
             distances.append(gaussian_mmd(*masked))
         return torch.stack(distances).mean()
 
